@@ -1,0 +1,1 @@
+"""vild_jax: train and run open-vocabulary object detectors in JAX."""

@@ -1,0 +1,376 @@
+"""The configuration of one experiment: frozen dataclasses, dotted overrides, text that reads back.
+
+A config file (`configs/*.py`) defines `get_config() -> Config`; the command line overrides single values as
+`--model.backbone.depth=18`. Every default is the value of the paper's LVIS training (METHOD.md, sections 2 and 3).
+Nothing here imports jax, so that a config can be read anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be used; the message is one line that names the key and what was expected."""
+
+
+def _require(condition: bool, key: str, found: object, expected: str) -> None:
+  if not condition:
+    raise ConfigError(f'{key} is {found!r}; expected {expected}')
+
+
+@dataclass(frozen=True)
+class Backbone:
+  """ResNet v1.5. `depth` is one of 10, 14, 18, 26, 34, 50, 101, 152; `width` the channels of the stem."""
+
+  depth: int = 50
+  width: int = 64
+
+  def __post_init__(self):
+    _require(self.depth in (10, 14, 18, 26, 34, 50, 101, 152), 'model.backbone.depth', self.depth,
+             'one of 10, 14, 18, 26, 34, 50, 101, 152')
+    _require(self.width > 0, 'model.backbone.width', self.width, 'a positive number of channels')
+
+
+@dataclass(frozen=True)
+class Pyramid:
+  """Feature pyramid P`min_level`..P`max_level` of `channels` channels; level l has stride 2**l."""
+
+  min_level: int = 2
+  max_level: int = 6
+  channels: int = 256
+
+  def __post_init__(self):
+    _require(2 <= self.min_level <= 5, 'model.pyramid.min_level', self.min_level, 'a level from 2 to 5')
+    _require(5 <= self.max_level <= 7, 'model.pyramid.max_level', self.max_level, 'a level from 5 to 7')
+
+
+@dataclass(frozen=True)
+class Anchors:
+  """Anchors of side `size`·2**level (pixels), one for each scale and each ratio width / height."""
+
+  size: float = 8.0
+  aspect_ratios: tuple[float, ...] = (1.0, 2.0, 0.5)
+  num_scales: int = 1
+
+  def __post_init__(self):
+    _require(len(self.aspect_ratios) > 0 and min(self.aspect_ratios) > 0, 'model.anchors.aspect_ratios',
+             self.aspect_ratios, 'one or more positive ratios')
+    _require(self.size > 0, 'model.anchors.size', self.size, 'a positive number')
+
+
+@dataclass(frozen=True)
+class ProposalNetwork:
+  """The region proposal network: shared convolutions, and how its outputs become proposals."""
+
+  num_convs: int = 2
+  channels: int = 256
+  train_pre_nms_top_k: int = 2000   # a level, before NMS
+  test_pre_nms_top_k: int = 1000
+  max_per_level: int = 1000         # a level, after NMS
+  max_proposals: int = 1000         # of all levels together
+  nms_threshold: float = 0.7
+
+
+@dataclass(frozen=True)
+class RegionHead:
+  """RoI features -> region embedding and class-agnostic box deltas."""
+
+  roi_size: int = 7
+  num_convs: int = 4
+  conv_channels: int = 256
+  num_fcs: int = 2
+  fc_channels: int = 1024
+  embedding_dim: int = 512          # the dimension of the teacher's embedding space
+
+
+@dataclass(frozen=True)
+class MaskHead:
+  """RoI features -> one class-agnostic mask of 2·roi_size squared."""
+
+  roi_size: int = 14
+  num_convs: int = 4
+  channels: int = 256
+
+
+@dataclass(frozen=True)
+class Postprocess:
+  """Scores -> detections: class-wise NMS, then the best of all classes."""
+
+  nms_threshold: float = 0.5
+  score_threshold: float = 0.0
+  pre_nms_top_k: int = 1000
+  max_detections: int = 300
+
+
+@dataclass(frozen=True)
+class Model:
+  """The detector. `dtype` is the type of convolutions and matmuls; boxes, scores and losses are float32 always."""
+
+  backbone: Backbone = field(default_factory=Backbone)
+  pyramid: Pyramid = field(default_factory=Pyramid)
+  anchors: Anchors = field(default_factory=Anchors)
+  rpn: ProposalNetwork = field(default_factory=ProposalNetwork)
+  region_head: RegionHead = field(default_factory=RegionHead)
+  mask_head: MaskHead = field(default_factory=MaskHead)
+  postprocess: Postprocess = field(default_factory=Postprocess)
+  temperature: float = 0.01
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    _require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
+    _require(self.temperature > 0, 'model.temperature', self.temperature, 'a positive number')
+
+
+@dataclass(frozen=True)
+class Assignment:
+  """Ground truth -> training targets (METHOD.md, section 3). The last two restore the reference (section 4.5, 4.6)."""
+
+  rpn_positive_iou: float = 0.7
+  rpn_negative_iou: float = 0.3
+  rpn_samples: int = 256
+  rpn_positive_fraction: float = 0.5
+  roi_samples: int = 512
+  roi_positive_fraction: float = 0.25
+  roi_positive_iou: float = 0.5
+  mask_samples: int = 128
+  rpn_targets_plus_one: bool = True      # False: the reference's anchor targets without the +1 convention
+  novel_logits_zero: bool = False        # True: novel logits times 0 instead of out of the softmax
+
+
+@dataclass(frozen=True)
+class Data:
+  """Prepared data sets (`vild-jax prepare`) and what the pipeline makes of them.
+
+  `train` and `val` are folders of prepared data sets. Pictures are resized to fit `image_size` squared, times a random
+  factor of `scale_range` in training (large-scale jitter), flipped with probability one half, cropped and padded.
+  `batch_size` is global. `workers` are processes that decode; 0 decodes in the training process.
+  """
+
+  train: str = ''
+  train_split: str = 'train'
+  val: str = ''
+  val_split: str = 'val'
+  image_size: int = 1024
+  scale_range: tuple[float, float] = (0.1, 2.0)
+  flip: bool = True
+  max_instances: int = 300
+  batch_size: int = 256
+  workers: int = 8
+
+  def __post_init__(self):
+    _require(self.image_size > 0 and self.image_size % 64 == 0, 'data.image_size', self.image_size,
+             'a positive multiple of 64')
+    low, high = self.scale_range
+    _require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
+    _require(self.batch_size > 0, 'data.batch_size', self.batch_size, 'a positive number')
+    _require(self.max_instances > 0, 'data.max_instances', self.max_instances, 'a positive number')
+    _require(self.workers >= 0, 'data.workers', self.workers, 'zero or more processes')
+
+
+@dataclass(frozen=True)
+class Optimizer:
+  """SGD with momentum: linear warm-up, then `decay_factor` at each fraction of training in `decay_at`."""
+
+  learning_rate: float = 0.32
+  warmup_learning_rate: float = 0.0032
+  warmup_steps: int = 1000
+  decay_at: tuple[float, ...] = (0.9, 0.95, 0.975)
+  decay_factor: float = 0.1
+  momentum: float = 0.9
+  weight_decay: float = 4e-5
+  drop_last_decay: bool = False          # True: the reference's schedule, which loses its last decay (section 4.7)
+
+  def __post_init__(self):
+    _require(all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
+             'optimizer.decay_at', self.decay_at, 'increasing fractions of training between 0 and 1')
+    _require(self.learning_rate > 0, 'optimizer.learning_rate', self.learning_rate, 'a positive number')
+
+
+@dataclass(frozen=True)
+class Train:
+  """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off."""
+
+  steps: int = 180_000
+  log_every: int = 50
+  checkpoint_every: int = 1000
+  keep: int = 3
+  pictures_every: int = 5000
+  pictures: int = 4
+
+  def __post_init__(self):
+    _require(self.steps > 0, 'train.steps', self.steps, 'a positive number')
+    for key in ('log_every', 'checkpoint_every', 'keep', 'pictures_every'):
+      _require(getattr(self, key) > 0, f'train.{key}', getattr(self, key), 'a positive number')
+
+
+@dataclass(frozen=True)
+class Mesh:
+  """Devices along each axis of the mesh; -1 takes all that are left."""
+
+  data: int = -1
+
+  def __post_init__(self):
+    _require(self.data == -1 or self.data > 0, 'mesh.data', self.data, '-1 or a positive number of devices')
+
+
+@dataclass(frozen=True)
+class Evaluation:
+  """How `evaluate` runs the model; `batch_size` is global, `protocol` is lvis or coco."""
+
+  batch_size: int = 8
+  protocol: str = 'lvis'
+
+  def __post_init__(self):
+    _require(self.protocol in ('lvis', 'coco'), 'evaluation.protocol', self.protocol, 'lvis or coco')
+    _require(self.batch_size > 0, 'evaluation.batch_size', self.batch_size, 'a positive number')
+
+
+@dataclass(frozen=True)
+class Config:
+  """One experiment. `vocabulary` is the file of `embed-text`; `teacher` the folder whose text tower a bundle keeps."""
+
+  name: str = 'vild'
+  seed: int = 0
+  vocabulary: str = ''
+  teacher: str = ''
+  model: Model = field(default_factory=Model)
+  assignment: Assignment = field(default_factory=Assignment)
+  data: Data = field(default_factory=Data)
+  optimizer: Optimizer = field(default_factory=Optimizer)
+  train: Train = field(default_factory=Train)
+  mesh: Mesh = field(default_factory=Mesh)
+  evaluation: Evaluation = field(default_factory=Evaluation)
+
+
+# --- text and back --------------------------------------------------------------------------------------------------
+
+
+def to_text(config: Config) -> str:
+  """The whole config as JSON text that `from_text` reads back to an equal object."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
+
+
+def from_text(text: str) -> Config:
+  """Reads `to_text`'s output. Raises ConfigError on an unknown key or a value of the wrong type."""
+  try:
+    tree = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ConfigError(f'the config is no JSON: {error}') from error
+  return _from_tree(Config, tree, '')
+
+
+def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
+  """{dotted key: value} of every leaf, in order of definition."""
+  leaves = {}
+  for f in dataclasses.fields(config):
+    value = getattr(config, f.name)
+    if dataclasses.is_dataclass(value):
+      leaves.update(flatten(value, f'{prefix}{f.name}.'))
+    else:
+      leaves[prefix + f.name] = value
+  return leaves
+
+
+def difference(a: Config, b: Config) -> list[str]:
+  """One line for each leaf that differs: `key: value in a, value in b`."""
+  left, right = flatten(a), flatten(b)
+  return [f'{key}: {left[key]!r} and {right[key]!r}' for key in left if left[key] != right[key]]
+
+
+def override(config: Config, assignments: list[str]) -> Config:
+  """Applies command-line overrides `--key.path=value` (the dashes may be left out) in order.
+
+  Raises ConfigError for an unknown key, naming the nearest valid one, and for a value of the wrong type.
+  """
+  for assignment in assignments:
+    key, equals, text = assignment.removeprefix('--').partition('=')
+    if not equals:
+      raise ConfigError(f'{assignment!r} is no override; expected --key.path=value')
+    config = _replace(config, key.strip().split('.'), text.strip(), key.strip(), config)
+  return config
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+  """Runs the `get_config()` of a Python file, or reads a saved `config.json`, and applies the overrides."""
+  path = Path(path)
+  if not path.is_file():
+    raise ConfigError(f'{path} is no file; expected a config such as configs/vild_text_r50_lvis.py')
+  if path.suffix == '.json':
+    return override(from_text(path.read_text(encoding='utf-8')), overrides or [])
+  spec = importlib.util.spec_from_file_location(f'vild_jax_config_{path.stem}', path)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f'{path} is no Python file; expected one that defines get_config()')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise ConfigError(f'{path} defines no get_config(); expected get_config() -> Config')
+  config = module.get_config()
+  if not isinstance(config, Config):
+    raise ConfigError(f'{path}: get_config() returned {type(config).__name__}; expected vild_jax.config.Config')
+  return override(config, overrides or [])
+
+
+def _replace(node: Any, keys: list[str], text: str, whole: str, root: Config) -> Any:
+  kinds = typing.get_type_hints(type(node))
+  name = keys[0]
+  leaf = name in kinds and not dataclasses.is_dataclass(kinds[name])
+  if name not in kinds or leaf != (len(keys) == 1):
+    nearest = difflib.get_close_matches(whole, list(flatten(root)), n=1, cutoff=0.0)
+    raise ConfigError(f'unknown key {whole!r}; the nearest valid one is {nearest[0]!r}')
+  value = _parse(kinds[name], text, whole) if leaf else _replace(getattr(node, name), keys[1:], text, whole, root)
+  return dataclasses.replace(node, **{name: value})
+
+
+def _parse(kind: Any, text: str, key: str) -> Any:
+  if kind is str:
+    return text
+  lowered = {'true': 'true', 'false': 'false'}.get(text.lower(), text)
+  if typing.get_origin(kind) is tuple:
+    lowered = '[' + text.strip('()[]').rstrip(',') + ']'
+  try:
+    value = json.loads(lowered)
+  except json.JSONDecodeError:
+    raise ConfigError(f'{key}={text!r} does not fit; expected {_kind_name(kind)}') from None
+  return _coerce(kind, value, key)
+
+
+def _coerce(kind: Any, value: Any, key: str) -> Any:
+  if dataclasses.is_dataclass(kind):
+    return _from_tree(kind, value, key + '.')
+  if typing.get_origin(kind) is tuple:
+    inner = typing.get_args(kind)
+    if isinstance(value, list | tuple) and (inner[-1] is Ellipsis or len(value) == len(inner)):
+      return tuple(_coerce(inner[0], v, key) for v in value)
+  elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    return float(value)
+  elif type(value) is kind:
+    return value
+  raise ConfigError(f'{key}={value!r} does not fit; expected {_kind_name(kind)}')
+
+
+def _from_tree(kind: Any, tree: Any, prefix: str) -> Any:
+  if not isinstance(tree, dict):
+    raise ConfigError(f'{prefix or "the config"} is {type(tree).__name__}; expected a mapping')
+  kinds = typing.get_type_hints(kind)
+  for key in tree:
+    if key not in kinds:
+      nearest = difflib.get_close_matches(key, list(kinds), n=1, cutoff=0.0)[0]
+      raise ConfigError(f'unknown key {prefix + key!r}; the nearest valid one is {prefix + nearest!r}')
+  return kind(**{key: _coerce(kinds[key], value, prefix + key) for key, value in tree.items()})
+
+
+def _kind_name(kind: Any) -> str:
+  names = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
+  if typing.get_origin(kind) is tuple:
+    inner = typing.get_args(kind)
+    count = 'numbers' if inner[-1] is Ellipsis else f'{len(inner)} numbers'
+    return f'{count} separated by commas'
+  return names.get(kind, str(kind))

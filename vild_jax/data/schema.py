@@ -1,0 +1,58 @@
+"""What a prepared data set holds, in numpy and plain Python: shared by sources, transforms and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+class DataError(ValueError):
+  """Input that cannot be used; the message is one line that names the file or field, what was found and expected."""
+
+
+@dataclass(frozen=True)
+class Category:
+  """One category of a data set. `frequency` is 'r', 'c' or 'f' (LVIS), or '' where the data set has none."""
+
+  id: int
+  name: str
+  frequency: str = ''
+  synset: str = ''
+  synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Objects:
+  """The N annotated objects of one picture.
+
+  Attributes:
+    ids: int64 [N], annotation ids.
+    category_ids: int64 [N], the data set's own ids.
+    boxes: float32 [N, 4] yxyx, absolute pixels of the original picture.
+    areas: float64 [N], of the segmentation, pixels squared.
+    is_crowd: bool [N].
+    segmentations: N entries: a list of polygons [x, y, x, y, ...] or a COCO RLE {'size': [h, w], 'counts': ...}
+      (compressed counts as str).
+  """
+
+  ids: np.ndarray
+  category_ids: np.ndarray
+  boxes: np.ndarray
+  areas: np.ndarray
+  is_crowd: np.ndarray
+  segmentations: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+  """One picture: encoded bytes (JPEG or PNG), its size in pixels, its objects, and LVIS's federated lists."""
+
+  image_id: int
+  image: bytes
+  height: int
+  width: int
+  objects: Objects
+  neg_category_ids: tuple[int, ...] = ()
+  not_exhaustive_category_ids: tuple[int, ...] = ()

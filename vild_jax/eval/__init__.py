@@ -1,0 +1,1 @@
+"""Results files to metrics; numpy only, no accelerator."""

@@ -1,0 +1,1 @@
+"""Other code bases' files, read and written."""

@@ -1,0 +1,1 @@
+"""Thin Linen modules: parameters and nothing else."""

@@ -1,0 +1,88 @@
+"""The pytrees that travel between rooms. Boxes are yxyx float32, pixels of the padded network input, everywhere.
+
+Shapes below are of one image; a batched value has a leading batch axis B. Every padded axis has a `valid` mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Batch:
+  """What the data pipeline delivers for training (always batched).
+
+  Attributes:
+    image: float32 [B, S, S, 3], RGB normalised by the ImageNet mean and deviation, zero-padded at bottom and right.
+    image_size: float32 [B, 2], (height, width) of the picture inside the square.
+    boxes: float32 [B, N, 4] ground truth of base categories, clipped to the square.
+    labels: int32 [B, N], rows of the vocabulary.
+    masks: uint8 [B, N, 112, 112], 255 times the soft mask inside its box, or float [B, N, 112, 112] in [0, 1].
+    valid: bool [B, N], False on padding.
+  """
+
+  image: Array
+  image_size: Array
+  boxes: Array
+  labels: Array
+  masks: Array
+  valid: Array
+
+
+@flax.struct.dataclass
+class Vocabulary:
+  """The classes to tell apart, as data: an argument of every forward pass.
+
+  Attributes:
+    embeddings: float32 [C, D], one row a class; normalised in the graph.
+    is_base: bool [C], True for the classes of the training vocabulary's base set.
+    valid: bool [C], False on padding rows, which never win and stay out of every softmax.
+  """
+
+  embeddings: Array
+  is_base: Array
+  valid: Array
+
+
+@flax.struct.dataclass
+class Proposals:
+  """Class-agnostic boxes of the region proposal network: boxes [R, 4], scores [R] in (0, 1), valid [R]."""
+
+  boxes: Array
+  scores: Array
+  valid: Array
+
+
+@flax.struct.dataclass
+class Detections:
+  """Final detections, best first, padded to the configured maximum K.
+
+  Attributes:
+    boxes: float32 [K, 4], clipped to the picture inside the square.
+    labels: int32 [K], rows of the vocabulary.
+    scores: float32 [K] in [0, 1].
+    masks: float32 [K, 28, 28], mask logits inside each box.
+    valid: bool [K].
+  """
+
+  boxes: Array
+  labels: Array
+  scores: Array
+  masks: Array
+  valid: Array
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that training needs to go on: the step, the model, the optimiser and the root of all randomness."""
+
+  step: Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  key: Array

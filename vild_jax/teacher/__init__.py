@@ -1,0 +1,1 @@
+"""CLIP as the teacher: prompts, tokens, embeddings."""

@@ -1,0 +1,1 @@
+"""State, optimiser, sharding, the step, checkpoints, the loop."""
