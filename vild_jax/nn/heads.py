@@ -1,0 +1,114 @@
+"""The three heads: region proposals, regions, masks (METHOD.md, section 2; QUIRKS 17, 32, 36 of the reference)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vild_jax.nn.layers import BOX_INIT, GLOROT_INIT, HEAD_INIT, RPN_INIT, BatchNorm, conv
+
+Array = jax.Array
+
+
+class RPNHead(nn.Module):
+  """{level: [B, H_l, W_l, C]} -> objectness {level: [B, H_l·W_l·A]} and deltas {level: [B, H_l·W_l·A, 4]}, float32.
+
+  The convolutions are shared between levels, the normalisation is each level's own.
+  """
+
+  num_convs: int
+  channels: int
+  anchors_per_location: int
+  dtype: jax.typing.DTypeLike | None = None
+
+  @nn.compact
+  def __call__(self, features: dict[int, Array], *, train: bool) -> tuple[dict[int, Array], dict[int, Array]]:
+    def shared(channels: int, size: int, name: str) -> nn.Conv:
+      return conv(channels, size, use_bias=True, init=RPN_INIT, dtype=self.dtype, name=name)
+
+    convs = [shared(self.channels, 3, f'conv{i + 1}') for i in range(self.num_convs)]
+    objectness = shared(self.anchors_per_location, 1, 'objectness')
+    box = shared(4 * self.anchors_per_location, 1, 'box')
+    logits, deltas = {}, {}
+    for level, x in features.items():
+      for i, layer in enumerate(convs):
+        x = nn.relu(BatchNorm(self.dtype, name=f'conv{i + 1}_bn{level}')(layer(x), train=train))
+      batch = x.shape[0]
+      logits[level] = at_least_float32(objectness(x)).reshape(batch, -1)
+      deltas[level] = at_least_float32(box(x)).reshape(batch, -1, 4)
+    return logits, deltas
+
+
+class RegionHead(nn.Module):
+  """RoI features [N, s, s, C] and validity [N] -> embeddings [N, D] and, with `predict_boxes`, deltas [N, 4]; float32.
+
+  The embedding is not normalised here: the cosine does it. Box deltas come from the last fully connected layer.
+  """
+
+  num_convs: int
+  conv_channels: int
+  num_fcs: int
+  fc_channels: int
+  embedding_dim: int
+  predict_boxes: bool = True
+  dtype: jax.typing.DTypeLike | None = None
+
+  @nn.compact
+  def __call__(self, x: Array, valid: Array, *, train: bool) -> tuple[Array, Array | None]:
+    for i in range(self.num_convs):
+      x = conv(self.conv_channels, 3, use_bias=True, init=HEAD_INIT, dtype=self.dtype, name=f'conv{i + 1}')(x)
+      x = nn.relu(BatchNorm(self.dtype, name=f'conv{i + 1}_bn')(x, train=train, valid=valid))
+    x = x.reshape(x.shape[0], -1)
+    for i in range(self.num_fcs):
+      x = nn.Dense(self.fc_channels, kernel_init=GLOROT_INIT, dtype=self.dtype, name=f'fc{i + 1}')(x)
+      x = nn.relu(BatchNorm(self.dtype, name=f'fc{i + 1}_bn')(x, train=train, valid=valid))
+    embeddings = nn.Dense(self.embedding_dim, kernel_init=GLOROT_INIT, dtype=self.dtype, name='projection')(x)
+    if not self.predict_boxes:
+      return at_least_float32(embeddings), None
+    deltas = nn.Dense(4, kernel_init=BOX_INIT, dtype=self.dtype, name='box')(x)
+    return at_least_float32(embeddings), at_least_float32(deltas)
+
+
+class Deconv2x2(nn.Module):
+  """Transposed convolution 2x2 with stride 2: [N, h, w, C] -> [N, 2h, 2w, features].
+
+  Kernels do not overlap at this stride, so that it is a matmul; XLA:CPU differentiates the einsum 40 times faster
+  than `nn.ConvTranspose`.
+  """
+
+  features: int
+  dtype: jax.typing.DTypeLike | None = None
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    # HEAD_INIT is fan-out normal over [h, w, in, out], as for the convolutions before it.
+    kernel = self.param('kernel', HEAD_INIT, (2, 2, x.shape[-1], self.features))
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    n, h, w, _ = x.shape
+    x = jnp.einsum('nhwc,ijcd->nhiwjd', x, kernel).reshape(n, 2 * h, 2 * w, self.features)
+    return x + bias.reshape(1, 1, 1, -1)
+
+
+class MaskHead(nn.Module):
+  """RoI features [N, s, s, C] and validity [N] -> class-agnostic mask logits [N, 2s, 2s], float32."""
+
+  num_convs: int
+  channels: int
+  dtype: jax.typing.DTypeLike | None = None
+
+  @nn.compact
+  def __call__(self, x: Array, valid: Array, *, train: bool) -> Array:
+    for i in range(self.num_convs):
+      x = conv(self.channels, 3, use_bias=True, init=HEAD_INIT, dtype=self.dtype, name=f'conv{i + 1}')(x)
+      x = nn.relu(BatchNorm(self.dtype, name=f'conv{i + 1}_bn')(x, train=train, valid=valid))
+    x = Deconv2x2(self.channels, self.dtype, name='deconv')(x)
+    x = nn.relu(BatchNorm(self.dtype, name='deconv_bn')(x, train=train, valid=valid))
+    x = conv(1, 1, use_bias=True, init=HEAD_INIT, dtype=self.dtype, name='logits')(x)
+    return at_least_float32(x[..., 0])
+
+
+def at_least_float32(x: Array) -> Array:
+  """Leaves the compute type (bf16) at a head's exit; float64 stays float64."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

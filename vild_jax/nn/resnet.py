@@ -1,0 +1,71 @@
+"""ResNet v1.5: the stride sits on the 3x3 convolution (METHOD.md, section 2; QUIRKS 11-14 of the reference)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from vild_jax.nn.layers import BACKBONE_INIT, BatchNorm, conv
+
+Array = jax.Array
+
+# depth -> (blocks in each of the four groups, bottleneck blocks?)
+LAYOUTS = {
+  10: ((1, 1, 1, 1), False),
+  14: ((1, 1, 1, 1), True),
+  18: ((2, 2, 2, 2), False),
+  26: ((2, 2, 2, 2), True),
+  34: ((3, 4, 6, 3), False),
+  50: ((3, 4, 6, 3), True),
+  101: ((3, 4, 23, 3), True),
+  152: ((3, 8, 36, 3), True),
+}
+
+
+class Block(nn.Module):
+  """A residual block; the first of each group projects its input, also at stride 1."""
+
+  channels: int
+  stride: int
+  bottleneck: bool
+  project: bool
+  dtype: jax.typing.DTypeLike | None
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool) -> Array:
+    def conv_bn(x: Array, channels: int, size: int, stride: int, name: str) -> Array:
+      x = conv(channels, size, stride=stride, use_bias=False, init=BACKBONE_INIT, dtype=self.dtype, name=name)(x)
+      return BatchNorm(self.dtype, name=f'{name}_bn')(x, train=train)
+
+    out = self.channels * (4 if self.bottleneck else 1)
+    shortcut = conv_bn(x, out, 1, self.stride, 'projection') if self.project else x
+    if self.bottleneck:
+      x = nn.relu(conv_bn(x, self.channels, 1, 1, 'conv1'))
+      x = nn.relu(conv_bn(x, self.channels, 3, self.stride, 'conv2'))
+      x = conv_bn(x, out, 1, 1, 'conv3')
+    else:
+      x = nn.relu(conv_bn(x, self.channels, 3, self.stride, 'conv1'))
+      x = conv_bn(x, out, 3, 1, 'conv2')
+    return nn.relu(x + shortcut)
+
+
+class ResNet(nn.Module):
+  """Image [B, S, S, 3] -> {level: [B, S / 2**level, S / 2**level, channels]} for levels 2 to 5."""
+
+  depth: int
+  width: int = 64
+  dtype: jax.typing.DTypeLike | None = None
+
+  @nn.compact
+  def __call__(self, image: Array, *, train: bool) -> dict[int, Array]:
+    groups, bottleneck = LAYOUTS[self.depth]
+    x = conv(self.width, 7, stride=2, use_bias=False, init=BACKBONE_INIT, dtype=self.dtype, name='stem')(image)
+    x = nn.relu(BatchNorm(self.dtype, name='stem_bn')(x, train=train))
+    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
+    features = {}
+    for group, blocks in enumerate(groups):
+      for block in range(blocks):
+        x = Block(channels=self.width * 2**group, stride=2 if group > 0 and block == 0 else 1, bottleneck=bottleneck,
+                  project=block == 0, dtype=self.dtype, name=f'group{group + 1}_block{block + 1}')(x, train=train)
+      features[group + 2] = x
+    return features

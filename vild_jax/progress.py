@@ -1,0 +1,38 @@
+"""One look for everything that takes longer than a few seconds: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar('T')
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class _Lines(tqdm):
+  """A bar that writes a whole line at each refresh, for logs that understand no carriage return."""
+
+  def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    del pos
+    self.fp.write((msg if msg is not None else str(self)) + '\n')
+    self.fp.flush()
+    return True
+
+
+def bar(total: int | None, description: str, *, unit: str = 'it', initial: int = 0) -> tqdm:
+  """A tqdm bar on stderr: `update(n)`, `set_postfix_str(text)`, `close()`; also a context manager."""
+  if sys.stderr.isatty():
+    return tqdm(total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True, ascii=True)
+  return _Lines(total=total, desc=description, unit=unit, initial=initial, ascii=True, ncols=100,
+                mininterval=_SECONDS_BETWEEN_LINES, maxinterval=_SECONDS_BETWEEN_LINES)
+
+
+def track(items: Iterable[T], description: str, *, total: int | None = None, unit: str = 'it') -> Iterable[T]:
+  """Yields `items` under a bar."""
+  with bar(total if total is not None else len(items), description, unit=unit) as progress:  # type: ignore[arg-type]
+    for item in items:
+      yield item
+      progress.update()
