@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The whole pipeline on the embedded toy world, on the CPU, from nothing but Python >= 3.11 and pip.
+#   launch/demo.sh [WORKDIR] [options of `vild-jax demo`]       e.g.  launch/demo.sh workdir/demo --seed 3
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+workdir="$root/workdir/demo"
+if [[ $# -gt 0 && "$1" != -* ]]; then
+  workdir="$1"
+  shift
+fi
+"$root/launch/install.sh"
+printf '[demo] the toy world, from pictures to a report, in %s\n' "$workdir"
+exec "$root/.venv/bin/vild-jax" demo --workdir "$workdir" "$@"

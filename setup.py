@@ -1,0 +1,44 @@
+"""Packaging of vild_jax. Lower bounds are versions that the test suite passed with; constraints/ has the newest ones."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name='vild_jax',
+  version='0.1.0',
+  description='Open-vocabulary object detection by vision and language knowledge distillation (ViLD), in JAX',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11',
+  packages=find_packages(include=['vild_jax', 'vild_jax.*']),
+  package_data={'vild_jax': ['data/categories/*.json', 'teacher/*.json']},
+  entry_points={'console_scripts': ['vild-jax = vild_jax.cli:main']},
+  install_requires=[
+    'array_record>=0.8.3',
+    'clu>=0.0.12',
+    'faster-coco-eval>=1.8.0',
+    'flax>=0.12.8',
+    'ftfy>=6.2',
+    'grain>=0.2.18',
+    'importlib_resources>=6.0',        # TFDS imports it when it prepares a data set, and does not declare it
+    'jax>=0.10.2',
+    'jaxtyping>=0.3.0',
+    'matplotlib>=3.9',
+    'numpy>=2.0',
+    'opencv-python-headless>=4.10',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8',
+    'pillow>=10.3',                    # TFDS decodes pictures with it, and does not declare it
+    'safetensors>=0.4.3',
+    'tensorboardX>=2.6.2',
+    'tensorflow-datasets>=4.9.10',     # all that we call of it works without TensorFlow
+    'tokenizers>=0.20',
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'tf': ['tensorflow>=2.21'],        # TFRecord data sets of TFDS
+    'tpu': ['jax[tpu]>=0.10.2'],
+    'cuda': ['jax[cuda12]>=0.10.2'],
+    'scenic': ['scenic @ git+https://github.com/google-research/scenic'],   # PyPI's `scenic` is another project
+    'test': ['beartype>=0.19', 'pytest>=8.2', 'pytest-xdist>=3.6', 'ruff>=0.17', 'tensorboard>=2.19'],
+  },
+)
