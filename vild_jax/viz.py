@@ -1,0 +1,196 @@
+"""Pictures of detections and of ground truth: translucent masks, thin outlines, readable labels.
+
+Novel classes carry a star and a dashed box. Small pictures are enlarged first, so that text stays legible.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import importlib.util
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_LEGIBLE = 400          # pixels: a picture whose longer side is shorter is enlarged by a whole factor
+_PAPER, _INK = (255, 255, 255), (32, 33, 36)
+Color = tuple[int, int, int]
+
+
+def class_color(label: int) -> Color:
+  """The colour of a class, RGB: hues turn by the golden angle, so that neighbouring classes are far apart."""
+  hue = (0.58 + label * 0.61803398875) % 1.0
+  lightness, saturation = ((0.56, 0.85), (0.66, 0.75), (0.48, 0.75))[label // 5 % 3]
+  return tuple(round(255 * channel) for channel in colorsys.hls_to_rgb(hue, lightness, saturation))
+
+
+def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray | None, masks: np.ndarray | None,
+         names: Sequence[str], *, novel: np.ndarray | None = None) -> np.ndarray:
+  """Draws N objects on a picture.
+
+  Args:
+    image: uint8 [H, W, 3] RGB.
+    boxes: [N, 4] yxyx, pixels of the image.
+    labels: int [N], rows of `names`.
+    scores: [N] in [0, 1], or None (ground truth).
+    masks: bool [N, H, W], or None.
+    names: C class names.
+    novel: bool [C], the classes to mark, or None.
+
+  Returns:
+    uint8 [k·H, k·W, 3]; k is 1 but for pictures under 400 pixels.
+
+  Raises:
+    ValueError: arrays that do not fit each other.
+  """
+  image, boxes, labels = np.asarray(image), np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels, int)
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    raise ValueError(f'the picture is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3]')
+  if len(labels) != len(boxes) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(names)):
+    raise ValueError(f'{len(boxes)} boxes have labels {labels.tolist()}; expected one below {len(names)} for each')
+  factor = enlargement(image)
+  height, width = image.shape[0] * factor, image.shape[1] * factor
+  canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
+  boxes = boxes * factor
+  unit = max(height, width) / 640
+  order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind='stable')     # small objects on top
+  if masks is not None:
+    for i in order:
+      _draw_mask(canvas, masks[i], class_color(labels[i]), unit)
+  is_novel = [novel is not None and bool(novel[label]) for label in labels]
+  for i in order:
+    _draw_box(canvas, boxes[i], class_color(labels[i]), unit, dashed=is_novel[i])
+  texts = [names[label].replace('_', ' ') + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
+           for i, label in enumerate(labels)]
+  picture = Image.fromarray(canvas)
+  taken: list[tuple[int, int, int, int]] = []
+  for i in order if scores is None else np.argsort(-np.asarray(scores), kind='stable'):
+    chip = _chip(texts[i], class_color(labels[i]), round(float(np.clip(12 * unit, 11, 40))), is_novel[i])
+    place = _free_place(boxes[i], chip.size, picture.size, taken)
+    if place:      # in a crowd the colour must do: a heap of labels tells nothing
+      taken.append((*place, place[0] + chip.width, place[1] + chip.height))
+      picture.paste(chip, place, chip)
+  return np.asarray(picture)
+
+
+def enlargement(image: np.ndarray) -> int:
+  """The whole factor by which `draw` enlarges a picture: 1 from 400 pixels on, 4 at most."""
+  return int(np.clip(np.ceil(_LEGIBLE / max(image.shape[:2])), 1, 4))
+
+
+def side_by_side(left: np.ndarray, right: np.ndarray, titles: Sequence[str] = ('ground truth', 'prediction')
+                 ) -> np.ndarray:
+  """Two pictures of equal height, uint8 [H, W, 3] each, under their titles, on white."""
+  if left.shape[0] != right.shape[0]:
+    raise ValueError(f'the pictures are {left.shape[0]} and {right.shape[0]} pixels high; expected equal heights')
+  size = round(float(np.clip(left.shape[0] / 32, 13, 28)))
+  gap = size // 2
+  sheet = Image.new('RGB', (left.shape[1] + right.shape[1] + gap, left.shape[0] + 2 * size), _PAPER)
+  pen = ImageDraw.Draw(sheet)
+  for picture, title, x in ((left, titles[0], 0), (right, titles[1], left.shape[1] + gap)):
+    sheet.paste(Image.fromarray(picture), (x, 2 * size))
+    pen.text((x + 1, size), title, font=_font(size), fill=_INK, anchor='lm')
+  return np.asarray(sheet)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], *, columns: int = 2, width: int = 1600) -> np.ndarray:
+  """Pictures uint8 [H, W, 3] of any size in a grid `width` pixels wide, each fitted into its column, on white."""
+  if not pictures:
+    raise ValueError('no pictures; expected one or more for a contact sheet')
+  gap = max(width // 100, 4)
+  cell = (width - gap * (columns + 1)) // columns
+  fitted = [cv2.resize(p, (cell, max(round(p.shape[0] * cell / p.shape[1]), 1)), interpolation=cv2.INTER_AREA)
+            for p in pictures]
+  rows = [fitted[i:i + columns] for i in range(0, len(fitted), columns)]
+  sheet = np.full((gap + sum(max(len(p) for p in row) + gap for row in rows), width, 3), 255, np.uint8)
+  y = gap
+  for row in rows:
+    for i, picture in enumerate(row):
+      x = gap + i * (cell + gap)
+      sheet[y:y + len(picture), x:x + cell] = picture
+    y += max(len(p) for p in row) + gap
+  return sheet
+
+
+def _draw_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, unit: float) -> None:
+  """Tints the mask (bool, at the picture's own size) and traces its edge."""
+  soft = cv2.resize(np.asarray(mask, np.float32), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+  mask = (soft > 0.5).astype(np.uint8)
+  if not mask.any():
+    return
+  canvas[mask > 0] = (0.58 * canvas[mask > 0] + 0.42 * np.array(color)).astype(np.uint8)
+  contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+  cv2.polylines(canvas, contours, True, color, max(round(1.2 * unit), 1), cv2.LINE_AA)
+
+
+def _draw_box(canvas: np.ndarray, box: np.ndarray, color: Color, unit: float, *, dashed: bool) -> None:
+  """Outlines a box yxyx inside the canvas: a thin line over a dark, translucent seam that parts it from any ground."""
+  limit = np.array(canvas.shape[:2] * 2) - 1
+  y1, x1, y2, x2 = (int(v) for v in np.clip(np.round(box), 0, limit))
+  thickness = max(round(1.6 * unit), 1)
+  corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]
+  seam = canvas.copy()
+  cv2.rectangle(seam, (x1, y1), (x2, y2), _INK, thickness + 2)
+  cv2.addWeighted(seam, 0.35, canvas, 0.65, 0, dst=canvas)
+  if not dashed:
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
+    return
+  for (xa, ya), (xb, yb) in itertools.pairwise(corners):
+    length = max(abs(xb - xa), abs(yb - ya))
+    pieces = max(round(length / (7 * max(unit, 1))), 1) | 1      # odd: a side begins and ends with a stroke
+    for k in range(0, pieces, 2):
+      start, end = k / pieces, (k + 1) / pieces
+      cv2.line(canvas, (round(xa + (xb - xa) * start), round(ya + (yb - ya) * start)),
+               (round(xa + (xb - xa) * end), round(ya + (yb - ya) * end)), color, thickness)
+
+
+@functools.lru_cache(maxsize=512)
+def _chip(text: str, color: Color, size: int, starred: bool) -> Image.Image:
+  """A rounded label, drawn at four times its size and reduced, so that its corners and star are smooth."""
+  font = _font(size)
+  pad, height = round(size * 0.35), round(size * 1.45)
+  star = round(size * 1.15) if starred else 0
+  width = round(font.getlength(text)) + 2 * pad + star
+  big = Image.new('RGBA', (4 * width, 4 * height), (*color, 0))
+  pen = ImageDraw.Draw(big)
+  pen.rounded_rectangle((0, 0, 4 * width - 1, 4 * height - 1), radius=size, fill=(*color, 235))
+  ink = _INK if np.dot(color, (0.299, 0.587, 0.114)) > 140 else _PAPER
+  if starred:
+    turns = np.arange(10) * np.pi / 5
+    radius = np.where(np.arange(10) % 2, 0.17, 0.40) * 4 * size
+    centre = 4 * (pad + 0.42 * size), 2.04 * height
+    pen.polygon([(centre[0] + r * np.sin(t), centre[1] - r * np.cos(t)) for r, t in zip(radius, turns, strict=True)],
+                fill=ink)
+  chip = big.resize((width, height), Image.Resampling.LANCZOS)
+  ImageDraw.Draw(chip).text((pad + star, height / 2), text, font=font, fill=ink, anchor='lm')
+  return chip
+
+
+def _free_place(box: np.ndarray, size: tuple[int, int], bounds: tuple[int, int],
+                taken: list[tuple[int, int, int, int]]) -> tuple[int, int] | None:
+  """The place (x, y) about a box yxyx where a label of `size` = (w, h) hides least of those before it, if any."""
+  w, h = size
+  y1, x1, y2, x2 = (round(float(v)) for v in box)
+  candidates = [(x1, y1 - h), (x1, y1), (x2 - w, y1 - h), (x1, y2 - h), (x2 - w, y2 - h), (x1, y2), (x2 - w, y1),
+                (x2, y1), (x1 - w, y1)]
+  candidates += [(x1, y1 + k * h) for k in range(1, 4)]
+  best, least = None, 0.15 * w * h
+  for x, y in candidates:
+    x, y = max(min(x, bounds[0] - w), 0), max(min(y, bounds[1] - h), 0)
+    overlap = sum(max(min(x + w, b[2]) - max(x, b[0]), 0) * max(min(y + h, b[3]) - max(y, b[1]), 0) for b in taken)
+    if overlap < least:
+      best, least = (x, y), overlap
+  return best
+
+
+@functools.lru_cache(maxsize=64)
+def _font(size: int) -> Any:
+  """DejaVu Sans, which comes with matplotlib and knows most scripts; Pillow's own face where that is not there."""
+  spec = importlib.util.find_spec('matplotlib')
+  path = Path(spec.origin).parent / 'mpl-data/fonts/ttf/DejaVuSans.ttf' if spec and spec.origin else None
+  return ImageFont.truetype(str(path), size) if path and path.is_file() else ImageFont.load_default(size)
