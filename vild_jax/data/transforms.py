@@ -1,0 +1,200 @@
+"""From encoded pictures to the square the network sees: decode, resize, crop, pad, flip, boxes and masks with them.
+
+Plain functions on numpy arrays, one picture at a time (METHOD.md, sections 2 and 3). The resize is the reference's:
+legacy bilinear (source position = target position · in / out, no half-pixel centres, no antialias), sizes rounded
+twice, padding after the normalisation, so that padding is the mean colour. Every random number is an argument.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vild_jax.data.schema import DataError
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # RGB, of pictures in [0, 1]
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+MASK_SIZE = 112                                     # side of a ground-truth mask crop
+
+
+@dataclass(frozen=True)
+class Augmentation:
+  """The draws of one training picture: size factor, mirrored or not, where the crop lies in [0, 1) along (y, x)."""
+
+  scale: float
+  flip: bool
+  offset_draw: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ResizedImage:
+  """A picture placed in the square, and where it went: square position = picture position · scale − offset.
+
+  Attributes:
+    image: float32 [S, S, 3], normalised, zero outside the content.
+    size: float32 [2], (height, width) of the content, which starts at the square's corner.
+    scale: float32 [2], along (y, x); the two differ a little, since sizes are whole pixels.
+    offset: float32 [2], pixels of the rescaled picture cut off at the top and at the left.
+  """
+
+  image: np.ndarray
+  size: np.ndarray
+  scale: np.ndarray
+  offset: np.ndarray
+
+
+def draw_augmentation(rng: np.random.Generator, scale_range: tuple[float, float], flip: bool) -> Augmentation:
+  """Large-scale jitter: always four draws, in this order, so that switching the flip off changes nothing else."""
+  scale, mirror, *offset = rng.random(4)
+  low, high = scale_range
+  return Augmentation(low + (high - low) * scale, flip and mirror < 0.5, tuple(offset))
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def decode(source: bytes | str | Path, name: str = 'the picture') -> np.ndarray:
+  """Encoded bytes, or a file, -> uint8 [H, W, 3] RGB, whatever the colour model; an alpha channel is dropped.
+
+  EXIF orientation is ignored on purpose: annotations of COCO and LVIS refer to the stored pixels. `name` stands for
+  bytes in messages. Raises DataError if the picture cannot be decoded to its last pixel.
+  """
+  if not isinstance(source, bytes):
+    name = str(source)
+    try:
+      source = Path(source).read_bytes()
+    except OSError as error:
+      raise DataError(f'{name}: cannot be read ({error.strerror}); expected a picture file') from None
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      with Image.open(io.BytesIO(source)) as picture:
+        if picture.mode.startswith('I;16'):  # PIL would cut 16-bit grey off at 255
+          grey = (np.asarray(picture) >> 8).astype(np.uint8)
+          return np.repeat(grey[:, :, None], 3, axis=2)
+        return np.array(picture.convert('RGB'))
+  except Exception as error:  # PIL raises a dozen unrelated types on broken files
+    reason = ' '.join(str(error).split()) if not isinstance(error, Image.UnidentifiedImageError) else 'unknown format'
+    raise DataError(f'{name}: no readable picture ({reason}); expected a whole JPEG or PNG file') from None
+
+
+def normalize(image: np.ndarray) -> np.ndarray:
+  """uint8 [H, W, 3] RGB -> float32 [H, W, 3], (x / 255 − mean) / deviation of ImageNet."""
+  height, width, _ = image.shape
+  # Whole rows at a time: broadcasting over the three channels would be five times slower.
+  rows = image.reshape(height, -1).astype(np.float32)
+  rows *= np.tile(1 / (255 * STD.astype(np.float64)), width).astype(np.float32)
+  rows -= np.tile(MEAN / STD, width)
+  return rows.reshape(image.shape)
+
+
+def resize_and_pad(image: np.ndarray, image_size: int, *, scale: float = 1.0,
+                   offset_draw: tuple[float, float] = (0.0, 0.0)) -> ResizedImage:
+  """Normalises, rescales to fit `scale` times the square of side S = `image_size`, crops and zero-pads to the square.
+
+  Args:
+    image: uint8 [H, W, 3] RGB.
+    scale: 1 fits the whole picture (evaluation); training draws it from the jitter range.
+    offset_draw: two numbers in [0, 1): where the crop lies if the rescaled picture is larger than the square.
+
+  Only the pixels that end up in the square are computed.
+  """
+  size_in = np.array(image.shape[:2])
+  # float32 and the second rounding are the reference's: they decide the size where a product falls near .5.
+  wanted = np.round(np.float32(scale) * np.float32(image_size))
+  fit = np.min(np.float32(wanted) / size_in.astype(np.float32))
+  rescaled = np.maximum(np.round(size_in.astype(np.float32) * fit), 1).astype(np.int64)
+  excess = np.maximum(rescaled - image_size, 0).astype(np.float32)
+  offset = (excess * np.asarray(offset_draw, np.float32)).astype(np.int64)
+  size = np.minimum(rescaled, image_size)
+
+  axes = [_taps(int(n), int(m), int(start), int(count))
+          for n, m, start, count in zip(size_in, rescaled, offset, size, strict=True)]
+  window = normalize(image[tuple(slice(lower[0], upper[-1] + 1) for lower, upper, _ in axes)])
+  # The axis that shrinks the most goes first, so that the intermediate picture is the smaller one.
+  for axis in np.argsort(size / np.array(window.shape[:2]), kind='stable'):
+    lower, upper, weight = axes[axis]
+    window = _blend(window, lower - lower[0], upper - lower[0], weight, int(axis))
+  square = np.zeros((image_size, image_size, 3), np.float32)
+  square[:size[0], :size[1]] = window
+  return ResizedImage(square, size.astype(np.float32), rescaled.astype(np.float32) / size_in.astype(np.float32),
+                      offset.astype(np.float32))
+
+
+def _taps(size_in: int, size_out: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The two source indices and the weight of the second, for targets start .. start + count − 1 along one axis."""
+  position = np.arange(start, start + count).astype(np.float32) * (np.float32(size_in) / np.float32(size_out))
+  lower = np.minimum(position.astype(np.int64), size_in - 1)
+  return lower, np.minimum(lower + 1, size_in - 1), position - lower.astype(np.float32)
+
+
+def _blend(image: np.ndarray, lower: np.ndarray, upper: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
+  """image[lower] + (image[upper] − image[lower]) · weight along an axis of [H, W, 3], on rows of W·3 numbers."""
+  _, width, channels = image.shape
+  rows = image.reshape(image.shape[0], -1)
+  if axis == 0:
+    weight = weight[:, None]
+  else:
+    width = len(weight)
+    lower, upper = ((index[:, None] * channels + np.arange(channels)).reshape(-1) for index in (lower, upper))
+    weight = np.repeat(weight, channels)
+  result = np.take(rows, lower, axis)
+  change = np.take(rows, upper, axis)
+  change -= result
+  change *= weight
+  result += change
+  return result.reshape(-1, width, channels)
+
+
+# --- boxes and masks ------------------------------------------------------------------------------------------------
+
+
+def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
+  """Mirrors boxes [N, 4] yxyx of a picture of that width, left to right."""
+  y1, x1, y2, x2 = boxes.T
+  return np.stack([y1, width - x2, y2, width - x1], axis=1).astype(np.float32)
+
+
+def to_square(boxes: np.ndarray, resized: ResizedImage) -> np.ndarray:
+  """Boxes [N, 4] of the picture -> boxes of the square, clipped to [0, S − 1] as the reference clips them."""
+  moved = boxes.astype(np.float32) * np.tile(resized.scale, 2) - np.tile(resized.offset, 2)
+  return np.clip(moved, 0, resized.image.shape[0] - 1).astype(np.float32)
+
+
+def to_picture(boxes: np.ndarray, resized: ResizedImage) -> np.ndarray:
+  """Boxes [N, 4] of the square -> boxes of the picture (the inverse of `to_square`, but for its clipping)."""
+  return ((boxes + np.tile(resized.offset, 2)) / np.tile(resized.scale, 2)).astype(np.float32)
+
+
+def is_visible(boxes: np.ndarray) -> np.ndarray:
+  """bool [N]: True where a clipped box has height and width left."""
+  return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def crop_mask(mask: np.ndarray, box: np.ndarray, size: int = MASK_SIZE) -> np.ndarray:
+  """The part of a mask inside a box, bilinear on a size² grid whose corner samples lie on the box's corners.
+
+  As the reference, a box coordinate c of a picture of n pixels lies at index c · (n − 1) / n (its mask crops map the
+  picture's far edge to the last pixel's centre); beyond the picture the border is repeated.
+
+  Args:
+    mask: [H, W] in {0, 1}, at the picture's own size.
+    box: [4] yxyx in pixels of that picture; for cut objects the visible part.
+
+  Returns:
+    float32 [size, size] in [0, 1]: a soft mask.
+  """
+  axes = []
+  for n, start, end in zip(mask.shape, box[:2], box[2:], strict=True):
+    position = np.clip(np.linspace(start, end, size) * ((n - 1) / n), 0, n - 1)
+    before = position.astype(np.int64)
+    axes.append((before, np.minimum(before + 1, n - 1), (position - before).astype(np.float32)))
+  (top, bottom, y), (left, right, x) = axes
+  tl, tr, bl, br = (mask[np.ix_(r, c)].astype(np.float32) for r in (top, bottom) for c in (left, right))
+  upper, lower = tl + (tr - tl) * x, bl + (br - bl) * x
+  return upper + (lower - upper) * y[:, None]
