@@ -1,0 +1,264 @@
+"""The toy world: a drawn, seeded LVIS-format data set, and independent pictures of its vocabulary for the teacher.
+
+A category is a pattern and a shape ('striped star'). Rare categories are the novel set; each of their shapes and each
+of their patterns also occurs among the base categories, so a novel category is an unseen combination. Frequencies
+follow a long tail by construction: a plan deals out how often each category appears, then pictures are drawn to it.
+Format: LVIS v1 (federated: `neg_category_ids`, `not_exhaustive_category_ids`); file names in `file_name`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+from faster_coco_eval.core import mask as rle
+
+from vild_jax import progress
+from vild_jax.data import toyworld_draw as draw
+from vild_jax.data.schema import Category, DataError
+
+GENERATOR_VERSION = 1
+
+_SIDES = (112, 208)          # pixels, of a picture
+_OBJECTS = (3, 8)            # a picture
+_NEGATIVES = (6, 10)         # categories a picture, verified to be absent
+_NOT_EXHAUSTIVE = 0.08       # the share of pictures with one more object of a category, left unannotated
+_VAL_INSTANCES = 22          # of each category in a validation set of default size
+_RARE_CUTOFF = 0.03          # of the training pictures: at most this many show a rare category, ...
+_COMMON_CUTOFF = 0.1         # ... at most this many a common one; a frequent one appears in more
+_JPEG_QUALITY = 92
+_STREAMS = {'train': 0, 'val': 1, 'teacher': 2}
+
+
+def categories() -> tuple[Category, ...]:
+  """All categories in id order (ids from 1): 12 rare, 16 common, 20 frequent, the same for every seed."""
+  table = []
+  for s, shape in enumerate(draw.SHAPES):
+    for p, pattern in enumerate(draw.PATTERNS):
+      # Walking along the diagonals spreads each frequency over all shapes and patterns.
+      diagonal = (s - p) % len(draw.SHAPES)
+      frequency = 'r' if diagonal in (0, 4) else 'c' if diagonal in (2, 6) or (diagonal == 1 and p < 4) else 'f'
+      name = f'{pattern} {shape}'
+      synonyms = (name, f'{shape} that is {pattern}')
+      table.append(Category(len(table) + 1, name, frequency, f'{pattern}_{shape}.n.01', synonyms))
+  return tuple(table)
+
+
+def category_names() -> tuple[str, ...]:
+  """The names in id order; the index of a name is its category id minus 1."""
+  return tuple(c.name for c in categories())
+
+
+def generate(out: Path, *, seed: int = 0, train_images: int = 1000, val_images: int = 250) -> dict:
+  """Writes OUT/train/*.jpg, OUT/val/*.jpg, OUT/annotations/toy_train.json and toy_val.json; returns the statistics.
+
+  The same arguments give the same bytes. A world with the same arguments that is already there is kept. Guarantees on
+  counts (module constants, `statistics` in the JSON's info) hold from about 40 training and 200 validation pictures.
+
+  Raises:
+    DataError: OUT holds something else, a world of other arguments, or a number of pictures is not positive.
+  """
+  out = Path(out)
+  parameters = {'generator_version': GENERATOR_VERSION, 'seed': seed, 'train_images': train_images,
+                'val_images': val_images}
+  for name in ('train_images', 'val_images'):
+    if parameters[name] < 1:
+      raise DataError(f'{name} is {parameters[name]}; expected at least 1')
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    return _reuse(out, parameters)
+  partial = out.parent / f'.{out.name}.partial'
+  shutil.rmtree(partial, ignore_errors=True)
+  (partial / 'annotations').mkdir(parents=True)
+  sets = {}
+  with progress.bar(train_images + val_images, 'toy world', unit='picture') as bar:
+    for split, count, first in (('train', train_images, 1), ('val', val_images, train_images + 1)):
+      (partial / split).mkdir()
+      sets[split] = _render(partial / split, seed, split, count, first, bar)
+  table = _category_table(sets['train'])
+  summary = {**parameters, 'frequency_cutoffs': _cutoffs(train_images),
+             'categories': {f: sum(c['frequency'] == f for c in table) for f in 'rcf'},
+             **{split: _statistics(*sets[split]) for split in sets}}
+  for split, (images, objects, _) in sets.items():
+    info = {'description': f'vild_jax toy world, {split}', 'version': str(GENERATOR_VERSION), 'parameters': parameters,
+            'frequency_cutoffs': summary['frequency_cutoffs'], 'statistics': summary[split], 'summary': summary}
+    content = {'info': info, 'licenses': [], 'categories': table, 'images': images, 'annotations': objects}
+    (partial / 'annotations' / f'toy_{split}.json').write_text(json.dumps(content), encoding='utf-8')
+  os.replace(partial, out)
+  return summary
+
+
+def _reuse(out: Path, parameters: dict) -> dict:
+  path = out / 'annotations' / 'toy_val.json'
+  try:
+    info = json.loads(path.read_text(encoding='utf-8'))['info']
+    found = info['parameters']
+  except (OSError, ValueError, KeyError, TypeError):
+    raise DataError(f'{out} holds no toy world; expected a new or empty folder') from None
+  if found != parameters:
+    raise DataError(f'{out} holds the toy world {found}; expected {parameters}')
+  return info['summary']
+
+
+def _rng(seed: int, *stream: str | int) -> np.random.Generator:
+  return np.random.default_rng([seed % 2 ** 63, *(_STREAMS.get(s, s) for s in stream)])
+
+
+def _cutoffs(train_images: int) -> dict[str, int]:
+  """The greatest number of training pictures with a rare, and with a common, category."""
+  return {'r': max(1, int(_RARE_CUTOFF * train_images)), 'c': max(2, int(_COMMON_CUTOFF * train_images))}
+
+
+def _plan(rng: np.random.Generator, split: str, count: int) -> list[list[tuple[int, bool]]]:
+  """Deals categories to pictures: for each picture (category index, annotated), back to front."""
+  frequency = np.array([c.frequency for c in categories()])
+  capacity = rng.integers(_OBJECTS[0], _OBJECTS[1] + 1, count)
+  quota = np.zeros(len(frequency), int)
+  for kind, low, high in (('r', 0.02, 0.028), ('c', 0.04, 0.085)):
+    members = rng.permutation(np.flatnonzero(frequency == kind))
+    quota[members] = np.maximum(1, np.rint(np.linspace(low, high, len(members)) * count))
+  frequent = rng.permutation(np.flatnonzero(frequency == 'f'))
+  share = np.linspace(0.75, 1.25, len(frequent))
+  # A part is left for the repetitions below.
+  quota[frequent] = np.rint(0.88 * share / share.sum() * max(0, capacity.sum() - quota.sum()))
+  if split == 'val':
+    # Stratified, and what is left follows the training frequencies.
+    least = min(_VAL_INSTANCES, int(0.85 * capacity.sum() / len(quota)))
+    quota = least + (quota / quota.sum() * (capacity.sum() - least * len(quota))).astype(int)
+  pictures: list[list[tuple[int, bool]]] = [[] for _ in range(count)]
+  # The rarest first, while there is room to give each picture of a category its own place.
+  for index in np.argsort(quota, kind='stable'):
+    room = np.flatnonzero(capacity)
+    distinct = min(quota[index], len(room))
+    chosen = list(rng.choice(room, distinct, replace=False, p=capacity[room] / capacity[room].sum()))
+    for picture in chosen:
+      capacity[picture] -= 1
+      pictures[picture].append((int(index), True))
+  for picture, left in enumerate(capacity):
+    # A second one of a category that the picture shows anyway leaves the numbers of pictures as planned.
+    again = [i for i, _ in pictures[picture] if frequency[i] == 'f'] or list(frequent)
+    pictures[picture] += [(int(rng.choice(again)), True) for _ in range(left)]
+  for objects in pictures:
+    if len(objects) < _OBJECTS[1] and rng.random() < _NOT_EXHAUSTIVE * 1.15:
+      objects.append((objects[rng.integers(len(objects))][0], False))
+    rng.shuffle(objects)
+  return pictures
+
+
+def _render(folder: Path, seed: int, split: str, count: int, first: int, bar) -> tuple[list, list, int]:
+  """Draws and writes one set; returns LVIS's images and annotations, and how many objects were left unannotated."""
+  table = categories()
+  images, annotations, unannotated = [], [], 0
+  for number, objects in enumerate(_plan(_rng(seed, split), split, count)):
+    rng = _rng(seed, split, number)
+    height, width = (int(v) for v in rng.integers(_SIDES[0], _SIDES[1] + 1, 2))
+    kinds = [divmod(index, len(draw.PATTERNS)) for index, _ in objects]
+    picture, owner, full = draw.scene(rng, height, width, kinds)
+    image_id = first + number
+    present = {index for index, _ in objects}
+    absent = [i for i in range(len(table)) if i not in present]
+    negatives = rng.choice(absent, rng.integers(_NEGATIVES[0], _NEGATIVES[1] + 1), replace=False)
+    partly = sorted({table[index].id for index, annotated in objects if not annotated})
+    unannotated += sum(not annotated for _, annotated in objects)
+    images.append({'id': image_id, 'file_name': f'{image_id:06d}.jpg', 'height': height, 'width': width,
+                   'neg_category_ids': sorted(table[i].id for i in negatives), 'not_exhaustive_category_ids': partly})
+    for position, (index, annotated) in enumerate(objects):
+      if annotated:
+        annotations.append({'id': 1000 * image_id + position, 'image_id': image_id, 'category_id': table[index].id,
+                            **_region(owner == position, int(full[position]))})
+    encoded = cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
+    (folder / f'{image_id:06d}.jpg').write_bytes(encoded.tobytes())
+    bar.update()
+  return images, annotations, unannotated
+
+
+def _region(mask: np.ndarray, full: int) -> dict:
+  """The visible part of an object as LVIS fields, exact to the pixel; `visible` is its share of the whole."""
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
+  area = int(mask.sum())
+  return {'bbox': [float(v) for v in box], 'area': area, 'segmentation': _segmentation(mask, box), 'iscrowd': 0,
+          'visible': round(area / full, 3)}
+
+
+def _segmentation(mask: np.ndarray, box: list[int]) -> list[list[int]] | dict:
+  x, y, width, height = box
+  # At twice the size a contour through pixel centres tells the two sides of every pixel apart, so that its points
+  # can be moved onto the edges between pixels.
+  double = np.repeat(np.repeat(mask[y:y + height, x:x + width].astype(np.uint8), 2, 0), 2, 1)
+  contours, hierarchy = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+  if (hierarchy[0, :, 3] >= 0).any():
+    # A polygon of COCO's kind cannot have a hole.
+    code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {'size': [int(v) for v in code['size']], 'counts': code['counts'].decode('ascii')}
+  return [((c[:, 0] + 1) // 2 + (x, y)).ravel().tolist() for c in contours]
+
+
+def captioned_crops(seed: int, count: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+  """Pictures of single objects of the whole vocabulary, in equal parts: what the toy teacher learns from.
+
+  They come from a random stream of their own, never from the data set. For any seed the first n do not depend on count.
+
+  Returns: uint8 [count, size, size, 3] and the category index int32 [count] (id minus 1).
+  """
+  rng = _rng(seed, 'teacher')
+  size_of = len(categories())
+  images = np.empty((count, size, size, 3), np.uint8)
+  labels = np.empty(count, np.int32)
+  for i in range(count):
+    if i % size_of == 0:
+      order = rng.permutation(size_of)
+    labels[i] = order[i % size_of]
+    images[i] = single_object(rng, int(labels[i]), size)
+  return images, labels
+
+
+def single_object(rng: np.random.Generator, category_index: int, size: int = 32) -> np.ndarray:
+  """One object as a proposal would show it: uint8 [size, size, 3].
+
+  Tight (1x) or with context (1.5x), a little off, stretched to the square or its central square, objects of 12 to 76
+  pixels brought to `size`, and often a neighbour that reaches in from the edge.
+  """
+  return draw.portrait(rng, *divmod(category_index, len(draw.PATTERNS)), size)
+
+
+def _category_table(train: tuple[list, list, int]) -> list[dict]:
+  """LVIS's category entries; the counts are of the training set in both files, as in LVIS."""
+  images, instances = _per_category(train[1])
+  return [{'id': c.id, 'name': c.name, 'synset': c.synset, 'synonyms': list(c.synonyms), 'def': c.synonyms[1],
+           'frequency': c.frequency, 'image_count': int(images[c.id - 1]), 'instance_count': int(instances[c.id - 1])}
+          for c in categories()]
+
+
+def _per_category(annotations: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+  size = len(categories())
+  pairs = {(a['image_id'], a['category_id']) for a in annotations}
+  return (np.bincount([c - 1 for _, c in pairs], minlength=size),
+          np.bincount([a['category_id'] - 1 for a in annotations], minlength=size))
+
+
+def _statistics(images: list[dict], annotations: list[dict], unannotated: int) -> dict:
+  """What a set holds, counted on what was drawn; fractions are of annotated objects or of pictures."""
+  frequency = {c.id: c.frequency for c in categories()}
+  visible = np.array([a['visible'] for a in annotations])
+  area = np.array([a['area'] for a in annotations])
+  novel = {a['image_id'] for a in annotations if frequency[a['category_id']] == 'r'}
+  per_image = np.bincount([a['image_id'] - images[0]['id'] for a in annotations], minlength=len(images))
+  images_of, instances_of = _per_category(annotations)
+  return {
+      'images': len(images),
+      'annotations': len(annotations),
+      'unannotated_objects': unannotated,
+      'annotations_per_frequency': {f: sum(frequency[a['category_id']] == f for a in annotations) for f in 'rcf'},
+      'annotations_per_image': [int(per_image.min()), round(float(per_image.mean()), 2), int(per_image.max())],
+      'occluded_fraction': round(float((visible < 0.95).mean()), 4),
+      'small_fraction': round(float((area < 32 ** 2).mean()), 4),
+      'novel_image_fraction': round(len(novel) / len(images), 4),
+      'least_images_of_a_category': int(images_of.min()),
+      'least_annotations_of_a_category': int(instances_of.min()),
+      'negatives_per_image': round(float(np.mean([len(i['neg_category_ids']) for i in images])), 2),
+      'not_exhaustive_images': sum(bool(i['not_exhaustive_category_ids']) for i in images),
+  }
