@@ -1,0 +1,221 @@
+"""The detector: nn + core -> proposals, region embeddings, detections. One forward for training, evaluation, export.
+
+Two stages, as Mask R-CNN has them (METHOD.md, section 2):
+
+  first_stage   image -> feature pyramid -> objectness and deltas of every anchor -> proposals
+  second_stage  boxes -> RoI features -> region embedding -> cosine with the vocabulary -> class logits, box deltas
+  masks         boxes -> RoI features -> one class-agnostic mask a box
+
+`predict` runs all of it on one picture. Batched functions take `per_image`, which maps a function of one image over the
+batch: `jax.vmap` alone, or `train.sharding.per_image(mesh)` where the batch is sharded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vild_jax.config import Config, Model
+from vild_jax.core import anchors, boxes, nms, openvocab, proposals, roi_align
+from vild_jax.nn.fpn import FPN
+from vild_jax.nn.heads import MaskHead, RegionHead, RPNHead
+from vild_jax.nn.layers import BACKGROUND_INIT
+from vild_jax.nn.resnet import ResNet
+from vild_jax.structs import Detections, Proposals, Vocabulary
+
+Array = jax.Array
+PerImage = Callable[[Callable], Callable]
+
+# Second-stage deltas are divided by these (dy, dx, dh, dw), in encoding and decoding alike.
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+class ViLD(nn.Module):
+  """All parameters of the detector; each method is one network of it."""
+
+  model: Model
+
+  def setup(self):
+    model = self.model
+    # None computes in the type of the inputs and parameters: float32, or float64 where a test asks for it.
+    dtype = jnp.bfloat16 if model.dtype == 'bfloat16' else None
+    head, rpn = model.region_head, model.rpn
+    self.backbone = ResNet(model.backbone.depth, model.backbone.width, dtype)
+    self.fpn = FPN(model.pyramid.min_level, model.pyramid.max_level, model.pyramid.channels, dtype)
+    per_location = len(model.anchors.aspect_ratios) * model.anchors.num_scales
+    self.rpn_head = RPNHead(rpn.num_convs, rpn.channels, per_location, dtype)
+    self.region_head = RegionHead(num_convs=head.num_convs, conv_channels=head.conv_channels, num_fcs=head.num_fcs,
+                                  fc_channels=head.fc_channels, embedding_dim=head.embedding_dim, dtype=dtype)
+    self.mask_head = MaskHead(model.mask_head.num_convs, model.mask_head.channels, dtype)
+    self.background = self.param('background', BACKGROUND_INIT, (head.embedding_dim,))
+
+  def features(self, image: Array, *, train: bool) -> dict[int, Array]:
+    return self.fpn(self.backbone(image, train=train), train=train)
+
+  def propose(self, features: dict[int, Array], *, train: bool) -> tuple[dict[int, Array], dict[int, Array]]:
+    return self.rpn_head(features, train=train)
+
+  def regions(self, roi_features: Array, valid: Array, *, train: bool) -> tuple[Array, Array]:
+    return self.region_head(roi_features, valid, train=train)
+
+  def masks(self, roi_features: Array, valid: Array, *, train: bool) -> Array:
+    return self.mask_head(roi_features, valid, train=train)
+
+  def everything(self, image: Array) -> None:
+    """Touches every parameter once, for `init`; the parameters do not depend on the picture's size."""
+    features = self.features(image, train=False)
+    self.propose(features, train=False)
+    one, channels = jnp.ones((1,), bool), self.model.pyramid.channels
+    for size, network in ((self.model.region_head.roi_size, self.regions), (self.model.mask_head.roi_size, self.masks)):
+      network(jnp.zeros((1, size, size, channels), image.dtype), one, train=False)
+
+
+@flax.struct.dataclass
+class FirstStage:
+  """Outputs before any region is chosen; dictionaries are keyed by level, N_l anchors a level.
+
+  Attributes:
+    features: [B, H_l, W_l, C].
+    objectness: logits [B, N_l].
+    deltas: [B, N_l, 4].
+    proposals: boxes [B, R, 4], scores and valid [B, R]; no gradient flows through them.
+  """
+
+  features: dict[int, Array]
+  objectness: dict[int, Array]
+  deltas: dict[int, Array]
+  proposals: Proposals
+
+
+@flax.struct.dataclass
+class SecondStage:
+  """Outputs for R boxes an image.
+
+  Attributes:
+    embeddings: [B, R, D], not normalised.
+    logits: [B, R, C + 1], cosine over temperature; the background is column C.
+    deltas: [B, R, 4], to be decoded with BOX_WEIGHTS.
+  """
+
+  embeddings: Array
+  logits: Array
+  deltas: Array
+
+
+def init(config: Config, key: Array) -> Any:
+  """Fresh variables {'params', 'batch_stats'} of the configured model."""
+  side = 2 ** (config.model.pyramid.max_level + 1)
+  return ViLD(config.model).init(key, jnp.zeros((1, side, side, 3)), method=ViLD.everything)
+
+
+def model_anchors(model: Model, image_size: tuple[int, int]) -> dict[int, Array]:
+  """The anchors {level: [N_l, 4]} of a padded input of `image_size` = (height, width)."""
+  return anchors.pyramid_anchors(image_size, min_level=model.pyramid.min_level, max_level=model.pyramid.max_level,
+                                 aspect_ratios=model.anchors.aspect_ratios, num_scales=model.anchors.num_scales,
+                                 anchor_size=model.anchors.size)
+
+
+def first_stage(model: Model, variables: Any, image: Array, *, train: bool,
+                per_image: PerImage = jax.vmap) -> tuple[FirstStage, Any]:
+  """Images [B, S, S, 3] -> (outputs, variables with the batch statistics of this call when `train`)."""
+  features, variables = _apply(model, variables, ViLD.features, image, train=train)
+  (objectness, deltas), variables = _apply(model, variables, ViLD.propose, features, train=train)
+  rpn = model.rpn
+  propose = partial(proposals.propose, anchors=model_anchors(model, image.shape[1:3]), image_size=image.shape[1:3],
+                    pre_nms_top_k=rpn.train_pre_nms_top_k if train else rpn.test_pre_nms_top_k,
+                    max_per_level=rpn.max_per_level, max_proposals=rpn.max_proposals, nms_threshold=rpn.nms_threshold)
+  found = per_image(lambda logits, deltas: propose(logits, deltas))(*jax.lax.stop_gradient((objectness, deltas)))
+  return FirstStage(features, objectness, deltas, found), variables
+
+
+def second_stage(model: Model, variables: Any, features: dict[int, Array], rois: Array, valid: Array,
+                 vocabulary: Vocabulary, *, train: bool) -> tuple[SecondStage, Any]:
+  """Boxes [B, R, 4] with validity [B, R] -> (outputs, variables); invalid rows stay out of batch statistics."""
+  (embeddings, deltas), variables = _on_regions(model, variables, ViLD.regions, features, rois, valid,
+                                                model.region_head.roi_size, train)
+  logits = jax.vmap(lambda e: openvocab.cosine_logits(
+    e, vocabulary.embeddings, variables['params']['background'], temperature=model.temperature,
+    valid=vocabulary.valid))(embeddings)
+  return SecondStage(embeddings, logits, deltas), variables
+
+
+def masks(model: Model, variables: Any, features: dict[int, Array], rois: Array, valid: Array, *,
+          train: bool) -> tuple[Array, Any]:
+  """Boxes [B, K, 4] with validity [B, K] -> (mask logits [B, K, 28, 28], variables)."""
+  return _on_regions(model, variables, ViLD.masks, features, rois, valid, model.mask_head.roi_size, train)
+
+
+def predict_batch(model: Model, variables: Any, image: Array, image_size: Array, vocabulary: Vocabulary, *,
+                  per_image: PerImage = jax.vmap) -> tuple[Detections, dict[str, Any]]:
+  """Images [B, S, S, 3], content sizes [B, 2] -> (detections [B, K, ...], intermediates of `predict`)."""
+  first, _ = first_stage(model, variables, image, train=False, per_image=per_image)
+  found = first.proposals
+  second, _ = second_stage(model, variables, first.features, found.boxes, found.valid, vocabulary, train=False)
+  # The softmax runs over the background and all classes; the background is dropped after (METHOD.md, section 1).
+  scores = jax.nn.softmax(second.logits, axis=-1)[..., :-1]
+  choose = partial(_choose, model)
+  detections = per_image(choose)(found, second.deltas, scores, image_size)
+  mask_logits, _ = masks(model, variables, first.features, detections.boxes, detections.valid, train=False)
+  intermediates = {'features': first.features, 'proposals': found, 'text_logits': second.logits, 'image_logits': None,
+                   'box_deltas': second.deltas, 'mask_logits': mask_logits}
+  return detections.replace(masks=mask_logits), intermediates
+
+
+def predict(config: Config, variables: Any, image: Array, image_size: Array, vocabulary: Vocabulary, *,
+            return_intermediates: bool = False) -> Detections | tuple[Detections, dict[str, Any]]:
+  """Detects on one picture; pure and jittable.
+
+  Args:
+    config: the experiment's configuration; only `config.model` matters here.
+    variables: {'params', 'batch_stats'}.
+    image: float32 [S, S, 3], normalised and padded.
+    image_size: (height, width) of the rescaled picture inside the square.
+    vocabulary: the classes to detect, C of them.
+    return_intermediates: also returns `features`, `proposals`, `text_logits` [R, C + 1], `image_logits`, `box_deltas`
+      [R, 4], `mask_logits` [K, 28, 28].
+
+  Returns:
+    Detections in network pixels, K = config.model.postprocess.max_detections rows, best first.
+  """
+  image_size = jnp.asarray(image_size, jnp.float32)
+  outputs = predict_batch(config.model, variables, image[None], image_size[None], vocabulary)
+  detections, intermediates = jax.tree.map(lambda x: x[0], outputs)
+  return (detections, intermediates) if return_intermediates else detections
+
+
+def _choose(model: Model, found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
+  """Of one image: boxes [R, 4] and scores [R, C] -> the best detections, without their masks yet."""
+  post = model.postprocess
+  # Clipped to the picture, not to the padded square as in the reference (METHOD.md, section 4.10).
+  decoded = boxes.clip(boxes.decode(deltas, found.boxes, weights=BOX_WEIGHTS), image_size)
+  index, label, score, valid = nms.classwise_nms(
+    decoded, scores, iou_threshold=post.nms_threshold, score_threshold=post.score_threshold,
+    max_outputs=post.max_detections, valid=found.valid, pre_nms_top_k=post.pre_nms_top_k)
+  size = 2 * model.mask_head.roi_size
+  return Detections(boxes=jnp.where(valid[:, None], decoded[index], 0), labels=label, scores=score, valid=valid,
+                    masks=jnp.zeros((post.max_detections, size, size), decoded.dtype))
+
+
+def _on_regions(model: Model, variables: Any, network: Callable, features: dict[int, Array], rois: Array, valid: Array,
+                size: int, train: bool) -> tuple[Any, Any]:
+  """Runs a head on the RoI features of every box, with batch and RoI axes as one, and splits them again."""
+  batch, count = valid.shape
+  align = partial(roi_align.multilevel_roi_align, output_size=size)
+  roi_features = jax.vmap(align)(features, jax.lax.stop_gradient(rois))
+  flat = roi_features.reshape(batch * count, size, size, roi_features.shape[-1])
+  outputs, variables = _apply(model, variables, network, flat, valid.reshape(-1), train=train)
+  return jax.tree.map(lambda x: x.reshape(batch, count, *x.shape[1:]), outputs), variables
+
+
+def _apply(model: Model, variables: Any, method: Callable, *args: Any, train: bool) -> tuple[Any, Any]:
+  """Applies one network; in training the returned variables carry the updated batch statistics."""
+  if not train:
+    return ViLD(model).apply(variables, *args, train=False, method=method), variables
+  outputs, updated = ViLD(model).apply(variables, *args, train=True, method=method, mutable=['batch_stats'])
+  return outputs, {**variables, **updated}

@@ -1,0 +1,170 @@
+"""The training objective: detector outputs + Batch -> targets -> losses (METHOD.md, sections 3 and 4).
+
+Two public halves: `assign` decides what every anchor and region should learn, `losses` measures it. `objective` is the
+whole of it, one read from top to bottom: first stage, assign, second stage on the sampled regions, losses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vild_jax import detector
+from vild_jax.config import Assignment, Config
+from vild_jax.core import boxes, masks, matching, sampling
+from vild_jax.core import losses as core_losses
+from vild_jax.detector import BOX_WEIGHTS, FirstStage, PerImage, SecondStage
+from vild_jax.structs import Batch, Proposals, Vocabulary
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Targets:
+  """What to learn; dictionaries are keyed by level, N_l anchors a level, R regions and K masks an image.
+
+  Attributes:
+    rpn_labels: {level: int32 [B, N_l]}, 1 object, 0 background, -1 not sampled or ignored.
+    rpn_deltas: {level: [B, N_l, 4]}.
+    rpn_positive: {level: bool [B, N_l]}, every positive anchor, sampled or not: all of them learn their box.
+    rois: [B, R, 4], the sampled regions; valid: bool [B, R]; foreground: bool [B, R].
+    labels: int32 [B, R], rows of the vocabulary, C for the background.
+    deltas: [B, R, 4], 0 where not foreground.
+    mask_rois: [B, K, 4]; mask_valid: bool [B, K]; mask_foreground: bool [B, K].
+    masks: [B, K, 28, 28] in [0, 1].
+  """
+
+  rpn_labels: dict[int, Array]
+  rpn_deltas: dict[int, Array]
+  rpn_positive: dict[int, Array]
+  rois: Array
+  valid: Array
+  foreground: Array
+  labels: Array
+  deltas: Array
+  mask_rois: Array
+  mask_valid: Array
+  mask_foreground: Array
+  masks: Array
+
+
+@flax.struct.dataclass
+class Outputs:
+  """What the detector said about the same anchors and regions: both stages, and mask logits [B, K, 28, 28]."""
+
+  first: FirstStage
+  second: SecondStage
+  mask_logits: Array
+
+
+def objective(config: Config, variables: Any, batch: Batch, vocabulary: Vocabulary, key: Array, *,
+              per_image: PerImage = jax.vmap) -> tuple[Array, tuple[dict[str, Array], Any]]:
+  """One forward in training mode.
+
+  Args:
+    config: the experiment.
+    variables: {'params', 'batch_stats'}.
+    batch: B pictures with their ground truth.
+    vocabulary: the training vocabulary; novel rows are masked out of the softmax.
+    key: randomness of this step; every image gets a key of its own.
+    per_image: maps a function of one image over the batch (see `detector`).
+
+  Returns:
+    (loss to minimise, ({metric name: scalar}, updated batch statistics)). Weight decay is the optimiser's.
+  """
+  model = config.model
+  first, variables = detector.first_stage(model, variables, batch.image, train=True, per_image=per_image)
+  targets = assign(config, first, batch, vocabulary, key, per_image=per_image)
+  second, variables = detector.second_stage(model, variables, first.features, targets.rois, targets.valid, vocabulary,
+                                            train=True)
+  mask_logits, variables = detector.masks(model, variables, first.features, targets.mask_rois, targets.mask_valid,
+                                          train=True)
+  parts = losses(config, Outputs(first, second, mask_logits), targets, vocabulary)
+  total = sum(parts.values())
+  metrics = {'loss': total, **parts,
+             'foreground_regions': targets.foreground.sum(1).mean(dtype=jnp.float32),
+             'positive_anchors': sum(p.sum(1) for p in targets.rpn_positive.values()).mean(dtype=jnp.float32)}
+  return total, (metrics, variables['batch_stats'])
+
+
+def assign(config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabulary, key: Array, *,
+           per_image: PerImage = jax.vmap) -> Targets:
+  """Chooses anchors and regions to learn from, and says what each should be; no gradient flows through it."""
+  rules = config.assignment
+  background = vocabulary.embeddings.shape[0]
+  anchors = detector.model_anchors(config.model, batch.image.shape[1:3])
+
+  def of_one_image(found: Proposals, gt_boxes: Array, gt_labels: Array, gt_masks: Array, gt_valid: Array,
+                   key: Array) -> Targets:
+    anchor_key, region_key = jax.random.split(key)
+    return Targets(**_assign_anchors(rules, anchors, gt_boxes, gt_valid, anchor_key),
+                   **_assign_regions(rules, config, found, gt_boxes, gt_labels, gt_masks, gt_valid, background,
+                                     region_key))
+
+  keys = jax.random.split(key, batch.image.shape[0])
+  return jax.lax.stop_gradient(per_image(of_one_image)(first.proposals, batch.boxes, batch.labels, batch.masks,
+                                                       batch.valid, keys))
+
+
+def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocabulary) -> dict[str, Array]:
+  """The five losses of ViLD-text, each already with its weight (1), normalised over the global batch."""
+  logits, allowed = outputs.second.logits, vocabulary.valid & vocabulary.is_base
+  if config.assignment.novel_logits_zero:
+    # The reference keeps novel classes in the softmax with logit 0 (METHOD.md, section 4.6).
+    trained = jnp.append(allowed, True).reshape(1, 1, -1)
+    logits, allowed = jnp.where(trained, logits, 0), vocabulary.valid
+  return {
+    'rpn_score_loss': core_losses.rpn_score(outputs.first.objectness, targets.rpn_labels,
+                                            samples_per_image=config.assignment.rpn_samples),
+    'rpn_box_loss': core_losses.rpn_box(outputs.first.deltas, targets.rpn_deltas, targets.rpn_positive),
+    'class_loss': core_losses.region_class(logits, targets.labels, targets.valid, jnp.append(allowed, True)),
+    'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground),
+    'mask_loss': core_losses.mask(outputs.mask_logits, targets.masks, targets.mask_foreground),
+  }
+
+
+def _assign_anchors(rules: Assignment, anchors: dict[int, Array], gt_boxes: Array, gt_valid: Array,
+                    key: Array) -> dict[str, dict[int, Array]]:
+  every = jnp.concatenate(list(anchors.values()))
+  labels, matched = matching.match_anchors(every, gt_boxes, gt_valid, positive_iou=rules.rpn_positive_iou,
+                                           negative_iou=rules.rpn_negative_iou)
+  sampled = sampling.sample_labels(labels, jax.random.uniform(key, labels.shape), num_samples=rules.rpn_samples,
+                                   positive_fraction=rules.rpn_positive_fraction)
+  positive = labels == 1
+  deltas = boxes.encode(gt_boxes[matched], every, plus_one=rules.rpn_targets_plus_one)
+  deltas = jnp.where(positive[:, None], deltas, 0)
+  ends = np.cumsum([a.shape[0] for a in anchors.values()])[:-1]
+  split = lambda x: dict(zip(anchors, jnp.split(x, ends), strict=True))
+  return {'rpn_labels': split(sampled), 'rpn_deltas': split(deltas), 'rpn_positive': split(positive)}
+
+
+def _assign_regions(rules: Assignment, config: Config, found: Proposals, gt_boxes: Array, gt_labels: Array,
+                    gt_masks: Array, gt_valid: Array, background: int, key: Array) -> dict[str, Array]:
+  # Ground truth is mixed in, without its padding (METHOD.md, section 4.3).
+  candidates = jnp.concatenate([found.boxes, gt_boxes.astype(found.boxes.dtype)])
+  valid = jnp.concatenate([found.valid, gt_valid])
+  matched, iou = matching.match_regions(candidates, gt_boxes, gt_valid)
+  chosen, valid = sampling.sample_balanced(
+    valid & (iou > rules.roi_positive_iou), valid & (iou < rules.roi_positive_iou),
+    jax.random.uniform(key, valid.shape), num_samples=rules.roi_samples, positive_fraction=rules.roi_positive_fraction)
+  rois, matched = candidates[chosen], matched[chosen]
+  foreground = valid & (iou[chosen] > rules.roi_positive_iou)
+  deltas = boxes.encode(gt_boxes[matched], rois, weights=BOX_WEIGHTS)
+  index, mask_foreground, mask_valid = masks.select_mask_regions(foreground, valid, num=rules.mask_samples)
+  size = 2 * config.model.mask_head.roi_size
+  mask_targets = masks.mask_targets(_as_fraction(gt_masks), gt_boxes, rois[index], matched[index], size=size)
+  return {
+    'rois': rois, 'valid': valid, 'foreground': foreground,
+    'labels': jnp.where(foreground, gt_labels[matched], background),
+    'deltas': jnp.where(foreground[:, None], deltas, 0),
+    'mask_rois': rois[index], 'mask_valid': mask_valid, 'mask_foreground': mask_foreground, 'masks': mask_targets,
+  }
+
+
+def _as_fraction(gt_masks: Array) -> Array:
+  """Masks travel as uint8 to save bandwidth; they are fractions of coverage."""
+  return gt_masks.astype(jnp.float32) / 255 if gt_masks.dtype == jnp.uint8 else gt_masks

@@ -1,0 +1,139 @@
+"""Checkpoints with Orbax: everything a resume needs, restored onto any topology; strict about what fits.
+
+A work directory holds `config.json` (the resolved config), `vocabulary.npz` and `checkpoints/STEP/`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from vild_jax import config as config_lib
+from vild_jax.config import Config
+from vild_jax.structs import TrainState
+from vild_jax.train.optim import path_name
+from vild_jax.train.state import abstract
+
+logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax logs dozens of lines a save
+
+CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
+_FOLDER = 'checkpoints'
+# Settings that change neither what is learnt nor the shape of the state: a resume may change them.
+_FREE = ('data.workers', 'mesh.', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures',
+         'evaluation.', 'teacher')
+
+
+class Checkpoints:
+  """The checkpoints of one work directory. Saves are asynchronous; `close` waits for the last one."""
+
+  def __init__(self, workdir: Path, *, every: int = 1, keep: int = 3):
+    options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep, create=True)
+    self._manager = ocp.CheckpointManager((Path(workdir) / _FOLDER).absolute(), options=options)
+
+  def latest_step(self) -> int | None:
+    """The newest complete checkpoint; what a killed save left half-written does not count."""
+    return self._manager.latest_step()
+
+  def save(self, state: TrainState, *, force: bool = False) -> None:
+    """Saves at the configured interval, or always with `force`."""
+    step = int(state.step)
+    if force and step in self._manager.all_steps():
+      return
+    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=force)
+
+  def restore(self, config: Config, mesh: Mesh) -> TrainState:
+    """The newest state, laid out on `mesh`, whatever topology saved it."""
+    step = self.latest_step()
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract(config, mesh)))
+    return self._manager.restore(step, args=args)['state']
+
+  def close(self) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def claim_workdir(workdir: Path, config: Config) -> None:
+  """Writes the resolved config into a new work directory, or checks that the one there is the same.
+
+  Raises:
+    ValueError: the directory belongs to another config; the message names what differs.
+    OSError: the directory cannot be written.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / CONFIG_FILE
+  if path.is_file():
+    saved = config_lib.from_text(path.read_text(encoding='utf-8'))
+    differences = [d for d in config_lib.difference(saved, config) if not d.startswith(_FREE)]
+    if differences:
+      more = f' (and {len(differences) - 1} more)' if len(differences) > 1 else ''
+      raise ValueError(f'{workdir} was made with another config: {differences[0]} differ{more}; '
+                       'expected the same config or a new --workdir')
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(config_lib.to_text(config), encoding='utf-8')
+  temporary.replace(path)
+
+
+def read_config(workdir: Path) -> Config:
+  """The resolved config of a work directory. ValueError if there is none."""
+  path = Path(workdir) / CONFIG_FILE
+  if not path.is_file():
+    raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
+  return config_lib.from_text(path.read_text(encoding='utf-8'))
+
+
+def load_variables(workdir: Path, config: Config, mesh: Mesh, *, step: int | None = None) -> dict[str, Any]:
+  """{'params', 'batch_stats'} of a checkpoint, without its optimiser state, replicated on `mesh`.
+
+  Raises ValueError if there is no checkpoint, or one of another architecture; the message names the first misfit.
+  """
+  folder = (Path(workdir) / _FOLDER).absolute()
+  if not folder.is_dir():
+    raise ValueError(f'{workdir} holds no checkpoint; expected a work directory of `vild-jax train`')
+  with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    step = manager.latest_step() if step is None else step
+    if step is None:
+      raise ValueError(f'{workdir} holds no complete checkpoint yet; expected one under {folder.name}/')
+    return restore_tree(folder / str(step) / 'state', variables_of(abstract(config, mesh)))
+
+
+def save_variables(path: Path, variables: dict[str, Any]) -> None:
+  """Writes {'params', 'batch_stats'} alone, for a bundle."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(Path(path).absolute(), variables)
+
+
+def restore_tree(path: Path, expected: Any) -> Any:
+  """Restores the part of the checkpoint at `path` that `expected` (abstract, with shardings) names; strict."""
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    try:
+      found = checkpointer.metadata(path.absolute()).item_metadata.tree
+    except Exception as error:
+      raise ValueError(f'{path} is no readable checkpoint; expected an Orbax folder') from error
+    _check_fit(path, {k: found.get(k, {}) for k in expected}, expected)
+    restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
+    args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
+    return checkpointer.restore(path.absolute(), args=args)
+
+
+def variables_of(state: TrainState) -> dict[str, Any]:
+  return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def _check_fit(path: Path, found: Any, expected: Any) -> None:
+  """Every weight in both, of the same shape; else a ValueError that names the first misfit."""
+  shapes = lambda tree: {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+  there, here = shapes(found), shapes(expected)
+  misfits = [f'{name} is missing' for name in here if name not in there]
+  misfits += [f'{name} has no place in the model' for name in there if name not in here]
+  misfits += [f'{name} is {there[name]}, expected {here[name]}' for name in here
+              if name in there and there[name] != here[name]]
+  if misfits:
+    raise ValueError(f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
+                     'expected the config that it was trained with')
+
+

@@ -1,0 +1,141 @@
+"""The training loop: resume, step, log, save. What it computes is in `step`; what it reads is handed in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metrics as clu_metrics
+from jax.sharding import Mesh
+
+from vild_jax import progress, viz
+from vild_jax.config import Config
+from vild_jax.structs import Batch, TrainState, Vocabulary
+from vild_jax.train import sharding
+from vild_jax.train import state as state_lib
+from vild_jax.train.checkpoint import Checkpoints, claim_workdir
+from vild_jax.train.step import make_predict_step, make_train_step
+from vild_jax.train.writers import WorkdirWriter
+
+_BATCH_FIELDS = tuple(Batch.__dataclass_fields__)
+
+
+def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callable[[int], Iterator[Mapping]], *,
+          mesh: Mesh | None = None, writer: Any = None, samples: Mapping[str, np.ndarray] | None = None,
+          names: Sequence[str] = ()) -> TrainState:
+  """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
+
+  Args:
+    config: the experiment.
+    workdir: gets the config, checkpoints, `metrics.jsonl` and TensorBoard files.
+    vocabulary: the training vocabulary.
+    batches: start step -> iterator over this process's part of each global batch, from that step on: numpy arrays
+      under the names of `structs.Batch` (others are ignored). The same start gives the same batches.
+    mesh: devices to train on; all by default.
+    writer: anything with clu's MetricWriter methods; a `WorkdirWriter` by default.
+    samples: a few pictures to draw predictions on: `image` [P, S, S, 3] and `image_size` [P, 2].
+    names: class names for those drawings.
+
+  Returns:
+    The final state. Raises ValueError if `workdir` belongs to another config, FloatingPointError on a loss that is
+    not finite.
+  """
+  mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
+  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
+  claim_workdir(workdir, config)
+  checkpoints = Checkpoints(workdir, every=config.train.checkpoint_every, keep=config.train.keep)
+  resumed = checkpoints.latest_step() is not None
+  state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh)
+  start = int(state.step)
+  writer = WorkdirWriter(workdir, resume_step=start) if writer is None else writer
+  vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
+  train_step = make_train_step(config, mesh)
+  draw = _picture_writer(config, mesh, vocabulary, samples, names, writer)
+
+  recorder = _Recorder(config, writer)
+  iterator = batches(start) if start < config.train.steps else iter(())
+  try:
+    with progress.bar(config.train.steps, 'train', unit='step', initial=start) as bar:
+      for step in range(start + 1, config.train.steps + 1):
+        arrays = next(iterator)
+        batch = sharding.put_batch(mesh, Batch(**{field: arrays[field] for field in _BATCH_FIELDS}))
+        state, metrics = train_step(state, batch, vocabulary)
+        if summary := recorder.add(step, metrics):
+          bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary["images_per_second"]:.1f} images/s')
+        checkpoints.save(state)
+        if step % config.train.pictures_every == 0 or step == config.train.steps:
+          draw(step, state)
+          recorder.restart_clock()
+        bar.update()
+    checkpoints.save(state, force=True)
+  finally:
+    checkpoints.close()
+    writer.flush()
+    if hasattr(iterator, 'close'):
+      iterator.close()
+  return state
+
+
+class _Recorder:
+  """Averages metrics on the device between two log steps, and measures images a second over the same steps."""
+
+  def __init__(self, config: Config, writer: Any):
+    self._config, self._writer = config, writer
+    self._running: clu_metrics.Collection | None = None
+    self._steps = 0
+    self._last_loss: jax.Array | None = None
+    self.restart_clock()
+
+  def restart_clock(self) -> None:
+    self._start, self._timed_steps = time.perf_counter(), 0
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
+    """Takes one step's metrics; at a log step writes and returns the averages since the last one."""
+    if self._last_loss is not None:
+      self._last_loss.block_until_ready()  # the host stays at most one step ahead of the device
+    self._last_loss = metrics['loss']
+    collection = clu_metrics.Collection.create(**{key: clu_metrics.Average.from_output(key) for key in metrics})
+    update = collection.single_from_model_output(**metrics)
+    self._running = update if self._running is None else self._running.merge(update)
+    self._steps, self._timed_steps = self._steps + 1, self._timed_steps + 1
+    if step % self._config.train.log_every and step != self._config.train.steps:
+      return None
+    summary = {key: float(value) for key, value in self._running.compute().items()}
+    if not np.isfinite(summary['loss']):
+      parts = ', '.join(f'{key} {value:.4g}' for key, value in summary.items() if key.endswith('loss'))
+      raise FloatingPointError(f'a loss is not finite between steps {step - self._steps + 1} and {step}: {parts}; '
+                               'the last checkpoint before is kept')
+    summary['learning_rate'] = float(metrics['learning_rate'])
+    summary['images_per_second'] = (self._timed_steps * self._config.data.batch_size
+                                    / (time.perf_counter() - self._start))
+    self._writer.write_scalars(step, summary)
+    self._writer.flush()
+    self._running, self._steps = None, 0
+    self.restart_clock()
+    return summary
+
+
+def _picture_writer(config: Config, mesh: Mesh, vocabulary: Vocabulary, samples: Mapping[str, np.ndarray] | None,
+                    names: Sequence[str], writer: Any) -> Callable[[int, TrainState], None]:
+  """A function that draws today's predictions on the sample pictures."""
+  if samples is None:
+    return lambda step, state: None
+  predict = make_predict_step(config, mesh)
+  count = samples['image'].shape[0]
+  padding = [(0, -count % mesh.size)]
+  pad = lambda x: np.pad(x, padding + [(0, 0)] * (x.ndim - 1), mode='edge')
+  images = sharding.put_batch(mesh, {key: pad(samples[key]) for key in ('image', 'image_size')})
+
+  def draw(step: int, state: TrainState) -> None:
+    found = jax.device_get(predict(state_lib.variables(state), images['image'], images['image_size'], vocabulary))
+    for i in range(count):
+      writer.write_images(step, {f'predictions/{i}': viz.draw_detections(
+        samples['image'][i], samples['image_size'][i], jax.tree.map(lambda x, i=i: x[i], found), names)})
+
+  return draw
+
+

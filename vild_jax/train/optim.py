@@ -1,0 +1,65 @@
+"""SGD with momentum: the schedule, and which parameters learn and decay (METHOD.md, section 3)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vild_jax.config import Config, Optimizer
+
+# First match wins; every parameter must match. True: weight decay. Text rows are no parameters and never train.
+DECAY_RULES = (
+  (r'background', True),
+  (r'.*/kernel', True),
+  (r'.*/(bias|scale)', False),
+)
+
+
+def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
+  """step -> learning rate: linear warm-up, then times `decay_factor` from each step round(fraction · steps) on.
+
+  All decays happen (METHOD.md, section 4.7); `drop_last_decay` restores the reference, which loses the last one.
+  """
+  fractions = settings.decay_at[:-1] if settings.drop_last_decay else settings.decay_at
+  boundaries = jnp.asarray([round(f * steps) for f in fractions])
+
+  def rate(step: jax.Array) -> jax.Array:
+    progress = jnp.clip(step / max(settings.warmup_steps, 1), 0, 1)
+    warm = settings.warmup_learning_rate + (settings.learning_rate - settings.warmup_learning_rate) * progress
+    decays = jnp.sum(jnp.expand_dims(step, -1) >= boundaries, axis=-1)
+    return jnp.where(decays > 0, settings.learning_rate * settings.decay_factor**decays, warm)
+
+  return rate
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+  """The update rule of TensorFlow's Momentum: decay joins the gradient, the rate stays outside of the accumulator."""
+  settings = config.optimizer
+  return optax.chain(
+    optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
+    optax.trace(settings.momentum),
+    optax.scale_by_learning_rate(schedule(settings, config.train.steps)),
+  )
+
+
+def decay_mask(params: Any) -> Any:
+  """{parameter: does it decay?}. Raises ValueError naming a parameter that no rule matches."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: first_match(DECAY_RULES, path_name(path), 'weight decay'),
+                                          params)
+
+
+def path_name(path: tuple) -> str:
+  """A tree path as `a/b/c`."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def first_match(rules: tuple[tuple[str, Any], ...], name: str, what: str) -> Any:
+  """The value of the first rule whose pattern matches the whole of `name`; ValueError where there is none."""
+  for pattern, value in rules:
+    if re.fullmatch(pattern, name):
+      return value
+  raise ValueError(f'no rule of {what} matches {name!r}; expected one of {[pattern for pattern, _ in rules]}')

@@ -1,0 +1,48 @@
+"""The training state: created on the mesh, in place, from the configuration alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vild_jax import detector
+from vild_jax.config import Config
+from vild_jax.structs import TrainState
+from vild_jax.train import optim, sharding
+
+# Every use of randomness derives its key from (root key, step, one of these).
+INIT, SAMPLING = 0, 1
+
+
+def create(config: Config) -> TrainState:
+  """The state at step 0, a pure function of the configuration."""
+  root = jax.random.PRNGKey(config.seed)
+  variables = detector.init(config, jax.random.fold_in(root, INIT))
+  return TrainState(step=jnp.zeros((), jnp.int32), params=variables['params'], batch_stats=variables['batch_stats'],
+                    opt_state=optim.optimizer(config).init(variables['params']), key=root)
+
+
+def abstract(config: Config, mesh: Mesh) -> Any:
+  """Shapes, types and shardings of the state, nothing allocated: what a checkpoint is restored onto."""
+  shapes = jax.eval_shape(lambda: create(config))
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
+                      sharding.state_shardings(mesh, shapes))
+
+
+def create_on(config: Config, mesh: Mesh) -> TrainState:
+  """The state at step 0, every leaf made where it lives."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
+  return jax.jit(lambda: create(config), out_shardings=shardings)()
+
+
+def variables(state: TrainState) -> dict[str, Any]:
+  """What the detector takes."""
+  return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def step_key(state: TrainState, purpose: int) -> jax.Array:
+  """The key of this step for one purpose; nothing is ever reused."""
+  return jax.random.fold_in(jax.random.fold_in(state.key, purpose), state.step)

@@ -1,0 +1,55 @@
+"""The two programs that run on the mesh: one step of training, one batch of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from vild_jax import detector
+from vild_jax.config import Config
+from vild_jax.objective import objective
+from vild_jax.structs import Batch, Detections, TrainState, Vocabulary
+from vild_jax.train import optim, sharding
+from vild_jax.train.state import SAMPLING, abstract, step_key
+
+
+def make_train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """(state, batch, vocabulary) -> (next state, {metric: scalar}); the state is donated.
+
+  Arrays are global: batch statistics, normalisers and samplers mean the same on one device and on many.
+  """
+  update = optim.optimizer(config)
+  rate = optim.schedule(config.optimizer, config.train.steps)
+  per_image = sharding.per_image(mesh)
+
+  def train_step(state: TrainState, batch: Batch, vocabulary: Vocabulary) -> tuple[TrainState, dict[str, jax.Array]]:
+    def loss(params):
+      return objective(config, {'params': params, 'batch_stats': state.batch_stats}, batch, vocabulary,
+                       step_key(state, SAMPLING), per_image=per_image)
+
+    (_, (metrics, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = update.update(gradients, state.opt_state, state.params)
+    metrics |= {'gradient_norm': optax.global_norm(gradients), 'learning_rate': rate(state.step)}
+    return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
+                         batch_stats=batch_stats, opt_state=opt_state), metrics
+
+  state = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
+  batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  return jax.jit(train_step, in_shardings=(state, batch, replicated), out_shardings=(state, replicated),
+                 donate_argnums=0)
+
+
+def make_predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
+  """(variables, images [B, S, S, 3], content sizes [B, 2], vocabulary) -> detections of the batch."""
+  per_image = sharding.per_image(mesh)
+
+  def predict_step(variables, image: jax.Array, image_size: jax.Array, vocabulary: Vocabulary) -> Detections:
+    return detector.predict_batch(config.model, variables, image, image_size, vocabulary, per_image=per_image)[0]
+
+  batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  return jax.jit(predict_step, in_shardings=(replicated, batch, batch, replicated), out_shardings=batch)
+
+

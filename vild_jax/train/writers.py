@@ -1,0 +1,68 @@
+"""Where metrics go: a TensorBoard file and a JSONL file, behind the methods of clu's MetricWriter.
+
+A team's own writer (clu's, scenic's) plugs into the loop in place of this one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+class WorkdirWriter:
+  """Writes into one work directory; a resumed run drops the lines that it will write again.
+
+  Args:
+    workdir: the folder; TensorBoard files go to its `tensorboard/`.
+    resume_step: lines of `metrics.jsonl` after this step are dropped.
+  """
+
+  def __init__(self, workdir: Path, *, resume_step: int = 0):
+    from tensorboardX import SummaryWriter  # costs half a second of import: only who trains pays
+
+    self._tensorboard = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=resume_step + 1)
+    path = Path(workdir) / METRICS_FILE
+    kept = [line for line in read_metrics(path) if line['step'] <= resume_step]
+    self._jsonl = path.open('w', encoding='utf-8')
+    for line in kept:
+      self._jsonl.write(json.dumps(line) + '\n')
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    values = {key: float(value) for key, value in scalars.items()}
+    for key, value in values.items():
+      self._tensorboard.add_scalar(key, value, step)
+    self._jsonl.write(json.dumps({'step': step, **values}) + '\n')
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Images are uint8 [N, H, W, 3] or [H, W, 3]."""
+    for key, image in images.items():
+      self._tensorboard.add_images(key, image if image.ndim == 4 else image[None], step, dataformats='NHWC')
+
+  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+    for key, text in texts.items():
+      self._tensorboard.add_text(key, text, step)
+
+  def flush(self) -> None:
+    self._tensorboard.flush()
+    self._jsonl.flush()
+
+  def close(self) -> None:
+    self._tensorboard.close()
+    self._jsonl.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+  """The lines of a `metrics.jsonl`; a last line that a killed run left half-written is left out."""
+  lines = []
+  if Path(path).is_file():
+    for text in Path(path).read_text(encoding='utf-8').splitlines():
+      try:
+        lines.append(json.loads(text))
+      except json.JSONDecodeError:
+        break
+  return lines
