@@ -1,0 +1,244 @@
+"""`vild-jax prepare`: annotations and pictures -> a TFDS data set (ArrayRecord) on disk, all or nothing.
+
+A split is built in a hidden folder beside the target. Its files carry a hash of their content in their names, so they
+never replace others, and the one replacement of `dataset_info.json` at the end makes the split count. Killed at any
+moment, what was there before is still whole.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import PIL.Image
+from absl import logging
+
+from vild_jax import progress
+from vild_jax.data.annotations import Problems
+from vild_jax.data.schema import Category, DataError, Example
+from vild_jax.data.sources import JsonSource, read_metadata
+
+_SPLITS = ('train', 'val')
+
+
+class Source(Protocol):
+  """What can be stored: see `sources.JsonSource`."""
+
+  categories: tuple[Category, ...]
+  info: dict[str, Any]
+  notes: tuple[str, ...]
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, index: int) -> Example: ...
+  def where(self, index: int) -> str: ...
+
+
+def prepare(annotations: str | Path, images: str | Path, out: str | Path, *, name: str | None = None,
+            split: str | None = None, overwrite: bool = False, drop_bad_boxes: bool = False) -> Path:
+  """Stores a LVIS- or COCO-format file and its pictures as one split of the data set OUT/NAME/1.0.0.
+
+  A further split of the same name is added beside the others; it must have the same categories. The same split again
+  with the same content changes nothing. Same content gives the same bytes.
+
+  Args:
+    annotations: the JSON file.
+    images: the folder of the pictures (JPEG or PNG; their bytes are kept as they are).
+    out: folder of data sets.
+    name: of the data set; default: the file's stem without the word train or val (`lvis_v1_train` -> `lvis_v1`).
+    split: default: 'train' or 'val', whichever the stem contains, else 'train'.
+    overwrite: replaces the split where it is there with other content.
+    drop_bad_boxes: leaves out annotations whose box has no size or lies outside its picture, instead of refusing.
+
+  Returns:
+    The folder OUT/NAME/1.0.0, for `sources.open_dataset` and `tfds.builder_from_directory`.
+
+  Raises:
+    DataError: one line; nothing is written then.
+  """
+  stem = re.sub(r'[^a-z0-9]+', '_', Path(annotations).stem.lower())
+  split = split or ('val' if 'val' in stem and 'train' not in stem else 'train')
+  name = name or re.sub(r'_+', '_', re.sub(r'train|val(idation)?', '_', stem)).strip('_') or 'dataset'
+  _check_names(name, split)
+  return store(JsonSource(annotations, images, drop_bad_boxes=drop_bad_boxes), out, name, split, overwrite=overwrite)
+
+
+def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: bool = False) -> Path:
+  """Stores every example of `source` as a split, in the way and with the errors that `prepare` describes."""
+  from vild_jax.data.tfds_builders import detection
+  _check_names(name, split)
+  version = Path(out) / name / detection.VERSION
+  _check_against(version, source, split)
+  staging = Path(out) / f'.{name}-{split}.incomplete'
+  staging.mkdir(parents=True, exist_ok=True)
+  try:
+    content = _Content(source)
+    with progress.bar(len(source), f'prepare {name}/{split}', unit='img') as bar, _quiet_tfds():
+      detection.Detection(name, split, content.examples(bar.update), str(staging)).download_and_prepare()
+    _commit(staging / name / detection.VERSION, version, split, content, overwrite)
+  finally:
+    shutil.rmtree(staging, ignore_errors=True)
+  for note in source.notes:
+    print(f'{name}/{split}: {note}', file=sys.stderr)
+  return version
+
+
+def _check_names(name: str, split: str) -> None:
+  if not re.fullmatch(r'[a-zA-Z][a-zA-Z0-9_]*', name):
+    raise DataError(f'the name {name!r} is no name of a data set; expected letters, digits and _, a letter first')
+  if not re.fullmatch(r'[a-zA-Z][a-zA-Z0-9_]*', split) or split.lower() == 'all':
+    raise DataError(f'the split {split!r} is no name of a split; expected letters, digits and _, such as train or val')
+
+
+def _check_against(version: Path, source: Source, split: str) -> None:
+  """Refuses categories that differ from those of the data set that is there already."""
+  if not version.is_dir():
+    return
+  categories, splits = read_metadata(version)
+  if categories == list(source.categories):
+    return
+  mine, theirs = {c.id: c for c in source.categories}, {c.id: c for c in categories}
+  key = next(k for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k))
+  raise DataError(f'{version} holds {", ".join(sorted(splits))} with other categories than the new {split}: id {key} '
+                  f'is {_short(theirs.get(key))} there and {_short(mine.get(key))} here; expected equal ones, or '
+                  'another name')
+
+
+def _short(category: Category | None) -> str:
+  return 'absent' if category is None else f'{category.name!r} ({category.frequency or "no frequency"})'
+
+
+class _Content:
+  """Passes a source's examples on, checks each picture, and learns what the split holds on the way."""
+
+  def __init__(self, source: Source):
+    self.source = source
+    self.has_masks = True
+    self._digests: list[tuple[int, bytes]] = []
+
+  def examples(self, done: Callable[[], Any]) -> Iterator[Example]:
+    """All examples, pictures checked in threads; DataError at the end if there is any problem with a picture."""
+    problems = Problems(f'{len(self.source)} pictures')
+    for example, problem, digest in _map_in_threads(self._load, range(len(self.source))):
+      done()
+      if problem:
+        problems.add('picture', problem)
+      elif not len(problems):
+        self._digests.append((example.image_id, digest))
+        self.has_masks &= all(example.objects.segmentations)
+        yield example
+    problems.raise_if_any()
+
+  def _load(self, index: int) -> tuple[Example, str, bytes]:
+    example = self.source[index]
+    problem = _picture_problem(example)
+    return example, problem and f'{self.source.where(index)} {problem}', _digest(example)
+
+  def identity(self) -> str:
+    """sha256 over the categories and every example, in order of image id: the same wherever it was prepared."""
+    total = hashlib.sha256(json.dumps([dataclasses.asdict(c) for c in self.source.categories]).encode())
+    for _, digest in sorted(self._digests):
+      total.update(digest)
+    return total.hexdigest()
+
+
+def _picture_problem(example: Example) -> str:
+  """Decodes the picture; '' or what is wrong with it and what was expected."""
+  try:
+    with PIL.Image.open(io.BytesIO(example.image)) as picture:
+      picture.load()
+  except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f'does not decode ({reason}); expected a whole JPEG or PNG'
+  if picture.format not in ('JPEG', 'PNG', 'MPO'):  # MPO: a JPEG with further pictures behind it, as cameras write
+    return f'is {picture.format}; expected JPEG or PNG'
+  if picture.size != (example.width, example.height):
+    return (f'is {picture.width} wide and {picture.height} high; expected {example.width} and {example.height} as the '
+            'annotations say')
+  return ''
+
+
+def _digest(example: Example) -> bytes:
+  o = example.objects
+  total = hashlib.sha256(hashlib.sha256(example.image).digest())
+  total.update(json.dumps([
+    example.image_id, example.height, example.width, list(example.neg_category_ids),
+    list(example.not_exhaustive_category_ids), o.ids.tolist(), o.category_ids.tolist(), o.boxes.tolist(),
+    o.areas.astype('float32').tolist(), o.is_crowd.tolist(), list(o.segmentations)], sort_keys=True).encode())
+  return total.digest()
+
+
+def _map_in_threads(function: Callable, items: Iterable) -> Iterator:
+  """`map` in order on all cores, never more than a few results ahead: pictures are large."""
+  workers = os.cpu_count() or 1
+  items = iter(items)
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    waiting = collections.deque(pool.submit(function, item) for item in itertools.islice(items, 4 * workers))
+    while waiting:
+      result = waiting.popleft().result()
+      waiting.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+      yield result
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+  """TFDS announces a download to stdout, draws bars of its own and logs each phase; ours is the one bar."""
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core.utils import tqdm_utils
+  level, bars = logging.get_verbosity(), tqdm_utils._active
+  logging.set_verbosity(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tfds.display_progress_bar(bars)
+    logging.set_verbosity(level)
+
+
+def _commit(built: Path, version: Path, split: str, content: _Content, overwrite: bool) -> None:
+  """Makes the split that lies in `built` part of the data set `version`."""
+  identity = content.identity()
+  old = json.loads((version / 'dataset_info.json').read_text(encoding='utf-8')) if version.is_dir() else None
+  if old and split in (present := read_metadata(version)[1]):
+    if present[split]['identity'] == identity:
+      return
+    if not overwrite:
+      raise DataError(f'{version} has a split {split!r} with other content; expected the same, another split or name, '
+                      'or overwrite')
+  info = json.loads((built / 'dataset_info.json').read_text(encoding='utf-8'))
+  entry, tag = info['splits'][0], identity[:16]
+  entry['filepathTemplate'] = '{DATASET}-{SPLIT}-' + tag + '.{FILEFORMAT}-{SHARD_X_OF_Y}'
+  shards = []
+  for shard in sorted(built.glob('*.array_record-*')):
+    shards.append(shard.rename(shard.with_name(shard.name.replace('.array_record', f'-{tag}.array_record', 1))))
+  metadata = {'categories': [dataclasses.asdict(c) for c in content.source.categories], 'contents': {}}
+  if old:
+    metadata = json.loads((version / 'metadata.json').read_text(encoding='utf-8'))
+    info['splits'] = sorted([s for s in old['splits'] if s['name'] != split] + [entry], key=lambda s: s['name'])
+  metadata['contents'][tag] = {'identity': identity, 'info': content.source.info, 'notes': list(content.source.notes),
+                               'has_masks': content.has_masks}
+  (built / 'metadata.json').write_text(json.dumps(metadata), encoding='utf-8')
+  (built / 'dataset_info.json').write_text(json.dumps(info, indent=2), encoding='utf-8')
+  if old is None:
+    version.parent.mkdir(parents=True, exist_ok=True)
+    built.rename(version)
+    return
+  for file in [*shards, built / 'metadata.json', built / 'dataset_info.json']:  # the last one makes it count
+    os.replace(file, version / file.name)
+  for template in [s['filepathTemplate'] for s in old['splits'] if s['name'] == split]:
+    stale = template.partition('-{SPLIT}-')[2].partition('.')[0]
+    for shard in version.glob(f'*-{split}-{stale}.array_record-*'):
+      shard.unlink()

@@ -1,0 +1,182 @@
+"""Where examples come from: an annotation file with its image folder, or a prepared data set on disk."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from vild_jax.data.annotations import Problems, read_annotations
+from vild_jax.data.rle import decode_mask
+from vild_jax.data.schema import Category, DataError, Example
+
+__all__ = ['JsonSource', 'PreparedDataset', 'decode_mask', 'open_dataset', 'prepared_folder', 'read_metadata',
+           'to_lvis_json']
+
+
+class JsonSource:
+  """A LVIS- or COCO-format file and its image folder, as an indexable of `schema.Example`, in order of image id.
+
+  Everything but the content of the pictures is checked on construction: see `annotations.read_annotations` for what
+  is repaired (`notes`) and what raises DataError; a picture that is not in the folder is an error too. A picture is
+  looked for under its file_name, COCO's folder of its coco_url, the last part of either, and that in train2017/ and
+  val2017/, in this order.
+  """
+
+  def __init__(self, annotations: str | Path, images: str | Path, *, drop_bad_boxes: bool = False):
+    if not Path(images).is_dir():
+      raise DataError(f'{images} is no folder; expected the folder of the pictures')
+    self._annotations = read_annotations(annotations, drop_bad_boxes=drop_bad_boxes)
+    self.categories: tuple[Category, ...] = self._annotations.categories
+    self.info: dict[str, Any] = self._annotations.info
+    self.notes: tuple[str, ...] = self._annotations.notes
+    problems = Problems(annotations)
+    self.files: list[Path] = []
+    for picture in self._annotations.pictures:
+      found = next((p for p in (Path(images, f) for f in picture.files) if p.is_file()), None)
+      if found is None:
+        problems.add('file', f'image {picture.id} ({picture.files[0]}) is not in {images}; expected it there')
+      else:
+        self.files.append(found)
+    problems.raise_if_any()
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, index: int) -> Example:
+    picture = self._annotations.pictures[index]
+    return Example(picture.id, self.files[index].read_bytes(), picture.height, picture.width,
+                   self._annotations.objects[index], picture.neg_category_ids, picture.not_exhaustive_category_ids)
+
+  def where(self, index: int) -> str:
+    """What to call example `index` in a message."""
+    return str(self.files[index])
+
+
+def prepared_folder(path: str | Path) -> Path:
+  """The folder OUT/NAME/VERSION of a prepared data set, given it, or NAME or OUT where only one lies below.
+
+  Raises DataError that lists what is there otherwise.
+  """
+  path = Path(path)
+  if not path.is_dir():
+    raise DataError(f'{path} is no folder; expected a data set made by vild-jax prepare')
+  found = [path] if (path / 'dataset_info.json').is_file() else sorted(
+    info.parent for depth in ('*', '*/*') for info in path.glob(f'{depth}/dataset_info.json')
+    if not any(part.startswith('.') for part in info.relative_to(path).parts))
+  if not found:
+    raise DataError(f'{path} holds no prepared data set; expected the folder that vild-jax prepare wrote')
+  if len(found) > 1:
+    raise DataError(f'{path} holds {len(found)} data sets; expected one of ' + ', '.join(str(f) for f in found))
+  return found[0]
+
+
+def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any]]]:
+  """(categories, {split: its record}) of the prepared data set in OUT/NAME/VERSION.
+
+  The record of a split has `identity`, `examples`, `info`, `notes` and `has_masks`. The file names of a split name
+  its content, so that `dataset_info.json`, written last, alone decides what belongs together.
+  """
+  try:
+    info = json.loads((folder / 'dataset_info.json').read_text(encoding='utf-8'))
+    metadata = json.loads((folder / 'metadata.json').read_text(encoding='utf-8'))
+    categories = [Category(**{**c, 'synonyms': tuple(c['synonyms'])}) for c in metadata['categories']]
+    splits = {}
+    for split in info['splits']:
+      content = split['filepathTemplate'].partition('-{SPLIT}-')[2].partition('.')[0]
+      splits[split['name']] = {**metadata['contents'][content], 'examples': sum(map(int, split['shardLengths']))}
+  except (OSError, KeyError, TypeError, ValueError) as error:
+    raise DataError(f'{folder} is no data set that vild-jax prepare wrote ({type(error).__name__}: {error}); a stock '
+                    'TFDS data set must go through prepare --from-tfds first') from None
+  return categories, splits
+
+
+class PreparedDataset:
+  """One split of a prepared data set: `len`, `[i] -> Example` with the picture still encoded.
+
+  It opens its files on first use, once in each process, so that it can be pickled into Grain's workers; threads may
+  share it.
+
+  Attributes:
+    folder: OUT/NAME/VERSION.
+    categories: of the whole data set, by id.
+    split, splits: this split's name, and all there are.
+    info: `info` of the annotation file.
+    notes: what preparation repaired.
+    has_masks: False where some object has no segmentation.
+    identity: hash of the split's content; equal wherever and whenever it was prepared.
+  """
+
+  def __init__(self, path: str | Path, split: str):
+    self.folder = prepared_folder(path).resolve()
+    categories, records = read_metadata(self.folder)
+    if split not in records:
+      raise DataError(f'{self.folder} has no split {split!r}; expected one of ' + ', '.join(sorted(records)))
+    record = records[split]
+    self.categories: tuple[Category, ...] = tuple(categories)
+    self.split, self.splits = split, tuple(sorted(records))
+    self.info: dict[str, Any] = record['info']
+    self.notes: tuple[str, ...] = tuple(record['notes'])
+    self.has_masks: bool = record['has_masks']
+    self.identity: str = record['identity']
+    self._length: int = record['examples']
+    self._source, self._lock = None, threading.Lock()
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> Example:
+    from vild_jax.data.tfds_builders.detection import from_features
+    if not -self._length <= index < self._length:
+      raise IndexError(f'example {index} of {self._length}')
+    return from_features(self._open()[index % self._length])
+
+  def __repr__(self) -> str:  # Grain shows it; the default would change from run to run
+    return f'PreparedDataset({self.folder.parent.name!r}, split={self.split!r}, identity={self.identity[:12]!r})'
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, '_source': None, '_lock': None}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state, _lock=threading.Lock())
+
+  def _open(self) -> Any:
+    with self._lock:
+      if self._source is None:
+        import tensorflow_datasets as tfds  # a second of import, for those that read pictures alone
+        builder = tfds.builder_from_directory(self.folder)
+        self._source = builder.as_data_source(self.split, decoders={'image': tfds.decode.SkipDecoding()})
+    return self._source
+
+
+def open_dataset(path: str | Path, split: str) -> PreparedDataset:
+  """Opens one split of what `vild-jax prepare` wrote; `path` is OUT/NAME/VERSION, OUT/NAME or OUT.
+
+  Raises DataError: no data set there, several of them, or no such split.
+  """
+  return PreparedDataset(path, split)
+
+
+def to_lvis_json(dataset: PreparedDataset) -> dict[str, Any]:
+  """The ground truth of a split in LVIS's format, for evaluation: xywh boxes, areas, segmentations, federated lists.
+
+  Categories of a data set without frequencies have none here. Boxes and areas are those of the annotation file up to
+  clipping and float32.
+  """
+  images, annotations = [], []
+  for i in range(len(dataset)):
+    example = dataset[i]
+    images.append({'id': example.image_id, 'height': example.height, 'width': example.width,
+                   'neg_category_ids': list(example.neg_category_ids),
+                   'not_exhaustive_category_ids': list(example.not_exhaustive_category_ids)})
+    o = example.objects
+    for j in range(len(o.ids)):
+      y1, x1, y2, x2 = (float(v) for v in o.boxes[j])
+      annotations.append({'id': int(o.ids[j]), 'image_id': example.image_id, 'category_id': int(o.category_ids[j]),
+                          'bbox': [x1, y1, x2 - x1, y2 - y1], 'area': float(o.areas[j]),
+                          'iscrowd': int(o.is_crowd[j]), 'segmentation': o.segmentations[j]})
+  categories = [{'id': c.id, 'name': c.name, 'synset': c.synset, 'synonyms': list(c.synonyms)}
+                | ({'frequency': c.frequency} if c.frequency else {}) for c in dataset.categories]
+  return {'info': dataset.info, 'images': sorted(images, key=lambda image: image['id']),
+          'annotations': sorted(annotations, key=lambda annotation: annotation['id']), 'categories': categories}

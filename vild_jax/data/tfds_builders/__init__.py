@@ -1,0 +1,1 @@
+"""TFDS dataset builders: the form in which prepared data lie on disk."""
