@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from faster_coco_eval.core import mask as rle
+from tqdm import tqdm
 
 from vild_jax import progress
 from vild_jax.data import toyworld_draw as draw
@@ -86,7 +87,7 @@ def generate(out: Path, *, seed: int = 0, train_images: int = 1000, val_images: 
     info = {'description': f'vild_jax toy world, {split}', 'version': str(GENERATOR_VERSION), 'parameters': parameters,
             'frequency_cutoffs': summary['frequency_cutoffs'], 'statistics': summary[split], 'summary': summary}
     content = {'info': info, 'licenses': [], 'categories': table, 'images': images, 'annotations': objects}
-    (partial / 'annotations' / f'toy_{split}.json').write_text(json.dumps(content), encoding='utf-8')
+    (partial / 'annotations' / f'toy_{split}.json').write_text(json.dumps(content, separators=(',', ':')), encoding='utf-8')
   os.replace(partial, out)
   return summary
 
@@ -132,6 +133,8 @@ def _plan(rng: np.random.Generator, split: str, count: int) -> list[list[tuple[i
   # The rarest first, while there is room to give each picture of a category its own place.
   for index in np.argsort(quota, kind='stable'):
     room = np.flatnonzero(capacity)
+    if not room.size:    # a set too small for all categories
+      break
     distinct = min(quota[index], len(room))
     chosen = list(rng.choice(room, distinct, replace=False, p=capacity[room] / capacity[room].sum()))
     for picture in chosen:
@@ -148,7 +151,7 @@ def _plan(rng: np.random.Generator, split: str, count: int) -> list[list[tuple[i
   return pictures
 
 
-def _render(folder: Path, seed: int, split: str, count: int, first: int, bar) -> tuple[list, list, int]:
+def _render(folder: Path, seed: int, split: str, count: int, first: int, bar: tqdm) -> tuple[list, list, int]:
   """Draws and writes one set; returns LVIS's images and annotations, and how many objects were left unannotated."""
   table = categories()
   images, annotations, unannotated = [], [], 0
@@ -202,16 +205,17 @@ def captioned_crops(seed: int, count: int, size: int = 32) -> tuple[np.ndarray, 
 
   They come from a random stream of their own, never from the data set. For any seed the first n do not depend on count.
 
-  Returns: uint8 [count, size, size, 3] and the category index int32 [count] (id minus 1).
+  Returns:
+    uint8 [count, size, size, 3] and the category index int32 [count] (id minus 1).
   """
   rng = _rng(seed, 'teacher')
-  size_of = len(categories())
+  vocabulary = len(categories())
   images = np.empty((count, size, size, 3), np.uint8)
   labels = np.empty(count, np.int32)
   for i in range(count):
-    if i % size_of == 0:
-      order = rng.permutation(size_of)
-    labels[i] = order[i % size_of]
+    if i % vocabulary == 0:
+      order = rng.permutation(vocabulary)
+    labels[i] = order[i % vocabulary]
     images[i] = single_object(rng, int(labels[i]), size)
   return images, labels
 

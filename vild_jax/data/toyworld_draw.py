@@ -276,7 +276,7 @@ def _place(rng: np.random.Generator, shape: int, pattern: int, placed: list[Figu
     r = max(radius * 0.98 ** attempt, 7.5)
     if overlap:
       other = placed[rng.integers(len(placed))]
-      angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 1.0) * (r + other.radius)
+      angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0.6, 1.0) * (r + other.radius)
       centre = other.centre + reach * np.array([math.cos(angle), math.sin(angle)])
       centre = np.clip(centre, 0.8 * r, (width - 0.8 * r, height - 0.8 * r))
     else:
