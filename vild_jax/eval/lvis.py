@@ -1,0 +1,57 @@
+"""The LVIS protocol: federated ground truth, the best 300 detections of a picture, AP by frequency.
+
+Equal to the official evaluator (tests/eval/test_lvis.py). `evaluate` needs neither jax nor an accelerator.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from vild_jax.eval import results as results_lib
+from vild_jax.eval import scoring
+
+MAX_DETECTIONS = 300
+
+
+def evaluate(ground_truth: dict | str | Path, results: list[results_lib.Result] | str | Path, *,
+             base_category_ids: Collection[int] | None = None, min_area: float = 0.0,
+             min_instances: int = 1) -> scoring.Metrics:
+  """Scores results by the LVIS protocol.
+
+  Args:
+    ground_truth: LVIS-format JSON or its path.
+    results: results JSON (results.py) or its path; more than 300 of a picture are cut to its best 300.
+    base_category_ids: ids of the base categories; None means all that are not rare.
+    min_area: ground truth below it (pixels squared) is ignored.
+    min_instances: categories with fewer instances stay out of the averages.
+
+  Returns:
+    See `scoring.score`; fractions, None for a group without categories.
+
+  Raises:
+    DataError: input that cannot be scored.
+  """
+  truth, found = scoring.read(ground_truth, results)
+  metrics = scoring.score(truth, _listed(truth, _best(found)), federated=True, max_detections=MAX_DETECTIONS,
+                          base_category_ids=base_category_ids, min_area=min_area, min_instances=min_instances)
+  return {**metrics, 'detections': len(found)}
+
+
+def _best(results: list[results_lib.Result]) -> list[results_lib.Result]:
+  """The best 300 of each picture: the library would keep 300 of each picture and category."""
+  pictures: dict[int, list[Any]] = defaultdict(list)
+  for result in results:
+    pictures[result['image_id']].append(result)
+  return [result for picture in pictures.values()
+          for result in sorted(picture, key=lambda result: -result['score'])[:MAX_DETECTIONS]]
+
+
+def _listed(truth: dict[str, Any], results: list[results_lib.Result]) -> list[results_lib.Result]:
+  """Detections of categories that their picture is known to hold or to lack; the library crashes on some others."""
+  listed = {image['id']: set(image.get('neg_category_ids', ())) for image in truth['images']}
+  for annotation in truth['annotations']:
+    listed[annotation['image_id']].add(annotation['category_id'])
+  return [result for result in results if result['category_id'] in listed[result['image_id']]]

@@ -1,0 +1,99 @@
+"""What `evaluate` and `score` leave behind: metrics.json, per_category.csv and two plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vild_jax.eval.scoring import Metrics
+
+_BOX, _MASK, _GRID, _INK = '#2f6fdb', '#e2711d', '#e3e5e8', '#30343b'
+_GROUPS = {'AP': 'all', 'APr': 'rare', 'APc': 'common', 'APf': 'frequent', 'AP_base': 'base', 'AP_novel': 'novel'}
+
+
+def write_reports(out_dir: str | Path, metrics: Metrics) -> list[Path]:
+  """Writes the metrics of `lvis.evaluate` or `coco.evaluate` into a folder, which it makes.
+
+  Returns:
+    The paths of metrics.json (all but the rows and curves), per_category.csv, precision_recall.png, ap_by_group.png.
+  """
+  folder = Path(out_dir)
+  folder.mkdir(parents=True, exist_ok=True)
+  summary = {key: value for key, value in metrics.items() if key not in ('per_category', 'curves')}
+  table = io.StringIO(newline='')
+  writer = csv.DictWriter(table, list(metrics['per_category'][0]) if metrics['per_category'] else ['id'])
+  writer.writeheader()
+  writer.writerows(metrics['per_category'])
+  files = {'metrics.json': (json.dumps(summary, indent=2, allow_nan=False) + '\n').encode(),
+           'per_category.csv': table.getvalue().encode(),
+           'precision_recall.png': _precision_recall(metrics),
+           'ap_by_group.png': _ap_by_group(metrics)}
+  return [write_file(folder / name, content) for name, content in files.items()]
+
+
+def write_file(path: Path, content: bytes) -> Path:
+  """Writes a file whole or not at all."""
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  temporary.write_bytes(content)
+  os.replace(temporary, path)
+  return path
+
+
+def _precision_recall(metrics: Metrics) -> bytes:
+  figure, axes = _figure('Precision and recall at IoU 0.5, mean over categories')
+  for kind, color in (('box', _BOX), ('mask', _MASK)):
+    curve = metrics['curves'][kind]
+    if curve is not None:
+      axes.plot(metrics['curves']['recall'], curve, color=color, linewidth=2,
+                label=f'{kind}, AP50 {100 * metrics[kind]["AP50"]:.1f} %')
+      axes.fill_between(metrics['curves']['recall'], curve, color=color, alpha=0.08, linewidth=0)
+  axes.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
+  if axes.lines:
+    axes.legend(frameon=False, labelcolor=_INK)
+  return _png(figure)
+
+
+def _ap_by_group(metrics: Metrics) -> bytes:
+  figure, axes = _figure('AP (IoU 0.5 to 0.95) by group of categories, %')
+  kinds = [(kind, color) for kind, color in (('box', _BOX), ('mask', _MASK)) if metrics[kind] is not None]
+  groups = [group for group in _GROUPS if any(metrics[kind][group] is not None for kind, _ in kinds)]
+  for k, (kind, color) in enumerate(kinds):
+    heights = [100 * (metrics[kind][group] or 0) for group in groups]
+    bars = axes.bar([i + (k - (len(kinds) - 1) / 2) * 0.38 for i in range(len(groups))], heights, 0.35, color=color,
+                    label=kind)
+    labels = ['none' if metrics[kind][group] is None else f'{height:.1f}'
+              for group, height in zip(groups, heights, strict=True)]
+    axes.bar_label(bars, labels, padding=3, fontsize=9, color=_INK)
+  axes.set_xticks(range(len(groups)), [_GROUPS[group] for group in groups])
+  axes.grid(visible=False, axis='x')
+  axes.margins(y=0.15)
+  if groups:
+    axes.legend(frameon=False, labelcolor=_INK, loc='lower right', bbox_to_anchor=(1, 0.99), ncols=2)
+  return _png(figure)
+
+
+def _figure(title: str) -> tuple[Any, Any]:
+  # Imported here: scoring alone should not wait for matplotlib. A Figure of its own needs no display and no pyplot.
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 4.2), dpi=150, layout='constrained')
+  axes = figure.add_subplot()
+  axes.set_title(title, loc='left', fontsize=11, color=_INK, pad=12)
+  axes.spines[['top', 'right', 'left']].set_visible(False)
+  axes.spines['bottom'].set_color('#9aa0a8')
+  axes.grid(color=_GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.tick_params(colors=_INK, length=0, labelsize=9)
+  axes.xaxis.label.set_color(_INK)
+  axes.yaxis.label.set_color(_INK)
+  return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png', facecolor='white')
+  return buffer.getvalue()
