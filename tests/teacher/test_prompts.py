@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vild_jax.teacher import prompts
+
+
+@pytest.mark.parametrize('name, cleaned', [
+  ('aerosol_can', 'aerosol can'), ('Red Mug', 'red mug'), ('cup/mug', 'cup or mug'), ('Dr._Pepper.', 'dr. pepper'),
+  ('monitor_(computer_equipment) computer_monitor', 'monitor (computer equipment) computer monitor'),
+  ('etc...', 'etc'), (' a  b ', 'a b'),
+])
+def test_clean_name(name, cleaned):
+  assert prompts.clean_name(name) == cleaned
+
+
+@pytest.mark.parametrize('name', ['', '  ', '_', '...'])
+def test_a_name_without_a_word_is_refused(name):
+  with pytest.raises(ValueError, match='is empty; expected a word'):
+    prompts.clean_name(name)
+
+
+def test_the_tables_are_the_published_ones(shared):
+  vild = json.loads((shared / 'data/clip/vild_63_templates.json').read_text())
+  imagenet = json.loads((shared / 'data/clip/openai_imagenet_80_templates.json').read_text())
+  loaded = prompts.load_templates('vild')
+  assert [t.removeprefix('This is ') for t in loaded] == vild and len(loaded) == 63
+  assert sum(t.startswith('This is ') for t in loaded) == 58
+  assert list(prompts.load_templates('imagenet')) == imagenet and len(imagenet) == 80
+  assert prompts.load_templates('single') == ('a photo of a {}',)
+
+
+def test_articles_follow_the_name():
+  templates = ('There is {article} {} in the scene.', 'a {}')
+  assert prompts.fill('Apple_pie', templates) == ['There is an apple pie in the scene.', 'a apple pie']
+  assert prompts.fill('hair_dryer', templates[:1]) == ['There is a hair dryer in the scene.']
+  assert 'This is a photo of an owl.' in prompts.fill('owl', prompts.load_templates('vild'))
+
+
+def test_templates_of_a_file(tmp_path):
+  path = tmp_path / 'p.txt'
+  path.write_text('\ufeffa drawing of {article} {}\n\n  {} – klein \n', encoding='utf-8')
+  assert prompts.load_templates(path) == ('a drawing of {article} {}', '{} – klein')
+
+
+@pytest.mark.parametrize('content, found', [
+  (b'a photo\n', 'p.txt:1: \'a photo\' is no template'), (b'{}\n{name}\n', 'p.txt:2'), (b'{} and {}\n', 'p.txt:1'),
+  (b'a {\n', 'p.txt:1'), (b'{:d}\n', 'p.txt:1'), (b'\n\n', 'holds no template'), (b'\xff\xfe{}', 'no UTF-8'),
+])
+def test_a_bad_file_is_one_line(tmp_path, content, found):
+  (tmp_path / 'p.txt').write_bytes(content)
+  with pytest.raises(ValueError, match=found) as error:
+    prompts.load_templates(tmp_path / 'p.txt')
+  assert '\n' not in str(error.value)
+
+
+def test_unknown_prompts():
+  with pytest.raises(ValueError, match="no prompts 'wild'; expected vild, imagenet, single or a file"):
+    prompts.load_templates('wild')

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.teacher import bpe
+from vild_jax.teacher import prompts
+from vild_jax.teacher.tokenizer import Tokenizer, clean_text
+
+
+@pytest.fixture(scope='module')
+def tokenizer(shared):
+  return Tokenizer(bpe.tokenizer_json(shared / 'data/clip/bpe_simple_vocab_16e6.txt.gz'), 77)
+
+
+def test_start_end_and_zeros_around_every_golden_text(tokenizer, shared):
+  golden = json.loads((shared / 'data/clip/token_golden.json').read_text(encoding='utf-8'))
+  rows = tokenizer(list(golden))
+  assert rows.shape == (len(golden), 77) and rows.dtype == np.int32
+  for row, (text, ids) in zip(rows, golden.items(), strict=True):
+    assert row.tolist() == [49406, *ids, 49407] + [0] * (75 - len(ids)), text
+
+
+def test_every_lvis_name(tokenizer, shared):
+  categories = json.loads((shared / 'data/categories/lvis_v1_train_cat_info.json').read_text())
+  names = [c['name'] for c in sorted(categories, key=lambda c: c['id'])]
+  with np.load(shared / 'data/clip/lvis_v1_tokens.npz') as golden:
+    np.testing.assert_array_equal(tokenizer([f'a {name}' for name in names]), golden['a_rawname'])
+    np.testing.assert_array_equal(tokenizer([f'a {prompts.clean_name(n)}' for n in names]), golden['a_processedname'])
+
+
+def test_a_long_text_keeps_its_end_and_is_named(tokenizer):
+  text = ' '.join(['cat'] * 90)
+  with pytest.warns(UserWarning, match=r"'cat cat.*has 90 tokens; only the first 75 are used"):
+    row, = tokenizer([text])
+  assert row.tolist() == [49406] + [2368] * 75 + [49407]
+
+
+def test_cleaning():
+  assert clean_text('  A\n\tCafe\u0301 &amp;lt;B&amp;gt; “x” ') == 'a café <b> "x"'
+  assert clean_text('schÃ¶n') == 'schön'
+
+
+def test_a_tokenizer_of_another_kind_is_one_line():
+  other = {'version': '1.0', 'added_tokens': [], 'model': {'type': 'WordLevel', 'vocab': {'a': 0}, 'unk_token': 'a'}}
+  with pytest.raises(ValueError, match=r'lacks <\|startoftext\|>; expected a tokenizer of CLIP'):
+    Tokenizer(json.dumps(other), 77)

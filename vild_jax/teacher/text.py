@@ -1,0 +1,70 @@
+"""The teacher's text tower: class names -> text embeddings -> a vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vild_jax import progress
+from vild_jax.interop import hf_clip
+from vild_jax.nn import clip
+from vild_jax.teacher import prompts
+from vild_jax.teacher.tokenizer import Tokenizer
+from vild_jax.teacher.vocabulary import VocabularyFile
+
+_BATCH = 64
+_LENGTH_STEP = 8         # texts are padded to a multiple of this many tokens: few compilations, little waste
+_BATCHES_WITHOUT_BAR = 8
+
+
+class TextTower:
+  """A text tower with its tokenizer. `identity` is what a vocabulary keeps of it, `embedding_dim` the D below."""
+
+  def __init__(self, teacher: hf_clip.Teacher, dtype: Any = jnp.float32):
+    self.teacher = teacher
+    self.identity = teacher.text_identity
+    self.embedding_dim = teacher.config.embedding_dim
+    self._tokenizer = Tokenizer(teacher.tokenizer_json, teacher.config.context_length)
+    self._params = jax.device_put(teacher.params['text'])
+    tower = clip.TextTower(teacher.config, dtype)
+    self._apply = jax.jit(lambda params, tokens: clip.normalize(tower.apply({'params': params}, tokens)))
+
+  def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    """float32 [N, D], unit rows, one for each text."""
+    tokens = self._tokenizer(texts)
+    lengths = np.argmax(tokens == self._tokenizer.end, axis=1) + 1
+    order = np.argsort(lengths, kind='stable')
+    starts = range(0, len(texts), _BATCH)
+    rows = np.zeros((len(texts), self.embedding_dim), np.float32)
+    long = len(starts) > _BATCHES_WITHOUT_BAR
+    for start in progress.track(starts, 'text embeddings', unit='batch') if long else starts:
+      chosen = order[start:start + _BATCH]
+      length = min(-(-lengths[chosen[-1]] // _LENGTH_STEP) * _LENGTH_STEP, tokens.shape[1])
+      batch = np.zeros((_BATCH, length), np.int32)
+      batch[:len(chosen)] = tokens[chosen, :length]
+      rows[chosen] = self._apply(self._params, batch)[:len(chosen)]
+    return rows
+
+  def embed(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """float32 [C, D], unit rows: each prompt normalised, averaged over templates, normalised (METHOD.md, section 5)."""
+    if not names:
+      raise ValueError('the list of classes is empty; expected at least one name')
+    texts = [text for name in names for text in prompts.fill(name, templates)]
+    rows = self.embed_texts(texts).reshape(len(names), len(templates), -1).mean(axis=1)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+  def vocabulary(self, names: Sequence[str], is_base: np.ndarray, which: str | Path) -> VocabularyFile:
+    """The vocabulary of `names` with the prompts `which` (see `prompts.load_templates`)."""
+    templates = prompts.load_templates(which)
+    description = f'{Path(which).name} ({len(templates)})'
+    return VocabularyFile(self.embed(names, templates), tuple(names), np.asarray(is_base), self.identity, description)
+
+
+def load_text(directory: str | Path, dtype: Any = jnp.float32) -> TextTower:
+  """The text tower of a teacher directory or of a bundle's `text_tower/`."""
+  return TextTower(hf_clip.load_text_tower(directory), dtype)
