@@ -1,0 +1,111 @@
+"""Lists of classes: the names to embed or to detect, and which of them are base classes."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vild_jax.data.annotations import read_categories
+from vild_jax.data.schema import Category, DataError
+from vild_jax.data.sources import prepared_folder, read_metadata
+
+BUILT_IN = ('lvis', 'coco', 'coco-ovd', 'voc', 'objects365')
+_TABLES = Path(__file__).parent / 'categories'
+
+
+@dataclass(frozen=True)
+class ClassList:
+  """C classes in order: names, whether each is a base class, and its id in the data set (1..C in a text file)."""
+
+  names: tuple[str, ...]
+  is_base: tuple[bool, ...]
+  ids: tuple[int, ...]
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+
+def class_list(spec: str | Path, *, base: str | Path | None = None) -> ClassList:
+  """The classes that `spec` names.
+
+  Args:
+    spec: 'lvis' (1,203; base: frequent and common), 'coco' (80), 'coco-ovd' (48 base and 17 novel), 'voc' (20),
+      'objects365' (365), a text file with one name a line, a LVIS- or COCO-format .json, or the folder of a prepared
+      data set (base in the last two: not rare, where there are frequencies). Order: by id; in a text file by line.
+    base: a text file with the names of the base classes. Default: as above, else all classes are novel.
+
+  Raises:
+    DataError: one line: nothing of that name, an empty list, a name twice, a base class that is not in the list.
+  """
+  classes = _read(spec)
+  if base is None:
+    return classes
+  names = _read_text(Path(base))
+  for name in names:
+    if name not in classes.names:
+      near = difflib.get_close_matches(name, classes.names, n=1, cutoff=0.0)
+      raise DataError(f'{base}: the base class {name!r} is not among the {len(classes)} classes of {spec}; the nearest '
+                      f'is {near[0]!r}')
+  return ClassList(classes.names, tuple(name in set(names) for name in classes.names), classes.ids)
+
+
+def lvis_categories() -> tuple[Category, ...]:
+  """The 1,203 categories of LVIS v1, by id."""
+  return tuple(Category(key, name, frequency, synset, tuple(synonyms))
+               for key, name, frequency, synset, synonyms in _table('lvis_v1'))
+
+
+def coco_categories() -> tuple[Category, ...]:
+  """The 80 categories of COCO, by id (1..90 with gaps)."""
+  return tuple(Category(key, name) for key, name, _ in _table('coco'))
+
+
+def _read(spec: str | Path) -> ClassList:
+  if spec == 'lvis':
+    return _from_categories(lvis_categories())
+  if spec == 'coco-ovd':
+    rows = [row for row in _table('coco') if row[2]]
+    return ClassList(tuple(r[1] for r in rows), tuple(r[2] == 'base' for r in rows), tuple(r[0] for r in rows))
+  if spec in BUILT_IN:
+    rows = _table(str(spec))
+    return ClassList(tuple(r[1] for r in rows), (False,) * len(rows), tuple(r[0] for r in rows))
+  path = Path(spec)
+  if path.is_dir():
+    return _from_categories(read_metadata(prepared_folder(path))[0])
+  if path.suffix == '.json':
+    return _from_categories(read_categories(path))
+  if not path.is_file():
+    raise DataError(f'{spec} is no list of classes; expected one of {", ".join(BUILT_IN)}, a text file with one name a '
+                    'line, a LVIS- or COCO-format .json, or a prepared data set')
+  names = _read_text(path)
+  return ClassList(tuple(names), (False,) * len(names), tuple(range(1, len(names) + 1)))
+
+
+def _from_categories(categories: Sequence[Category]) -> ClassList:
+  return ClassList(tuple(c.name for c in categories), tuple(c.frequency in ('c', 'f') for c in categories),
+                   tuple(c.id for c in categories))
+
+
+def _read_text(path: Path) -> list[str]:
+  try:
+    lines = path.read_text(encoding='utf-8-sig').splitlines()
+  except FileNotFoundError:
+    raise DataError(f'{path} is no file; expected a text file with one name a line') from None
+  except UnicodeDecodeError as error:
+    raise DataError(f'{path} is no UTF-8 text (byte {error.start}); expected one name a line') from None
+  seen: dict[str, int] = {}
+  for number, name in enumerate(map(str.strip, lines), start=1):
+    if name in seen:
+      raise DataError(f'{path}: line {number} names {name!r} again, after line {seen[name]}; expected each name once')
+    if name:
+      seen[name] = number
+  if not seen:
+    raise DataError(f'{path} names no class; expected one name a line')
+  return list(seen)
+
+
+def _table(name: str) -> list[list]:
+  return json.loads((_TABLES / f'{name}.json').read_text(encoding='utf-8'))['rows']
