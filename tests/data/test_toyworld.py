@@ -158,8 +158,9 @@ def test_bytes_depend_on_the_seed_alone(tmp_path):
   assert len(first) == 10
   assert first == same
   assert all(first[name] != other[name] for name in first)
-  train, val = (toyworld._rng(7, split).random() for split in ('train', 'val'))
-  assert train != val
+  keys = [(7, 'train', 0), (7, 'train', 1), (7, 'val', 0), (7, 'teacher', 0), (7 + 2 ** 32, 'train', 0),
+          (-7, 'train', 0)]
+  assert len({toyworld._rng(*key).random() for key in keys}) == len(keys)
 
 
 def test_a_world_is_reused_or_refused(tmp_path):

@@ -87,7 +87,8 @@ def generate(out: Path, *, seed: int = 0, train_images: int = 1000, val_images: 
     info = {'description': f'vild_jax toy world, {split}', 'version': str(GENERATOR_VERSION), 'parameters': parameters,
             'frequency_cutoffs': summary['frequency_cutoffs'], 'statistics': summary[split], 'summary': summary}
     content = {'info': info, 'licenses': [], 'categories': table, 'images': images, 'annotations': objects}
-    (partial / 'annotations' / f'toy_{split}.json').write_text(json.dumps(content, separators=(',', ':')), encoding='utf-8')
+    text = json.dumps(content, separators=(',', ':'))
+    (partial / 'annotations' / f'toy_{split}.json').write_text(text, encoding='utf-8')
   os.replace(partial, out)
   return summary
 
@@ -104,8 +105,9 @@ def _reuse(out: Path, parameters: dict) -> dict:
   return info['summary']
 
 
-def _rng(seed: int, *stream: str | int) -> np.random.Generator:
-  return np.random.default_rng([seed % 2 ** 63, *(_STREAMS.get(s, s) for s in stream)])
+def _rng(seed: int, stream: str, number: int = 0) -> np.random.Generator:
+  # Always four words: numpy pads shorter keys with zeros, and two keys that differ in trailing zeros are one.
+  return np.random.default_rng([seed % 2 ** 32, seed // 2 ** 32 % 2 ** 32, _STREAMS[stream], number])
 
 
 def _cutoffs(train_images: int) -> dict[str, int]:
@@ -156,11 +158,11 @@ def _render(folder: Path, seed: int, split: str, count: int, first: int, bar: tq
   table = categories()
   images, annotations, unannotated = [], [], 0
   for number, objects in enumerate(_plan(_rng(seed, split), split, count)):
-    rng = _rng(seed, split, number)
+    image_id = first + number
+    rng = _rng(seed, split, image_id)
     height, width = (int(v) for v in rng.integers(_SIDES[0], _SIDES[1] + 1, 2))
     kinds = [divmod(index, len(draw.PATTERNS)) for index, _ in objects]
     picture, owner, full = draw.scene(rng, height, width, kinds)
-    image_id = first + number
     present = {index for index, _ in objects}
     absent = [i for i in range(len(table)) if i not in present]
     negatives = rng.choice(absent, rng.integers(_NEGATIVES[0], _NEGATIVES[1] + 1), replace=False)
@@ -223,7 +225,7 @@ def captioned_crops(seed: int, count: int, size: int = 32) -> tuple[np.ndarray, 
 def single_object(rng: np.random.Generator, category_index: int, size: int = 32) -> np.ndarray:
   """One object as a proposal would show it: uint8 [size, size, 3].
 
-  Tight (1x) or with context (1.5x), a little off, stretched to the square or its central square, objects of 12 to 76
+  Tight (1x) or with context (1.5x), a little off, stretched to the square or its central square, objects of 12 to 64
   pixels brought to `size`, and often a neighbour that reaches in from the edge.
   """
   return draw.portrait(rng, *divmod(category_index, len(draw.PATTERNS)), size)

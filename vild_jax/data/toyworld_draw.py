@@ -297,7 +297,7 @@ def _place(rng: np.random.Generator, shape: int, pattern: int, placed: list[Figu
 
 def portrait(rng: np.random.Generator, shape: int, pattern: int, size: int) -> np.ndarray:
   """One object, cut out as a region proposal would be: uint8 [size, size, 3]; neighbours may reach in."""
-  radius = math.exp(rng.uniform(math.log(6), math.log(38)))
+  radius = math.exp(rng.uniform(math.log(6), math.log(32)))
   item = figure(rng, shape, pattern, np.zeros(2), radius)
   box = bounds(item)
   centre, extent = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
