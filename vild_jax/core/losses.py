@@ -1,0 +1,106 @@
+"""The losses: whole batch in, scalar over global normalisers out, in float32 (METHOD.md, section 3 "Losses").
+
+Each is 0 with zero gradient when nothing takes part in it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vild_jax.core import openvocab
+
+
+def _mean(values, mask):
+  """Mean of `values` where `mask`; 0 where it is empty. What `mask` leaves out may be anything, NaN included."""
+  count = jnp.sum(mask, dtype=jnp.float32)
+  return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(count, 1.0)
+
+
+def _huber(error, delta):
+  """Quadratic up to `delta`, then linear with slope `delta`."""
+  size = jnp.abs(error)
+  return jnp.where(size <= delta, 0.5 * jnp.square(error), delta * size - 0.5 * delta**2)
+
+
+def _cross_entropy(logits, targets):
+  """Binary cross-entropy with logits; targets may be soft."""
+  return jax.nn.softplus(logits) - targets * logits
+
+
+def rpn_score(
+  logits: dict[int, Float[Array, 'b _']], labels: dict[int, Int[Array, 'b _']], *, samples_per_image: int = 256
+) -> Float[Array, '']:
+  """Objectness: cross-entropy summed over anchors with label 1 or 0 (-1: ignored) / (B * samples_per_image)."""
+  total = jnp.zeros((), jnp.float32)
+  for level, level_logits in logits.items():
+    label = labels[level]
+    level_logits = jnp.where(label >= 0, level_logits.astype(jnp.float32), 0.0)
+    entropy = _cross_entropy(level_logits, (label == 1).astype(jnp.float32))
+    total += jnp.sum(jnp.where(label >= 0, entropy, 0.0)) / (label.shape[0] * samples_per_image)
+  return total
+
+
+def rpn_box(
+  deltas: dict[int, Float[Array, 'b _ 4']],
+  targets: dict[int, Float[Array, 'b _ 4']],
+  positive: dict[int, Bool[Array, 'b _']],
+) -> Float[Array, '']:
+  """Anchor regression: Huber (delta 1/9), a mean for each level, summed over levels.
+
+  The mean is over elements of positive anchors; an element whose target is exactly 0 counts neither above nor below
+  the line, as in the reference.
+  """
+  total = jnp.zeros((), jnp.float32)
+  for level, level_deltas in deltas.items():
+    counts = positive[level][..., None] & (targets[level] != 0.0)
+    error = jnp.where(counts, level_deltas.astype(jnp.float32) - targets[level], 0.0)
+    total += _mean(_huber(error, 1.0 / 9.0), counts)
+  return total
+
+
+def region_class(
+  logits: Float[Array, 'b r columns'],
+  labels: Int[Array, 'b r'],
+  valid: Bool[Array, 'b r'],
+  allowed: Bool[Array, 'columns'],
+) -> Float[Array, '']:
+  """Classification (L_text): softmax cross-entropy, mean over valid regions.
+
+  Args:
+    logits: background in the last column; those of classes that are not allowed may be -inf.
+    labels: class index 0..C-1, background C; of a valid region always an allowed one.
+    allowed: the columns in the softmax; novel and padding classes have no part in it.
+  """
+  logits = jnp.where(valid[..., None] & allowed[None, None, :], logits.astype(jnp.float32), -jnp.inf)
+  # A row of padding has to stay finite, or its gradient is NaN although nothing comes of it.
+  logits = jnp.where(valid[..., None], logits, 0.0)
+  label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+  return _mean(jax.nn.logsumexp(logits, axis=-1) - label_logit, valid)
+
+
+def region_box(
+  deltas: Float[Array, 'b r 4'], targets: Float[Array, 'b r 4'], foreground: Bool[Array, 'b r']
+) -> Float[Array, '']:
+  """Box refinement: Huber (delta 1), mean over the four numbers of the foreground regions."""
+  counts = jnp.broadcast_to(foreground[..., None], deltas.shape)
+  return _mean(_huber(jnp.where(counts, deltas.astype(jnp.float32) - targets, 0.0), 1.0), counts)
+
+
+def mask(
+  logits: Float[Array, 'b k s s'], targets: Float[Array, 'b k s s'], foreground: Bool[Array, 'b k']
+) -> Float[Array, '']:
+  """Masks: binary cross-entropy with soft targets, mean over the pixels of the foreground regions."""
+  counts = jnp.broadcast_to(foreground[..., None, None], logits.shape)
+  return _mean(_cross_entropy(jnp.where(counts, logits.astype(jnp.float32), 0.0), targets), counts)
+
+
+def distillation(
+  student: Float[Array, 'b m d'], teacher: Float[Array, 'b m d'], valid: Bool[Array, 'b m']
+) -> Float[Array, '']:
+  """L_image: L1 distance of the normalised embeddings, mean over the valid regions of the batch, unweighted."""
+  # Padding may hold anything: NaN times a zero cotangent would still be NaN.
+  student = jnp.where(valid[..., None], student, 0.0)
+  difference = openvocab.normalize(student) - openvocab.normalize(teacher)
+  return _mean(jnp.sum(jnp.abs(difference), axis=-1), valid)

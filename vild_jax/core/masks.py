@@ -1,0 +1,58 @@
+"""Mask targets and the regions that get them (METHOD.md, section 3 "Losses": 28x28 targets of <= 128 regions)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vild_jax.core import sampling
+
+
+def _resampling(box_min, box_max, gt_min, gt_max, size, gt_size):
+  """Bilinear weights [K, size, gt_size] that read a ground truth mask's axis at the centres of `size` bins of a box.
+
+  Pixel p of the mask stands at coordinate p, there is nothing outside it: a hat around each pixel says both.
+  """
+  scale = gt_size / (gt_max - gt_min + 1e-8)
+  bins = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
+  position = (box_min - gt_min)[:, None] * scale[:, None] + bins[None, :] * ((box_max - box_min) * scale)[:, None]
+  pixels = jnp.arange(gt_size, dtype=jnp.float32)
+  return jnp.maximum(1.0 - jnp.abs(position[:, :, None] - pixels[None, None, :]), 0.0)
+
+
+def mask_targets(
+  gt_masks: Float[Array, 'g s s'],
+  gt_boxes: Float[Array, 'g 4'],
+  boxes: Float[Array, 'k 4'],
+  matched: Int[Array, 'k'],
+  *,
+  size: int = 28,
+) -> Float[Array, 'k {size} {size}']:
+  """The part of each region's ground truth mask that lies in the region, soft, in [0, 1].
+
+  Args:
+    gt_masks: what is seen in each ground truth box, in [0, 1].
+    boxes: the regions.
+    matched: the ground truth of each region.
+  """
+  gt_size = gt_masks.shape[1]
+  gt = gt_boxes[matched]
+  rows = _resampling(boxes[:, 0], boxes[:, 2], gt[:, 0], gt[:, 2], size, gt_size)
+  columns = _resampling(boxes[:, 1], boxes[:, 3], gt[:, 1], gt[:, 3], size, gt_size)
+  masks = gt_masks[matched].astype(jnp.float32)
+  exact = jax.lax.Precision.HIGHEST
+  return jnp.einsum('kih,khw,kjw->kij', rows, masks, columns, precision=exact)
+
+
+def select_mask_regions(
+  foreground: Bool[Array, 'r'], valid: Bool[Array, 'r'], *, num: int
+) -> tuple[Int[Array, '{num}'], Bool[Array, '{num}'], Bool[Array, '{num}']]:
+  """The regions that go through the mask head: the first foreground ones, then valid background ones as filling.
+
+  Returns:
+    (indices [num], foreground [num], valid [num]); an unused slot holds index 0 and False twice.
+  """
+  num_regions = foreground.shape[0]
+  slots, taken = sampling.first_true(jnp.concatenate([foreground & valid, ~foreground & valid]), num)
+  return slots % num_regions, taken & (slots < num_regions), taken

@@ -1,0 +1,70 @@
+"""Features of regions from the pyramid level that fits their size (METHOD.md, section 2 "RoI features")."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vild_jax.core import boxes as box_ops
+
+# A region of this side (pixels, square root of its area) belongs to this level; each doubling is one level more.
+_CANONICAL_SIDE = 224.0
+_CANONICAL_LEVEL = 4
+
+
+def roi_levels(boxes: Float[Array, 'r 4'], min_level: int, max_level: int) -> Int[Array, 'r']:
+  """floor(log2(sqrt(area) / 224)) + 4 within [min_level, max_level]; sides of exactly 112, 224, ... go up."""
+  # Areas are compared with the squared bounds: a float logarithm would round at the bounds.
+  bounds = [(_CANONICAL_SIDE * 2.0 ** (level - _CANONICAL_LEVEL)) ** 2 for level in range(min_level + 1, max_level + 1)]
+  area = box_ops.area(boxes)
+  return min_level + sum((area >= bound).astype(jnp.int32) for bound in bounds)
+
+
+def _corners(start, length, output_size, size):
+  """Sample positions of one axis: the two pixels [R, output_size] around each bin's centre, and the second's weight."""
+  bins = (jnp.arange(output_size, dtype=jnp.float32) + 0.5) / output_size
+  position = start[:, None] + bins[None, :] * length[:, None]
+  # The weight is measured from the clipped pixel: it is negative before the first one (the line goes on), and behind
+  # the last one both pixels are the same.
+  last = (size - 1)[:, None].astype(jnp.float32)
+  first = jnp.clip(jnp.floor(position), 0.0, last)
+  second = jnp.minimum(first + 1.0, last)
+  return first.astype(jnp.int32), second.astype(jnp.int32), position - first
+
+
+def multilevel_roi_align(
+  features: dict[int, Float[Array, '_ _ d']], boxes: Float[Array, 'r 4'], *, output_size: int
+) -> Float[Array, 'r {output_size} {output_size} d']:
+  """One bilinear sample at the centre of each of output_size x output_size bins of each region.
+
+  A position y / 2**level is a pixel index, without a half-pixel shift. Beyond the far border the last pixel repeats;
+  before the first pixel the line through the first two goes on (published weights expect both).
+
+  Args:
+    features: {level: [H_l, W_l, D]}; the levels present are the ones regions are assigned to.
+    boxes: yxyx pixels of the network input.
+
+  Returns:
+    In the features' dtype; positions and interpolation are float32.
+  """
+  levels = sorted(features)
+  row = roi_levels(boxes, levels[0], levels[-1]) - levels[0]
+  sizes = [features[level].shape[:2] for level in levels]
+  starts = jnp.asarray(np.cumsum([0] + [h * w for h, w in sizes])[:-1], jnp.int32)[row]
+  heights, widths = jnp.asarray(sizes, jnp.int32)[row].T
+  strides = jnp.asarray([2.0**level for level in levels], jnp.float32)[row]
+  pixels = jnp.concatenate([features[level].reshape(-1, features[level].shape[-1]) for level in levels])
+
+  scaled = boxes.astype(jnp.float32) / strides[:, None]
+  y0, y1, wy = _corners(scaled[:, 0], scaled[:, 2] - scaled[:, 0], output_size, heights)
+  x0, x1, wx = _corners(scaled[:, 1], scaled[:, 3] - scaled[:, 1], output_size, widths)
+
+  def corner(y, x, weight_y, weight_x):
+    index = starts[:, None, None] + y[:, :, None] * widths[:, None, None] + x[:, None, :]
+    weight = weight_y[:, :, None] * weight_x[:, None, :]
+    return pixels.at[index].get(mode='promise_in_bounds').astype(jnp.float32) * weight[..., None]
+
+  result = corner(y0, x0, 1.0 - wy, 1.0 - wx) + corner(y0, x1, 1.0 - wy, wx)
+  result += corner(y1, x0, wy, 1.0 - wx) + corner(y1, x1, wy, wx)
+  return result.astype(pixels.dtype)
