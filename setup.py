@@ -1,4 +1,4 @@
-"""Packaging of vild_jax. Lower bounds are versions that the test suite passed with; constraints/ has the newest ones."""
+"""Packaging of vild_jax. The suite passed with the lower bounds; constraints/ pins what the launchers install."""
 
 from setuptools import find_packages, setup
 
@@ -13,6 +13,7 @@ setup(
   package_data={'vild_jax': ['data/categories/*.json', 'teacher/*.json']},
   entry_points={'console_scripts': ['vild-jax = vild_jax.cli:main']},
   install_requires=[
+    'absl-py>=2.1',
     'array_record>=0.8.3',
     'clu>=0.0.12',
     'faster-coco-eval>=1.8.0',
