@@ -1,6 +1,7 @@
 """Checkpoints with Orbax: everything a resume needs, restored onto any topology; strict about what fits.
 
-A work directory holds `config.json` (the resolved config), `vocabulary.npz` and `checkpoints/STEP/`.
+A work directory holds `config.json` (the resolved config), `vocabulary.npz` and `checkpoints/STEP/`; a bundle has
+`variables/` in place of the checkpoints.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from jax.sharding import Mesh
 
 from vild_jax import config as config_lib
 from vild_jax.config import Config
+from vild_jax.config import Mesh as MeshSettings
 from vild_jax.structs import TrainState
+from vild_jax.train import sharding
 from vild_jax.train.optim import path_name
-from vild_jax.train.state import abstract
+from vild_jax.train.state import abstract, variables
 
 logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax logs dozens of lines a save
 
-CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
+CONFIG_FILE, VOCABULARY_FILE, VARIABLES = 'config.json', 'vocabulary.npz', 'variables'
 _FOLDER = 'checkpoints'
 # Settings that change neither what is learnt nor the shape of the state: a resume may change them.
 _FREE = ('data.workers', 'mesh.', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures',
@@ -86,28 +89,37 @@ def read_config(workdir: Path) -> Config:
   return config_lib.from_text(path.read_text(encoding='utf-8'))
 
 
-def load_variables(workdir: Path, config: Config, mesh: Mesh, *, step: int | None = None) -> dict[str, Any]:
-  """{'params', 'batch_stats'} of a checkpoint, without its optimiser state, replicated on `mesh`.
+def load_variables(folder: Path, config: Config, mesh: Mesh | None = None) -> dict[str, Any]:
+  """{'params', 'batch_stats'} of a bundle, or of a work directory's newest checkpoint, without its optimiser state.
+
+  Args:
+    folder: the bundle or work directory.
+    config: says which weights there must be.
+    mesh: where they go, replicated; by default one device.
 
   Raises ValueError if there is no checkpoint, or one of another architecture; the message names the first misfit.
   """
-  folder = (Path(workdir) / _FOLDER).absolute()
-  if not folder.is_dir():
-    raise ValueError(f'{workdir} holds no checkpoint; expected a work directory of `vild-jax train`')
-  with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-    step = manager.latest_step() if step is None else step
-    if step is None:
-      raise ValueError(f'{workdir} holds no complete checkpoint yet; expected one under {folder.name}/')
-    return restore_tree(folder / str(step) / 'state', variables_of(abstract(config, mesh)))
+  folder = Path(folder).absolute()
+  mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
+  expected = variables(abstract(config, mesh))
+  if (folder / VARIABLES).is_dir():
+    return _restore_tree(folder / VARIABLES, expected)
+  if not (folder / _FOLDER).is_dir():
+    raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
+  with ocp.CheckpointManager(folder / _FOLDER, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    step = manager.latest_step()
+  if step is None:
+    raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {_FOLDER}/')
+  return _restore_tree(folder / _FOLDER / str(step) / 'state', expected)
 
 
-def save_variables(path: Path, variables: dict[str, Any]) -> None:
-  """Writes {'params', 'batch_stats'} alone, for a bundle."""
+def save_variables(folder: Path, variables: dict[str, Any]) -> None:
+  """Writes {'params', 'batch_stats'} alone into the folder of a bundle."""
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(Path(path).absolute(), variables)
+    checkpointer.save(Path(folder).absolute() / VARIABLES, variables)
 
 
-def restore_tree(path: Path, expected: Any) -> Any:
+def _restore_tree(path: Path, expected: Any) -> Any:
   """Restores the part of the checkpoint at `path` that `expected` (abstract, with shardings) names; strict."""
   with ocp.PyTreeCheckpointer() as checkpointer:
     try:
@@ -118,10 +130,6 @@ def restore_tree(path: Path, expected: Any) -> Any:
     restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
     args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
     return checkpointer.restore(path.absolute(), args=args)
-
-
-def variables_of(state: TrainState) -> dict[str, Any]:
-  return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
 def _check_fit(path: Path, found: Any, expected: Any) -> None:
@@ -135,5 +143,3 @@ def _check_fit(path: Path, found: Any, expected: Any) -> None:
   if misfits:
     raise ValueError(f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
                      'expected the config that it was trained with')
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,21 @@ import numpy as np
 from clu import metrics as clu_metrics
 from jax.sharding import Mesh
 
-from vild_jax import progress, viz
+from vild_jax import progress
 from vild_jax.config import Config
 from vild_jax.structs import Batch, TrainState, Vocabulary
 from vild_jax.train import sharding
 from vild_jax.train import state as state_lib
 from vild_jax.train.checkpoint import Checkpoints, claim_workdir
-from vild_jax.train.step import make_predict_step, make_train_step
+from vild_jax.train.step import make_train_step
 from vild_jax.train.writers import WorkdirWriter
 
 _BATCH_FIELDS = tuple(Batch.__dataclass_fields__)
 
 
 def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callable[[int], Iterator[Mapping]], *,
-          mesh: Mesh | None = None, writer: Any = None, samples: Mapping[str, np.ndarray] | None = None,
-          names: Sequence[str] = ()) -> TrainState:
+          mesh: Mesh | None = None, writer: Any = None,
+          pictures: Callable[[Any], Mapping[str, np.ndarray]] | None = None) -> TrainState:
   """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
 
   Args:
@@ -37,8 +37,7 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
       under the names of `structs.Batch` (others are ignored). The same start gives the same batches.
     mesh: devices to train on; all by default.
     writer: anything with clu's MetricWriter methods; a `WorkdirWriter` by default.
-    samples: a few pictures to draw predictions on: `image` [P, S, S, 3] and `image_size` [P, 2].
-    names: class names for those drawings.
+    pictures: variables -> {title: uint8 [H, W, 3]}, drawn every `config.train.pictures_every` steps and at the end.
 
   Returns:
     The final state. Raises ValueError if `workdir` belongs to another config, FloatingPointError on a loss that is
@@ -54,7 +53,6 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   writer = WorkdirWriter(workdir, resume_step=start) if writer is None else writer
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
   train_step = make_train_step(config, mesh)
-  draw = _picture_writer(config, mesh, vocabulary, samples, names, writer)
 
   recorder = _Recorder(config, writer)
   iterator = batches(start) if start < config.train.steps else iter(())
@@ -67,8 +65,8 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
         if summary := recorder.add(step, metrics):
           bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary["images_per_second"]:.1f} images/s')
         checkpoints.save(state)
-        if step % config.train.pictures_every == 0 or step == config.train.steps:
-          draw(step, state)
+        if pictures is not None and (step % config.train.pictures_every == 0 or step == config.train.steps):
+          writer.write_images(step, pictures(state_lib.variables(state)))
           recorder.restart_clock()
         bar.update()
     checkpoints.save(state, force=True)
@@ -117,25 +115,3 @@ class _Recorder:
     self._running, self._steps = None, 0
     self.restart_clock()
     return summary
-
-
-def _picture_writer(config: Config, mesh: Mesh, vocabulary: Vocabulary, samples: Mapping[str, np.ndarray] | None,
-                    names: Sequence[str], writer: Any) -> Callable[[int, TrainState], None]:
-  """A function that draws today's predictions on the sample pictures."""
-  if samples is None:
-    return lambda step, state: None
-  predict = make_predict_step(config, mesh)
-  count = samples['image'].shape[0]
-  padding = [(0, -count % mesh.size)]
-  pad = lambda x: np.pad(x, padding + [(0, 0)] * (x.ndim - 1), mode='edge')
-  images = sharding.put_batch(mesh, {key: pad(samples[key]) for key in ('image', 'image_size')})
-
-  def draw(step: int, state: TrainState) -> None:
-    found = jax.device_get(predict(state_lib.variables(state), images['image'], images['image_size'], vocabulary))
-    for i in range(count):
-      writer.write_images(step, {f'predictions/{i}': viz.draw_detections(
-        samples['image'][i], samples['image_size'][i], jax.tree.map(lambda x, i=i: x[i], found), names)})
-
-  return draw
-
-

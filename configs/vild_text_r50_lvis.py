@@ -1,0 +1,23 @@
+"""ViLD-text, ResNet-50, LVIS v1 base categories: the paper's settings (METHOD.md, sections 2 and 3).
+
+Prepare the data and the vocabulary first, then train:
+
+  vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis_v1
+  vild-jax prepare --annotations lvis_v1_val.json --images val2017 --out data --name lvis_v1
+  vild-jax embed-text --teacher clip-vit-base-patch32 --classes lvis --out data/lvis_v1_vocabulary.npz
+  vild-jax train configs/vild_text_r50_lvis.py --workdir workdir/vild_text_r50_lvis
+"""
+
+from dataclasses import replace
+
+from vild_jax.config import Config, Data, Model
+
+
+def get_config() -> Config:
+  """The defaults of `vild_jax.config` are the paper's; what is named here is where the data lies, and bf16."""
+  return Config(
+    name='vild_text_r50_lvis',
+    vocabulary='data/lvis_v1_vocabulary.npz',
+    model=replace(Model(), dtype='bfloat16'),
+    data=Data(train='data/lvis_v1', val='data/lvis_v1'),
+  )

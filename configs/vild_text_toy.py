@@ -1,0 +1,40 @@
+"""ViLD-text on the toy world, for 2 CPU cores: what `vild-jax demo` trains (times and results in the README)."""
+
+from vild_jax.config import (
+  Anchors,
+  Assignment,
+  Backbone,
+  Config,
+  Data,
+  Evaluation,
+  MaskHead,
+  Model,
+  Optimizer,
+  Postprocess,
+  ProposalNetwork,
+  Pyramid,
+  RegionHead,
+  Train,
+)
+
+
+def get_config() -> Config:
+  """A narrow ResNet-10 and light heads at 128 px: the heads cost more than the backbone."""
+  return Config(
+    name='vild_text_toy',
+    model=Model(
+      backbone=Backbone(depth=10, width=32),
+      pyramid=Pyramid(channels=64),
+      anchors=Anchors(size=4.0),
+      rpn=ProposalNetwork(num_convs=1, channels=64, train_pre_nms_top_k=200, test_pre_nms_top_k=200, max_per_level=100,
+                          max_proposals=150),
+      region_head=RegionHead(num_convs=1, conv_channels=64, num_fcs=1, fc_channels=256, embedding_dim=64),
+      mask_head=MaskHead(num_convs=2, channels=32),
+      postprocess=Postprocess(max_detections=100),
+    ),
+    assignment=Assignment(roi_samples=64, mask_samples=12),
+    data=Data(image_size=128, scale_range=(0.8, 1.25), max_instances=16, batch_size=16, workers=0),
+    optimizer=Optimizer(learning_rate=0.08, warmup_learning_rate=0.001, warmup_steps=50, decay_at=(0.7, 0.9)),
+    train=Train(steps=500, log_every=25, checkpoint_every=100, pictures_every=250),
+    evaluation=Evaluation(batch_size=16),
+  )

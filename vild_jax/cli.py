@@ -1,0 +1,228 @@
+"""`vild-jax <command>`: parse, build, call. One short function a command; the logic lives in the rooms.
+
+Exit code 0 only on success; bad input gives one line and exit code 2 (`--debug` shows where it came from).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; returns the exit code."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's and TensorStore's chatter is no news to a user
+  parser = _parser()
+  args, rest = parser.parse_known_args(argv)
+  stray = [word for word in rest if not (hasattr(args, 'config') and word.startswith('--') and '=' in word)]
+  if stray:
+    parser.error(f'unknown argument {stray[0]!r}; see vild-jax {args.command} --help')
+  args.overrides = rest
+  try:
+    args.run(args)
+  except KeyboardInterrupt:
+    print('vild-jax: interrupted', file=sys.stderr)
+    return 130
+  except Exception as error:
+    if args.debug:
+      raise
+    expected = isinstance(error, ValueError | OSError | FloatingPointError | ImportError)
+    print(f'vild-jax {args.command}: {_one_line(error, expected)}', file=sys.stderr)
+    return 2 if expected else 1
+  return 0
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def demo(args: argparse.Namespace) -> None:
+  from vild_jax import demo as demo_lib
+
+  demo_lib.run(Path(args.workdir), seed=args.seed, json_file=args.json)
+
+
+def prepare(args: argparse.Namespace) -> None:
+  from vild_jax.data import prepare as prepare_lib
+
+  if args.from_tfds:
+    from vild_jax.data import stock_tfds
+
+    folder = stock_tfds.from_tfds(args.from_tfds, args.out, data_dir=args.data_dir, name=args.name, split=args.split,
+                                  overwrite=args.overwrite)
+  else:
+    _require(args.annotations and args.images, 'prepare takes --annotations and --images, or --from-tfds')
+    folder = prepare_lib.prepare(args.annotations, args.images, args.out, name=args.name, split=args.split,
+                                 overwrite=args.overwrite, drop_bad_boxes=args.drop_bad_boxes)
+  print(folder)
+
+
+def embed_text(args: argparse.Namespace) -> None:
+  from vild_jax.data import class_lists
+  from vild_jax.teacher import prompts, text, vocabulary
+
+  classes = class_lists.class_list(args.classes, base=args.base)
+  if args.from_npy:
+    _require(args.teacher_id, '--from-npy takes --teacher-id NAME, which tower made the embeddings')
+    file = vocabulary.from_npy(args.from_npy, classes.names, args.teacher_id, classes.is_base)
+  else:
+    _require(args.teacher, 'embed-text takes --teacher DIR, or --from-npy FILE')
+    tower = text.load_text(args.teacher)
+    rows = tower.embed(classes.names, prompts.load_templates(args.prompts))
+    file = vocabulary.VocabularyFile(rows, classes.names, classes.is_base, tower.identity, args.prompts)
+  Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+  vocabulary.save(args.out, file)
+  print(f'{args.out}: {len(file.names)} classes, {int(file.is_base.sum())} base, dimension {file.embeddings.shape[1]}, '
+        f'teacher {file.teacher}')
+
+
+def train(args: argparse.Namespace) -> None:
+  from vild_jax import commands
+  from vild_jax import config as config_lib
+
+  commands.train(config_lib.load(args.config, args.overrides), Path(args.workdir))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+  from vild_jax import commands
+  from vild_jax import config as config_lib
+
+  config = config_lib.load(args.config, args.overrides)
+  metrics = commands.evaluate(config, Path(args.checkpoint), args.data or config.data.val,
+                              args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary)
+  print(commands.metrics_table(metrics))
+  _write_json(args.json, {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image')})
+
+
+def detect(args: argparse.Namespace) -> None:
+  from vild_jax import commands, inference
+
+  detector = inference.load(args.checkpoint, teacher=args.teacher)
+  commands.detect(detector, [Path(image) for image in args.images], args.classes, Path(args.out),
+                  min_score=args.min_score)
+
+
+def export(args: argparse.Namespace) -> None:
+  from vild_jax import config as config_lib
+  from vild_jax.interop import export as export_lib
+  from vild_jax.teacher import vocabulary
+  from vild_jax.train import checkpoint
+
+  config, folder = config_lib.load(args.config, args.overrides), Path(args.checkpoint)
+  path = folder / checkpoint.VOCABULARY_FILE
+  out = export_lib.export_bundle(Path(args.out), config, checkpoint.load_variables(folder, config), path,
+                                 vocabulary_teacher=vocabulary.load(path).teacher,
+                                 teacher=args.teacher or config.teacher or None)
+  print(out)
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog='vild-jax', description='Open-vocabulary object detection in JAX (ViLD).')
+  commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+  p = _command(commands, 'demo', demo, 'the whole pipeline on the embedded toy world, offline, on a CPU',
+               'vild-jax demo --workdir workdir/demo')
+  p.add_argument('--workdir', required=True, help='gets data, checkpoints, report.html and report.json')
+  p.add_argument('--seed', type=int, default=0, help='of the world, the teacher and the training')
+  _add_json(p)
+
+  p = _command(commands, 'prepare', prepare, 'LVIS- or COCO-format JSON + pictures -> a TFDS data set in ArrayRecord',
+               'vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis')
+  p.add_argument('--annotations', help='the JSON file')
+  p.add_argument('--images', help='the folder of its pictures')
+  p.add_argument('--from-tfds', metavar='NAME', help='instead: a stock TFDS lvis or coco data set, or its folder')
+  p.add_argument('--data-dir', help='where TFDS keeps that data set (default: TFDS\'s own)')
+  p.add_argument('--out', required=True, help='folder of data sets; this one goes to OUT/NAME/1.0.0')
+  p.add_argument('--name', help='of the data set (default: from the file\'s name)')
+  p.add_argument('--split', help='of the data set (default: train or val, whichever the file\'s name contains)')
+  p.add_argument('--overwrite', action='store_true', help='replace the split if it is there with other content')
+  p.add_argument('--drop-bad-boxes', action='store_true',
+                 help='leave out boxes without size or outside of their picture, instead of refusing the file')
+
+  p = _command(commands, 'embed-text', embed_text, 'class names -> text embeddings of a teacher -> a vocabulary file',
+               'vild-jax embed-text --teacher clip-vit-base-patch32 --classes lvis --out lvis.npz')
+  p.add_argument('--teacher', help='folder of a CLIP in the Hugging Face layout')
+  p.add_argument('--classes', required=True,
+                 help='lvis, coco, coco-ovd, voc, objects365, a text file with one name a line, or a LVIS/COCO JSON')
+  p.add_argument('--out', required=True, help='the vocabulary file, .npz')
+  p.add_argument('--prompts', default='vild', help='vild (63 templates), imagenet (80), single, or a text file')
+  p.add_argument('--base', help='text file that names the base classes (default: the data set\'s split, else none)')
+  p.add_argument('--from-npy', help='embeddings [classes, dimension] that you have already')
+  p.add_argument('--teacher-id', help='which tower made them')
+
+  p = _command(commands, 'train', train, 'train a detector, or resume where it stopped',
+               'vild-jax train configs/vild_text_r50_lvis.py --workdir workdir/text --data.batch_size=64')
+  _add_config(p)
+  p.add_argument('--workdir', required=True, help='gets the config, checkpoints, metrics.jsonl and TensorBoard files')
+
+  p = _command(commands, 'evaluate', evaluate, 'detections -> results file -> metrics, per-category table, plots',
+               'vild-jax evaluate configs/vild_text_r50_lvis.py --checkpoint workdir/text --out workdir/text/eval')
+  _add_config(p)
+  p.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  p.add_argument('--data', help='the prepared data set (default: data.val of the config)')
+  p.add_argument('--split', help='its split (default: data.val_split of the config)')
+  p.add_argument('--vocabulary', help='classes to detect (default: those of training)')
+  p.add_argument('--out', required=True, help='gets results.json, metrics.json, per_category.csv and plots')
+  _add_json(p)
+
+  p = _command(commands, 'detect', detect, 'pictures of what is found, with any class names',
+               'vild-jax detect street.jpg --checkpoint bundle --classes "red mug, toy elephant" --out found')
+  p.add_argument('images', nargs='+', metavar='IMAGE')
+  p.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  p.add_argument('--classes', required=True, help='names separated by commas, or a text file with one name a line')
+  p.add_argument('--teacher', help='a teacher directory in place of the bundle\'s text tower')
+  p.add_argument('--min-score', type=float, default=0.3, help='leave out what scores less')
+  p.add_argument('--out', required=True, help='gets a picture for each image, and detections.json')
+
+  p = _command(commands, 'export', export, 'a self-contained folder that `vild_jax.load` reads anywhere',
+               'vild-jax export configs/vild_text_r50_lvis.py --checkpoint workdir/text --out bundle')
+  _add_config(p)
+  p.add_argument('--checkpoint', required=True, help='a work directory')
+  p.add_argument('--out', required=True, help='the bundle')
+  p.add_argument('--format', choices=['bundle'], default='bundle')
+  p.add_argument('--teacher', help='the teacher whose text tower the bundle keeps (default: teacher of the config)')
+  return parser
+
+
+def _command(commands: Any, name: str, run: Callable, summary: str, example: str) -> argparse.ArgumentParser:
+  parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.',
+                               epilog=f'example: {example}', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+  parser.add_argument('--debug', action='store_true', help='show where an error came from')
+  parser.set_defaults(run=run)
+  return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('config', metavar='CONFIG.py',
+                      help='a file with get_config(), or a saved config.json; single values are overridden by '
+                           '--key.path=value, for example --data.batch_size=64')
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--json', metavar='FILE', help='also write what was measured to this file')
+
+
+def _require(condition: object, message: str) -> None:
+  if not condition:
+    raise ValueError(message)
+
+
+def _write_json(path: str | None, content: Any) -> None:
+  if path:
+    temporary = Path(path).with_name(f'.{Path(path).name}.tmp')
+    temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    temporary.replace(path)
+
+
+def _one_line(error: Exception, expected: bool) -> str:
+  if isinstance(error, OSError) and error.filename is not None:
+    return f'{error.filename}: {error.strerror}'
+  text = (str(error).strip() or type(error).__name__).splitlines()[0]
+  return text if expected else f'{type(error).__name__}: {text} (--debug shows where)'

@@ -1,0 +1,123 @@
+"""What the commands do with folders and files: open, check that things belong together, call the rooms, write.
+
+`cli` parses words into these calls; `demo` strings them together. Nothing else imports this file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from vild_jax import evaluation, inference, progress, viz
+from vild_jax.config import Config
+from vild_jax.data import batch as batches
+from vild_jax.data import class_lists, sources, transforms
+from vild_jax.eval import paste
+from vild_jax.structs import TrainState
+from vild_jax.teacher import vocabulary as vocabulary_lib
+from vild_jax.train import checkpoint, loop, sharding
+
+DETECTIONS_FILE = 'detections.json'
+
+
+def train(config: Config, workdir: Path) -> TrainState:
+  """Trains, or resumes, in `workdir`; the vocabulary is copied beside the checkpoints, so that they stay usable."""
+  dataset = sources.open_dataset(_given(config.data.train, 'data.train'), config.data.train_split)
+  vocabulary = vocabulary_lib.load(_given(config.vocabulary, 'vocabulary'))
+  inference.check_dimension(vocabulary, config)
+  labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base)
+  checkpoint.claim_workdir(workdir, config)
+  _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
+
+  def stream(start_step: int):
+    return batches.train_batches(dataset, labels, config, start_step=start_step, process_index=jax.process_index(),
+                                 process_count=jax.process_count())
+
+  pictures = None
+  if config.train.pictures:
+    shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else dataset
+    pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
+  return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream, pictures=pictures)
+
+
+def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
+             vocabulary: str | None = None) -> dict[str, Any]:
+  """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics."""
+  dataset = sources.open_dataset(_given(data, '--data'), split)
+  trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
+  classes = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
+  inference.check_teacher(classes, trained_on)
+  mesh = sharding.make_mesh(config.mesh)
+  variables = checkpoint.load_variables(folder, config, mesh)
+  return evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh)
+
+
+def detect(detector: inference.Detector, images: list[Path], classes: str, out: Path, *,
+           min_score: float) -> list[dict[str, Any]]:
+  """Draws what is found in each picture into `out` and writes `detections.json`; returns its content.
+
+  Args:
+    classes: names separated by commas, or a text file with one name a line.
+    min_score: detections below are left out.
+  """
+  names = list(class_lists.class_list(classes).names) if classes.endswith('.txt') else _split(classes)
+  twice = {image.stem for image in images if [i.stem for i in images].count(image.stem) > 1}
+  pictures = [(image, transforms.decode(image)) for image in images]  # all are read before anything is written
+  out.mkdir(parents=True, exist_ok=True)
+  novel = ~inference.is_base(names, detector.vocabulary)
+  found = []
+  for number, (path, picture) in enumerate(progress.track(pictures, 'detect', unit='image')):
+    result = detector.detect(picture, names, min_score=min_score)
+    drawn = out / f'{path.stem}{f"_{number}" if path.stem in twice else ""}.png'
+    Image.fromarray(viz.draw(picture, result.boxes, result.labels, result.scores, result.masks, names,
+                             novel=novel)).save(drawn)
+    found.append({'image': str(path), 'picture': drawn.name, 'height': picture.shape[0], 'width': picture.shape[1],
+                  'detections': [
+                    {'class': names[label], 'score': float(score), 'box_yxyx': [float(v) for v in box],
+                     'mask': paste.to_rle(mask)}
+                    for label, score, box, mask in zip(result.labels, result.scores, result.boxes, result.masks,
+                                                       strict=True)]})
+  temporary = out / f'.{DETECTIONS_FILE}.tmp'
+  temporary.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
+  temporary.replace(out / DETECTIONS_FILE)
+  return found
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+  """A few lines for the console: box and mask AP in per cent."""
+  keys = [key for key in metrics['box'] if metrics['box'][key] is not None]
+  lines = ['AP in %  ' + ''.join(f'{key:>12}' for key in keys)]
+  for kind in ('box', 'mask'):
+    if metrics[kind] is not None:
+      values = [metrics[kind][key] for key in keys]
+      lines.append(f'{kind:<9}' + ''.join(f'{"-":>12}' if value is None else f'{100 * value:12.1f}' for value in values))
+  return '\n'.join(lines)
+
+
+def _split(words: str) -> list[str]:
+  names = [name.strip() for name in words.split(',') if name.strip()]
+  if not names:
+    raise ValueError(f'--classes is {words!r}; expected names separated by commas')
+  return names
+
+
+def _given(value: str, key: str) -> str:
+  if not value:
+    raise ValueError(f'{key} is empty; expected --{key.removeprefix("--")}=PATH or a value in the config')
+  return value
+
+
+def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> None:
+  if path.is_file():
+    kept = vocabulary_lib.load(path)
+    if (kept.names, kept.teacher) != (vocabulary.names, vocabulary.teacher) or not (
+        np.array_equal(kept.embeddings, vocabulary.embeddings) and np.array_equal(kept.is_base, vocabulary.is_base)):
+      raise ValueError(f'{path} differs from the given vocabulary; expected the one training began with, '
+                       'or a new --workdir')
+  else:
+    vocabulary_lib.save(path, vocabulary)

@@ -1,0 +1,173 @@
+"""Evaluation of a detector on a prepared data set: pictures -> results file -> metrics; and pictures for the curious.
+
+Predictions are a file (`results.json`, LVIS format), which `eval` then scores without an accelerator.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vild_jax import inference, progress, viz
+from vild_jax.config import Config
+from vild_jax.data import batch as batches
+from vild_jax.data import rle, sources, transforms
+from vild_jax.data.schema import DataError, Example
+from vild_jax.eval import coco, lvis, results, summary
+from vild_jax.teacher import vocabulary as vocabulary_lib
+from vild_jax.teacher.vocabulary import VocabularyFile
+from vild_jax.train import sharding
+from vild_jax.train.step import make_predict_step
+
+RESULTS_FILE = 'results.json'
+
+
+def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile,
+             dataset: sources.PreparedDataset, out: Path, *, mesh: Mesh | None = None) -> dict[str, Any]:
+  """Detects on every picture of `dataset`, writes `results.json`, and scores it.
+
+  Args:
+    config: the experiment.
+    variables: {'params', 'batch_stats'}, replicated on `mesh`.
+    classes: the vocabulary to detect with; rows that are no category of the data set compete, but are not written.
+    trained_on: the training vocabulary, which decides what is base and what is novel.
+    dataset: a prepared split.
+    out: gets `results.json`, `metrics.json`, `per_category.csv` and plots.
+    mesh: devices to run on; all by default.
+
+  Returns:
+    The metrics of `eval.lvis.evaluate` with `seconds_per_image` added (prediction alone, compilation aside).
+
+  Raises DataError if a category of the data set is not in the vocabulary.
+  """
+  mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
+  sharding.check_batch_size(mesh, config.evaluation.batch_size, 'evaluation.batch_size')
+  inference.check_dimension(classes, config)
+  category_of_row = category_ids(dataset, classes)
+  out.mkdir(parents=True, exist_ok=True)
+  timer = _Timer()
+  found = predictions(config, variables, classes, trained_on, dataset, mesh, timer)
+  with results.ResultsWriter(out / RESULTS_FILE) as writer:
+    for rows in _encoded(found, category_of_row):
+      writer.write(rows)
+  base = [category.id for category, flag in zip(dataset.categories, inference.is_base(
+    [c.name for c in dataset.categories], trained_on), strict=True) if flag]
+  protocol = {'lvis': lvis, 'coco': coco}[config.evaluation.protocol]
+  metrics = protocol.evaluate(sources.to_lvis_json(dataset), out / RESULTS_FILE, base_category_ids=base)
+  metrics['seconds_per_image'] = timer.seconds_per_image()
+  summary.write_reports(out, metrics)
+  return metrics
+
+
+def predictions(config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile,
+                dataset: sources.PreparedDataset, mesh: Mesh, timer: _Timer | None = None) -> Iterator[dict[str, Any]]:
+  """Yields for each picture: image_id, original_size, and detections in its own pixels (NumPy, best first)."""
+  padded = 8 * -(-len(classes.names) // 8)
+  vocabulary = vocabulary_lib.to_struct(classes, padded).replace(
+    is_base=np.pad(inference.is_base(classes.names, trained_on), (0, padded - len(classes.names))))
+  vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
+  predict = make_predict_step(config, mesh)
+  size = config.evaluation.batch_size
+  with progress.bar(len(dataset), 'detect', unit='image') as bar:
+    for arrays in batches.eval_batches(dataset, config, batch_size=size):
+      start = time.perf_counter()
+      put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
+      found = jax.device_get(predict(variables, put['image'], put['image_size'], vocabulary))
+      if timer is not None:
+        timer.add(time.perf_counter() - start, size)
+      for i in np.flatnonzero(arrays['real']):
+        yield _to_picture(jax.tree.map(lambda x, i=i: x[i], found), {k: v[i] for k, v in arrays.items()})
+        bar.update()
+
+
+def category_ids(dataset: sources.PreparedDataset, classes: VocabularyFile) -> np.ndarray:
+  """int64 [C]: the data set's category id of each vocabulary row, matched by raw name; -1 for other rows."""
+  row_of = {name: row for row, name in enumerate(classes.names)}
+  missing = [category.name for category in dataset.categories if category.name not in row_of]
+  if missing:
+    raise DataError(f'{len(missing)} categories of the data set are not in the vocabulary, {missing[0]!r} for one; '
+                    'expected a row for each (by its raw name)')
+  ids = np.full(len(classes.names), -1, np.int64)
+  for category in dataset.categories:
+    ids[row_of[category.name]] = category.id
+  return ids
+
+
+def picture_drawer(config: Config, trained_on: VocabularyFile, dataset: sources.PreparedDataset,
+                   count: int) -> Callable[[Any], Mapping[str, np.ndarray]]:
+  """variables -> {title: ground truth beside predictions} on the first pictures of a split, for the training log."""
+  examples = [dataset[i] for i in range(min(count, len(dataset)))]
+
+  def draw(variables: Any) -> Mapping[str, np.ndarray]:
+    detector = inference.Detector(config, jax.device_get(variables), trained_on)
+    return {f'predictions/{example.image_id}': beside(detector, example, dataset, trained_on) for example in examples}
+
+  return draw
+
+
+def beside(detector: inference.Detector, example: Example, dataset: sources.PreparedDataset, classes: VocabularyFile,
+           *, min_score: float = 0.3) -> np.ndarray:
+  """One picture drawn twice: its ground truth on the left, what `detector` finds on the right; novel classes marked."""
+  image = transforms.decode(example.image, f'image {example.image_id}')
+  novel = ~inference.is_base(classes.names, detector.vocabulary)
+  row_of_id = {int(c): row for row, c in enumerate(category_ids(dataset, classes)) if c >= 0}
+  objects = example.objects
+  shown = [i for i in range(len(objects.ids)) if not objects.is_crowd[i]]
+  masks = [rle.decode_mask(objects.segmentations[i], example.height, example.width) for i in shown]
+  labels = np.array([row_of_id[int(objects.category_ids[i])] for i in shown], np.int32)
+  truth = viz.draw(image, objects.boxes[shown], labels, None, np.array(masks).reshape(-1, *image.shape[:2]),
+                   classes.names, novel=novel)
+  found = detector.detect(image, classes, min_score=min_score)
+  guess = viz.draw(image, found.boxes, found.labels, found.scores, found.masks, classes.names, novel=novel)
+  return viz.side_by_side(truth, guess)
+
+
+class _Timer:
+  """Prediction time, without the first batch, which compiles."""
+
+  def __init__(self):
+    self._times: list[float] = []
+    self._size = 1
+
+  def add(self, seconds: float, images: int) -> None:
+    self._times.append(seconds)
+    self._size = images
+
+  def seconds_per_image(self) -> float:
+    timed = self._times[1:] or self._times
+    return float(np.mean(timed)) / self._size if timed else float('nan')
+
+
+def _to_picture(found: Any, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  keep, (height, width) = found.valid, row['original_size']
+  boxes = found.boxes[keep] / np.tile(row['scale'], 2)
+  boxes = np.clip(boxes, 0, np.array([height, width, height, width], np.float32))
+  return {'image_id': int(row['image_id']), 'original_size': (int(height), int(width)), 'boxes': boxes,
+          'labels': found.labels[keep], 'scores': found.scores[keep],
+          'masks': inference.sigmoid(found.masks[keep])}
+
+
+def _encoded(found: Iterator[dict[str, Any]], category_of_row: np.ndarray) -> Iterator[list[dict[str, Any]]]:
+  """Pastes and encodes masks in threads while the devices go on; the order stays."""
+
+  def encode(one: dict[str, Any]) -> list[dict[str, Any]]:
+    ids = category_of_row[one['labels']]
+    known = ids >= 0
+    return results.detections_to_results(one['image_id'], one['boxes'][known], one['scores'][known], ids[known],
+                                         one['masks'][known], one['original_size'])
+
+  with ThreadPoolExecutor(2) as pool:
+    waiting = []
+    for one in found:
+      waiting.append(pool.submit(encode, one))
+      if len(waiting) > 32:
+        yield waiting.pop(0).result()
+    for future in waiting:
+      yield future.result()
