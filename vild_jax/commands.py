@@ -95,7 +95,8 @@ def metrics_table(metrics: dict[str, Any]) -> str:
   for kind in ('box', 'mask'):
     if metrics[kind] is not None:
       values = [metrics[kind][key] for key in keys]
-      lines.append(f'{kind:<9}' + ''.join(f'{"-":>12}' if value is None else f'{100 * value:12.1f}' for value in values))
+      texts = [f'{100 * value:.1f}' if value is not None else '-' for value in values]
+      lines.append(f'{kind:<9}' + ''.join(f'{text:>12}' for text in texts))
   return '\n'.join(lines)
 
 
