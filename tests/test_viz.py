@@ -30,7 +30,7 @@ def test_paints_masks_boxes_and_labels_in_the_colour_of_the_class_and_nothing_el
     _, x1, y2, x2 = boxes[i].astype(int)
     np.testing.assert_array_equal(picture[y2, (x1 + x2) // 2], color)
     inside = picture[masks[i]].astype(float).mean(0)
-    np.testing.assert_allclose(inside, 0.58 * 90 + 0.42 * color, atol=6)
+    np.testing.assert_allclose(inside, 0.62 * 90 + 0.38 * color, atol=6)
   assert (picture[-50:, :80] == 90).all()
   assert (picture[70:100, 100:150] != 90).any()                                  # the label above the box
 

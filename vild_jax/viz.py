@@ -57,20 +57,23 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.nd
   height, width = image.shape[0] * factor, image.shape[1] * factor
   canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
   boxes = boxes * factor
-  unit = max(height, width) / 640
+  unit = max(height, width) / 640                 # lines and text grow with the picture
+  bold = 2 if factor > 1 else 1                    # enlarged pictures are shown small
+  line = max(round(1.6 * unit * bold), 1)
   order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind='stable')     # small objects on top
   if masks is not None:
     for i in order:
-      _draw_mask(canvas, masks[i], class_color(labels[i]), unit)
+      _draw_mask(canvas, masks[i], class_color(labels[i]), max(round(1.2 * unit), 1))
   is_novel = [novel is not None and bool(novel[label]) for label in labels]
   for i in order:
-    _draw_box(canvas, boxes[i], class_color(labels[i]), unit, dashed=is_novel[i])
+    _draw_box(canvas, boxes[i], class_color(labels[i]), line, dashed=is_novel[i])
   texts = [names[label].replace('_', ' ') + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
            for i, label in enumerate(labels)]
+  text_size = round(float(np.clip(12 * unit * bold, 11, 40)))
   picture = Image.fromarray(canvas)
   taken: list[tuple[int, int, int, int]] = []
   for i in order if scores is None else np.argsort(-np.asarray(scores), kind='stable'):
-    chip = _chip(texts[i], class_color(labels[i]), round(float(np.clip(12 * unit, 11, 40))), is_novel[i])
+    chip = _chip(texts[i], class_color(labels[i]), text_size, is_novel[i])
     place = _free_place(boxes[i], chip.size, picture.size, taken)
     if place:      # in a crowd the colour must do: a heap of labels tells nothing
       taken.append((*place, place[0] + chip.width, place[1] + chip.height))
@@ -117,36 +120,33 @@ def contact_sheet(pictures: Sequence[np.ndarray], *, columns: int = 2, width: in
   return sheet
 
 
-def _draw_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, unit: float) -> None:
+def _draw_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, thickness: int) -> None:
   """Tints the mask (bool, at the picture's own size) and traces its edge."""
   soft = cv2.resize(np.asarray(mask, np.float32), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
   mask = (soft > 0.5).astype(np.uint8)
   if not mask.any():
     return
-  canvas[mask > 0] = (0.58 * canvas[mask > 0] + 0.42 * np.array(color)).astype(np.uint8)
+  canvas[mask > 0] = (0.62 * canvas[mask > 0] + 0.38 * np.array(color)).astype(np.uint8)
   contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-  cv2.polylines(canvas, contours, True, color, max(round(1.2 * unit), 1), cv2.LINE_AA)
+  cv2.polylines(canvas, contours, True, color, thickness, cv2.LINE_AA)
 
 
-def _draw_box(canvas: np.ndarray, box: np.ndarray, color: Color, unit: float, *, dashed: bool) -> None:
-  """Outlines a box yxyx inside the canvas: a thin line over a dark, translucent seam that parts it from any ground."""
+def _draw_box(canvas: np.ndarray, box: np.ndarray, color: Color, thickness: int, *, dashed: bool) -> None:
+  """Outlines a box yxyx inside the canvas; a dark, translucent seam parts the line from any ground."""
   limit = np.array(canvas.shape[:2] * 2) - 1
   y1, x1, y2, x2 = (int(v) for v in np.clip(np.round(box), 0, limit))
-  thickness = max(round(1.6 * unit), 1)
-  corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]
+  strokes = []
+  for start, end in itertools.pairwise(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)])):
+    # An odd number of pieces: every side begins and ends with a stroke.
+    pieces = round(np.abs(end - start).max() / (4 + 3 * thickness)) | 1 if dashed else 1
+    cuts = np.round(start + (end - start) * np.linspace(0, 1, pieces + 1)[:, None]).astype(int).tolist()
+    strokes += zip(cuts[::2], cuts[1::2], strict=True)
   seam = canvas.copy()
-  cv2.rectangle(seam, (x1, y1), (x2, y2), _INK, thickness + 2)
-  cv2.addWeighted(seam, 0.35, canvas, 0.65, 0, dst=canvas)
-  if not dashed:
-    cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
-    return
-  for (xa, ya), (xb, yb) in itertools.pairwise(corners):
-    length = max(abs(xb - xa), abs(yb - ya))
-    pieces = max(round(length / (7 * max(unit, 1))), 1) | 1      # odd: a side begins and ends with a stroke
-    for k in range(0, pieces, 2):
-      start, end = k / pieces, (k + 1) / pieces
-      cv2.line(canvas, (round(xa + (xb - xa) * start), round(ya + (yb - ya) * start)),
-               (round(xa + (xb - xa) * end), round(ya + (yb - ya) * end)), color, thickness)
+  for start, end in strokes:
+    cv2.line(seam, start, end, _INK, thickness + 2)
+  cv2.addWeighted(seam, 0.3, canvas, 0.7, 0, dst=canvas)
+  for start, end in strokes:
+    cv2.line(canvas, start, end, color, thickness)
 
 
 @functools.lru_cache(maxsize=512)

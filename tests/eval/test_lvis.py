@@ -97,7 +97,9 @@ def test_base_categories_may_be_given_and_empty_groups_are_none():
 
 def test_pictures_without_ground_truth_and_unlisted_categories_are_no_trap():
   truth = _truth([(1, 3, 10, 40)])
-  mask = {'segmentation': paste.to_rle(paste.from_segmentation(_square(10), 100, 200))}
+  rows, columns = np.ogrid[:100, :200]
+  square = (rows >= 10) & (rows < 50) & (columns >= 10) & (columns < 50)
+  mask = {'segmentation': paste.to_rle(square)}
   found = [_found(1, 3, 10, 0.9) | mask, _found(2, 5, 10, 0.99) | mask, _found(2, 9, 10, 0.99) | mask]
   metrics = lvis.evaluate(truth, found)
   assert metrics['box']['AP'] == pytest.approx(1) and metrics['mask']['AP'] == pytest.approx(1)
@@ -165,7 +167,7 @@ def test_scoring_needs_no_jax(tmp_path):
   (tmp_path / 'truth.json').write_text(json.dumps(_truth([(1, 3, 10, 40)])))
   (tmp_path / 'found.json').write_text(json.dumps([_found(1, 3, 10, 0.9)]))
   program = ('import sys\n'
-             'from vild_jax.eval import coco, lvis, paste, results, summary\n'
+             'from vild_jax.eval import coco, lvis, paste, report, results, summary\n'
              f'metrics = lvis.evaluate({str(tmp_path / "truth.json")!r}, {str(tmp_path / "found.json")!r})\n'
              f'summary.write_reports({str(tmp_path / "out")!r}, metrics)\n'
              'print(metrics["box"]["AP"])\n'

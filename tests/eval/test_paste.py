@@ -60,17 +60,6 @@ def test_empty_masks_and_no_masks():
   assert paste.paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), 40, 50).shape == (0, 40, 50)
 
 
-def test_segmentations_of_every_kind_decode_alike():
-  mask = np.zeros((12, 9), bool)
-  mask[3:7, 2:6] = True
-  code = paste.to_rle(mask)
-  plain = {'size': [12, 9], 'counts': [2 * 12 + 3, 4, 8, 4, 8, 4, 8, 4, 3 * 12 + 5]}
-  for segmentation in (code, plain, [[2, 3, 6, 3, 6, 7, 2, 7]]):
-    np.testing.assert_array_equal(paste.from_segmentation(segmentation, 12, 9), mask)
-  two = paste.from_segmentation([[0, 0, 2, 0, 2, 2, 0, 2], [5, 8, 8, 8, 8, 10, 5, 10]], 12, 9)
-  assert two[:2, :2].all() and two[8:10, 5:8].all() and two.sum() == 10
-
-
 @pytest.mark.parametrize('boxes', [np.zeros((2, 4)), np.full((1, 4), np.nan), np.full((1, 4), 1e12)])
 def test_boxes_that_do_not_fit_are_refused(boxes):
   with pytest.raises(DataError, match='expected') as error:

@@ -43,15 +43,6 @@ def to_rle(mask: np.ndarray) -> dict[str, Any]:
   return _plain(mask_api.encode(np.asfortranarray(mask, np.uint8)))
 
 
-def from_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
-  """COCO polygons or a (compressed or plain) run-length code -> bool [height, width]."""
-  if isinstance(segmentation, list):
-    segmentation = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-  elif isinstance(segmentation['counts'], list):
-    segmentation = mask_api.frPyObjects(segmentation, height, width)
-  return mask_api.decode(segmentation).astype(bool)
-
-
 def _check(masks: np.ndarray, boxes: np.ndarray) -> None:
   if masks.ndim != 3 or boxes.shape != (len(masks), 4):
     raise DataError(f'masks {masks.shape} and boxes {boxes.shape} do not fit; expected [K, M, M] and [K, 4]')

@@ -1,0 +1,54 @@
+"""Line charts as inline SVG that takes its colours from the page, so that it suits light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+_WIDTH, _HEIGHT = 340, 150
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 8, 22
+_MOST_POINTS = 300
+
+
+def line_chart(title: str, points: Sequence[tuple[float, float]]) -> str:
+  """A <figure> with the line through (x, y) points that are finite, from zero up, and its first and last value."""
+  data = np.array([p for p in points if math.isfinite(p[1])], float).reshape(-1, 2)
+  if not len(data):
+    return ''
+  first, last = data[0, 1], data[-1, 1]
+  if len(data) > _MOST_POINTS:
+    data = np.array([part.mean(axis=0) for part in np.array_split(data, _MOST_POINTS)])
+  low, high = min(data[:, 1].min(), 0.0), data[:, 1].max()
+  ticks = _ticks(low, high)
+  low, high = min(low, ticks[0]), max(high, ticks[-1])
+  start, end = data[0, 0], max(data[-1, 0], data[0, 0] + 1)
+  x = _LEFT + (data[:, 0] - start) / (end - start) * (_WIDTH - _LEFT - _RIGHT)
+  place = lambda value: _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+  line = ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(x, place(data[:, 1]), strict=True))
+  grid = ''.join(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{place(t):.1f}" y2="{place(t):.1f}"/>'
+                 f'<text x="{_LEFT - 6}" y="{place(t) + 3.5:.1f}" text-anchor="end">{_label(t)}</text>' for t in ticks)
+  foot = (f'<text x="{_LEFT}" y="{_HEIGHT - 5}">step {start:.0f}</text>'
+          f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 5}" text-anchor="end">{end:.0f}</text>')
+  area = f'{x[0]:.1f},{place(low):.1f} {line} {x[-1]:.1f},{place(low):.1f}'
+  return (f'<figure class="chart"><figcaption><b>{escape(title)}</b><span>{_label(first)} → {_label(last)}</span>'
+          f'</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
+          f'{grid}{foot}<polygon points="{area}"/><polyline points="{line}"/>'
+          f'<circle cx="{x[-1]:.1f}" cy="{place(last):.1f}" r="2.6"/></svg></figure>')
+
+
+def _ticks(low: float, high: float) -> list[float]:
+  """Two to six round numbers, from low or below to high or above."""
+  high = high if high > low else low + 1
+  span = high - low
+  step = 10.0 ** math.floor(math.log10(span / 4))
+  step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= 4)
+  return [step * k for k in range(math.floor(low / step), math.ceil(high / step - 1e-9) + 1)]
+
+
+def _label(value: float) -> str:
+  if value and abs(value) < 1e-3:
+    return f'{value:.1e}'.replace('e-0', 'e-')
+  return f'{value:.3g}' if abs(value) < 1000 else f'{value:.0f}'
