@@ -75,6 +75,28 @@ def prepare(annotations: str | Path, images: str | Path, out: str | Path, *, nam
   return store(JsonSource(annotations, images, drop_bad_boxes=drop_bad_boxes), out, name, split, overwrite=overwrite)
 
 
+def from_tfds(name_or_dir: str | Path, out: str | Path, *, data_dir: str | Path | None = None,
+              name: str | None = None, split: str | None = None, overwrite: bool = False) -> Path:
+  """Stores a stock TFDS `lvis` or `coco` data set that is on this machine already; see `stock_tfds` for what it holds.
+
+  Args:
+    name_or_dir: 'lvis', 'lvis:1.4.0', 'coco/2017' and the like, or the folder of the data set.
+    out, overwrite: as in `prepare`.
+    data_dir: where TFDS keeps its data sets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    name: default: the name of the stock data set.
+    split: one split of the stock data set; default: all but those without annotations ('test…'). Its `validation` is
+      stored as `val`.
+
+  Returns, raises: as `prepare`.
+  """
+  from vild_jax.data import stock_tfds
+  stock = stock_tfds.open_stock(name_or_dir, data_dir)
+  for part in stock.splits(split):
+    stored_as = 'val' if part == 'validation' else part
+    version = store(stock.source(part), out, name or stock.name, stored_as, overwrite=overwrite)
+  return version
+
+
 def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: bool = False) -> Path:
   """Stores every example of `source` as a split, in the way and with the errors that `prepare` describes."""
   from vild_jax.data.tfds_builders import detection
@@ -141,8 +163,11 @@ class _Content:
         yield example
     problems.raise_if_any()
 
-  def _load(self, index: int) -> tuple[Example, str, bytes]:
-    example = self.source[index]
+  def _load(self, index: int) -> tuple[Example | None, str, bytes]:
+    try:
+      example = self.source[index]
+    except DataError as error:
+      return None, str(error), b''
     problem = _picture_problem(example)
     return example, problem and f'{self.source.where(index)} {problem}', _digest(example)
 
@@ -228,8 +253,8 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
   if old:
     metadata = json.loads((version / 'metadata.json').read_text(encoding='utf-8'))
     info['splits'] = sorted([s for s in old['splits'] if s['name'] != split] + [entry], key=lambda s: s['name'])
-  metadata['contents'][tag] = {'identity': identity, 'info': content.source.info, 'notes': list(content.source.notes),
-                               'has_masks': content.has_masks}
+  metadata['contents'][f'{split}-{tag}'] = {'identity': identity, 'info': content.source.info,
+                                            'notes': list(content.source.notes), 'has_masks': content.has_masks}
   (built / 'metadata.json').write_text(json.dumps(metadata), encoding='utf-8')
   (built / 'dataset_info.json').write_text(json.dumps(info, indent=2), encoding='utf-8')
   if old is None:

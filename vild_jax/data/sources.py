@@ -55,18 +55,18 @@ class JsonSource:
 
 
 def prepared_folder(path: str | Path) -> Path:
-  """The folder OUT/NAME/VERSION of a prepared data set, given it, or NAME or OUT where only one lies below.
+  """The folder OUT/NAME/VERSION of a data set in TFDS's layout, given it, or NAME or OUT where only one lies below.
 
   Raises DataError that lists what is there otherwise.
   """
   path = Path(path)
   if not path.is_dir():
-    raise DataError(f'{path} is no folder; expected a data set made by vild-jax prepare')
+    raise DataError(f'{path} is no folder; expected the folder of a data set, as vild-jax prepare writes it')
   found = [path] if (path / 'dataset_info.json').is_file() else sorted(
     info.parent for depth in ('*', '*/*') for info in path.glob(f'{depth}/dataset_info.json')
     if not any(part.startswith('.') for part in info.relative_to(path).parts))
   if not found:
-    raise DataError(f'{path} holds no prepared data set; expected the folder that vild-jax prepare wrote')
+    raise DataError(f'{path} holds no data set; expected the folder of one, as vild-jax prepare writes it')
   if len(found) > 1:
     raise DataError(f'{path} holds {len(found)} data sets; expected one of ' + ', '.join(str(f) for f in found))
   return found[0]
@@ -84,7 +84,7 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
     categories = [Category(**{**c, 'synonyms': tuple(c['synonyms'])}) for c in metadata['categories']]
     splits = {}
     for split in info['splits']:
-      content = split['filepathTemplate'].partition('-{SPLIT}-')[2].partition('.')[0]
+      content = split['name'] + '-' + split['filepathTemplate'].partition('-{SPLIT}-')[2].partition('.')[0]
       splits[split['name']] = {**metadata['contents'][content], 'examples': sum(map(int, split['shardLengths']))}
   except (OSError, KeyError, TypeError, ValueError) as error:
     raise DataError(f'{folder} is no data set that vild-jax prepare wrote ({type(error).__name__}: {error}); a stock '

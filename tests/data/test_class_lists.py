@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.data import small_set
+from vild_jax.data import class_lists, prepare
+from vild_jax.data.class_lists import ClassList, class_list
+from vild_jax.data.schema import DataError
+
+
+@pytest.mark.parametrize(('spec', 'count', 'base', 'first', 'last'), [
+  ('lvis', 1203, 866, (1, 'aerosol_can'), (1203, 'zucchini')),
+  ('coco', 80, 0, (1, 'person'), (90, 'toothbrush')),
+  ('coco-ovd', 65, 48, (1, 'person'), (90, 'toothbrush')),
+  ('voc', 20, 0, (1, 'aeroplane'), (20, 'tvmonitor')),
+  ('objects365', 365, 0, (1, 'Person'), (365, 'Table Tennis')),
+])
+def test_the_lists_that_come_with_it(spec, count, base, first, last):
+  classes = class_list(spec)
+  assert len(classes) == len(classes.names) == len(classes.ids) == len(classes.is_base) == count
+  assert sum(classes.is_base) == base
+  assert (classes.ids[0], classes.names[0]) == first
+  assert (classes.ids[-1], classes.names[-1]) == last
+  assert list(classes.ids) == sorted(set(classes.ids))
+  assert len(set(classes.names)) == count
+
+
+def test_the_tables_agree_with_their_source(shared):
+  folder = shared / 'data' / 'categories'
+  given = json.loads((folder / 'lvis_v1_train_cat_info.json').read_text())
+  assert [(c.id, c.name, c.frequency, c.synset, list(c.synonyms)) for c in class_lists.lvis_categories()] == [
+    (c['id'], c['name'], c['frequency'], c['synset'], c['synonyms']) for c in given]
+  base = json.loads((folder / 'lvis_v1_base_novel.json').read_text())['base_ids']
+  lvis = class_list('lvis')
+  assert [i for i, b in zip(lvis.ids, lvis.is_base, strict=True) if b] == base
+  split = json.loads((folder / 'coco_ovd_48_17.json').read_text())
+  coco = class_list('coco-ovd')
+  for role, is_base in (('base', True), ('novel', False)):
+    assert {(c['id'], c['name']) for c in split[role]} == {
+      (i, n) for i, n, b in zip(coco.ids, coco.names, coco.is_base, strict=True) if b is is_base}
+
+
+def test_a_text_file_is_one_name_a_line(tmp_path):
+  path = tmp_path / 'names.txt'
+  path.write_bytes('\ufeffred mug\r\n\r\n  toy elephant \r\nBäcker\r\n'.encode())
+  assert class_list(path) == ClassList(('red mug', 'toy elephant', 'Bäcker'), (False,) * 3, (1, 2, 3))
+  assert class_list(str(path)) == class_list(path)
+
+
+@pytest.mark.parametrize(('content', 'message'), [
+  (b'', 'names no class'), (b'\n \n', 'names no class'),
+  (b'a\n\nb\n a \n', "line 4 names 'a' again, after line 1"), (b'\xe9t\xe9\n', r'is no UTF-8 text \(byte 0\)')])
+def test_bad_text_files_are_one_line(tmp_path, content, message):
+  (tmp_path / 'names.txt').write_bytes(content)
+  with pytest.raises(DataError, match=message) as error:
+    class_list(tmp_path / 'names.txt')
+  assert '\n' not in str(error.value)
+
+
+def test_an_annotation_file_and_the_data_set_made_of_it(tmp_path):
+  path, images = small_set.write(tmp_path)
+  expected = ClassList(('ant', 'red mug', 'tree'), (False, True, True), (1, 3, 8))
+  assert class_list(path) == expected
+  assert class_list(prepare.prepare(path, images, tmp_path / 'out')) == expected
+  assert class_list(tmp_path / 'out') == expected
+
+
+def test_base_classes_from_a_file(tmp_path):
+  (tmp_path / 'base.txt').write_text('cat\ndog\n')
+  classes = class_list('coco', base=tmp_path / 'base.txt')
+  assert {n for n, b in zip(classes.names, classes.is_base, strict=True) if b} == {'cat', 'dog'}
+  (tmp_path / 'base.txt').write_text('cat\ntrafic light\n')
+  with pytest.raises(DataError, match=r"'trafic light' is not among the 80 .*; the nearest is 'traffic light'"):
+    class_list('coco', base=tmp_path / 'base.txt')
+  with pytest.raises(DataError, match='is no file'):
+    class_list('coco', base=tmp_path / 'none.txt')
+
+
+def test_what_is_no_list_is_one_line_that_names_those_there_are():
+  with pytest.raises(DataError, match='lvis_v1 is no list of classes; expected one of lvis, coco, coco-ovd, voc'):
+    class_list('lvis_v1')
+  with pytest.raises(DataError, match='is no file'):
+    class_list('nowhere.json')

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data import small_set
+from vild_jax.data import prepare, sources
+from vild_jax.data.schema import DataError
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def _changed(tmp_path: Path, stem: str = 'small_train', **changes) -> tuple[Path, Path]:
+  tree = small_set.annotations()
+  tree['annotations'][0] |= changes
+  return small_set.write(tmp_path, tree, stem=stem)
+
+
+@pytest.mark.parametrize(('stem', 'name', 'split'), [
+  ('lvis_v1_train', 'lvis_v1', 'train'), ('instances_val2017', 'instances_2017', 'val'), ('photos', 'photos', 'train'),
+  ('train', 'dataset', 'train'), ('My-Photos.v2', 'my_photos_v2', 'train'), ('x_validation', 'x', 'val')])
+def test_name_and_split_come_from_the_stem(tmp_path, stem, name, split):
+  version = prepare.prepare(*small_set.write(tmp_path, stem=stem), tmp_path / 'out')
+  assert version == tmp_path / 'out' / name / '1.0.0'
+  assert sources.open_dataset(version, split).splits == (split,)
+
+
+def test_same_content_same_bytes_in_another_process(tmp_path):
+  path, images = small_set.write(tmp_path)
+  prepare.prepare(path, images, tmp_path / 'a')
+  code = 'import sys; from vild_jax.data.prepare import prepare; prepare(*sys.argv[1:])'
+  subprocess.run([sys.executable, '-c', code, path, images, tmp_path / 'b'], check=True, cwd=_ROOT)
+  assert _files(tmp_path / 'a') == _files(tmp_path / 'b')
+
+
+def test_a_second_split_is_added_and_the_first_stays(tmp_path):
+  path, images = small_set.write(tmp_path)
+  version = prepare.prepare(path, images, tmp_path / 'out')
+  before = {k: v for k, v in _files(version).items() if 'array_record' in k}
+  identity = sources.open_dataset(version, 'train').identity
+  val, _ = _changed(tmp_path, 'small_val', area=2.0)
+  assert prepare.prepare(val, images, tmp_path / 'out') == version
+  assert _files(version).items() >= before.items()
+  dataset = sources.open_dataset(version, 'val')
+  assert dataset.splits == ('train', 'val')
+  assert [dataset[i].image_id for i in range(4)]
+  assert sources.open_dataset(version, 'train').identity == identity != dataset.identity
+  assert os.listdir(tmp_path / 'out') == ['small']
+
+
+def test_a_split_with_other_categories_is_refused_before_anything_is_built(tmp_path):
+  version = prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out')
+  before = _files(version)
+  tree = small_set.annotations()
+  tree['categories'][1]['frequency'] = 'c'
+  path, images = small_set.write(tmp_path, tree, stem='small_val')
+  with pytest.raises(DataError, match=r"than the new val: id 1 is 'ant' \(r\) there and 'ant' \(c\) here"):
+    prepare.prepare(path, images, tmp_path / 'out')
+  assert _files(version) == before
+
+
+def test_the_same_again_changes_nothing_and_other_content_needs_overwrite(tmp_path):
+  path, images = small_set.write(tmp_path)
+  version = prepare.prepare(path, images, tmp_path / 'out')
+  before = _files(version)
+  times = {p: p.stat().st_mtime_ns for p in version.iterdir()}
+  assert prepare.prepare(path, images, tmp_path / 'out') == version
+  assert {p: p.stat().st_mtime_ns for p in version.iterdir()} == times
+  path, images = _changed(tmp_path, category_id=1)
+  with pytest.raises(DataError, match="has a split 'train' with other content"):
+    prepare.prepare(path, images, tmp_path / 'out')
+  assert _files(version) == before
+  prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
+  dataset = sources.open_dataset(version, 'train')
+  example = next(e for e in map(dataset.__getitem__, range(4)) if e.image_id == 11)
+  assert example.objects.category_ids.tolist() == [8, 1]
+  assert len(list(version.glob('*.array_record-*'))) == 1
+  assert os.listdir(tmp_path / 'out') == ['small']
+
+
+@pytest.mark.parametrize('calls', [0, 1, 2])
+def test_interrupted_while_overwriting_the_old_split_is_whole(tmp_path, monkeypatch, calls):
+  path, images = small_set.write(tmp_path)
+  version = prepare.prepare(path, images, tmp_path / 'out')
+  identity = sources.open_dataset(version, 'train').identity
+  path, images = _changed(tmp_path, category_id=1)
+  real, done = os.replace, []
+
+  def replace(source, target):
+    if Path(target).parent == version:  # TFDS replaces files of its own before
+      if len(done) == calls:
+        raise KeyboardInterrupt
+      done.append(target)
+    real(source, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare.os, 'replace', replace)
+    with pytest.raises(KeyboardInterrupt):
+      prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
+  dataset = sources.open_dataset(version, 'train')
+  assert dataset.identity == identity
+  assert sorted(dataset[i].image_id for i in range(4)) == sorted(small_set.SIZES)
+  prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
+  assert sources.open_dataset(version, 'train').identity != identity
+
+
+def test_killed_while_writing_it_starts_anew(tmp_path):
+  path, images = small_set.write(tmp_path)
+  code = textwrap.dedent("""
+    import sys, time
+    from vild_jax.data import prepare
+    real = prepare._picture_problem
+    def slow(example):
+      open(sys.argv[4], 'w').close()
+      time.sleep(60)
+      return real(example)
+    prepare._picture_problem = slow
+    prepare.prepare(*sys.argv[1:4])
+  """)
+  started = tmp_path / 'started'
+  process = subprocess.Popen([sys.executable, '-c', code, path, images, tmp_path / 'out', started], cwd=_ROOT,
+                             stderr=subprocess.DEVNULL)
+  while not started.exists() and process.poll() is None:
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+  assert not (tmp_path / 'out' / 'small').exists()
+  version = prepare.prepare(path, images, tmp_path / 'out')
+  assert len(sources.open_dataset(version, 'train')) == 4
+  assert os.listdir(tmp_path / 'out') == ['small']
+
+
+def _truncated(path: Path) -> None:
+  path.write_bytes(path.read_bytes()[:-400])
+
+
+def _gif(path: Path) -> None:
+  import PIL.Image
+  PIL.Image.fromarray(np.zeros((33, 21), np.uint8)).save(path, 'gif')
+
+
+@pytest.mark.parametrize(('spoil', 'message'), [
+  (_truncated, 'does not decode .*; expected a whole JPEG or PNG'),
+  (lambda path: path.write_bytes(b''), 'does not decode'),
+  (lambda path: path.write_bytes(b'not a picture'), 'does not decode'),
+  (_gif, 'is GIF; expected JPEG or PNG'),
+  (lambda path: path.write_bytes(small_set.picture(21, 33)), 'is 33 wide and 21 high; expected 21 and 33'),
+])
+def test_a_bad_picture_is_one_line_and_nothing_is_written(tmp_path, spoil, message):
+  path, images = small_set.write(tmp_path)
+  spoil(images / 'train2017' / '000000000005.jpg')
+  with pytest.raises(DataError, match='000000000005.jpg ' + message) as error:
+    prepare.prepare(path, images, tmp_path / 'out')
+  assert '\n' not in str(error.value)
+  assert os.listdir(tmp_path / 'out') == []
+
+
+def test_all_bad_pictures_are_counted(tmp_path):
+  path, images = small_set.write(tmp_path)
+  for file in (images / 'train2017').iterdir():
+    _truncated(file)
+  with pytest.raises(DataError, match=r'\(3 more such problems\)$'):
+    prepare.prepare(path, images, tmp_path / 'out')
+
+
+def test_bytes_of_png_and_jpeg_are_kept(tmp_path):
+  path, images = small_set.write(tmp_path)
+  png = small_set.picture(33, 21, kind='.png')
+  (images / 'train2017' / '000000000005.jpg').write_bytes(png)
+  padded = small_set.picture(64, 64) + b'\0\0'
+  (images / 'train2017' / '000000000007.jpg').write_bytes(padded)
+  dataset = sources.open_dataset(prepare.prepare(path, images, tmp_path / 'out'), 'train')
+  found = {e.image_id: e.image for e in map(dataset.__getitem__, range(4))}
+  assert found[5] == png
+  assert found[7] == padded
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+  ({'name': 'a b'}, "name 'a b'"), ({'name': '../x'}, 'name'), ({'split': 'all'}, "split 'all'"),
+  ({'split': 'train[:1]'}, 'split')])
+def test_names_that_cannot_be_are_one_line(tmp_path, options, message):
+  with pytest.raises(DataError, match=message):
+    prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out', **options)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_it_says_what_was_repaired_and_nothing_else(tmp_path, capfd):
+  path, images = _changed(tmp_path, bbox=[-4, 30, 100, 40])
+  version = prepare.prepare(path, images, tmp_path / 'out')
+  out, err = capfd.readouterr()
+  assert out == ''
+  lines = [line for line in err.splitlines() if line.strip() and 'prepare small/train' not in line]
+  assert lines == ['small/train: 1 box partly outside the picture clipped']
+  assert sources.open_dataset(version, 'train').notes == ('1 box partly outside the picture clipped',)
+
+
+def test_photographs_lose_nothing(shared, tmp_path):
+  photos = shared / 'data' / 'coco_photos'
+  for stem in ('instances_val2017', 'lvis_v1_style_val'):
+    given = json.loads((photos / 'annotations' / f'{stem}.json').read_text())
+    version = prepare.prepare(photos / 'annotations' / f'{stem}.json', photos, tmp_path / 'out')
+    found = sources.to_lvis_json(sources.open_dataset(version, 'val'))
+    assert [i['id'] for i in found['images']] == sorted(i['id'] for i in given['images'])
+    lists = {i['id']: (i['neg_category_ids'], i['not_exhaustive_category_ids']) for i in found['images']}
+    for image in given['images']:
+      assert lists[image['id']] == (image.get('neg_category_ids', []), image.get('not_exhaustive_category_ids', []))
+    assert len(found['annotations']) == len(given['annotations'])
+    for a, b in zip(sorted(given['annotations'], key=lambda a: a['id']), found['annotations'], strict=True):
+      assert (a['id'], a['image_id'], a['category_id'], a.get('iscrowd', 0)) == (
+        b['id'], b['image_id'], b['category_id'], b['iscrowd'])
+      np.testing.assert_allclose(b['bbox'], a['bbox'], atol=0.011)
+      np.testing.assert_allclose(b['area'], a['area'], rtol=1e-6)
+      if isinstance(a['segmentation'], list):
+        assert a['segmentation'] == b['segmentation']
+      else:
+        area = sources.decode_mask(b['segmentation'], *b['segmentation']['size']).sum()
+        assert area == sum(a['segmentation']['counts'][1::2])
