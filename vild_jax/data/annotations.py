@@ -130,18 +130,21 @@ def _categories(entries: list[dict[str, Any]], problems: Problems) -> list[Categ
   names: set[str] = set()
   for at, entry in enumerate(entries):
     key, name, frequency = entry.get('id'), entry.get('name'), entry.get('frequency', '')
-    if type(key) is not int or not isinstance(name, str) or not name.strip():
+    synonyms = entry.get('synonyms') or []
+    if not _is_id(key) or not isinstance(name, str) or not name.strip():
       problems.add('category', f'category entry {at} has id {key!r} and name {name!r}; expected a number and text')
     elif key in categories:
       problems.add('category', f'category id {key} stands twice ({categories[key].name!r}, {name!r}); expected once')
     elif name in names:
       problems.add('category', f'category name {name!r} stands twice; expected each name once')
+    elif not isinstance(synonyms, list):
+      problems.add('category', f'category {name!r} has the synonyms {synonyms!r}; expected a list')
     elif frequency not in ('', 'r', 'c', 'f'):
       problems.add('category', f'category {name!r} has frequency {frequency!r}; expected r, c or f')
     else:
       names.add(name)
       categories[key] = Category(key, name, frequency, str(entry.get('synset') or ''),
-                                 tuple(str(s) for s in entry.get('synonyms') or ()))
+                                 tuple(map(str, synonyms)))
   if not entries:
     problems.add('category', 'the list of categories is empty; expected at least one')
   return [categories[key] for key in sorted(categories)]
@@ -152,16 +155,18 @@ def _pictures(entries: list[dict[str, Any]], known: set[int], problems: Problems
   for at, entry in enumerate(entries):
     key, height, width = entry.get('id'), entry.get('height'), entry.get('width')
     files = _files(entry)
-    if any(type(v) is not int for v in (key, height, width)) or height <= 0 or width <= 0:
+    lists = [entry.get(k) or [] for k in ('neg_category_ids', 'not_exhaustive_category_ids')]
+    if not all(map(_is_id, (key, height, width))) or height <= 0 or width <= 0:
       problems.add('image', f'image entry {at} has id {key!r}, height {height!r} and width {width!r}; expected whole '
                             'numbers, and a positive size')
     elif key in pictures:
       problems.add('image', f'image id {key} stands twice; expected once')
     elif not files:
       problems.add('image', f'image {key} names no file; expected "file_name" or "coco_url"')
+    elif not all(isinstance(ids, list) for ids in lists):
+      problems.add('image', f'image {key} has neg or not-exhaustive category ids of another kind; expected lists')
     else:
-      lists = [entry.get(k) or [] for k in ('neg_category_ids', 'not_exhaustive_category_ids')]
-      for unknown in [c for ids in lists for c in ids if type(c) is not int or c not in known][:1]:
+      for unknown in [c for ids in lists for c in ids if not _is_id(c) or c not in known][:1]:
         problems.add('category', f'image {key} lists the unknown category {unknown!r}; expected an id of "categories"')
       pictures[key] = Picture(key, height, width, files, tuple(lists[0]), tuple(lists[1]))
   return dict(sorted(pictures.items()))
@@ -188,10 +193,10 @@ class _Objects:
 
   def read(self, entries: list[dict[str, Any]]) -> None:
     seen: dict[int, dict[str, Any]] = {}
-    fresh = max((e['id'] for e in entries if type(e.get('id')) is int), default=0) + 1
+    fresh = max((e['id'] for e in entries if _is_id(e.get('id'))), default=0) + 1
     for at, entry in enumerate(entries):
       key = entry.get('id')
-      if type(key) is not int:
+      if not _is_id(key):
         self._problems.add('field', f'annotation entry {at} has id {key!r}; expected a whole number')
         continue
       if key in seen:
@@ -206,15 +211,15 @@ class _Objects:
   def _read_one(self, key: int, entry: dict[str, Any]) -> None:
     who = f'annotation {entry["id"]}'
     image_id = entry.get('image_id')
-    picture = self._pictures.get(image_id) if type(image_id) is int else None
+    picture = self._pictures.get(image_id) if _is_id(image_id) else None
     category, area, crowd = entry.get('category_id'), entry.get('area'), entry.get('iscrowd', 0)
     if picture is None:
       self._problems.add('image', f'{who} belongs to the unknown image {image_id!r}; expected one of the '
                                   f'{len(self._pictures)} ids of "images"')
-    if type(category) is not int or category not in self._known:
+    if not _is_id(category) or category not in self._known:
       self._problems.add('category', f'{who} has the unknown category {category!r}; expected one of the '
                                      f'{len(self._known)} ids of "categories"')
-    if type(area) not in (int, float) or not np.isfinite(area) or area < 0:
+    if not rle.is_number(area) or area < 0:
       self._problems.add('field', f'{who} has area {area!r}; expected a number of pixels')
       return
     if crowd not in (0, 1):
@@ -236,8 +241,7 @@ class _Objects:
 
   def _box(self, who: str, bbox: Any, picture: Picture) -> list[float] | None:
     """xywh -> yxyx inside the picture, or None where there is a problem or the annotation is to be dropped."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or any(type(v) not in (int, float) for v in bbox) or (
-        not np.isfinite(bbox).all()):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(rle.is_number, bbox)):
       self._problems.add('field', f'{who} has bbox {bbox!r}; expected four finite numbers [x, y, width, height]')
       return None
     x, y, w, h = bbox
@@ -261,6 +265,10 @@ class _Objects:
 
   def notes(self) -> tuple[str, ...]:
     return tuple(f'{n} ' + text.format(s='s' * (n != 1), es='es' * (n != 1)) for text, n in self._counts.items() if n)
+
+
+def _is_id(value: object) -> bool:
+  return type(value) is int and abs(value) < 2**62
 
 
 def make_objects(rows: list[tuple]) -> Objects:

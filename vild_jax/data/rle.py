@@ -28,6 +28,11 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
   return {'size': [int(s) for s in mask.shape], 'counts': _text(encoded['counts'])}
 
 
+def is_number(value: Any) -> bool:
+  """Whether a value out of a JSON is a number that can be a coordinate or an area: finite and of sane size."""
+  return type(value) in (int, float) and abs(value) < 1e15
+
+
 def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any, int]:
   """Brings a segmentation as found in the wild into the house's form.
 
@@ -43,7 +48,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
   if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
     raise DataError(f'a segmentation of type {type(segmentation).__name__} without polygons; {expected}')
   for polygon in segmentation:
-    if len(polygon) % 2 or not all(type(v) in (int, float) and np.isfinite(v) for v in polygon):
+    if len(polygon) % 2 or not all(map(is_number, polygon)):
       raise DataError(f'a polygon that is no even number of finite coordinates; {expected}')
   kept = [polygon for polygon in segmentation if len(polygon) >= 6]
   if not kept:
@@ -57,7 +62,7 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     raise DataError(f'an RLE of size {size}; expected [{height}, {width}], the size of the picture')
   try:
     lengths = counts if isinstance(counts, list) else _run_lengths(counts)
-    valid = all(type(n) is int and n >= 0 for n in lengths) and sum(lengths) == height * width
+    valid = all(type(n) is int and 0 <= n < 2**32 for n in lengths) and sum(lengths) == height * width
   except (TypeError, IndexError, AttributeError):
     valid = False
   if not valid:
