@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vild_jax import progress
 from vild_jax.data import rle
 from vild_jax.data.schema import Category, DataError, Objects
 
@@ -194,7 +195,8 @@ class _Objects:
   def read(self, entries: list[dict[str, Any]]) -> None:
     seen: dict[int, dict[str, Any]] = {}
     fresh = max((e['id'] for e in entries if _is_id(e.get('id'))), default=0) + 1
-    for at, entry in enumerate(entries):
+    long = len(entries) > 20_000  # seconds, then; a bar for less is noise
+    for at, entry in enumerate(progress.track(entries, 'check annotations') if long else entries):
       key = entry.get('id')
       if not _is_id(key):
         self._problems.add('field', f'annotation entry {at} has id {key!r}; expected a whole number')
