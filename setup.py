@@ -25,7 +25,7 @@ setup(
     'jaxtyping>=0.3.0',
     'matplotlib>=3.9',
     'numpy>=2.0',
-    'opencv-python-headless>=4.10',
+    'opencv-python-headless>=4.10.0.84',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
     'pillow>=10.3',                    # TFDS decodes pictures with it, and does not declare it

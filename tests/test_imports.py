@@ -39,8 +39,9 @@ MAY_IMPORT = {
                 'data.transforms', 'data.schema', 'eval.paste'},
   'viz': {'structs'},
   'evaluation': _WITHOUT_COMMANDS,
-  'demo': _WITHOUT_COMMANDS,
-  'cli': _WITHOUT_COMMANDS | {'demo'},
+  'commands': _WITHOUT_COMMANDS,          # what `cli` calls and `demo` strings together
+  'demo': _WITHOUT_COMMANDS | {'commands'},
+  'cli': _WITHOUT_COMMANDS | {'commands', 'demo'},
   '__init__': set(),                      # lazy: names are looked up when they are asked for
   '__main__': {'cli'},
 }
@@ -116,6 +117,11 @@ def test_libraries_stay_in_their_rooms(module):
                 if isinstance(statement, ast.Import | ast.ImportFrom) for name, _ in imports(statement)}
   wrong = at_the_top & ONLY_INSIDE_FUNCTIONS
   assert not wrong, f'vild_jax.{module} imports {", ".join(sorted(wrong))} outside the function that needs it'
+
+
+def test_cli_imports_ours_inside_its_functions_only():
+  top = ast.Module([node for node in MODULES['cli'].body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+  assert not ours(top), 'each command imports what it needs, so that --help answers at once'
 
 
 def test_no_cycles():
