@@ -1,0 +1,263 @@
+"""Batches of fixed shape from a prepared data set: jittered ones for training, plain ones for evaluation.
+
+The example in slot j of step k is a function of (seed, k, j) and of nothing else: neither of the number of processes or
+workers nor of where the run was resumed. Example i = k · batch_size + j of the endless stream is example i mod n of a
+data set that Grain shuffles anew in every epoch, and its augmentation is drawn from a generator keyed by (seed, i).
+Only base categories reach training (METHOD.md, section 1): `LabelMap` drops the others before anything sees them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grain
+import numpy as np
+from absl import flags
+
+from vild_jax.config import Config, Data
+from vild_jax.data import rle, transforms
+from vild_jax.data.schema import Category, DataError, Example
+
+Arrays = dict[str, np.ndarray]
+
+
+class ExampleSource(Protocol):
+  """Random access to examples, picklable for the workers: `sources.PreparedDataset`, or a list."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclass(frozen=True)
+class LabelMap:
+  """Row of the vocabulary for each category id that training may see."""
+
+  rows: dict[int, int]
+
+  def __call__(self, category_ids: np.ndarray) -> np.ndarray:
+    """int64 [N] ids -> int32 [N] rows, -1 for categories to drop."""
+    return np.array([self.rows.get(int(c), -1) for c in category_ids], np.int32)
+
+
+def label_map(categories: Sequence[Category], names: Sequence[str], is_base: Sequence[bool] | np.ndarray, *,
+              novel: bool = False) -> LabelMap:
+  """Matches a data set's categories with a vocabulary by their raw names.
+
+  Cleaned names would not do: LVIS's 1,203 names clean to 1,199. Categories that the vocabulary lacks are dropped, and
+  novel ones too, unless `novel` (the supervised baseline). Raises DataError if a name stands twice in the vocabulary
+  or if nothing is left to train on.
+  """
+  row_of = {str(name): row for row, name in enumerate(names)}
+  if len(row_of) < len(names):
+    twice = next(n for n in row_of if list(map(str, names)).count(n) > 1)
+    raise DataError(f'the vocabulary names {twice!r} twice; expected names that differ')
+  matched = {c.id: row_of[c.name] for c in categories if c.name in row_of}
+  if not matched:
+    sides = [repr(next(iter(side), None)) for side in ((c.name for c in categories), row_of)]
+    raise DataError(f'no category of the data set is in the vocabulary: the one has {sides[0]}, the other {sides[1]}; '
+                    'expected equal raw names')
+  rows = {category: row for category, row in matched.items() if novel or is_base[row]}
+  if not rows:
+    raise DataError(f'all {len(matched)} categories of the data set are novel in the vocabulary; expected base classes')
+  return LabelMap(rows)
+
+
+# --- one example ----------------------------------------------------------------------------------------------------
+
+
+def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random.Generator) -> Arrays:
+  """One training example, jittered, mirrored or not, cropped and padded (METHOD.md, section 3).
+
+  Crowds, categories that `labels` drops and objects outside the crop are left out. Of more than `max_instances`
+  objects the first ones stay, as in the reference. An example without objects is kept: it trains as background.
+
+  Returns:
+    image float32 [S, S, 3], image_size float32 [2], boxes float32 [N, 4], labels int32 [N], masks uint8
+    [N, 112, 112] (255 times the soft mask), valid bool [N], image_id int64; N = `data.max_instances`.
+  """
+  draw = transforms.draw_augmentation(rng, data.scale_range, data.flip)
+  image, objects = _decode(example), example.objects
+  rows = labels(objects.category_ids)
+  boxes = objects.boxes
+  if draw.flip:
+    image, boxes = image[:, ::-1], transforms.flip_boxes(boxes, example.width)
+  resized = transforms.resize_and_pad(image, data.image_size, scale=draw.scale, offset_draw=draw.offset_draw)
+  boxes = transforms.to_square(boxes, resized)
+  kept = np.flatnonzero((rows >= 0) & ~objects.is_crowd & transforms.is_visible(boxes))[:data.max_instances]
+
+  slots = data.max_instances
+  size = transforms.MASK_SIZE
+  item = {'image': resized.image, 'image_size': resized.size, 'boxes': np.zeros((slots, 4), np.float32),
+          'labels': np.zeros(slots, np.int32), 'masks': np.zeros((slots, size, size), np.uint8),
+          'valid': np.arange(slots) < len(kept), 'image_id': np.int64(example.image_id)}
+  item['boxes'][:len(kept)] = boxes[kept]
+  item['labels'][:len(kept)] = rows[kept]
+  for slot, (index, box) in enumerate(zip(kept, transforms.to_picture(boxes[kept], resized), strict=True)):
+    mask = _mask(example, index)
+    soft = transforms.crop_mask(mask[:, ::-1] if draw.flip else mask, box)
+    item['masks'][slot] = np.round(255 * soft)
+  return item
+
+
+def eval_example(example: Example, image_size: int) -> Arrays:
+  """One example for prediction: the whole picture in the square, not mirrored, and how to get back to its pixels.
+
+  Returns:
+    image float32 [S, S, 3], image_size float32 [2], scale float32 [2] (square / picture along y, x), original_size
+    int32 [2], image_id int64, real bool: True.
+  """
+  resized = transforms.resize_and_pad(_decode(example), image_size)
+  return {'image': resized.image, 'image_size': resized.size, 'scale': resized.scale,
+          'original_size': np.array([example.height, example.width], np.int32),
+          'image_id': np.int64(example.image_id), 'real': np.bool_(True)}
+
+
+def _decode(example: Example) -> np.ndarray:
+  image = transforms.decode(example.image, f'image {example.image_id}')
+  if image.shape[:2] != (example.height, example.width):
+    raise DataError(f'image {example.image_id}: the picture has {image.shape[0]} x {image.shape[1]} pixels; expected '
+                    f'{example.height} x {example.width} as annotated (height x width)')
+  return image
+
+
+def _mask(example: Example, index: int) -> np.ndarray:
+  try:
+    return rle.decode_mask(example.objects.segmentations[index], example.height, example.width)
+  except DataError as error:
+    raise DataError(f'image {example.image_id}, object {example.objects.ids[index]}: {error}') from None
+
+
+def _padding_example(image_size: int) -> Arrays:
+  return {'image': np.zeros((image_size, image_size, 3), np.float32), 'image_size': np.ones(2, np.float32),
+          'scale': np.ones(2, np.float32), 'original_size': np.ones(2, np.int32), 'image_id': np.int64(-1),
+          'real': np.bool_(False)}
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+def train_batches(dataset: ExampleSource, labels: LabelMap, config: Config, *, start_step: int = 0,
+                  process_index: int = 0, process_count: int = 1) -> Iterator[Arrays]:
+  """The endless stream of training batches from `start_step` on, this process's part of each.
+
+  Process p of P gets slots [p · B / P, (p + 1) · B / P) of the global batch B = `config.data.batch_size`. Keys and
+  shapes as in `train_example`, with a leading batch axis. `close()` of the iterator ends the workers.
+
+  Raises:
+    DataError: for an empty data set, a batch that the processes cannot share, and, while iterating, a broken picture.
+  """
+  local = _local_batch(config.data.batch_size, process_count, 'data.batch_size')
+  if len(dataset) == 0:
+    raise DataError('the training data set holds no pictures; expected one or more')
+  order_seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
+  examples = grain.MapDataset.source(dataset).shuffle(seed=order_seed).repeat(None)
+  examples = examples.map_with_index(functools.partial(_train_item, labels=labels, data=config.data, seed=config.seed))
+  batches = examples.batch(local)[start_step * process_count + process_index::process_count]
+  mask_bytes = config.data.max_instances * transforms.MASK_SIZE**2
+  return _stream(batches, config.data.workers, local * (_image_bytes(config) + mask_bytes))
+
+
+def eval_batches(dataset: ExampleSource, config: Config, *, batch_size: int, process_index: int = 0,
+                 process_count: int = 1) -> Iterator[Arrays]:
+  """All examples once, in order, as `eval_example` makes them, with a leading batch axis.
+
+  `batch_size` is global and shared among processes as in `train_batches`. The last batch is filled up with examples
+  whose `real` is False (zero picture, image_id −1), so that every process takes the same number of batches.
+  """
+  local = _local_batch(batch_size, process_count, 'evaluation.batch_size')
+  count = -(-len(dataset) // batch_size)
+  item = functools.partial(_eval_item, dataset=dataset, image_size=config.data.image_size)
+  batches = grain.MapDataset.range(count * batch_size).map(item).batch(local)[process_index::process_count]
+  return _stream(batches, min(config.data.workers, count), local * _image_bytes(config))
+
+
+def _train_item(index: int, example: Example, *, labels: LabelMap, data: Data, seed: int) -> Arrays:
+  rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
+  return train_example(example, labels, data, rng)
+
+
+def _eval_item(index: int, *, dataset: ExampleSource, image_size: int) -> Arrays:
+  return eval_example(dataset[index], image_size) if index < len(dataset) else _padding_example(image_size)
+
+
+def _local_batch(batch_size: int, process_count: int, key: str) -> int:
+  if batch_size % process_count:
+    raise DataError(f'{key}={batch_size} cannot be shared by {process_count} processes; expected a multiple of it')
+  return batch_size // process_count
+
+
+def _image_bytes(config: Config) -> int:
+  return 3 * 4 * config.data.image_size**2
+
+
+def _stream(batches: grain.MapDataset, workers: int, batch_bytes: int) -> Iterator[Arrays]:
+  """Computes batches ahead of their use: in worker processes, or in two threads if there are none."""
+  if workers == 0:
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+  else:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain hands absl's flags to its workers; most programs never parse any
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    if not _shared_memory_holds(3 * workers * batch_bytes):  # made, queued and in use, for each worker
+      options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+      stream = grain.experimental.WithOptionsIterDataset(stream, options)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    stream = stream.mp_prefetch(options, worker_init_fn=_prepare_worker)
+  produced = _produce(stream, copy=workers > 0)
+  # Left open until the interpreter takes its modules apart, Grain's workers and shared memory end with a wall of noise.
+  atexit.register(_close, weakref.ref(produced))
+  return produced
+
+
+def _produce(stream: grain.IterDataset, copy: bool) -> Iterator[Arrays]:
+  iterator, batch = iter(stream), None
+  try:
+    for batch in iterator:
+      # Workers' arrays lie in shared memory that must not outlive their stream: the caller gets its own.
+      yield {key: np.array(value) for key, value in batch.items()} if copy else batch
+  finally:
+    iterator.close()
+    batch = iterator = None
+    # Grain frees shared memory in a thread of its own; what a program leaves to it at its end is reported as leaked.
+    deletions = getattr(grain.multiprocessing.SharedMemoryArray, '_del_thread_pool', None)
+    if deletions is not None:
+      deletions.apply(int)  # the thread works in order: it has then done all the rest
+
+
+def _close(reference: weakref.ref) -> None:
+  stream = reference()
+  if stream is not None:
+    stream.close()
+
+
+def _prepare_worker(index: int, count: int) -> None:
+  """A worker ends when its parent does, however that ends, and leaves signals sent to the whole group to it."""
+  del index, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a preempted run still takes batches until it has saved
+
+  def end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _shared_memory_holds(needed: int) -> bool:
+  """Containers often have 64 MB of it, and writing more kills a worker by SIGBUS; then pipes are slower but work."""
+  try:
+    status = os.statvfs('/dev/shm')
+  except OSError:
+    return True  # a system that keeps shared memory elsewhere
+  return status.f_bavail * status.f_frsize >= needed
