@@ -243,8 +243,11 @@ if __name__ == '__main__':
   broken = [dataclasses.replace(e, image=e.image[:200]) for e in examples(2)]
   try:
     take(batch.train_batches(broken, labels, configured(workers=1)), 1)
+    raise AssertionError('broken pictures went through')
   except DataError as error:
     print(error)
+  plain, fast = (list(batch.eval_batches(examples(5), configured(workers=w), batch_size=2)) for w in (0, 1))
+  assert len(plain) == len(fast) == 3 and all(map(same, plain, fast))
   left_open = batch.train_batches(examples(5), labels, configured(workers=1))
   held = next(left_open)
 '''

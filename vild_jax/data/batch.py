@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -229,7 +230,9 @@ def _produce(stream: grain.IterDataset, copy: bool) -> Iterator[Arrays]:
   finally:
     iterator.close()
     batch = iterator = None
-    # Grain frees shared memory in a thread of its own; what a program leaves to it at its end is reported as leaked.
+    # Grain frees shared memory in a thread of its own; what a program leaves to it at its end is reported as leaked,
+    # and so is what an exhausted stream's traceback holds in a cycle.
+    gc.collect()
     deletions = getattr(grain.multiprocessing.SharedMemoryArray, '_del_thread_pool', None)
     if deletions is not None:
       deletions.apply(int)  # the thread works in order: it has then done all the rest
