@@ -50,10 +50,8 @@ def prepare(args: argparse.Namespace) -> None:
   from vild_jax.data import prepare as prepare_lib
 
   if args.from_tfds:
-    from vild_jax.data import stock_tfds
-
-    folder = stock_tfds.from_tfds(args.from_tfds, args.out, data_dir=args.data_dir, name=args.name, split=args.split,
-                                  overwrite=args.overwrite)
+    folder = prepare_lib.from_tfds(args.from_tfds, args.out, data_dir=args.data_dir, name=args.name, split=args.split,
+                                   overwrite=args.overwrite)
   else:
     _require(args.annotations and args.images, 'prepare takes --annotations and --images, or --from-tfds')
     folder = prepare_lib.prepare(args.annotations, args.images, args.out, name=args.name, split=args.split,

@@ -107,14 +107,15 @@ def picture_drawer(config: Config, trained_on: VocabularyFile, dataset: sources.
 
   def draw(variables: Any) -> Mapping[str, np.ndarray]:
     detector = inference.Detector(config, jax.device_get(variables), trained_on)
-    return {f'predictions/{example.image_id}': beside(detector, example, dataset, trained_on) for example in examples}
+    return {f'predictions/{example.image_id}': viz.side_by_side(*drawn_pair(detector, example, dataset, trained_on))
+            for example in examples}
 
   return draw
 
 
-def beside(detector: inference.Detector, example: Example, dataset: sources.PreparedDataset, classes: VocabularyFile,
-           *, min_score: float = 0.3) -> np.ndarray:
-  """One picture drawn twice: its ground truth on the left, what `detector` finds on the right; novel classes marked."""
+def drawn_pair(detector: inference.Detector, example: Example, dataset: sources.PreparedDataset,
+               classes: VocabularyFile, *, min_score: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+  """One picture drawn twice: with its ground truth, and with what `detector` finds; novel classes are marked."""
   image = transforms.decode(example.image, f'image {example.image_id}')
   novel = ~inference.is_base(classes.names, detector.vocabulary)
   row_of_id = {int(c): row for row, c in enumerate(category_ids(dataset, classes)) if c >= 0}
@@ -126,7 +127,7 @@ def beside(detector: inference.Detector, example: Example, dataset: sources.Prep
                    classes.names, novel=novel)
   found = detector.detect(image, classes, min_score=min_score)
   guess = viz.draw(image, found.boxes, found.labels, found.scores, found.masks, classes.names, novel=novel)
-  return viz.side_by_side(truth, guess)
+  return truth, guess
 
 
 class _Timer:

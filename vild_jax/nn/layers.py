@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.nn import initializers
 
 Array = jax.Array
@@ -28,7 +29,10 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool, valid: Array | None = None) -> Array:
-    mask = None if valid is None else valid.reshape(valid.shape + (1,) * (x.ndim - 1))
+    mask = None
+    if valid is not None:
+      # Without a single valid row there is nothing to normalise by, and a mean over nothing would be NaN.
+      mask = (valid | ~jnp.any(valid)).reshape(valid.shape + (1,) * (x.ndim - 1))
     return nn.BatchNorm(use_running_average=not train, momentum=0.997, epsilon=1e-4, use_fast_variance=False,
                         dtype=self.dtype, name='bn')(x, mask=mask)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -16,10 +17,12 @@ from vild_jax.train import optim, sharding
 from vild_jax.train.state import SAMPLING, abstract, step_key
 
 
+@functools.cache
 def make_train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """(state, batch, vocabulary) -> (next state, {metric: scalar}); the state is donated.
 
-  Arrays are global: batch statistics, normalisers and samplers mean the same on one device and on many.
+  Arrays are global: batch statistics, normalisers and samplers mean the same on one device and on many. Made once for
+  equal arguments, so that what is compiled is compiled once.
   """
   update = optim.optimizer(config)
   rate = optim.schedule(config.optimizer, config.train.steps)
@@ -42,6 +45,7 @@ def make_train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainStat
                  donate_argnums=0)
 
 
+@functools.cache
 def make_predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
   """(variables, images [B, S, S, 3], content sizes [B, 2], vocabulary) -> detections of the batch."""
   per_image = sharding.per_image(mesh)

@@ -1,0 +1,62 @@
+"""Padding conventions against the reference, and statistics that padding does not touch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vild_jax.nn import layers
+from vild_jax.nn.fpn import upsample_nearest
+from vild_jax.nn.heads import Deconv2x2
+
+
+@pytest.mark.parametrize(('size', 'variable', 'output'), [(3, 'conv2d', 'fixed3'), (7, 'conv2d_1', 'fixed7'),
+                                                          (1, 'conv2d_2', 'fixed1')])
+def test_strided_convolutions_pad_as_the_reference(golden, size, variable, output):
+  values = golden('conv_padding')
+  layer = layers.conv(2, size, stride=2, use_bias=False, init=layers.HEAD_INIT, dtype=None)
+  found = layer.apply({'params': {'kernel': values[f'in_{variable}__kernel']}}, values['in_x'])
+  np.testing.assert_allclose(found, values[f'out_{output}'], rtol=1e-5, atol=1e-6)
+
+
+def test_deconvolution_is_the_references(golden):
+  values = golden('conv_padding')
+  kernel = values['in_conv2d_transpose__kernel'].transpose(0, 1, 3, 2)  # the reference has [h, w, out, in]
+  found = Deconv2x2(kernel.shape[-1]).apply(
+    {'params': {'kernel': kernel, 'bias': values['in_conv2d_transpose__bias']}}, values['in_x'])
+  np.testing.assert_allclose(found, values['out_deconv2'], rtol=1e-5, atol=1e-6)
+
+
+def test_upsampling_is_nearest(golden):
+  values = golden('nearest_upsampling')
+  np.testing.assert_array_equal(upsample_nearest(values['in_x']), values['out'])
+
+
+def test_batch_statistics_ignore_what_is_not_valid():
+  """METHOD.md, section 4.3: padding is in no batch statistic, and its gradient is finite."""
+  x = np.random.default_rng(0).normal(size=(6, 3, 3, 4)).astype(np.float32)
+  valid = np.array([True, True, False, True, False, True])
+  norm = layers.BatchNorm()
+  variables = norm.init(jax.random.PRNGKey(0), x, train=False)
+  apply = lambda x, valid: norm.apply(variables, x, train=True, valid=valid, mutable=['batch_stats'])
+  found, updated = apply(x, valid)
+  expected, expected_stats = apply(x[valid], None)
+  np.testing.assert_allclose(found[valid], expected, rtol=1e-5, atol=1e-6)
+  for a, b in zip(jax.tree.leaves(updated), jax.tree.leaves(expected_stats), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+  wild = np.where(valid[:, None, None, None], x, 1e6)
+  np.testing.assert_allclose(apply(wild, valid)[0][valid], expected, rtol=1e-5, atol=1e-6)
+  nothing = jax.grad(lambda x: jnp.sum(apply(x, np.zeros(6, bool))[0]))(x)
+  assert np.isfinite(nothing).all()
+
+
+def test_moving_statistics_are_biased_and_slow():
+  """QUIRKS 49: moving variance without Bessel's correction, momentum 0.997."""
+  x = np.random.default_rng(1).normal(2.0, 3.0, size=(5, 4)).astype(np.float32)
+  norm = layers.BatchNorm()
+  variables = norm.init(jax.random.PRNGKey(0), x, train=False)
+  _, updated = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+  np.testing.assert_allclose(updated['batch_stats']['bn']['var'], 0.997 + 0.003 * x.var(axis=0), rtol=1e-5)
+  np.testing.assert_allclose(updated['batch_stats']['bn']['mean'], 0.003 * x.mean(axis=0), rtol=1e-4)

@@ -1,0 +1,53 @@
+"""The schedule against the reference's, the decay rules, and the update rule against a hand-written one."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from vild_jax import detector
+from vild_jax.config import Config, Optimizer
+from vild_jax.train import optim
+
+
+def test_schedule_is_the_references_but_for_the_decay_that_it_lost(golden):
+  values = golden('learning_rate')
+  steps, expected = values['in_steps'], values['out_lr']
+  with_defect = jax.vmap(optim.schedule(Optimizer(drop_last_decay=True), 180_000))(steps)
+  np.testing.assert_allclose(with_defect, expected, rtol=1e-5)
+  ours = jax.vmap(optim.schedule(Optimizer(), 180_000))(steps)
+  before = steps < 175_500
+  np.testing.assert_allclose(ours[before], expected[before], rtol=1e-5)
+  np.testing.assert_allclose(ours[~before], 0.00032, rtol=1e-5)
+
+
+def test_every_parameter_has_a_rule_and_only_kernels_and_the_background_decay():
+  config = tiny.config()
+  params = jax.eval_shape(lambda: detector.init(config, jax.random.PRNGKey(0)))['params']
+  decays = {optim.path_name(path): value
+            for path, value in jax.tree_util.tree_flatten_with_path(optim.decay_mask(params))[0]}
+  assert decays['background'] and decays['backbone/stem/kernel'] and decays['mask_head/deconv/kernel']
+  assert not decays['mask_head/deconv/bias'] and not decays['fpn/output2_bn/bn/scale']
+  assert all(value == (name == 'background' or name.endswith('kernel')) for name, value in decays.items())
+
+
+def test_a_parameter_without_a_rule_is_an_error_that_names_it():
+  with pytest.raises(ValueError, match="no rule of weight decay matches 'head/gain'"):
+    optim.decay_mask({'head': {'gain': np.zeros(3)}})
+
+
+def test_update_is_tensorflows_momentum_with_decay_in_the_gradient():
+  config = Config(optimizer=Optimizer(learning_rate=0.5, warmup_learning_rate=0.5, weight_decay=0.1, momentum=0.9))
+  update = optim.optimizer(config)
+  params = {'a': {'kernel': np.array([2.0], np.float32), 'bias': np.array([3.0], np.float32)}}
+  gradient = {'a': {'kernel': np.array([1.0], np.float32), 'bias': np.array([1.0], np.float32)}}
+  state, weight, offset, slot_w, slot_b = update.init(params), 2.0, 3.0, 0.0, 0.0
+  for _ in range(3):
+    updates, state = update.update(gradient, state, params)
+    params = jax.tree.map(lambda p, u: p + u, params, updates)
+    slot_w, slot_b = 0.9 * slot_w + 1.0 + 0.1 * weight, 0.9 * slot_b + 1.0
+    weight, offset = weight - 0.5 * slot_w, offset - 0.5 * slot_b
+  np.testing.assert_allclose(params['a']['kernel'], weight, rtol=1e-6)
+  np.testing.assert_allclose(params['a']['bias'], offset, rtol=1e-6)

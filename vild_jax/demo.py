@@ -1,0 +1,182 @@
+"""`vild-jax demo`: the whole pipeline on the embedded toy world, offline, from nothing to a report.
+
+Every stage is what its command does; it leaves its product in the work directory and is skipped where that is there,
+so that an interrupted demo goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import vild_jax
+from vild_jax import commands, evaluation, inference
+from vild_jax import config as config_lib
+from vild_jax.config import Config
+from vild_jax.data import class_lists, prepare, sources, toyworld
+from vild_jax.eval import report, summary
+from vild_jax.interop import export
+from vild_jax.teacher import prompts, text, toy, vocabulary
+from vild_jax.train import checkpoint, writers
+
+_TEACHER_CROPS = 24_000
+_TEACHER_STEPS = 900
+_HELD_OUT_CROPS = 2_000
+_GALLERY = 12
+
+
+def run(workdir: Path, *, seed: int = 0, json_file: str | None = None) -> report.Report:
+  """Runs the demo into `workdir` and writes `report.html` and `report.json` there; prints the metrics.
+
+  Args:
+    workdir: new, or that of an interrupted demo with the same seed.
+    seed: of the world, the teacher and the training.
+    json_file: where to write a copy of `report.json`.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  stages = _Stages(workdir, seed)
+  world, data, teacher, bundle = (workdir / name for name in ('world', 'data', 'teacher', 'bundle'))
+  classes, run_folder = workdir / 'vocabulary.npz', workdir / 'vild_text'
+  counts = stages.run('world', 'Drew the toy world: pictures with LVIS-format annotations.',
+                      lambda: toyworld.generate(world, seed=seed))
+  stages.run('prepare', 'Prepared both splits as TFDS data sets in ArrayRecord.', lambda: _prepare(world, data))
+  accuracy = stages.run('teacher', 'Trained a small CLIP on captioned pictures of single objects of all classes.',
+                        lambda: _train_teacher(teacher, seed))
+  stages.run('embed_text', 'Embedded the class names as text: the vocabulary.',
+             lambda: _embed_text(world, teacher, classes))
+  config = toy_config(data / 'toy', classes, teacher, seed)
+  stages.run('train', f'Trained ViLD-text on base classes for {config.train.steps} steps of {config.data.batch_size} '
+             'pictures.', lambda: _train(config, run_folder))
+  metrics = stages.run('evaluate', 'Detected on the validation pictures and scored by the LVIS protocol.',
+                       lambda: _evaluate(config, run_folder))
+  stages.run('export', 'Exported a bundle with the text tower, for any class names.',
+             lambda: _export(config, run_folder, bundle))
+  gallery = stages.measure('gallery', 'Loaded the bundle and drew its detections beside the ground truth.',
+                           lambda: _gallery(bundle, config))
+  made = report.Report(
+    title='vild_jax on the toy world',
+    summary='ViLD-text, trained from scratch on the base classes of a procedural world. Novel classes are combinations '
+            'of shape and pattern whose annotations training never saw; they are found by their names alone.',
+    seed=seed, stages=stages.done,
+    data={'training': counts['train'], 'validation': counts['val']},
+    methods={'vild_text': metrics},
+    curves={'ViLD-text': writers.read_metrics(run_folder / writers.METRICS_FILE)},
+    gallery=gallery, gallery_note='Predictions with a score of 0.3 or more, of the validation pictures.',
+    machine={'command': shlex.join(['vild-jax', *sys.argv[1:]]), 'processor cores': os.cpu_count(),
+             'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'Python': platform.python_version(),
+             'jax': jax.__version__, 'vild_jax': vild_jax.__version__,
+             'toy teacher, zero-shot accuracy on held-out crops': f'{100 * accuracy:.1f} %'})
+  report.write_html(workdir / 'report.html', made)
+  report.write_json(workdir / 'report.json', made)
+  if json_file:
+    report.write_json(json_file, made)
+  print(commands.metrics_table(metrics))
+  print(f'report: {workdir / "report.html"}')
+  return made
+
+
+def toy_config(data: Path, classes: Path, teacher: Path, seed: int) -> Config:
+  """`configs/vild_text_toy.py` with the demo's own paths and seed."""
+  # Beside the package in a source tree, inside of it where the package was installed from a wheel.
+  package = Path(vild_jax.__file__).parent
+  folder = next((f for f in (package.parent / 'configs', package / 'configs') if f.is_dir()), package)
+  config = config_lib.load(folder / 'vild_text_toy.py')
+  return replace(config, seed=seed, vocabulary=str(classes), teacher=str(teacher),
+                 data=replace(config.data, train=str(data), val=str(data)))
+
+
+class _Stages:
+  """Runs stages once: what a stage returned (JSON) and how long it took is kept in `stages.json`."""
+
+  def __init__(self, workdir: Path, seed: int):
+    self._path = workdir / 'stages.json'
+    kept = json.loads(self._path.read_text(encoding='utf-8')) if self._path.is_file() else {'seed': seed, 'stages': {}}
+    if kept['seed'] != seed:
+      raise ValueError(f'{workdir} holds a demo with seed {kept["seed"]}; expected --seed {kept["seed"]} '
+                       'or another --workdir')
+    self._kept = kept
+    self.done: list[report.Stage] = []
+
+  def run(self, name: str, what: str, stage: Callable[[], Any]) -> Any:
+    """Runs a stage, or returns what it returned when it ran before."""
+    if name not in self._kept['stages']:
+      start = time.perf_counter()
+      result = stage()
+      self._kept['stages'][name] = {'result': result, 'seconds': time.perf_counter() - start}
+      summary.write_file(self._path, json.dumps(self._kept).encode())
+    kept = self._kept['stages'][name]
+    self.done.append(report.Stage(name, what, kept['seconds']))
+    return kept['result']
+
+  def measure(self, name: str, what: str, stage: Callable[[], Any]) -> Any:
+    """Runs a stage whose product is not kept."""
+    start = time.perf_counter()
+    result = stage()
+    self.done.append(report.Stage(name, what, time.perf_counter() - start))
+    return result
+
+
+def _prepare(world: Path, data: Path) -> None:
+  for split in ('train', 'val'):
+    prepare.prepare(_annotations(world, split), world / split, data)
+
+
+def _train_teacher(teacher: Path, seed: int) -> float:
+  """Trains the toy teacher; returns its zero-shot accuracy on crops that it never saw."""
+  names = toyworld.category_names()
+  images, labels = toyworld.captioned_crops(seed, _TEACHER_CROPS)
+  trained = toy.train(images, labels, names, teacher, seed=seed, steps=_TEACHER_STEPS)
+  held_out, labels = toyworld.captioned_crops(seed + 1_000_003, _HELD_OUT_CROPS)
+  return toy.accuracy(trained, held_out, labels, names)
+
+
+def _embed_text(world: Path, teacher: Path, out: Path) -> None:
+  classes = class_lists.class_list(_annotations(world, 'train'))
+  tower = text.load_text(teacher)
+  rows = tower.embed(classes.names, prompts.load_templates('vild'))
+  vocabulary.save(out, vocabulary.VocabularyFile(rows, classes.names, classes.is_base, tower.identity, 'vild'))
+
+
+def _train(config: Config, folder: Path) -> None:
+  commands.train(config, folder)
+
+
+def _evaluate(config: Config, folder: Path) -> dict[str, Any]:
+  metrics = commands.evaluate(config, folder, config.data.val, config.data.val_split, folder / 'evaluation')
+  return {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image')}
+
+
+def _export(config: Config, folder: Path, bundle: Path) -> None:
+  path = folder / checkpoint.VOCABULARY_FILE
+  export.export_bundle(bundle, config, checkpoint.load_variables(folder, config), path,
+                       vocabulary_teacher=vocabulary.load(path).teacher, teacher=Path(config.teacher))
+
+
+def _gallery(bundle: Path, config: Config) -> list[report.Pair]:
+  """Validation pictures, every other one with a novel object, so that both kinds are seen."""
+  detector = inference.load(bundle)
+  dataset = sources.open_dataset(config.data.val, config.data.val_split)
+  rare = {category.id for category in dataset.categories if category.frequency == 'r'}
+  examples = [dataset[i] for i in range(min(len(dataset), 8 * _GALLERY))]
+  with_novel = [e for e in examples if rare & set(e.objects.category_ids.tolist())]
+  without = [e for e in examples if not rare & set(e.objects.category_ids.tolist())]
+  chosen = with_novel[:2 * _GALLERY // 3] + without[:_GALLERY - min(len(with_novel), 2 * _GALLERY // 3)]
+  pairs = []
+  for example in chosen:
+    truth, found = evaluation.drawn_pair(detector, example, dataset, detector.vocabulary)
+    pairs.append(report.Pair(f'image {example.image_id}', truth, found))
+  return pairs
+
+
+def _annotations(world: Path, split: str) -> Path:
+  return world / 'annotations' / f'toy_{split}.json'
