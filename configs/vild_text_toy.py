@@ -31,6 +31,7 @@ def get_config() -> Config:
       region_head=RegionHead(num_convs=1, conv_channels=64, num_fcs=1, fc_channels=256, embedding_dim=64),
       mask_head=MaskHead(num_convs=2, channels=32),
       postprocess=Postprocess(max_detections=100),
+      batch_norm_momentum=0.97,
     ),
     assignment=Assignment(roi_samples=64, mask_samples=12),
     data=Data(image_size=128, scale_range=(0.8, 1.25), max_instances=16, batch_size=16, workers=0),

@@ -122,11 +122,14 @@ class Model:
   mask_head: MaskHead = field(default_factory=MaskHead)
   postprocess: Postprocess = field(default_factory=Postprocess)
   temperature: float = 0.01
+  batch_norm_momentum: float = 0.997     # of the moving statistics; shorter trainings need a shorter memory
   dtype: str = 'float32'
 
   def __post_init__(self):
     _require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
     _require(self.temperature > 0, 'model.temperature', self.temperature, 'a positive number')
+    _require(0 <= self.batch_norm_momentum < 1, 'model.batch_norm_momentum', self.batch_norm_momentum,
+             'a number from 0 to below 1')
 
 
 @dataclass(frozen=True)

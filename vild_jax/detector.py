@@ -45,14 +45,15 @@ class ViLD(nn.Module):
     model = self.model
     # None computes in the type of the inputs and parameters: float32, or float64 where a test asks for it.
     dtype = jnp.bfloat16 if model.dtype == 'bfloat16' else None
+    common = {'dtype': dtype, 'momentum': model.batch_norm_momentum}
     head, rpn = model.region_head, model.rpn
-    self.backbone = ResNet(model.backbone.depth, model.backbone.width, dtype)
-    self.fpn = FPN(model.pyramid.min_level, model.pyramid.max_level, model.pyramid.channels, dtype)
+    self.backbone = ResNet(model.backbone.depth, model.backbone.width, **common)
+    self.fpn = FPN(model.pyramid.min_level, model.pyramid.max_level, model.pyramid.channels, **common)
     per_location = len(model.anchors.aspect_ratios) * model.anchors.num_scales
-    self.rpn_head = RPNHead(rpn.num_convs, rpn.channels, per_location, dtype)
+    self.rpn_head = RPNHead(rpn.num_convs, rpn.channels, per_location, **common)
     self.region_head = RegionHead(num_convs=head.num_convs, conv_channels=head.conv_channels, num_fcs=head.num_fcs,
-                                  fc_channels=head.fc_channels, embedding_dim=head.embedding_dim, dtype=dtype)
-    self.mask_head = MaskHead(model.mask_head.num_convs, model.mask_head.channels, dtype)
+                                  fc_channels=head.fc_channels, embedding_dim=head.embedding_dim, **common)
+    self.mask_head = MaskHead(model.mask_head.num_convs, model.mask_head.channels, **common)
     self.background = self.param('background', BACKGROUND_INIT, (head.embedding_dim,))
 
   def features(self, image: Array, *, train: bool) -> dict[int, Array]:

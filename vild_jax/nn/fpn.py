@@ -27,6 +27,7 @@ class FPN(nn.Module):
   max_level: int
   channels: int
   dtype: jax.typing.DTypeLike | None = None
+  momentum: float = 0.997
 
   @nn.compact
   def __call__(self, backbone: dict[int, Array], *, train: bool) -> dict[int, Array]:
@@ -46,5 +47,5 @@ class FPN(nn.Module):
       # SAME, not symmetric padding: on even sizes the zero row stands after the picture, as in the reference.
       features[level] = nn.Conv(self.channels, (3, 3), strides=2, padding='SAME', kernel_init=GLOROT_INIT,
                                 dtype=self.dtype, name=f'output{level}')(below)
-    return {level: BatchNorm(self.dtype, name=f'output{level}_bn')(features[level], train=train)
+    return {level: BatchNorm(self.dtype, self.momentum, name=f'output{level}_bn')(features[level], train=train)
             for level in range(self.min_level, self.max_level + 1)}

@@ -21,6 +21,7 @@ class RPNHead(nn.Module):
   channels: int
   anchors_per_location: int
   dtype: jax.typing.DTypeLike | None = None
+  momentum: float = 0.997
 
   @nn.compact
   def __call__(self, features: dict[int, Array], *, train: bool) -> tuple[dict[int, Array], dict[int, Array]]:
@@ -33,7 +34,7 @@ class RPNHead(nn.Module):
     logits, deltas = {}, {}
     for level, x in features.items():
       for i, layer in enumerate(convs):
-        x = nn.relu(BatchNorm(self.dtype, name=f'conv{i + 1}_bn{level}')(layer(x), train=train))
+        x = nn.relu(BatchNorm(self.dtype, self.momentum, name=f'conv{i + 1}_bn{level}')(layer(x), train=train))
       batch = x.shape[0]
       logits[level] = at_least_float32(objectness(x)).reshape(batch, -1)
       deltas[level] = at_least_float32(box(x)).reshape(batch, -1, 4)
@@ -53,16 +54,17 @@ class RegionHead(nn.Module):
   embedding_dim: int
   predict_boxes: bool = True
   dtype: jax.typing.DTypeLike | None = None
+  momentum: float = 0.997
 
   @nn.compact
   def __call__(self, x: Array, valid: Array, *, train: bool) -> tuple[Array, Array | None]:
     for i in range(self.num_convs):
       x = conv(self.conv_channels, 3, use_bias=True, init=HEAD_INIT, dtype=self.dtype, name=f'conv{i + 1}')(x)
-      x = nn.relu(BatchNorm(self.dtype, name=f'conv{i + 1}_bn')(x, train=train, valid=valid))
+      x = nn.relu(BatchNorm(self.dtype, self.momentum, name=f'conv{i + 1}_bn')(x, train=train, valid=valid))
     x = x.reshape(x.shape[0], -1)
     for i in range(self.num_fcs):
       x = nn.Dense(self.fc_channels, kernel_init=GLOROT_INIT, dtype=self.dtype, name=f'fc{i + 1}')(x)
-      x = nn.relu(BatchNorm(self.dtype, name=f'fc{i + 1}_bn')(x, train=train, valid=valid))
+      x = nn.relu(BatchNorm(self.dtype, self.momentum, name=f'fc{i + 1}_bn')(x, train=train, valid=valid))
     embeddings = nn.Dense(self.embedding_dim, kernel_init=GLOROT_INIT, dtype=self.dtype, name='projection')(x)
     if not self.predict_boxes:
       return at_least_float32(embeddings), None
@@ -97,14 +99,15 @@ class MaskHead(nn.Module):
   num_convs: int
   channels: int
   dtype: jax.typing.DTypeLike | None = None
+  momentum: float = 0.997
 
   @nn.compact
   def __call__(self, x: Array, valid: Array, *, train: bool) -> Array:
     for i in range(self.num_convs):
       x = conv(self.channels, 3, use_bias=True, init=HEAD_INIT, dtype=self.dtype, name=f'conv{i + 1}')(x)
-      x = nn.relu(BatchNorm(self.dtype, name=f'conv{i + 1}_bn')(x, train=train, valid=valid))
+      x = nn.relu(BatchNorm(self.dtype, self.momentum, name=f'conv{i + 1}_bn')(x, train=train, valid=valid))
     x = Deconv2x2(self.channels, self.dtype, name='deconv')(x)
-    x = nn.relu(BatchNorm(self.dtype, name='deconv_bn')(x, train=train, valid=valid))
+    x = nn.relu(BatchNorm(self.dtype, self.momentum, name='deconv_bn')(x, train=train, valid=valid))
     x = conv(1, 1, use_bias=True, init=HEAD_INIT, dtype=self.dtype, name='logits')(x)
     return at_least_float32(x[..., 0])
 

@@ -26,6 +26,7 @@ class BatchNorm(nn.Module):
   """
 
   dtype: jax.typing.DTypeLike | None = None
+  momentum: float = 0.997
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool, valid: Array | None = None) -> Array:
@@ -33,8 +34,8 @@ class BatchNorm(nn.Module):
     if valid is not None:
       # Without a single valid row there is nothing to normalise by, and a mean over nothing would be NaN.
       mask = (valid | ~jnp.any(valid)).reshape(valid.shape + (1,) * (x.ndim - 1))
-    return nn.BatchNorm(use_running_average=not train, momentum=0.997, epsilon=1e-4, use_fast_variance=False,
-                        dtype=self.dtype, name='bn')(x, mask=mask)
+    return nn.BatchNorm(use_running_average=not train, momentum=self.momentum, epsilon=1e-4,
+                        use_fast_variance=False, dtype=self.dtype, name='bn')(x, mask=mask)
 
 
 def conv(features: int, size: int, *, stride: int = 1, use_bias: bool, init, dtype, name: str | None = None) -> nn.Conv:

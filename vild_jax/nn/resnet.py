@@ -30,12 +30,13 @@ class Block(nn.Module):
   bottleneck: bool
   project: bool
   dtype: jax.typing.DTypeLike | None
+  momentum: float
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
     def conv_bn(x: Array, channels: int, size: int, stride: int, name: str) -> Array:
       x = conv(channels, size, stride=stride, use_bias=False, init=BACKBONE_INIT, dtype=self.dtype, name=name)(x)
-      return BatchNorm(self.dtype, name=f'{name}_bn')(x, train=train)
+      return BatchNorm(self.dtype, self.momentum, name=f'{name}_bn')(x, train=train)
 
     out = self.channels * (4 if self.bottleneck else 1)
     shortcut = conv_bn(x, out, 1, self.stride, 'projection') if self.project else x
@@ -55,17 +56,19 @@ class ResNet(nn.Module):
   depth: int
   width: int = 64
   dtype: jax.typing.DTypeLike | None = None
+  momentum: float = 0.997
 
   @nn.compact
   def __call__(self, image: Array, *, train: bool) -> dict[int, Array]:
     groups, bottleneck = LAYOUTS[self.depth]
     x = conv(self.width, 7, stride=2, use_bias=False, init=BACKBONE_INIT, dtype=self.dtype, name='stem')(image)
-    x = nn.relu(BatchNorm(self.dtype, name='stem_bn')(x, train=train))
+    x = nn.relu(BatchNorm(self.dtype, self.momentum, name='stem_bn')(x, train=train))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
     features = {}
     for group, blocks in enumerate(groups):
       for block in range(blocks):
         x = Block(channels=self.width * 2**group, stride=2 if group > 0 and block == 0 else 1, bottleneck=bottleneck,
-                  project=block == 0, dtype=self.dtype, name=f'group{group + 1}_block{block + 1}')(x, train=train)
+                  project=block == 0, dtype=self.dtype, momentum=self.momentum,
+                  name=f'group{group + 1}_block{block + 1}')(x, train=train)
       features[group + 2] = x
     return features

@@ -1,0 +1,193 @@
+"""The commands end to end on a small set, and one clear line for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vild_jax
+from tests import tiny
+from tests.data import small_set
+from vild_jax import cli
+from vild_jax import config as config_lib
+from vild_jax.teacher import vocabulary
+
+NAMES = ('ant', 'red mug', 'tree')
+
+
+def run(*words: object) -> int:
+  return cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """A prepared set, a vocabulary, a trained work directory and a bundle, all by commands."""
+  folder = tmp_path_factory.mktemp('made')
+  for stem in ('small_train', 'small_val'):
+    annotations, images = small_set.write(folder, stem=stem)
+    assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
+  np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
+  assert run('embed-text', '--from-npy', folder / 'rows.npy', '--classes', annotations, '--teacher-id', 'made up',
+             '--out', folder / 'v.npz') == 0
+  config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
+                       'train.steps=2', 'train.pictures=1')
+  (folder / 'config.json').write_text(config_lib.to_text(config))
+  assert run('train', folder / 'config.json', '--workdir', folder / 'run') == 0
+  assert run('export', folder / 'config.json', '--checkpoint', folder / 'run', '--out', folder / 'bundle') == 0
+  Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 72, 3), dtype=np.uint8)).save(folder / 'picture.png')
+  return folder
+
+
+def test_the_vocabulary_knows_base_from_the_frequencies(made):
+  file = vocabulary.load(made / 'v.npz')
+  assert file.names == NAMES and file.is_base.tolist() == [False, True, True]
+
+
+def test_a_bundle_detects_in_the_pictures_own_pixels(made):
+  detector = vild_jax.load(made / 'bundle')
+  image = np.asarray(Image.open(made / 'picture.png'))
+  found = detector.detect(image, classes=['tree', 'red mug'], min_score=0.0)
+  count = len(found.scores)
+  assert count > 0 and found.boxes.shape == (count, 4) and found.boxes.dtype == np.float32
+  assert found.masks.shape == (count, 40, 72) and found.masks.dtype == bool
+  assert found.labels.dtype == np.int32 and set(found.labels) <= {0, 1}
+  assert (np.diff(found.scores) <= 0).all() and (found.scores <= 1).all()
+  assert (found.boxes >= 0).all() and (found.boxes <= [40, 72, 40, 72]).all()
+  assert (found.boxes[:, 3].max() > 36)  # not the pixels of the 64 px network input
+  from_path = detector.detect(made / 'picture.png', classes=['tree', 'red mug'], min_score=0.0)
+  np.testing.assert_array_equal(found.boxes, from_path.boxes)
+
+
+def test_a_bundle_and_its_work_directory_are_the_same_model(made):
+  image = np.asarray(Image.open(made / 'picture.png'))
+  bundle, workdir = (vild_jax.load(made / name).detect(image, min_score=0.0) for name in ('bundle', 'run'))
+  np.testing.assert_array_equal(bundle.scores, workdir.scores)
+  np.testing.assert_array_equal(bundle.masks, workdir.masks)
+
+
+def test_base_and_novel_come_from_the_training_vocabulary(made):
+  detector = vild_jax.load(made / 'bundle')
+  assert detector.classes(['tree', 'ant', 'red mug']).is_base[:3].tolist() == [True, False, True]
+
+
+def test_a_bundle_without_text_tower_answers_only_for_stored_names(made):
+  detector = vild_jax.load(made / 'bundle')
+  with pytest.raises(ValueError, match="'zebra' is not in the stored vocabulary and the bundle has no text tower"):
+    detector.detect(made / 'picture.png', classes=['tree', 'zebra'])
+
+
+def test_evaluate_writes_results_and_metrics(made, capsys):
+  out = made / 'evaluation'
+  assert run('evaluate', made / 'config.json', '--checkpoint', made / 'run', '--out', out, '--json',
+             made / 'm.json') == 0
+  assert 'box' in capsys.readouterr().out
+  metrics = json.loads((made / 'm.json').read_text())
+  assert {'AP', 'AP50', 'APr', 'AP_base', 'AP50_novel'} <= set(metrics['box']) and metrics['seconds_per_image'] > 0
+  results = json.loads((out / 'results.json').read_text())
+  assert results and {r['category_id'] for r in results} <= {1, 3, 8}
+  assert {r['image_id'] for r in results} <= set(small_set.SIZES)
+  assert (out / 'per_category.csv').is_file() and (out / 'metrics.json').is_file()
+  assert run('evaluate', made / 'config.json', '--checkpoint', made / 'bundle', '--out', made / 'again') == 0
+  assert json.loads((made / 'again' / 'results.json').read_text()) == results
+
+
+def test_detect_writes_pictures_and_json(made):
+  assert run('detect', made / 'picture.png', '--checkpoint', made / 'bundle', '--classes', 'tree, ant', '--out',
+             made / 'found', '--min-score', '0') == 0
+  assert Image.open(made / 'found' / 'picture.png').size[0] >= 72
+  (found,) = json.loads((made / 'found' / 'detections.json').read_text())
+  assert found['detections'] and set(found['detections'][0]) == {'class', 'score', 'box_yxyx', 'mask'}
+
+
+def test_training_logs_metrics_and_pictures(made):
+  lines = [json.loads(line) for line in (made / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in lines] == [2] and lines[0]['images_per_second'] > 0
+  assert list((made / 'run' / 'tensorboard').iterdir())
+
+
+def _spoiled(made, tmp_path, what):
+  """(words of a command, expected part of its message) for one kind of bad input."""
+  config, data = made / 'config.json', made / 'data'
+  train = ('train', config, '--workdir', tmp_path / 'w')
+  detect = ('detect', made / 'picture.png', '--checkpoint', made / 'bundle', '--out', tmp_path / 'o', '--classes')
+  if what == 'unknown key':
+    return (*train, '--model.backbon.depth=18'), "nearest valid one is 'model.backbone.depth'"
+  if what == 'no config':
+    return ('train', tmp_path / 'none.py', '--workdir', tmp_path / 'w'), 'none.py is no file'
+  if what == 'no data':
+    return (*train, f'--data.train={tmp_path}'), str(tmp_path)
+  if what == 'no vocabulary':
+    return (*train, '--vocabulary='), 'vocabulary is empty'
+  if what == 'dimension':
+    return (*train, '--model.region_head.embedding_dim=32'), 'dimension 16; expected 32'
+  if what == 'other config':
+    return ('train', config, '--workdir', made / 'run', '--seed=7'), 'made with another config: seed: 0 and 7'
+  if what == 'unwritable':
+    (tmp_path / 'file').write_text('')
+    return ('train', config, '--workdir', tmp_path / 'file' / 'w'), 'Not a directory'
+  if what == 'architecture':
+    return ('evaluate', config, '--checkpoint', made / 'run', '--data', data, '--out', tmp_path / 'e',
+            '--model.mask_head.channels=4'), 'is of another architecture'
+  if what == 'other teacher':
+    file = vocabulary.load(made / 'v.npz')
+    vocabulary.save(tmp_path / 'v.npz', vocabulary.VocabularyFile(file.embeddings, file.names, file.is_base, 'x', ''))
+    return ('evaluate', config, '--checkpoint', made / 'run', '--vocabulary', tmp_path / 'v.npz', '--out',
+            tmp_path / 'e'), "is of teacher 'x'"
+  if what == 'empty classes':
+    return (*detect, ' , '), 'expected names separated by commas'
+  if what == 'no picture':
+    (tmp_path / 'p.jpg').write_bytes(b'no picture')
+    return ('detect', tmp_path / 'p.jpg', '--checkpoint', made / 'bundle', '--out', tmp_path / 'o', '--classes',
+            'tree'), 'p.jpg'
+  if what == 'no bundle':
+    return ('detect', made / 'picture.png', '--checkpoint', tmp_path, '--out', tmp_path / 'o', '--classes',
+            'tree'), 'holds no config.json'
+  if what == 'damaged bundle':
+    shutil.copytree(made / 'bundle', tmp_path / 'b')
+    shutil.rmtree(tmp_path / 'b' / 'variables')
+    return ('detect', made / 'picture.png', '--checkpoint', tmp_path / 'b', '--out', tmp_path / 'o', '--classes',
+            'tree'), 'holds no checkpoint'
+  if what == 'no json':
+    (tmp_path / 'a.json').write_text('{')
+    return ('prepare', '--annotations', tmp_path / 'a.json', '--images', made, '--out', tmp_path / 'd'), 'JSON'
+  assert what == 'export over a folder'
+  (tmp_path / 'mine').mkdir()
+  return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'mine'), 'exists and is no bundle'
+
+
+@pytest.mark.parametrize('what', [
+  'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'unwritable', 'architecture',
+  'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json', 'export over a folder'])
+def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
+  words, message = _spoiled(made, tmp_path, what)
+  before = {path: path.stat().st_mtime_ns for path in made.rglob('*') if path.is_file()}
+  capsys.readouterr()
+  assert run(*words) == 2
+  error = capsys.readouterr().err.strip()
+  assert message in error and len(error.splitlines()) == 1, error
+  assert {path: path.stat().st_mtime_ns for path in made.rglob('*') if path.is_file()} == before
+  assert not (tmp_path / 'w' / 'checkpoints').exists() and not (tmp_path / 'o').exists()
+
+
+def test_help_names_every_command_and_each_has_an_example(capsys):
+  commands = ('demo', 'prepare', 'embed-text', 'train', 'evaluate', 'detect', 'export')
+  with pytest.raises(SystemExit):
+    run('--help')
+  text = capsys.readouterr().out
+  assert all(command in text for command in commands)
+  for command in commands:
+    with pytest.raises(SystemExit):
+      run(command, '--help')
+    assert f'example: vild-jax {command}' in ' '.join(capsys.readouterr().out.split())
+
+
+def test_an_unknown_argument_is_refused():
+  done = subprocess.run([sys.executable, '-m', 'vild_jax', 'detect', 'x.jpg', '--checkpoint', 'c', '--classes', 'a',
+                         '--out', 'o', '--frobnicate=1'], capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and '--frobnicate=1' in done.stderr
