@@ -61,7 +61,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def embed_text(args: argparse.Namespace) -> None:
   from vild_jax.data import class_lists
-  from vild_jax.teacher import prompts, text, vocabulary
+  from vild_jax.teacher import text, vocabulary
 
   classes = class_lists.class_list(args.classes, base=args.base)
   if args.from_npy:
@@ -69,9 +69,7 @@ def embed_text(args: argparse.Namespace) -> None:
     file = vocabulary.from_npy(args.from_npy, classes.names, args.teacher_id, classes.is_base)
   else:
     _require(args.teacher, 'embed-text takes --teacher DIR, or --from-npy FILE')
-    tower = text.load_text(args.teacher)
-    rows = tower.embed(classes.names, prompts.load_templates(args.prompts))
-    file = vocabulary.VocabularyFile(rows, classes.names, classes.is_base, tower.identity, args.prompts)
+    file = text.load_text(args.teacher).vocabulary(classes.names, classes.is_base, args.prompts)
   Path(args.out).parent.mkdir(parents=True, exist_ok=True)
   vocabulary.save(args.out, file)
   print(f'{args.out}: {len(file.names)} classes, {int(file.is_base.sum())} base, dimension {file.embeddings.shape[1]}, '

@@ -26,7 +26,7 @@ from vild_jax.config import Config
 from vild_jax.data import class_lists, prepare, sources, toyworld
 from vild_jax.eval import report, summary
 from vild_jax.interop import export
-from vild_jax.teacher import prompts, text, toy, vocabulary
+from vild_jax.teacher import text, toy, vocabulary
 from vild_jax.train import checkpoint, writers
 
 _TEACHER_CROPS = 24_000
@@ -142,9 +142,7 @@ def _train_teacher(teacher: Path, seed: int) -> float:
 
 def _embed_text(world: Path, teacher: Path, out: Path) -> None:
   classes = class_lists.class_list(_annotations(world, 'train'))
-  tower = text.load_text(teacher)
-  rows = tower.embed(classes.names, prompts.load_templates('vild'))
-  vocabulary.save(out, vocabulary.VocabularyFile(rows, classes.names, classes.is_base, tower.identity, 'vild'))
+  vocabulary.save(out, text.load_text(teacher).vocabulary(classes.names, classes.is_base, 'vild'))
 
 
 def _train(config: Config, folder: Path) -> None:

@@ -59,3 +59,12 @@ def test_a_bad_file_is_one_line(tmp_path, content, found):
 def test_unknown_prompts():
   with pytest.raises(ValueError, match="no prompts 'wild'; expected vild, imagenet, single or a file"):
     prompts.load_templates('wild')
+
+
+def test_what_a_vocabulary_keeps_of_its_prompts_fills_the_same_templates(tmp_path):
+  path = tmp_path / 'mine.txt'
+  path.write_text('a drawing of {article} {}\n\na {} in the fog\n', encoding='utf-8')
+  kept = prompts.as_text(path)
+  path.unlink()
+  assert prompts.load_templates(kept) == ('a drawing of {article} {}', 'a {} in the fog')
+  assert prompts.load_templates(prompts.as_text('vild')) == prompts.load_templates('vild')

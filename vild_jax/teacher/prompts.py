@@ -31,6 +31,8 @@ def fill(name: str, templates: Sequence[str]) -> list[str]:
 def load_templates(which: str | Path) -> tuple[str, ...]:
   """The templates 'vild' (63), 'imagenet' (80), 'single' ("a photo of a {}"), or those of a UTF-8 file, one a line.
 
+  What `as_text` wrote into a vocabulary is read back: there the lines themselves take the place of the file.
+
   ViLD's get "This is " before a template that starts with "a" or "the"; all others are used as they are written.
   """
   if which == 'vild':
@@ -40,12 +42,15 @@ def load_templates(which: str | Path) -> tuple[str, ...]:
   if which == 'single':
     return ('a photo of a {}',)
   path = Path(which)
-  if not path.is_file():
+  if '{' in str(which):
+    lines = str(which).splitlines()
+  elif not path.is_file():
     raise ValueError(f'no prompts {str(which)!r}; expected vild, imagenet, single or a file with one template a line')
-  try:
-    lines = path.read_text(encoding='utf-8-sig').splitlines()
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path} is no UTF-8 text: {error}') from error
+  else:
+    try:
+      lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+      raise ValueError(f'{path} is no UTF-8 text: {error}') from error
   templates = []
   for number, line in enumerate(lines, 1):
     if not line.strip():
@@ -56,6 +61,14 @@ def load_templates(which: str | Path) -> tuple[str, ...]:
   if not templates:
     raise ValueError(f'{path} holds no template; expected one a line')
   return tuple(templates)
+
+
+def as_text(which: str | Path) -> str:
+  """What a vocabulary keeps of its prompts: a published name, or the templates themselves, one a line.
+
+  Whoever adds a class later, on a machine without the file, has to fill the same templates.
+  """
+  return str(which) if which in ('vild', 'imagenet', 'single') else '\n'.join(load_templates(which))
 
 
 def _fields(template: str) -> list[str] | None:

@@ -60,9 +60,8 @@ class TextTower:
 
   def vocabulary(self, names: Sequence[str], is_base: np.ndarray, which: str | Path) -> VocabularyFile:
     """The vocabulary of `names` with the prompts `which` (see `prompts.load_templates`)."""
-    templates = prompts.load_templates(which)
-    description = f'{Path(which).name} ({len(templates)})'
-    return VocabularyFile(self.embed(names, templates), tuple(names), np.asarray(is_base), self.identity, description)
+    rows = self.embed(names, prompts.load_templates(which))
+    return VocabularyFile(rows, tuple(names), np.asarray(is_base), self.identity, prompts.as_text(which))
 
 
 def load_text(directory: str | Path, dtype: Any = jnp.float32) -> TextTower:
