@@ -9,7 +9,9 @@ setup(
   license='Apache-2.0',
   license_files=['LICENSE'],
   python_requires='>=3.11',
-  packages=find_packages(include=['vild_jax', 'vild_jax.*']),
+  # The configs travel with a wheel as vild_jax.configs: `vild-jax demo` reads one of them.
+  packages=[*find_packages(include=['vild_jax', 'vild_jax.*']), 'vild_jax.configs'],
+  package_dir={'vild_jax.configs': 'configs'},
   package_data={'vild_jax': ['data/categories/*.json', 'teacher/*.json']},
   entry_points={'console_scripts': ['vild-jax = vild_jax.cli:main']},
   install_requires=[
@@ -30,7 +32,7 @@ setup(
     'orbax-checkpoint>=0.12.8',
     'pillow>=10.3',                    # TFDS decodes pictures with it, and does not declare it
     'safetensors>=0.4.3',
-    'tensorboardX>=2.6.2',
+    'tensorboardX>=2.6.2.2',
     'tensorflow-datasets>=4.9.10',     # all that we call of it works without TensorFlow
     'tokenizers>=0.20',
     'tqdm>=4.66',
@@ -40,6 +42,6 @@ setup(
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda': ['jax[cuda12]>=0.10.2'],
     'scenic': ['scenic @ git+https://github.com/google-research/scenic'],   # PyPI's `scenic` is another project
-    'test': ['beartype>=0.19', 'pytest>=8.2', 'pytest-xdist>=3.6', 'ruff>=0.17', 'tensorboard>=2.19'],
+    'test': ['beartype>=0.19', 'pytest>=8.2', 'pytest-xdist>=3.6.1', 'ruff>=0.17', 'tensorboard>=2.19'],
   },
 )
