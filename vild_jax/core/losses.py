@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vild_jax.core import openvocab
+from vild_jax.core.precision import at_least_float32
 
 
 def _mean(values, mask):
@@ -36,7 +37,7 @@ def rpn_score(
   total = jnp.zeros((), jnp.float32)
   for level, level_logits in logits.items():
     label = labels[level]
-    level_logits = jnp.where(label >= 0, level_logits.astype(jnp.float32), 0.0)
+    level_logits = jnp.where(label >= 0, at_least_float32(level_logits), 0.0)
     entropy = _cross_entropy(level_logits, (label == 1).astype(jnp.float32))
     total += jnp.sum(jnp.where(label >= 0, entropy, 0.0)) / (label.shape[0] * samples_per_image)
   return total
@@ -55,7 +56,7 @@ def rpn_box(
   total = jnp.zeros((), jnp.float32)
   for level, level_deltas in deltas.items():
     counts = positive[level][..., None] & (targets[level] != 0.0)
-    error = jnp.where(counts, level_deltas.astype(jnp.float32) - targets[level], 0.0)
+    error = jnp.where(counts, at_least_float32(level_deltas) - targets[level], 0.0)
     total += _mean(_huber(error, 1.0 / 9.0), counts)
   return total
 
@@ -73,7 +74,7 @@ def region_class(
     labels: class index 0..C-1, background C; of a valid region always an allowed one.
     allowed: the columns in the softmax; novel and padding classes have no part in it.
   """
-  logits = jnp.where(valid[..., None] & allowed[None, None, :], logits.astype(jnp.float32), -jnp.inf)
+  logits = jnp.where(valid[..., None] & allowed[None, None, :], at_least_float32(logits), -jnp.inf)
   # A row of padding has to stay finite, or its gradient is NaN although nothing comes of it.
   logits = jnp.where(valid[..., None], logits, 0.0)
   label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
@@ -85,7 +86,7 @@ def region_box(
 ) -> Float[Array, '']:
   """Box refinement: Huber (delta 1), mean over the four numbers of the foreground regions."""
   counts = jnp.broadcast_to(foreground[..., None], deltas.shape)
-  return _mean(_huber(jnp.where(counts, deltas.astype(jnp.float32) - targets, 0.0), 1.0), counts)
+  return _mean(_huber(jnp.where(counts, at_least_float32(deltas) - targets, 0.0), 1.0), counts)
 
 
 def mask(
@@ -93,7 +94,7 @@ def mask(
 ) -> Float[Array, '']:
   """Masks: binary cross-entropy with soft targets, mean over the pixels of the foreground regions."""
   counts = jnp.broadcast_to(foreground[..., None, None], logits.shape)
-  return _mean(_cross_entropy(jnp.where(counts, logits.astype(jnp.float32), 0.0), targets), counts)
+  return _mean(_cross_entropy(jnp.where(counts, at_least_float32(logits), 0.0), targets), counts)
 
 
 def distillation(

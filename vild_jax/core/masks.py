@@ -14,9 +14,11 @@ def _resampling(box_min, box_max, gt_min, gt_max, size, gt_size):
 
   Pixel p of the mask stands at coordinate p, there is nothing outside it: a hat around each pixel says both.
   """
-  scale = gt_size / (gt_max - gt_min + 1e-8)
-  bins = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
-  position = (box_min - gt_min)[:, None] * scale[:, None] + bins[None, :] * ((box_max - box_min) * scale)[:, None]
+  gt_side = gt_max - gt_min + 1e-8
+  start = (box_min - gt_min) * gt_size / gt_side
+  length = (box_max - box_min) * gt_size / gt_side
+  bins = jnp.arange(size, dtype=jnp.float32) + 0.5
+  position = start[:, None] + bins[None, :] * length[:, None] / size
   pixels = jnp.arange(gt_size, dtype=jnp.float32)
   return jnp.maximum(1.0 - jnp.abs(position[:, :, None] - pixels[None, None, :]), 0.0)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vild_jax.core import boxes as box_ops
+
+_CHUNK = 32  # ground truth boxes that are compared with all anchors at a time
 
 
 def _iou_of_valid(boxes, gt_boxes, gt_valid):
@@ -30,18 +33,34 @@ def match_anchors(
   Returns:
     labels int32 [N], and matched int32 [N]: the row of gt_boxes where the label is 1, else 0.
   """
-  num_anchors, num_gt = anchors.shape[0], gt_boxes.shape[0]
-  iou = _iou_of_valid(anchors, gt_boxes, gt_valid)
-  best_iou, best_gt = jnp.max(iou, axis=1), jnp.argmax(iou, axis=1)
+  num_anchors = anchors.shape[0]
+  # In chunks up to the last real box: [N, G] at 1024 pixels would be 300 MB an image, mostly for padding.
+  padding = max(-gt_boxes.shape[0] % _CHUNK, _CHUNK - gt_boxes.shape[0])
+  gt_boxes, gt_valid = jnp.pad(gt_boxes, ((0, padding), (0, 0))), jnp.pad(gt_valid, (0, padding))
+  rows = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)
+  num_chunks = (jnp.max(jnp.where(gt_valid, rows + 1, 0)) + _CHUNK - 1) // _CHUNK
 
-  best_anchor = jnp.where(gt_valid, jnp.argmax(iou, axis=0), num_anchors)
-  rows = jnp.arange(num_gt, dtype=jnp.int32)
-  forced_gt = jnp.full((num_anchors,), num_gt, jnp.int32).at[best_anchor].min(rows, mode='drop')
-  forced = forced_gt < num_gt
+  def take_chunk(number, state):
+    best_iou, best_gt, best_anchor = state
+    start = number * _CHUNK
+    part = lambda x: jax.lax.dynamic_slice_in_dim(x, start, _CHUNK)
+    iou = _iou_of_valid(anchors, part(gt_boxes), part(gt_valid))
+    chunk_iou, chunk_gt = jnp.max(iou, axis=1), jnp.argmax(iou, axis=1).astype(jnp.int32) + start
+    best_gt = jnp.where(chunk_iou > best_iou, chunk_gt, best_gt)
+    first = jnp.argmax(iou, axis=0).astype(jnp.int32)
+    return jnp.maximum(chunk_iou, best_iou), best_gt, jax.lax.dynamic_update_slice_in_dim(best_anchor, first, start, 0)
+
+  state = jnp.full((num_anchors,), -1.0, anchors.dtype), jnp.zeros((num_anchors,), jnp.int32), jnp.zeros_like(rows)
+  best_iou, best_gt, best_anchor = jax.lax.fori_loop(0, num_chunks, take_chunk, state)
+
+  best_anchor = jnp.where(gt_valid, best_anchor, num_anchors)
+  nobody = rows.shape[0]
+  forced_gt = jnp.full((num_anchors,), nobody, jnp.int32).at[best_anchor].min(rows, mode='drop')
+  forced = forced_gt < nobody
 
   labels = jnp.where(best_iou >= positive_iou, 1, jnp.where(best_iou < negative_iou, 0, -1))
   labels = jnp.where(forced, 1, labels).astype(jnp.int32)
-  matched = jnp.where(forced, forced_gt, best_gt.astype(jnp.int32))
+  matched = jnp.where(forced, forced_gt, best_gt)
   return labels, jnp.where(labels == 1, matched, 0)
 
 

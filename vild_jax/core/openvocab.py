@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vild_jax.core.precision import at_least_float32
+
 # Vectors shorter than this have no direction: they normalise to zero.
 MIN_NORM = 1e-8
 
 
 def normalize(x: Float[Array, '*n d']) -> Float[Array, '*n d']:
   """x / ||x|| over the last axis in float32; zero, with zero gradient, where ||x|| <= 1e-8."""
-  x = x.astype(jnp.float32)
+  x = at_least_float32(x)
   squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
   has_direction = squared > MIN_NORM**2
   return jnp.where(has_direction, x * jax.lax.rsqrt(jnp.where(has_direction, squared, 1.0)), 0.0)
@@ -32,7 +34,7 @@ def cosine_logits(
     region, classes, background: of any length; normalised here.
     valid: False for padding rows of `classes`, whose logits are -inf.
   """
-  rows = normalize(jnp.concatenate([classes.astype(jnp.float32), background.astype(jnp.float32)[None, :]]))
+  rows = jnp.concatenate([normalize(classes), normalize(background)[None, :]])
   logits = jnp.matmul(normalize(region), rows.T, precision=jax.lax.Precision.HIGHEST) / temperature
   if valid is None:
     return logits

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Shaped
 from vild_jax import structs
 from vild_jax.core import boxes as box_ops
 from vild_jax.core import nms
+from vild_jax.core.precision import at_least_float32
 
 
 def propose(
@@ -25,7 +26,7 @@ def propose(
   """Decodes, clips and thins out the best anchors of each level, then takes the best of all levels.
 
   A box that clipping collapses onto the corner (0, 0), with no coordinate above 0, is none. Ties go to the lower level,
-  then to the lower anchor.
+  then to the lower anchor. No gradient flows through proposals.
 
   Args:
     logits, deltas, anchors: {level: one row an anchor}.
@@ -34,11 +35,13 @@ def propose(
   Returns:
     max_proposals slots in descending score; unused slots are zero and not valid.
   """
+  # The second stage learns on proposals as they are; a gradient through them would train the RPN by its losses.
+  logits, deltas = jax.lax.stop_gradient((logits, deltas))
   level_boxes, level_scores = [], []
   for level in sorted(logits):
     num = logits[level].shape[0]
-    scores, best = jax.lax.top_k(jax.nn.sigmoid(logits[level].astype(jnp.float32)), min(pre_nms_top_k, num))
-    boxes = box_ops.decode(deltas[level][best].astype(jnp.float32), anchors[level][best])
+    scores, best = jax.lax.top_k(jax.nn.sigmoid(at_least_float32(logits[level])), min(pre_nms_top_k, num))
+    boxes = box_ops.decode(at_least_float32(deltas[level][best]), anchors[level][best])
     boxes = box_ops.clip(boxes, image_size)
     kept, valid = nms.sorted_nms(
       boxes,

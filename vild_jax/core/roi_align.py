@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vild_jax.core import boxes as box_ops
+from vild_jax.core.precision import at_least_float32
 
 # A region of this side (pixels, square root of its area) belongs to this level; each doubling is one level more.
 _CANONICAL_SIDE = 224.0
@@ -17,14 +18,14 @@ def roi_levels(boxes: Float[Array, 'r 4'], min_level: int, max_level: int) -> In
   """floor(log2(sqrt(area) / 224)) + 4 within [min_level, max_level]; sides of exactly 112, 224, ... go up."""
   # Areas are compared with the squared bounds: a float logarithm would round at the bounds.
   bounds = [(_CANONICAL_SIDE * 2.0 ** (level - _CANONICAL_LEVEL)) ** 2 for level in range(min_level + 1, max_level + 1)]
-  area = box_ops.area(boxes)
-  return min_level + sum((area >= bound).astype(jnp.int32) for bound in bounds)
+  above = box_ops.area(boxes)[:, None] >= jnp.asarray(bounds, jnp.float32)[None, :]
+  return min_level + jnp.sum(above, axis=1, dtype=jnp.int32)
 
 
 def _corners(start, length, output_size, size):
   """Sample positions of one axis: the two pixels [R, output_size] around each bin's centre, and the second's weight."""
-  bins = (jnp.arange(output_size, dtype=jnp.float32) + 0.5) / output_size
-  position = start[:, None] + bins[None, :] * length[:, None]
+  bins = jnp.arange(output_size, dtype=jnp.float32) + 0.5
+  position = start[:, None] + bins[None, :] * length[:, None] / output_size
   # The weight is measured from the clipped pixel: it is negative before the first one (the line goes on), and behind
   # the last one both pixels are the same.
   last = (size - 1)[:, None].astype(jnp.float32)
@@ -56,14 +57,14 @@ def multilevel_roi_align(
   strides = jnp.asarray([2.0**level for level in levels], jnp.float32)[row]
   pixels = jnp.concatenate([features[level].reshape(-1, features[level].shape[-1]) for level in levels])
 
-  scaled = boxes.astype(jnp.float32) / strides[:, None]
+  scaled = boxes / strides[:, None]
   y0, y1, wy = _corners(scaled[:, 0], scaled[:, 2] - scaled[:, 0], output_size, heights)
   x0, x1, wx = _corners(scaled[:, 1], scaled[:, 3] - scaled[:, 1], output_size, widths)
 
   def corner(y, x, weight_y, weight_x):
     index = starts[:, None, None] + y[:, :, None] * widths[:, None, None] + x[:, None, :]
     weight = weight_y[:, :, None] * weight_x[:, None, :]
-    return pixels.at[index].get(mode='promise_in_bounds').astype(jnp.float32) * weight[..., None]
+    return at_least_float32(pixels.at[index].get(mode='promise_in_bounds')) * weight[..., None]
 
   result = corner(y0, x0, 1.0 - wy, 1.0 - wx) + corner(y0, x1, 1.0 - wy, wx)
   result += corner(y1, x0, wy, 1.0 - wx) + corner(y1, x1, wy, wx)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vild_jax.core import openvocab
+
+
+def _arrays(seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = (6, 16), (5, 16), (16,)
+  return [jnp.asarray(rng.normal(0, scale, s), jnp.float32) for s, scale in zip(shapes, (3, 1, 0.01), strict=True)]
+
+
+def test_vectors_without_length_normalise_to_zero(golden):
+  g = golden('divide_no_nan')
+  lengths = g['in_y']
+  # The reference divides by a given norm; here the vector is its own norm.
+  expected = np.where((g['out'] == 0).all(-1, keepdims=True) & (g['in_x'] != 0).any(-1, keepdims=True), 0, 1)
+  np.testing.assert_allclose(openvocab.normalize(jnp.abs(jnp.asarray(lengths))), expected, atol=1e-6)
+  assert 0 < expected.sum() < len(expected)
+
+
+def test_logits_are_cosines_over_the_temperature_with_the_background_last():
+  region, classes, background = _arrays()
+  actual = openvocab.cosine_logits(region, classes, background, temperature=0.01)
+  unit = lambda x: np.asarray(x, np.float64) / np.linalg.norm(np.asarray(x, np.float64), axis=-1, keepdims=True)
+  expected = unit(region) @ np.concatenate([unit(classes), unit(background)[None]]).T / 0.01
+  np.testing.assert_allclose(actual, expected, atol=1e-4)
+  scaled = openvocab.cosine_logits(5.0 * region, 2.0 * classes, 0.1 * background, temperature=jnp.float32(0.01))
+  np.testing.assert_allclose(scaled, expected, atol=1e-4)
+  half = openvocab.cosine_logits(region.astype(jnp.bfloat16), classes, background, temperature=0.01)
+  assert half.dtype == jnp.float32
+
+
+def test_padding_classes_get_minus_infinity_and_leave_the_softmax():
+  region, classes, background = _arrays()
+  valid = jnp.asarray([True, False, True, True, False])
+  padded = openvocab.cosine_logits(region, classes, background, temperature=0.01, valid=valid)
+  kept = openvocab.cosine_logits(region, classes[np.flatnonzero(valid)], background, temperature=0.01)
+  assert np.isneginf(padded[:, ~np.append(valid, True)]).all()
+  np.testing.assert_allclose(
+    jax.nn.softmax(padded)[:, np.append(valid, True)], jax.nn.softmax(kept), rtol=1e-5, atol=1e-7
+  )
+
+
+@pytest.mark.parametrize('scale', [0.0, 1e-12, 1.0])
+def test_gradients_are_finite_even_at_zero_vectors(scale):
+  valid = jnp.asarray([True, True, False, True, True])
+
+  def loss(region, classes, background):
+    return jax.nn.logsumexp(openvocab.cosine_logits(region, classes, background, temperature=0.01, valid=valid))
+
+  gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*(scale * x for x in _arrays()))
+  for gradient in gradients:
+    assert np.isfinite(gradient).all()
+    assert np.any(gradient != 0) == (scale == 1.0)
+
+
+def test_the_gradient_of_the_background_is_orthogonal_to_it():
+  region, classes, background = _arrays()
+  loss = jax.jit(lambda b: openvocab.cosine_logits(region, classes, b, temperature=0.01)[:, -1].sum())
+  gradient = jax.grad(loss)(background)
+  cosine = jnp.vdot(gradient, background) / jnp.linalg.norm(gradient) / jnp.linalg.norm(background)
+  assert abs(cosine) < 1e-5
+  step = 1e-4 * gradient / jnp.linalg.norm(gradient)
+  slope = (loss(background + step) - loss(background - step)) / 2e-4
+  np.testing.assert_allclose(slope, jnp.linalg.norm(gradient), rtol=1e-2)
+
+
+def test_the_ensemble_trusts_text_on_base_and_image_on_novel_classes():
+  text, image = jnp.asarray([[0.8, 0.8, 0.0]]), jnp.asarray([[0.1, 0.1, 0.5]])
+  is_base = jnp.asarray([True, False, True])
+  actual = openvocab.ensemble_scores(text, image, is_base)
+  expected = [[0.8 ** (2 / 3) * 0.1 ** (1 / 3), 0.8 ** (1 / 3) * 0.1 ** (2 / 3), 0.0]]
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('variant', ['vanilla', 'double_branch', 'few'])
+def test_scores_equal_the_reference(golden, variant):
+  g = golden(f'detections_{variant}')
+  text = jax.nn.softmax(jnp.asarray(g['in_class_outputs']))[..., 1:]  # the reference's background comes first
+  if variant == 'double_branch':
+    image = jax.nn.softmax(jnp.asarray(g['in_distill_class_outputs']))
+    is_base = jnp.asarray(g['in_rare_mask'][1:] == 1)  # named "rare", but 1 is base
+    text = jax.vmap(lambda t, i: openvocab.ensemble_scores(t, i, is_base))(text, image)
+  np.testing.assert_allclose(text, g['out_raw_scores'], rtol=1e-5, atol=1e-7)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vild_jax.core import roi_align
+
+
+def _oracle(features, boxes, size):
+  """Sample by sample, in float64: extrapolates before the first pixel, repeats the last one."""
+  features = {level: np.asarray(f, np.float64) for level, f in features.items()}
+  boxes = np.asarray(boxes, np.float64)
+  out = np.zeros((len(boxes), size, size, features[min(features)].shape[-1]))
+  for r, box in enumerate(boxes):
+    side = np.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
+    level = int(np.clip(np.floor(np.log2(max(side, 1e-9) / 224)) + 4, min(features), max(features)))
+    f, scaled = features[level], box / 2**level
+    for i, j in np.ndindex(size, size):
+      y, x = scaled[:2] + (np.array([i, j]) + 0.5) / size * (scaled[2:] - scaled[:2])
+      y0, x0 = (int(np.clip(np.floor(p), 0, n - 1)) for p, n in zip((y, x), f.shape[:2], strict=True))
+      y1, x1 = min(y0 + 1, f.shape[0] - 1), min(x0 + 1, f.shape[1] - 1)
+      top = f[y0, x0] * (1 - (x - x0)) + f[y0, x1] * (x - x0)
+      bottom = f[y1, x0] * (1 - (x - x0)) + f[y1, x1] * (x - x0)
+      out[r, i, j] = top * (1 - (y - y0)) + bottom * (y - y0)
+  return out
+
+
+def _pyramid(seed=0, height=64, width=128, levels=(3, 4, 5), channels=3):
+  rng = np.random.default_rng(seed)
+  return {
+    level: jnp.asarray(rng.normal(size=(height >> level, width >> level, channels)), jnp.float32) for level in levels
+  }
+
+
+_BOXES = np.array(
+  [
+    [3.3, 5.1, 40.2, 33.7], [0, 0, 63, 127], [-9, -30, 20, 11], [50, 100, 90, 170], [10, 10, 10, 10], [0, 0, 0, 0],
+    [-40, -40, 300, 300], [-200, 5, 400, 700],
+  ],
+  np.float32,
+)  # fmt: skip
+
+
+def test_features_equal_the_reference(golden):
+  g = golden('multilevel_crop_and_resize')
+  for image in range(2):
+    features = {level: jnp.asarray(g[f'in_p{level}'][image]) for level in range(2, 7)}
+    boxes = jnp.asarray(g['in_boxes'][image])
+    np.testing.assert_array_equal(roi_align.roi_levels(boxes, 2, 6), g['out_levels'][image])
+    actual = _align(features, boxes, 7)
+    # A box far before the first pixel extrapolates: weights of both signs far above 1, which rounding is multiplied by.
+    np.testing.assert_allclose(actual, g['out_7'][image], rtol=1e-5, atol=5e-4)
+    inside = g['in_boxes'][image].min(-1) >= 0
+    assert inside.sum() > 10
+    np.testing.assert_allclose(actual[inside], g['out_7'][image][inside], rtol=1e-5, atol=5e-5)
+    np.testing.assert_allclose(_align(features, boxes[:8], 14), g['out_14'][image], rtol=1e-5, atol=5e-5)
+
+
+@functools.partial(jax.jit, static_argnames='size')
+def _align(features, boxes, size):
+  return roi_align.multilevel_roi_align(features, boxes, output_size=size)
+
+
+@pytest.mark.parametrize('size', [1, 7])
+def test_features_equal_an_oracle(size):
+  features = _pyramid()
+  actual = _align(features, _BOXES, size)
+  np.testing.assert_allclose(actual, _oracle(features, _BOXES, size), rtol=1e-5, atol=1e-4)
+
+
+def test_levels_turn_at_exact_sizes():
+  sides = np.array([0, 10, 55.99, 56, 111.99, 112, 223.9, 224, 447.9, 448, 895.9, 896, 5000], np.float32)
+  boxes = jnp.asarray(np.stack([0 * sides, 0 * sides, sides, sides], -1))
+  expected = [2, 2, 2, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+  np.testing.assert_array_equal(roi_align.roi_levels(boxes, 2, 6), expected)
+  np.testing.assert_array_equal(roi_align.roi_levels(boxes, 3, 4), np.clip(expected, 3, 4))
+  assert roi_align.roi_levels(jnp.asarray([[9.0, 9.0, 3.0, 3.0]]), 2, 6)[0] == 2
+  np.testing.assert_array_equal(roi_align.roi_levels(boxes, 4, 4), np.full(13, 4))
+
+
+def test_coordinates_before_the_first_pixel_extrapolate():
+  ramp = jnp.broadcast_to(jnp.arange(8.0)[:, None, None], (8, 8, 1))
+  boxes = jnp.asarray([[-8.0, 0.0, 0.0, 4.0], [60.0, 0.0, 80.0, 4.0]])
+  np.testing.assert_allclose(_align({2: ramp}, boxes, 1)[:, 0, 0, 0], [-1.0, 7.0], atol=1e-6)
+
+
+def test_the_gradient_is_the_transpose_of_the_reading():
+  features, boxes = _pyramid(), jnp.asarray(_BOXES)
+  read = lambda f: _align(f, boxes, 3)
+  rng = np.random.default_rng(1)
+  cotangent = rng.normal(size=(len(boxes), 3, 3, 3)).astype(np.float32)
+  gradient = jax.grad(lambda f: jnp.vdot(read(f), cotangent))(features)
+  zeros = {level: np.zeros(f.shape) for level, f in features.items()}
+  for level, of_level in gradient.items():
+    largest = np.unravel_index(np.argmax(np.abs(of_level)), of_level.shape)
+    for pixel in (largest, (0, 0, 0), (1, 2, 1)):
+      unit = {**zeros, level: zeros[level].copy()}
+      unit[level][pixel] = 1.0
+      expected = np.vdot(_oracle(unit, boxes, 3), cotangent)
+      np.testing.assert_allclose(of_level[pixel], expected, rtol=1e-4, atol=1e-4)
+    assert of_level[largest] != 0
+
+
+def test_half_precision_features_are_interpolated_in_float32():
+  features = {level: f.astype(jnp.bfloat16) for level, f in _pyramid().items()}
+  inside = jnp.asarray(_BOXES[:2])
+  actual = _align(features, inside, 7)
+  assert actual.dtype == jnp.bfloat16
+  exact = _oracle(features, inside, 7)
+  np.testing.assert_allclose(actual.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
+  gradient = jax.grad(lambda f: _align(f, inside, 7).astype(jnp.float32).sum())
+  assert {g.dtype for g in gradient(features).values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_no_regions_and_a_batch():
+  features = _pyramid()
+  assert _align(features, jnp.zeros((0, 4)), 7).shape == (0, 7, 7, 3)
+  batch = jax.tree.map(lambda *x: jnp.stack(x), features, _pyramid(seed=9))
+  boxes = jnp.stack([jnp.asarray(_BOXES), jnp.asarray(_BOXES[::-1])])
+  together = jax.vmap(lambda f, b: _align(f, b, 2))(batch, boxes)
+  np.testing.assert_allclose(together[1], _oracle(_pyramid(seed=9), boxes[1], 2), rtol=1e-5, atol=1e-4)
