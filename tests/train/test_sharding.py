@@ -36,10 +36,12 @@ def test_first_step_is_the_same_on_one_device_and_on_eight_and_gathers_nothing()
   metrics8, gradients8, text = _first_gradients(config, 8, batch)
   for name, value in metrics.items():
     np.testing.assert_allclose(metrics8[name], value, rtol=1e-5, err_msg=name)
-  for (path, value), value8 in zip(jax.tree_util.tree_flatten_with_path(gradients)[0], jax.tree.leaves(gradients8),
-                                   strict=True):
-    scale = max(np.abs(value).max(), 1e-3)
-    np.testing.assert_allclose(value8 / scale, value / scale, atol=1e-5, err_msg=optim.path_name(path))
+  names = [optim.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(gradients)[0]]
+  norm = lambda x: np.linalg.norm(x.astype(np.float64))
+  whole = np.sqrt(sum(norm(g) ** 2 for g in jax.tree.leaves(gradients)))
+  for name, one, eight in zip(names, jax.tree.leaves(gradients), jax.tree.leaves(gradients8), strict=True):
+    # A bias in front of a batch normalisation has no gradient but rounding: there the floor decides.
+    assert norm(one.astype(np.float64) - eight) <= 1e-5 * max(norm(one), 1e-3 * whole), name
   collectives = {kind: len(re.findall(rf'{kind}(?:-start)?\(', text)) for kind in ('all-gather', 'all-to-all',
                                                                                 'all-reduce')}
   assert collectives['all-reduce'] > 0

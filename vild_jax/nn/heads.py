@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vild_jax.core.precision import at_least_float32
 from vild_jax.nn.layers import BOX_INIT, GLOROT_INIT, HEAD_INIT, RPN_INIT, BatchNorm, conv
 
 Array = jax.Array
@@ -110,8 +111,3 @@ class MaskHead(nn.Module):
     x = nn.relu(BatchNorm(self.dtype, self.momentum, name='deconv_bn')(x, train=train, valid=valid))
     x = conv(1, 1, use_bias=True, init=HEAD_INIT, dtype=self.dtype, name='logits')(x)
     return at_least_float32(x[..., 0])
-
-
-def at_least_float32(x: Array) -> Array:
-  """Leaves the compute type (bf16) at a head's exit; float64 stays float64."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,73 @@
+"""The demo on a much smaller world: every stage once, a report that is whole, and nothing done twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+
+import pytest
+
+from tests import tiny
+from vild_jax import demo
+from vild_jax.data import toyworld
+
+
+@pytest.fixture(scope='module')
+def small_demo():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(demo, '_TEACHER_CROPS', 256)
+    patch.setattr(demo, '_TEACHER_STEPS', 2)
+    patch.setattr(demo, '_HELD_OUT_CROPS', 128)
+    patch.setattr(demo, '_GALLERY', 3)
+    patch.setattr(toyworld, 'generate', functools.partial(toyworld.generate, train_images=48, val_images=16))
+    patch.setattr(demo, 'toy_config', functools.partial(_tiny_config, demo.toy_config))
+    yield
+
+
+def _tiny_config(real, *args):
+  config = real(*args)
+  small = tiny.config('model.region_head.embedding_dim=64', 'train.steps=2')
+  return dataclasses.replace(small, name=config.name, seed=config.seed, vocabulary=config.vocabulary,
+                             teacher=config.teacher, data=dataclasses.replace(small.data, train=config.data.train,
+                                                                              val=config.data.val))
+
+
+@pytest.fixture(scope='module')
+def made(small_demo, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('demo')
+  demo.run(workdir, seed=5)
+  return workdir
+
+
+def test_the_report_is_whole(made):
+  report = json.loads((made / 'report.json').read_text())
+  assert report['seed'] == 5
+  assert list(report['seconds']) == ['world', 'prepare', 'teacher', 'embed_text', 'train', 'evaluate', 'export',
+                                     'gallery']
+  method = report['methods']['vild_text']
+  for kind in ('box', 'mask'):
+    assert {'AP', 'AP50', 'APr', 'APc', 'APf', 'AP_base', 'AP_novel', 'AP50_base', 'AP50_novel'} <= set(method[kind])
+  assert method['seconds_per_image'] > 0
+  page = (made / 'report.html').read_text()
+  assert page.count('data:image/') >= 6 and 'ViLD-text' in page and 'seed' in page.lower()
+
+
+def test_a_finished_demo_is_not_run_again(made, small_demo, monkeypatch):
+  before = (made / 'stages.json').stat().st_mtime_ns
+  monkeypatch.setattr(demo.toy, 'train', None)
+  demo.run(made, seed=5)
+  assert (made / 'stages.json').stat().st_mtime_ns == before
+
+
+def test_another_seed_needs_another_folder(made):
+  with pytest.raises(ValueError, match='holds a demo with seed 5; expected --seed 5 or another --workdir'):
+    demo.run(made, seed=6)
+
+
+def test_the_bundle_answers_for_classes_in_any_words(made):
+  import vild_jax
+
+  picture = next((made / 'world' / 'val').glob('*.jpg'))
+  found = vild_jax.load(made / 'bundle').detect(picture, classes=['a purple cow', 'red star'], min_score=0.0)
+  assert len(found.scores) and set(found.labels) <= {0, 1}
