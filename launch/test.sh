@@ -8,4 +8,5 @@ launch/install.sh
 printf '[test] ruff\n'
 .venv/bin/ruff check .
 printf '[test] pytest\n'
-exec .venv/bin/python -m pytest --durations=10 "$@"
+# Two processes: most of the time is compilation, which uses one core. Tests of a file share what they compiled.
+exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --durations=10 "$@"

@@ -50,7 +50,8 @@ def match_anchors(
     first = jnp.argmax(iou, axis=0).astype(jnp.int32)
     return jnp.maximum(chunk_iou, best_iou), best_gt, jax.lax.dynamic_update_slice_in_dim(best_anchor, first, start, 0)
 
-  state = jnp.full((num_anchors,), -1.0, anchors.dtype), jnp.zeros((num_anchors,), jnp.int32), jnp.zeros_like(rows)
+  dtype = jnp.promote_types(anchors.dtype, gt_boxes.dtype)
+  state = jnp.full((num_anchors,), -1.0, dtype), jnp.zeros((num_anchors,), jnp.int32), jnp.zeros_like(rows)
   best_iou, best_gt, best_anchor = jax.lax.fori_loop(0, num_chunks, take_chunk, state)
 
   best_anchor = jnp.where(gt_valid, best_anchor, num_anchors)
