@@ -23,7 +23,8 @@ _MODEL = {'structs', 'config', 'core', 'nn', 'detector', 'objective'}
 _WITHOUT_COMMANDS = _MODEL | {'teacher', 'train', 'data', 'eval', 'interop', 'inference', 'viz', 'evaluation'}
 MAY_IMPORT = {
   'structs': set(),
-  'config': set(),
+  'settings': set(),
+  'config': {'settings'},
   'progress': set(),
   'core': {'structs'},
   'nn': {'core', 'structs'},
@@ -53,6 +54,7 @@ MAY_NOT_IMPORT = {
   'data': _JAX,
   'eval': _JAX,
   'config': _JAX,
+  'settings': _JAX,
   'progress': _JAX,
   '__init__': _JAX,
 }

@@ -41,12 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def demo(args: argparse.Namespace) -> None:
+  """The whole pipeline on the toy world."""
   from vild_jax import demo as demo_lib
 
   demo_lib.run(Path(args.workdir), seed=args.seed, json_file=args.json)
 
 
 def prepare(args: argparse.Namespace) -> None:
+  """JSON and pictures, or a stock TFDS data set -> a prepared data set."""
   from vild_jax.data import prepare as prepare_lib
 
   if args.from_tfds:
@@ -60,6 +62,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def embed_text(args: argparse.Namespace) -> None:
+  """Class names -> a vocabulary file."""
   from vild_jax.data import class_lists
   from vild_jax.teacher import text, vocabulary
 
@@ -77,6 +80,7 @@ def embed_text(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
+  """Train, or resume."""
   from vild_jax import commands
   from vild_jax import config as config_lib
 
@@ -84,6 +88,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+  """Detections -> results file -> metrics."""
   from vild_jax import commands
   from vild_jax import config as config_lib
 
@@ -95,6 +100,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def detect(args: argparse.Namespace) -> None:
+  """Pictures and JSON of what is found."""
   from vild_jax import commands, inference
 
   detector = inference.load(args.checkpoint, teacher=args.teacher)
@@ -103,6 +109,7 @@ def detect(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
+  """A work directory -> a bundle."""
   from vild_jax import config as config_lib
   from vild_jax.interop import export as export_lib
   from vild_jax.teacher import vocabulary

@@ -8,22 +8,17 @@ Nothing here imports jax, so that a config can be read anywhere.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib.util
 import json
-import typing
+import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from vild_jax.settings import ConfigError, difference, flatten, from_tree, override, require
+
+__all__ = ['Config', 'ConfigError', 'difference', 'flatten', 'from_text', 'load', 'override', 'to_text']
 
 
-class ConfigError(ValueError):
-  """A configuration that cannot be used; the message is one line that names the key and what was expected."""
-
-
-def _require(condition: bool, key: str, found: object, expected: str) -> None:
-  if not condition:
-    raise ConfigError(f'{key} is {found!r}; expected {expected}')
+_DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
 
 
 @dataclass(frozen=True)
@@ -34,9 +29,8 @@ class Backbone:
   width: int = 64
 
   def __post_init__(self):
-    _require(self.depth in (10, 14, 18, 26, 34, 50, 101, 152), 'model.backbone.depth', self.depth,
-             'one of 10, 14, 18, 26, 34, 50, 101, 152')
-    _require(self.width > 0, 'model.backbone.width', self.width, 'a positive number of channels')
+    require(self.depth in _DEPTHS, 'model.backbone.depth', self.depth, f'one of {", ".join(map(str, _DEPTHS))}')
+    require(self.width > 0, 'model.backbone.width', self.width, 'a positive number of channels')
 
 
 @dataclass(frozen=True)
@@ -48,8 +42,8 @@ class Pyramid:
   channels: int = 256
 
   def __post_init__(self):
-    _require(2 <= self.min_level <= 5, 'model.pyramid.min_level', self.min_level, 'a level from 2 to 5')
-    _require(5 <= self.max_level <= 7, 'model.pyramid.max_level', self.max_level, 'a level from 5 to 7')
+    ok = 2 <= self.min_level <= 5 <= self.max_level <= 7
+    require(ok, 'model.pyramid', (self.min_level, self.max_level), 'levels from 2..5 to 5..7')
 
 
 @dataclass(frozen=True)
@@ -61,9 +55,9 @@ class Anchors:
   num_scales: int = 1
 
   def __post_init__(self):
-    _require(len(self.aspect_ratios) > 0 and min(self.aspect_ratios) > 0, 'model.anchors.aspect_ratios',
-             self.aspect_ratios, 'one or more positive ratios')
-    _require(self.size > 0, 'model.anchors.size', self.size, 'a positive number')
+    require(min(self.aspect_ratios, default=0) > 0, 'model.anchors.aspect_ratios', self.aspect_ratios,
+             'positive ratios')
+    require(self.size > 0, 'model.anchors.size', self.size, 'a positive number')
 
 
 @dataclass(frozen=True)
@@ -126,10 +120,10 @@ class Model:
   dtype: str = 'float32'
 
   def __post_init__(self):
-    _require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
-    _require(self.temperature > 0, 'model.temperature', self.temperature, 'a positive number')
-    _require(0 <= self.batch_norm_momentum < 1, 'model.batch_norm_momentum', self.batch_norm_momentum,
-             'a number from 0 to below 1')
+    require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
+    require(self.temperature > 0, 'model.temperature', self.temperature, 'a positive number')
+    momentum = self.batch_norm_momentum
+    require(0 <= momentum < 1, 'model.batch_norm_momentum', momentum, 'a number from 0 to below 1')
 
 
 @dataclass(frozen=True)
@@ -169,13 +163,12 @@ class Data:
   workers: int = 8
 
   def __post_init__(self):
-    _require(self.image_size > 0 and self.image_size % 64 == 0, 'data.image_size', self.image_size,
-             'a positive multiple of 64')
     low, high = self.scale_range
-    _require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
-    _require(self.batch_size > 0, 'data.batch_size', self.batch_size, 'a positive number')
-    _require(self.max_instances > 0, 'data.max_instances', self.max_instances, 'a positive number')
-    _require(self.workers >= 0, 'data.workers', self.workers, 'zero or more processes')
+    require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
+    for key in ('image_size', 'batch_size', 'max_instances'):
+      require(getattr(self, key) > 0, f'data.{key}', getattr(self, key), 'a positive number')
+    require(self.image_size % 64 == 0, 'data.image_size', self.image_size, 'a multiple of 64')
+    require(self.workers >= 0, 'data.workers', self.workers, 'zero or more processes')
 
 
 @dataclass(frozen=True)
@@ -192,9 +185,9 @@ class Optimizer:
   drop_last_decay: bool = False          # True: the reference's schedule, which loses its last decay (section 4.7)
 
   def __post_init__(self):
-    _require(all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
+    require(all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
              'optimizer.decay_at', self.decay_at, 'increasing fractions of training between 0 and 1')
-    _require(self.learning_rate > 0, 'optimizer.learning_rate', self.learning_rate, 'a positive number')
+    require(self.learning_rate > 0, 'optimizer.learning_rate', self.learning_rate, 'a positive number')
 
 
 @dataclass(frozen=True)
@@ -209,9 +202,8 @@ class Train:
   pictures: int = 4
 
   def __post_init__(self):
-    _require(self.steps > 0, 'train.steps', self.steps, 'a positive number')
-    for key in ('log_every', 'checkpoint_every', 'keep', 'pictures_every'):
-      _require(getattr(self, key) > 0, f'train.{key}', getattr(self, key), 'a positive number')
+    for key in ('steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every'):
+      require(getattr(self, key) > 0, f'train.{key}', getattr(self, key), 'a positive number')
 
 
 @dataclass(frozen=True)
@@ -221,7 +213,7 @@ class Mesh:
   data: int = -1
 
   def __post_init__(self):
-    _require(self.data == -1 or self.data > 0, 'mesh.data', self.data, '-1 or a positive number of devices')
+    require(self.data == -1 or self.data > 0, 'mesh.data', self.data, '-1 or a positive number of devices')
 
 
 @dataclass(frozen=True)
@@ -232,8 +224,8 @@ class Evaluation:
   protocol: str = 'lvis'
 
   def __post_init__(self):
-    _require(self.protocol in ('lvis', 'coco'), 'evaluation.protocol', self.protocol, 'lvis or coco')
-    _require(self.batch_size > 0, 'evaluation.batch_size', self.batch_size, 'a positive number')
+    require(self.protocol in ('lvis', 'coco'), 'evaluation.protocol', self.protocol, 'lvis or coco')
+    require(self.batch_size > 0, 'evaluation.batch_size', self.batch_size, 'a positive number')
 
 
 @dataclass(frozen=True)
@@ -253,9 +245,6 @@ class Config:
   evaluation: Evaluation = field(default_factory=Evaluation)
 
 
-# --- text and back --------------------------------------------------------------------------------------------------
-
-
 def to_text(config: Config) -> str:
   """The whole config as JSON text that `from_text` reads back to an equal object."""
   return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
@@ -267,38 +256,7 @@ def from_text(text: str) -> Config:
     tree = json.loads(text)
   except json.JSONDecodeError as error:
     raise ConfigError(f'the config is no JSON: {error}') from error
-  return _from_tree(Config, tree, '')
-
-
-def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
-  """{dotted key: value} of every leaf, in order of definition."""
-  leaves = {}
-  for f in dataclasses.fields(config):
-    value = getattr(config, f.name)
-    if dataclasses.is_dataclass(value):
-      leaves.update(flatten(value, f'{prefix}{f.name}.'))
-    else:
-      leaves[prefix + f.name] = value
-  return leaves
-
-
-def difference(a: Config, b: Config) -> list[str]:
-  """One line for each leaf that differs: `key: value in a, value in b`."""
-  left, right = flatten(a), flatten(b)
-  return [f'{key}: {left[key]!r} and {right[key]!r}' for key in left if left[key] != right[key]]
-
-
-def override(config: Config, assignments: list[str]) -> Config:
-  """Applies command-line overrides `--key.path=value` (the dashes may be left out) in order.
-
-  Raises ConfigError for an unknown key, naming the nearest valid one, and for a value of the wrong type.
-  """
-  for assignment in assignments:
-    key, equals, text = assignment.removeprefix('--').partition('=')
-    if not equals:
-      raise ConfigError(f'{assignment!r} is no override; expected --key.path=value')
-    config = _replace(config, key.strip().split('.'), text.strip(), key.strip(), config)
-  return config
+  return from_tree(Config, tree)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -308,72 +266,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     raise ConfigError(f'{path} is no file; expected a config such as configs/vild_text_r50_lvis.py')
   if path.suffix == '.json':
     return override(from_text(path.read_text(encoding='utf-8')), overrides or [])
-  spec = importlib.util.spec_from_file_location(f'vild_jax_config_{path.stem}', path)
-  if spec is None or spec.loader is None:
-    raise ConfigError(f'{path} is no Python file; expected one that defines get_config()')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
-    raise ConfigError(f'{path} defines no get_config(); expected get_config() -> Config')
-  config = module.get_config()
-  if not isinstance(config, Config):
-    raise ConfigError(f'{path}: get_config() returned {type(config).__name__}; expected vild_jax.config.Config')
+  require(path.suffix == '.py', str(path), 'no Python file', 'one that defines get_config()')
+  names = runpy.run_path(str(path))
+  require('get_config' in names, str(path), 'without get_config()', 'get_config() -> Config')
+  config = names['get_config']()
+  require(isinstance(config, Config), f'{path}: get_config()', type(config).__name__, 'to return a Config')
   return override(config, overrides or [])
-
-
-def _replace(node: Any, keys: list[str], text: str, whole: str, root: Config) -> Any:
-  kinds = typing.get_type_hints(type(node))
-  name = keys[0]
-  leaf = name in kinds and not dataclasses.is_dataclass(kinds[name])
-  if name not in kinds or leaf != (len(keys) == 1):
-    nearest = difflib.get_close_matches(whole, list(flatten(root)), n=1, cutoff=0.0)
-    raise ConfigError(f'unknown key {whole!r}; the nearest valid one is {nearest[0]!r}')
-  value = _parse(kinds[name], text, whole) if leaf else _replace(getattr(node, name), keys[1:], text, whole, root)
-  return dataclasses.replace(node, **{name: value})
-
-
-def _parse(kind: Any, text: str, key: str) -> Any:
-  if kind is str:
-    return text
-  lowered = {'true': 'true', 'false': 'false'}.get(text.lower(), text)
-  if typing.get_origin(kind) is tuple:
-    lowered = '[' + text.strip('()[]').rstrip(',') + ']'
-  try:
-    value = json.loads(lowered)
-  except json.JSONDecodeError:
-    raise ConfigError(f'{key}={text!r} does not fit; expected {_kind_name(kind)}') from None
-  return _coerce(kind, value, key)
-
-
-def _coerce(kind: Any, value: Any, key: str) -> Any:
-  if dataclasses.is_dataclass(kind):
-    return _from_tree(kind, value, key + '.')
-  if typing.get_origin(kind) is tuple:
-    inner = typing.get_args(kind)
-    if isinstance(value, list | tuple) and (inner[-1] is Ellipsis or len(value) == len(inner)):
-      return tuple(_coerce(inner[0], v, key) for v in value)
-  elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-    return float(value)
-  elif type(value) is kind:
-    return value
-  raise ConfigError(f'{key}={value!r} does not fit; expected {_kind_name(kind)}')
-
-
-def _from_tree(kind: Any, tree: Any, prefix: str) -> Any:
-  if not isinstance(tree, dict):
-    raise ConfigError(f'{prefix or "the config"} is {type(tree).__name__}; expected a mapping')
-  kinds = typing.get_type_hints(kind)
-  for key in tree:
-    if key not in kinds:
-      nearest = difflib.get_close_matches(key, list(kinds), n=1, cutoff=0.0)[0]
-      raise ConfigError(f'unknown key {prefix + key!r}; the nearest valid one is {prefix + nearest!r}')
-  return kind(**{key: _coerce(kinds[key], value, prefix + key) for key, value in tree.items()})
-
-
-def _kind_name(kind: Any) -> str:
-  names = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
-  if typing.get_origin(kind) is tuple:
-    inner = typing.get_args(kind)
-    count = 'numbers' if inner[-1] is Ellipsis else f'{len(inner)} numbers'
-    return f'{count} separated by commas'
-  return names.get(kind, str(kind))
