@@ -1,4 +1,4 @@
-"""Packaging of vild_jax. The suite passed with the lower bounds; constraints/ pins what the launchers install."""
+"""Packaging of vild_jax. Lower bounds are what the code needs; constraints/ pins the versions the launchers install."""
 
 from setuptools import find_packages, setup
 

@@ -100,7 +100,7 @@ def test_evaluate_writes_results_and_metrics(made, capsys):
 def test_detect_writes_pictures_and_json(made):
   assert run('detect', made / 'picture.png', '--checkpoint', made / 'bundle', '--classes', 'tree, ant', '--out',
              made / 'found', '--min-score', '0') == 0
-  assert Image.open(made / 'found' / 'picture.png').size[0] >= 72
+  assert Image.open(made / 'found' / 'picture_detections.png').size[0] >= 72
   (found,) = json.loads((made / 'found' / 'detections.json').read_text())
   assert found['detections'] and set(found['detections'][0]) == {'class', 'score', 'box_yxyx', 'mask'}
 
@@ -133,7 +133,10 @@ def _spoiled(made, tmp_path, what):
     return ('train', config, '--workdir', tmp_path / 'file' / 'w'), 'Not a directory'
   if what == 'architecture':
     return ('evaluate', config, '--checkpoint', made / 'run', '--data', data, '--out', tmp_path / 'e',
-            '--model.mask_head.channels=4'), 'is of another architecture'
+            '--model.mask_head.channels=4'), 'was trained with another model: model.mask_head.channels'
+  if what == 'other meaning':
+    return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'b',
+            '--model.anchors.size=5'), 'was trained with another model: model.anchors.size: 4.0 and 5.0'
   if what == 'other teacher':
     file = vocabulary.load(made / 'v.npz')
     vocabulary.save(tmp_path / 'v.npz', vocabulary.VocabularyFile(file.embeddings, file.names, file.is_base, 'x', ''))
@@ -163,7 +166,7 @@ def _spoiled(made, tmp_path, what):
 
 @pytest.mark.parametrize('what', [
   'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'unwritable', 'architecture',
-  'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json', 'export over a folder'])
+  'other meaning', 'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json', 'export over a folder'])
 def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
   words, message = _spoiled(made, tmp_path, what)
   before = {path: path.stat().st_mtime_ns for path in made.rglob('*') if path.is_file()}

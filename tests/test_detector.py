@@ -78,8 +78,9 @@ def test_padding_of_the_vocabulary_changes_nothing(variables, predicted):
 def test_padded_proposals_give_no_detection(variables):
   """The reference's padded all-zero proposals become detections (METHOD.md, section 4.11)."""
   config = tiny.config('model.rpn.max_proposals=2000', 'model.rpn.test_pre_nms_top_k=30')
-  found, inside = jax.jit(lambda v: detector.predict(config, v, tiny.batch().image[0], (64, 64), tiny.vocabulary(),
-                                                     return_intermediates=True))(variables)
+  predict = jax.jit(lambda v, image, words: detector.predict(config, v, image, (64, 64), words,
+                                                             return_intermediates=True))
+  found, inside = predict(variables, tiny.batch().image[0], tiny.vocabulary())
   padding = ~np.asarray(inside['proposals'].valid)
   assert padding.sum() > 1000
   assert not (np.asarray(found.boxes)[np.asarray(found.valid)].max(axis=1) <= 0).any()

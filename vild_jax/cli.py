@@ -110,17 +110,11 @@ def detect(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
   """A work directory -> a bundle."""
+  from vild_jax import commands
   from vild_jax import config as config_lib
-  from vild_jax.interop import export as export_lib
-  from vild_jax.teacher import vocabulary
-  from vild_jax.train import checkpoint
 
-  config, folder = config_lib.load(args.config, args.overrides), Path(args.checkpoint)
-  path = folder / checkpoint.VOCABULARY_FILE
-  out = export_lib.export_bundle(Path(args.out), config, checkpoint.load_variables(folder, config), path,
-                                 vocabulary_teacher=vocabulary.load(path).teacher,
-                                 teacher=args.teacher or config.teacher or None)
-  print(out)
+  config = config_lib.load(args.config, args.overrides)
+  print(commands.export(config, Path(args.checkpoint), Path(args.out), teacher=args.teacher or config.teacher or None))
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------

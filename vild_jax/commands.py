@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from vild_jax import evaluation, inference, progress, viz
-from vild_jax.config import Config
+from vild_jax.config import Config, difference
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources, transforms
 from vild_jax.eval import paste
+from vild_jax.interop import export as export_lib
 from vild_jax.structs import TrainState
 from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.train import checkpoint, loop, sharding
@@ -31,8 +32,10 @@ def train(config: Config, workdir: Path) -> TrainState:
   vocabulary = vocabulary_lib.load(_given(config.vocabulary, 'vocabulary'))
   inference.check_dimension(vocabulary, config)
   labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base)
-  checkpoint.claim_workdir(workdir, config)
-  _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
+  if not dataset.has_masks:
+    raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
 
   def stream(start_step: int):
     return batches.train_batches(dataset, labels, config, start_step=start_step, process_index=jax.process_index(),
@@ -42,12 +45,15 @@ def train(config: Config, workdir: Path) -> TrainState:
   if config.train.pictures:
     shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else dataset
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
-  return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream, pictures=pictures)
+  checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
+  _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
+  return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream, mesh=mesh, pictures=pictures)
 
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
              vocabulary: str | None = None) -> dict[str, Any]:
   """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics."""
+  _check_same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
   classes = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
@@ -73,7 +79,7 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
   found = []
   for number, (path, picture) in enumerate(progress.track(pictures, 'detect', unit='image')):
     result = detector.detect(picture, names, min_score=min_score)
-    drawn = out / f'{path.stem}{f"_{number}" if path.stem in twice else ""}.png'
+    drawn = out / f'{path.stem}{f"_{number}" if path.stem in twice else ""}_detections.png'
     Image.fromarray(viz.draw(picture, result.boxes, result.labels, result.scores, result.masks, names,
                              novel=novel)).save(drawn)
     found.append({'image': str(path), 'picture': drawn.name, 'height': picture.shape[0], 'width': picture.shape[1],
@@ -86,6 +92,15 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
   temporary.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
   temporary.replace(out / DETECTIONS_FILE)
   return found
+
+
+def export(config: Config, folder: Path, out: Path, *, teacher: str | None = None) -> Path:
+  """Writes the bundle of a work directory; `teacher` is the directory whose text tower it keeps."""
+  _check_same_model(config, folder)
+  path = folder / checkpoint.VOCABULARY_FILE
+  return export_lib.export_bundle(out, config, checkpoint.load_variables(folder, config), path,
+                                  vocabulary_teacher=vocabulary_lib.load(path).teacher,
+                                  teacher=Path(teacher) if teacher else None)
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -111,6 +126,16 @@ def _given(value: str, key: str) -> str:
   if not value:
     raise ValueError(f'{key} is empty; expected --{key.removeprefix("--")}=PATH or a value in the config')
   return value
+
+
+def _check_same_model(config: Config, folder: Path) -> None:
+  """Weights fit many settings that change their meaning (anchors, temperature, input size): those must be equal."""
+  parts = ('model.', 'data.image_size')
+  differences = [d for d in difference(checkpoint.read_config(folder), config)
+                 if d.startswith(parts) and not d.startswith('model.postprocess.')]
+  if differences:
+    raise ValueError(f'{folder} was trained with another model: {differences[0]} differ; expected the config that it '
+                     'was trained with, overrides included (its config.json can be given as CONFIG)')
 
 
 def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> None:

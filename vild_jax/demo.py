@@ -25,9 +25,8 @@ from vild_jax import config as config_lib
 from vild_jax.config import Config
 from vild_jax.data import class_lists, prepare, sources, toyworld
 from vild_jax.eval import report, summary
-from vild_jax.interop import export
 from vild_jax.teacher import text, toy, vocabulary
-from vild_jax.train import checkpoint, writers
+from vild_jax.train import writers
 
 _TEACHER_CROPS = 24_000
 _TEACHER_STEPS = 900
@@ -43,6 +42,7 @@ def run(workdir: Path, *, seed: int = 0, json_file: str | None = None) -> report
     seed: of the world, the teacher and the training.
     json_file: where to write a copy of `report.json`.
   """
+  workdir = workdir.resolve()  # the configs keep these paths
   workdir.mkdir(parents=True, exist_ok=True)
   stages = _Stages(workdir, seed)
   world, data, teacher, bundle = (workdir / name for name in ('world', 'data', 'teacher', 'bundle'))
@@ -60,7 +60,7 @@ def run(workdir: Path, *, seed: int = 0, json_file: str | None = None) -> report
   metrics = stages.run('evaluate', 'Detected on the validation pictures and scored by the LVIS protocol.',
                        lambda: _evaluate(config, run_folder))
   stages.run('export', 'Exported a bundle with the text tower, for any class names.',
-             lambda: _export(config, run_folder, bundle))
+             lambda: str(commands.export(config, run_folder, bundle, teacher=config.teacher)))
   gallery = stages.measure('gallery', 'Loaded the bundle and drew its detections beside the ground truth.',
                            lambda: _gallery(bundle, config))
   made = report.Report(
@@ -152,12 +152,6 @@ def _train(config: Config, folder: Path) -> None:
 def _evaluate(config: Config, folder: Path) -> dict[str, Any]:
   metrics = commands.evaluate(config, folder, config.data.val, config.data.val_split, folder / 'evaluation')
   return {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image')}
-
-
-def _export(config: Config, folder: Path, bundle: Path) -> None:
-  path = folder / checkpoint.VOCABULARY_FILE
-  export.export_bundle(bundle, config, checkpoint.load_variables(folder, config), path,
-                       vocabulary_teacher=vocabulary.load(path).teacher, teacher=Path(config.teacher))
 
 
 def _gallery(bundle: Path, config: Config) -> list[report.Pair]:

@@ -193,11 +193,12 @@ def predict(config: Config, variables: Any, image: Array, image_size: Array, voc
 def _choose(model: Model, found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
   """Of one image: boxes [R, 4] and scores [R, C] -> the best detections, without their masks yet."""
   post = model.postprocess
-  # Clipped to the picture, not to the padded square as in the reference (METHOD.md, section 4.10).
+  # Clipped to the picture, not to the padded square as in the reference (METHOD.md, section 4.10). A region of the
+  # padding has nothing left then, and suppression cannot remove it: its overlap is 0, even with itself.
   decoded = boxes.clip(boxes.decode(deltas, found.boxes, weights=BOX_WEIGHTS), image_size)
   index, label, score, valid = nms.classwise_nms(
     decoded, scores, iou_threshold=post.nms_threshold, score_threshold=post.score_threshold,
-    max_outputs=post.max_detections, valid=found.valid, pre_nms_top_k=post.pre_nms_top_k)
+    max_outputs=post.max_detections, valid=found.valid & (boxes.area(decoded) > 0), pre_nms_top_k=post.pre_nms_top_k)
   size = 2 * model.mask_head.roi_size
   return Detections(boxes=jnp.where(valid[:, None], decoded[index], 0), labels=label, scores=score, valid=valid,
                     masks=jnp.zeros((post.max_detections, size, size), decoded.dtype))

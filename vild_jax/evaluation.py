@@ -118,9 +118,12 @@ def drawn_pair(detector: inference.Detector, example: Example, dataset: sources.
   """One picture drawn twice: with its ground truth, and with what `detector` finds; novel classes are marked."""
   image = transforms.decode(example.image, f'image {example.image_id}')
   novel = ~inference.is_base(classes.names, detector.vocabulary)
-  row_of_id = {int(c): row for row, c in enumerate(category_ids(dataset, classes)) if c >= 0}
+  row_of_name = {name: row for row, name in enumerate(classes.names)}
+  row_of_id = {category.id: row_of_name[category.name] for category in dataset.categories
+               if category.name in row_of_name}
   objects = example.objects
-  shown = [i for i in range(len(objects.ids)) if not objects.is_crowd[i]]
+  shown = [i for i in range(len(objects.ids)) if not objects.is_crowd[i] and objects.segmentations[i]
+           and int(objects.category_ids[i]) in row_of_id]
   masks = [rle.decode_mask(objects.segmentations[i], example.height, example.width) for i in shown]
   labels = np.array([row_of_id[int(objects.category_ids[i])] for i in shown], np.int32)
   truth = viz.draw(image, objects.boxes[shown], labels, None, np.array(masks).reshape(-1, *image.shape[:2]),

@@ -42,9 +42,8 @@ class Checkpoints:
     """The newest complete checkpoint; what a killed save left half-written does not count."""
     return self._manager.latest_step()
 
-  def save(self, state: TrainState, *, force: bool = False) -> None:
-    """Saves at the configured interval, or always with `force`."""
-    step = int(state.step)
+  def save(self, step: int, state: TrainState, *, force: bool = False) -> None:
+    """Saves at the configured interval, or always with `force`. `step` is the host's own: reading the state's waits."""
     if force and step in self._manager.all_steps():
       return
     self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=force)

@@ -64,12 +64,11 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
         state, metrics = train_step(state, batch, vocabulary)
         if summary := recorder.add(step, metrics):
           bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary["images_per_second"]:.1f} images/s')
-        checkpoints.save(state)
+        checkpoints.save(step, state, force=step == config.train.steps)
         if pictures is not None and (step % config.train.pictures_every == 0 or step == config.train.steps):
           writer.write_images(step, pictures(state_lib.variables(state)))
           recorder.restart_clock()
         bar.update()
-    checkpoints.save(state, force=True)
   finally:
     checkpoints.close()
     writer.flush()

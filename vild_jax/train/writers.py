@@ -28,9 +28,10 @@ class WorkdirWriter:
     self._tensorboard = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=resume_step + 1)
     path = Path(workdir) / METRICS_FILE
     kept = [line for line in read_metrics(path) if line['step'] <= resume_step]
-    self._jsonl = path.open('w', encoding='utf-8')
-    for line in kept:
-      self._jsonl.write(json.dumps(line) + '\n')
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8')
+    temporary.replace(path)
+    self._jsonl = path.open('a', encoding='utf-8')
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     values = {key: float(value) for key, value in scalars.items()}
