@@ -28,21 +28,22 @@ from vild_jax.teacher.tokenizer import END, START, Tokenizer
 _CONTEXT_LENGTH = 32
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # those of OpenAI's CLIP
 _LEARNING_RATE, _WARMUP = 2e-3, 0.1
-_BATCH = 128
+_BATCH = 32  # small batches learn more from each picture than large ones
+_NAMES_ALONE = 0.7  # the share of the steps whose captions are bare names: a third of the text tower's work
 _PROMPTS = ('vild', 'imagenet', 'single')
 
 
 def train(images: np.ndarray, category_index: np.ndarray, names: Sequence[str], out_dir: str | Path, *, seed: int = 0,
-          steps: int = 900) -> hf_clip.Teacher:
+          steps: int = 5000) -> hf_clip.Teacher:
   """Trains on captioned pictures and writes a teacher directory.
 
   Args:
     images: uint8 [N, S, S, 3] of one object each; S a multiple of 8.
     category_index: int [N], which of `names` a picture shows.
-    names: the vocabulary. Captions are these names in all published templates.
+    names: the vocabulary. Captions are these names, at first alone, then in all published templates.
     out_dir: where the teacher directory goes.
     seed: of initialisation, order, captions and augmentation; equal seeds give equal teachers.
-    steps: batches of 128 pictures.
+    steps: batches of 32 pictures.
   """
   if len(images) < _BATCH or len(images) != len(category_index):
     raise ValueError(f'{len(images)} pictures and {len(category_index)} labels; expected as many of each, at least '
@@ -53,7 +54,7 @@ def train(images: np.ndarray, category_index: np.ndarray, names: Sequence[str], 
   config = _config(images.shape[1], tokenizer_json)
   tokenizer = Tokenizer(tokenizer_json, _CONTEXT_LENGTH)
   tokens = np.stack([tokenizer(of_name) for of_name in captions])  # [C, templates, T]
-  tokens = tokens[..., :int((tokens > 0).sum(-1).max())]
+  tokens, names_alone = (_trimmed(t) for t in (tokens, tokenizer([prompts.clean_name(name) for name in names])))
   params = _initial(config, seed)
   opt_state = _optimizer(steps).init(params)
   rng = np.random.default_rng([seed, 1])
@@ -64,6 +65,8 @@ def train(images: np.ndarray, category_index: np.ndarray, names: Sequence[str], 
         order = rng.permutation(len(images))
       chosen, order = order[:_BATCH], order[_BATCH:]
       texts = tokens[np.arange(len(names)), rng.integers(len(templates), size=len(names))]
+      if i < _NAMES_ALONE * steps:
+        texts = names_alone
       key = jax.random.fold_in(jax.random.key(seed), i)
       params, opt_state, loss = _step(params, opt_state, images[chosen], category_index[chosen], texts, key,
                                       config=config, steps=steps)
@@ -108,7 +111,7 @@ def word_tokenizer(texts: Sequence[str]) -> str:
 def _config(size: int, tokenizer_json: str) -> clip.ClipConfig:
   vocab_size = len(json.loads(tokenizer_json)['model']['vocab'])
   return clip.ClipConfig(
-    embedding_dim=64, image=clip.Transformer(128, 4, 4, 512), image_size=size, patch_size=8,
+    embedding_dim=64, image=clip.Transformer(96, 3, 3, 192), image_size=size, patch_size=8,
     text=clip.Transformer(64, 2, 2, 256), vocab_size=vocab_size, context_length=_CONTEXT_LENGTH, end_id=vocab_size - 1)
 
 
@@ -127,7 +130,21 @@ def _normalized(images: Any) -> jax.Array:
 def _initial(config: clip.ClipConfig, seed: int) -> Any:
   pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
   model = clip.Clip(config)
-  return jax.jit(model.init)(jax.random.key(seed), pixels, jnp.zeros((1, 1), jnp.int32))['params']
+  params = jax.jit(model.init)(jax.random.key(seed), pixels, jnp.zeros((1, 1), jnp.int32))['params']
+  params['image']['position'] = jnp.asarray(_waves(config.image_size // config.patch_size, config.image.width))
+  return params
+
+
+def _waves(side: int, width: int) -> np.ndarray:
+  """Positions [1 + side², width] as sines and cosines of unit size; the tiny noise of CLIP learns shapes slowly."""
+  places = np.arange(side)[:, None] * np.geomspace(np.pi / 2, np.pi / 16, width // 4)
+  waves = np.concatenate([np.sin(places), np.cos(places)], axis=1)
+  grid = np.concatenate([np.repeat(waves, side, axis=0), np.tile(waves, (side, 1))], axis=1)
+  return np.concatenate([np.zeros((1, width)), grid]).astype(np.float32)
+
+
+def _trimmed(tokens: np.ndarray) -> np.ndarray:
+  return tokens[..., :int((tokens > 0).sum(-1).max())]
 
 
 def _optimizer(steps: int) -> optax.GradientTransformation:
