@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import absl.logging
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's and TensorStore's chatter is no news to a user
+  absl.logging.set_verbosity(absl.logging.ERROR)  # nor is Orbax's
   parser = _parser()
   args, rest = parser.parse_known_args(argv)
   stray = [word for word in rest if not (hasattr(args, 'config') and word.startswith('--') and '=' in word)]

@@ -6,7 +6,6 @@ A work directory holds `config.json` (the resolved config), `vocabulary.npz` and
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from vild_jax.structs import TrainState
 from vild_jax.train import sharding
 from vild_jax.train.optim import path_name
 from vild_jax.train.state import abstract, variables
-
-logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax logs dozens of lines a save
 
 CONFIG_FILE, VOCABULARY_FILE, VARIABLES = 'config.json', 'vocabulary.npz', 'variables'
 _FOLDER = 'checkpoints'
