@@ -52,6 +52,7 @@ def _proposals(batch, count=30, valid=20, seed=1):
   jitter = rng.uniform(-3, 3, near.shape)
   far = np.sort(rng.uniform(0, 63, (size, count, 2, 2)), axis=2).reshape(size, count, 4)
   mixed = np.where(rng.random((size, count, 1)) < 0.5, near + jitter, far).clip(0, 63).astype(np.float32)
+  mixed[..., 2:] = np.maximum(mixed[..., 2:], mixed[..., :2] + 2)  # every real proposal has an area; padding has none
   mask = np.tile(np.arange(count) < valid, (size, 1))
   return Proposals(mixed * mask[..., None], mask.astype(np.float32), mask)
 
@@ -101,7 +102,7 @@ def test_the_references_novel_logits_of_zero_are_a_setting():
     detector.SecondStage(None, jnp.asarray(rng.normal(size=(8, 16, tiny.CLASSES + 1)).astype(np.float32) * 5),
                          jnp.zeros((8, 16, 4))), jnp.zeros((8, 4, 28, 28)))
   targets = jax.tree.map(jnp.asarray, targets)
-  logits = outputs.second.logits.astype(np.float64)
+  logits = np.asarray(outputs.second.logits, np.float64)
   base = np.append(tiny.vocabulary().is_base, True)
 
   def expected(columns):

@@ -218,10 +218,16 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Evaluation:
-  """How `evaluate` runs the model; `batch_size` is global, `protocol` is lvis or coco."""
+  """How `evaluate` runs the model; `batch_size` is global, `protocol` is lvis or coco.
+
+  Ground truth under `min_area` pixels squared is ignored, and categories with fewer than `min_instances` stay out of
+  the averages; the protocols' own values are 0 and 1.
+  """
 
   batch_size: int = 8
   protocol: str = 'lvis'
+  min_area: float = 0.0
+  min_instances: int = 1
 
   def __post_init__(self):
     require(self.protocol in ('lvis', 'coco'), 'evaluation.protocol', self.protocol, 'lvis or coco')
@@ -243,6 +249,9 @@ class Config:
   train: Train = field(default_factory=Train)
   mesh: Mesh = field(default_factory=Mesh)
   evaluation: Evaluation = field(default_factory=Evaluation)
+
+  def __post_init__(self):
+    require(0 <= self.seed < 2**32, 'seed', self.seed, 'a number from 0 to below 2**32')
 
 
 def to_text(config: Config) -> str:

@@ -42,6 +42,8 @@ def run(workdir: Path, *, seed: int = 0, json_file: str | None = None) -> report
     seed: of the world, the teacher and the training.
     json_file: where to write a copy of `report.json`.
   """
+  if not 0 <= seed < 2**32:
+    raise ValueError(f'--seed is {seed}; expected a number from 0 to below 2**32')
   workdir = workdir.resolve()  # the configs keep these paths
   workdir.mkdir(parents=True, exist_ok=True)
   stages = _Stages(workdir, seed)

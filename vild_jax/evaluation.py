@@ -60,7 +60,8 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
   base = [category.id for category, flag in zip(dataset.categories, inference.is_base(
     [c.name for c in dataset.categories], trained_on), strict=True) if flag]
   protocol = {'lvis': lvis, 'coco': coco}[config.evaluation.protocol]
-  metrics = protocol.evaluate(sources.to_lvis_json(dataset), out / RESULTS_FILE, base_category_ids=base)
+  metrics = protocol.evaluate(sources.to_lvis_json(dataset), out / RESULTS_FILE, base_category_ids=base,
+                              min_area=config.evaluation.min_area, min_instances=config.evaluation.min_instances)
   metrics['seconds_per_image'] = timer.seconds_per_image()
   summary.write_reports(out, metrics)
   return metrics

@@ -63,7 +63,8 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
         batch = sharding.put_batch(mesh, Batch(**{field: arrays[field] for field in _BATCH_FIELDS}))
         state, metrics = train_step(state, batch, vocabulary)
         if summary := recorder.add(step, metrics):
-          bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary["images_per_second"]:.1f} images/s')
+          bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary["images_per_second"]:.1f} images/s',
+                              refresh=False)
         checkpoints.save(step, state, force=step == config.train.steps)
         if pictures is not None and (step % config.train.pictures_every == 0 or step == config.train.steps):
           writer.write_images(step, pictures(state_lib.variables(state)))
