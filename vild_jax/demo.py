@@ -29,7 +29,7 @@ from vild_jax.teacher import text, toy, vocabulary
 from vild_jax.train import writers
 
 _TEACHER_CROPS = 24_000
-_TEACHER_STEPS = 900
+_TEACHER_STEPS = 5000
 _HELD_OUT_CROPS = 2_000
 _GALLERY = 12
 
