@@ -25,20 +25,20 @@ def pictures(count, seed):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp('teacher')
-  toy.train(*pictures(512, 0), NAMES, folder / 'a', seed=3, steps=40)
+  toy.train(*pictures(512, 0), NAMES, folder / 'a', seed=3, steps=200)
   return folder
 
 
 def test_it_names_pictures_that_it_never_saw(trained):
   teacher = hf_clip.load_teacher(trained / 'a')
-  assert toy.accuracy(teacher, *pictures(256, 1), NAMES) > 0.6
+  assert toy.accuracy(teacher, *pictures(256, 1), NAMES) > 0.95
   assert toy.accuracy(teacher, *pictures(256, 1), NAMES[::-1]) < 0.3
 
 
 def test_equal_seeds_give_equal_teachers(trained):
-  toy.train(*pictures(512, 0), NAMES, trained / 'b', seed=3, steps=40)
+  toy.train(*pictures(512, 0), NAMES, trained / 'b', seed=3, steps=200)
   assert (trained / 'b/model.safetensors').read_bytes() == (trained / 'a/model.safetensors').read_bytes()
-  other = toy.train(*pictures(512, 0), NAMES, trained / 'c', seed=4, steps=40)
+  other = toy.train(*pictures(512, 0), NAMES, trained / 'c', seed=4, steps=200)
   assert other.text_identity != hf_clip.load_teacher(trained / 'a').text_identity
 
 
