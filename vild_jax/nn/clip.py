@@ -1,5 +1,6 @@
 """CLIP's two towers: a ViT for images and a causal transformer for text (Radford et al. 2021, arXiv 2103.00020).
 
+A ModifiedResNet may take the ViT's place (`nn.modified_resnet`), and SigLIP's towers that of both (`nn.siglip`).
 Parameters and nothing else: files, names and tokenizers are the business of `interop.hf_clip` and `teacher`.
 The variables of `Clip` are {'image': those of `ImageTower`, 'text': those of `TextTower`, 'logit_scale': []}, so that
 one tower can be used alone.
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vild_jax.nn.modified_resnet import ModifiedResNet, ResNetTower, with_statistics
+from vild_jax.nn.siglip import SiglipImageTower, SiglipTextTower
 from vild_jax.nn.transformer import ACTIVATIONS, Block, Transformer, layer_norm, precision_of
 
 __all__ = ['ACTIVATIONS', 'Clip', 'ClipConfig', 'ImageTower', 'ModifiedResNet', 'TextTower', 'Transformer', 'normalize',
@@ -27,7 +29,8 @@ class ClipConfig:
 
   `image` is a ViT or a ModifiedResNet; `patch_size` is None for the latter. `end_id` is the token at which the text is
   pooled; None pools at the largest id of each text (files that say `eos_token_id: 2`, whose end token is the last of
-  the vocabulary).
+  the vocabulary). `sigmoid`: both towers are SigLIP's; `end_id` is of no use then, `embedding_dim` is the image tower's
+  width, and texts come with all `context_length` tokens.
   """
 
   embedding_dim: int
@@ -38,6 +41,7 @@ class ClipConfig:
   vocab_size: int
   context_length: int = 77
   end_id: int | None = None
+  sigmoid: bool = False
 
 
 class ImageTower(nn.Module):
@@ -50,6 +54,8 @@ class ImageTower(nn.Module):
     c = self.config
     if isinstance(c.image, ModifiedResNet):
       self.tower = ResNetTower(c.image, c.image_size, c.embedding_dim, self.dtype)
+    elif c.sigmoid:
+      self.tower = SiglipImageTower(c.image, c.image_size, c.patch_size, self.dtype)
     else:
       self.tower = _VisionTransformer(c, self.dtype)
     nn.share_scope(self, self.tower)  # its parameters are this module's own, whatever the kind
@@ -92,14 +98,36 @@ class _VisionTransformer(nn.Module):
 
 
 class TextTower(nn.Module):
-  """Token ids -> embeddings: causal blocks, norm, the state at the end token, projection."""
+  """Token ids -> embeddings, by the kind of tower that the configuration describes."""
 
   config: ClipConfig
   dtype: Any = jnp.float32
 
+  def setup(self):
+    c = self.config
+    if c.sigmoid:
+      self.tower = SiglipTextTower(c.text, c.vocab_size, c.context_length, c.embedding_dim, self.dtype)
+    else:
+      self.tower = _CausalTransformer(c, self.dtype)
+    nn.share_scope(self, self.tower)
+
+  def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B D']:
+    """Embeddings, not normalised.
+
+    CLIP's `tokens`: start, text, end, then padding, which no result depends on; T <= context length. SigLIP's: text,
+    end, then the tokenizer's own padding, on which results do depend; T = context length. Else ValueError.
+    """
+    return self.tower(tokens)
+
+
+class _CausalTransformer(nn.Module):
+  """Causal blocks, norm, the state at the end token, projection."""
+
+  config: ClipConfig
+  dtype: Any
+
   @nn.compact
   def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B D']:
-    """`tokens`: start, text, end, then padding, which no result depends on; T <= context length. Not normalised out."""
     c, t = self.config, self.config.text
     length = tokens.shape[1]
     if length > c.context_length:
@@ -127,10 +155,16 @@ class Clip(nn.Module):
   @nn.compact
   def __call__(self, images: Float[Array, 'B S S 3'], tokens: Int[Array, 'N T'], train: bool = False
                ) -> tuple[Float[Array, 'B D'], Float[Array, 'N D'], Float[Array, '']]:
-    """Unit image embeddings, unit text embeddings, and the factor of their cosine. `train`: as in `ImageTower`."""
+    """Unit image embeddings, unit text embeddings, and the factor of their cosine. `train`: as in `ImageTower`.
+
+    The factor of a sigmoid model multiplies the cosine as well; its `logit_bias`, a parameter beside `logit_scale`, is
+    then added. No ranking of classes depends on either.
+    """
     image = ImageTower(self.config, self.dtype, name='image')(images, train)
     text = TextTower(self.config, self.dtype, name='text')(tokens)
     scale = self.param('logit_scale', nn.initializers.constant(jnp.log(1 / 0.07)), ())
+    if self.config.sigmoid:
+      self.param('logit_bias', nn.initializers.constant(-10.0), ())
     return normalize(image), normalize(text), jnp.exp(scale)
 
 
