@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f'unknown argument {stray[0]!r}; see vild-jax {args.command} --help')
   args.overrides = rest
   try:
-    args.run(args)
+    with warnings.catch_warnings():
+      warnings.showwarning = lambda message, *_, **__: print(f'vild-jax {args.command}: warning: {message}',
+                                                             file=sys.stderr)
+      args.run(args)
   except KeyboardInterrupt:
     print('vild-jax: interrupted', file=sys.stderr)
     return 130
@@ -70,16 +74,30 @@ def embed_text(args: argparse.Namespace) -> None:
   from vild_jax.teacher import text, vocabulary
 
   classes = class_lists.class_list(args.classes, base=args.base)
+  if args.synonyms and (classes.synonyms is None or args.from_npy):
+    raise ValueError('--synonyms takes a list that has some: lvis or a LVIS-format .json; ' + (
+      '--from-npy embeds nothing' if args.from_npy else f'{args.classes} has none'))
   if args.from_npy:
     _require(args.teacher_id, '--from-npy takes --teacher-id NAME, which tower made the embeddings')
     file = vocabulary.from_npy(args.from_npy, classes.names, args.teacher_id, classes.is_base)
   else:
     _require(args.teacher, 'embed-text takes --teacher DIR, or --from-npy FILE')
-    file = text.load_text(args.teacher).vocabulary(classes.names, classes.is_base, args.prompts)
+    file = text.load_text(args.teacher).vocabulary(classes.names, classes.is_base, args.prompts,
+                                                   classes.synonyms if args.synonyms else None)
   Path(args.out).parent.mkdir(parents=True, exist_ok=True)
   vocabulary.save(args.out, file)
   print(f'{args.out}: {len(file.names)} classes, {int(file.is_base.sum())} base, dimension {file.embeddings.shape[1]}, '
         f'teacher {file.teacher}')
+
+
+def classify(args: argparse.Namespace) -> None:
+  """Pictures -> the best names of each."""
+  from vild_jax import commands
+
+  found = commands.classify(args.teacher, [Path(image) for image in args.images], args.classes, which=args.prompts,
+                            top=args.top)
+  print(commands.scores_table(found))
+  _write_json(args.json, found)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -153,9 +171,19 @@ def _parser() -> argparse.ArgumentParser:
                  help='lvis, coco, coco-ovd, voc, objects365, a text file with one name a line, or a LVIS/COCO JSON')
   p.add_argument('--out', required=True, help='the vocabulary file, .npz')
   p.add_argument('--prompts', default='vild', help='vild (63 templates), imagenet (80), single, or a text file')
+  p.add_argument('--synonyms', action='store_true', help='average over all synonyms of a class too (lvis has some)')
   p.add_argument('--base', help='text file that names the base classes (default: the data set\'s split, else none)')
   p.add_argument('--from-npy', help='embeddings [classes, dimension] that you have already')
   p.add_argument('--teacher-id', help='which tower made them')
+
+  p = _command(commands, 'classify', classify, 'what a teacher takes pictures for, among any names',
+               'vild-jax classify cup.jpg --teacher clip-vit-base-patch32 --classes "red mug, toy elephant"')
+  p.add_argument('images', nargs='+', metavar='IMAGE')
+  p.add_argument('--teacher', required=True, help='folder of a CLIP-family model in the Hugging Face layout')
+  p.add_argument('--classes', required=True, help='names separated by commas, or a list as embed-text takes it')
+  p.add_argument('--prompts', default='vild', help='vild (63 templates), imagenet (80), single, or a text file')
+  p.add_argument('--top', type=int, default=5, metavar='N', help='the best N names of each picture')
+  _add_json(p)
 
   p = _command(commands, 'train', train, 'train a detector, or resume where it stopped',
                'vild-jax train configs/vild_text_r50_lvis.py --workdir workdir/text --data.batch_size=64')

@@ -19,7 +19,9 @@ from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources, transforms
 from vild_jax.eval import paste
 from vild_jax.interop import export as export_lib
+from vild_jax.interop import hf_clip
 from vild_jax.structs import TrainState
+from vild_jax.teacher import prompts, zero_shot
 from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.train import checkpoint, loop, sharding
 
@@ -71,7 +73,7 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
     classes: names separated by commas, or a text file with one name a line.
     min_score: detections below are left out.
   """
-  names = list(class_lists.class_list(classes).names) if classes.endswith('.txt') else _split(classes)
+  names = _names(classes)
   twice = {image.stem for image in images if [i.stem for i in images].count(image.stem) > 1}
   pictures = [(image, transforms.decode(image)) for image in images]  # all are read before anything is written
   out.mkdir(parents=True, exist_ok=True)
@@ -103,6 +105,38 @@ def export(config: Config, folder: Path, out: Path, *, teacher: str | None = Non
                                   teacher=Path(teacher) if teacher else None)
 
 
+def classify(teacher: str, images: list[Path], classes: str, *, which: str, top: int) -> dict[str, Any]:
+  """Zero-shot classification: the best `top` names of each picture, with what they come from.
+
+  Args:
+    classes: names separated by commas, or a list of classes as `class_lists.class_list` takes it.
+    which: the prompts, see `prompts.load_templates`.
+  """
+  names, templates = _names(classes), prompts.load_templates(which)
+  if top < 1:
+    raise ValueError(f'--top is {top}; expected at least 1')
+  pictures = [transforms.decode(image) for image in images]
+  loaded = hf_clip.load_teacher(teacher)
+  scores = zero_shot.classify(loaded, pictures, names, templates)
+  best = np.argsort(-scores.cosine, axis=1, kind='stable')[:, :top]
+  return {'teacher': loaded.text_identity, 'image_tower': loaded.image_identity, 'prompts': prompts.as_text(which),
+          'images': [
+            {'image': str(path), 'scores': [
+              {'class': names[i], 'probability': float(probability[i]), 'cosine': float(cosine[i])} for i in order]}
+            for path, order, probability, cosine in zip(images, best, scores.probability, scores.cosine, strict=True)]}
+
+
+def scores_table(found: dict[str, Any]) -> str:
+  """A few lines for the console: under each picture its best names, with probability and cosine."""
+  lines = []
+  for image in found['images']:
+    width = max(len(score['class']) for score in image['scores'])
+    lines += [image['image'], f'  {"class":<{width}}  probability  cosine']
+    lines += [f'  {score["class"]:<{width}}  {score["probability"]:>11.4f}  {score["cosine"]:>6.3f}'
+              for score in image['scores']]
+  return '\n'.join(lines)
+
+
 def metrics_table(metrics: dict[str, Any]) -> str:
   """A few lines for the console: box and mask AP in per cent."""
   keys = [key for key in metrics['box'] if metrics['box'][key] is not None]
@@ -115,10 +149,16 @@ def metrics_table(metrics: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _split(words: str) -> list[str]:
-  names = [name.strip() for name in words.split(',') if name.strip()]
+def _names(classes: str) -> list[str]:
+  """The names of a list of classes (a folder ends with a slash, so that it is told from a name), or of words."""
+  if classes in class_lists.BUILT_IN or classes.endswith(('.txt', '.json', '/')):
+    return list(class_lists.class_list(classes).names)
+  names = [name.strip() for name in classes.split(',') if name.strip()]
   if not names:
-    raise ValueError(f'--classes is {words!r}; expected names separated by commas')
+    raise ValueError(f'--classes is {classes!r}; expected names separated by commas')
+  twice = [name for name in names if names.count(name) > 1]
+  if twice:
+    raise ValueError(f'--classes has {twice[0]!r} more than once; expected each name once')
   return names
 
 

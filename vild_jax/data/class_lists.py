@@ -18,11 +18,15 @@ _TABLES = Path(__file__).parent / 'categories'
 
 @dataclass(frozen=True)
 class ClassList:
-  """C classes in order: names, whether each is a base class, and its id in the data set (1..C in a text file)."""
+  """C classes in order: names, whether each is a base class, and its id in the data set (1..C in a text file).
+
+  `synonyms`: other words for each class, where the list comes with some; else None.
+  """
 
   names: tuple[str, ...]
   is_base: tuple[bool, ...]
   ids: tuple[int, ...]
+  synonyms: tuple[tuple[str, ...], ...] | None = None
 
   def __len__(self) -> int:
     return len(self.names)
@@ -49,7 +53,8 @@ def class_list(spec: str | Path, *, base: str | Path | None = None) -> ClassList
       near = difflib.get_close_matches(name, classes.names, n=1, cutoff=0.0)
       raise DataError(f'{base}: the base class {name!r} is not among the {len(classes)} classes of {spec}; the nearest '
                       f'is {near[0]!r}')
-  return ClassList(classes.names, tuple(name in set(names) for name in classes.names), classes.ids)
+  return ClassList(classes.names, tuple(name in set(names) for name in classes.names), classes.ids,
+                   classes.synonyms)
 
 
 def lvis_categories() -> tuple[Category, ...]:
@@ -85,8 +90,9 @@ def _read(spec: str | Path) -> ClassList:
 
 
 def _from_categories(categories: Sequence[Category]) -> ClassList:
+  synonyms = tuple(c.synonyms for c in categories)
   return ClassList(tuple(c.name for c in categories), tuple(c.frequency in ('c', 'f') for c in categories),
-                   tuple(c.id for c in categories))
+                   tuple(c.id for c in categories), synonyms if any(synonyms) else None)
 
 
 def _read_text(path: Path) -> list[str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from vild_jax.teacher import templates as published
 
+_WITH_SYNONYMS = ' + synonyms'  # behind the prompts of a vocabulary: what was averaged, no matter for a new class
+
 
 def clean_name(name: str) -> str:
   """A class name as it stands in a prompt: `_` and `/` spelled out, lower case, no trailing dot; parentheses stay."""
@@ -35,6 +37,8 @@ def load_templates(which: str | Path) -> tuple[str, ...]:
 
   ViLD's get "This is " before a template that starts with "a" or "the"; all others are used as they are written.
   """
+  if str(which).endswith(_WITH_SYNONYMS):
+    which = str(which).removesuffix(_WITH_SYNONYMS)
   if which == 'vild':
     return tuple('This is ' + t if t.startswith(('a', 'the')) else t for t in published.VILD)
   if which == 'imagenet':
@@ -63,12 +67,14 @@ def load_templates(which: str | Path) -> tuple[str, ...]:
   return tuple(templates)
 
 
-def as_text(which: str | Path) -> str:
+def as_text(which: str | Path, synonyms: bool = False) -> str:
   """What a vocabulary keeps of its prompts: a published name, or the templates themselves, one a line.
 
-  Whoever adds a class later, on a machine without the file, has to fill the same templates.
+  Whoever adds a class later, on a machine without the file, has to fill the same templates. `synonyms`: whether these
+  were averaged too, which is noted.
   """
-  return str(which) if which in ('vild', 'imagenet', 'single') else '\n'.join(load_templates(which))
+  text = str(which) if which in ('vild', 'imagenet', 'single') else '\n'.join(load_templates(which))
+  return text + _WITH_SYNONYMS if synonyms else text
 
 
 def _fields(template: str) -> list[str] | None:

@@ -52,18 +52,33 @@ class TextTower:
       rows[chosen] = self._apply(self._params, batch)[:len(chosen)]
     return rows
 
-  def embed(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """float32 [C, D], unit rows: each prompt normalised, averaged over templates, normalised (METHOD.md, section 5)."""
+  def embed(self, names: Sequence[str], templates: Sequence[str],
+            synonyms: Sequence[Sequence[str]] | None = None) -> np.ndarray:
+    """float32 [C, D], unit rows: each prompt normalised, averaged over templates, normalised (METHOD.md, section 5).
+
+    `synonyms`: other words for each class; the average is then over the name, these words and all templates.
+    """
     if not names:
       raise ValueError('the list of classes is empty; expected at least one name')
-    texts = [text for name in names for text in prompts.fill(name, templates)]
-    rows = self.embed_texts(texts).reshape(len(names), len(templates), -1).mean(axis=1)
+    if synonyms is None:
+      synonyms = [()] * len(names)
+    words = [_distinct([name, *others]) for name, others in zip(names, synonyms, strict=True)]
+    texts = [text for of_class in words for word in of_class for text in prompts.fill(word, templates)]
+    starts = np.cumsum([0] + [len(of_class) * len(templates) for of_class in words[:-1]])
+    rows = np.add.reduceat(self.embed_texts(texts), starts, axis=0)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-  def vocabulary(self, names: Sequence[str], is_base: np.ndarray, which: str | Path) -> VocabularyFile:
-    """The vocabulary of `names` with the prompts `which` (see `prompts.load_templates`)."""
-    rows = self.embed(names, prompts.load_templates(which))
-    return VocabularyFile(rows, tuple(names), np.asarray(is_base), self.identity, prompts.as_text(which))
+  def vocabulary(self, names: Sequence[str], is_base: np.ndarray, which: str | Path,
+                 synonyms: Sequence[Sequence[str]] | None = None) -> VocabularyFile:
+    """The vocabulary of `names` with the prompts `which` (see `prompts.load_templates`); `synonyms` as in `embed`."""
+    rows = self.embed(names, prompts.load_templates(which), synonyms)
+    return VocabularyFile(rows, tuple(names), np.asarray(is_base), self.identity,
+                          prompts.as_text(which, synonyms is not None))
+
+
+def _distinct(words: Sequence[str]) -> list[str]:
+  """Words that differ once they are cleaned; LVIS lists most names among their synonyms, but not all."""
+  return list({prompts.clean_name(word): word for word in words}.values())
 
 
 def load_text(directory: str | Path, dtype: Any = jnp.float32) -> TextTower:

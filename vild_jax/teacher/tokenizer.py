@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 
 START, END = '<|startoftext|>', '<|endoftext|>'
+_SHOWN = 80  # characters of a text in a warning
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
 
@@ -65,15 +66,23 @@ class Tokenizer:
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
     """int32 [N, context_length]: start if there is one, text, end, padding.
 
-    A text that is too long keeps its first tokens and the end; a warning names it.
+    A text that is too long keeps its first tokens and the end; one warning a call names the first such text.
     """
     rows = np.full((len(texts), self.context_length), self.pad, np.int32)
     encoded = self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False)
     start = [] if self.start is None else [self.start]
     room = self.context_length - len(start) - 1
-    for row, text, encoding in zip(rows, texts, encoded, strict=True):
-      if len(encoding.ids) > room:
-        warnings.warn(f'{text!r} has {len(encoding.ids)} tokens; only the first {room} are used', stacklevel=2)
+    lengths = [len(encoding.ids) for encoding in encoded]
+    long = [(text, count) for text, count in zip(texts, lengths, strict=True) if count > room]
+    if long:
+      text, count = long[0]
+      others = f' (and of {len(long) - 1} more texts)' if len(long) > 1 else ''
+      warnings.warn(f'{_shown(text)} has {count} tokens; only the first {room} are used{others}', stacklevel=2)
+    for row, encoding in zip(rows, encoded, strict=True):
       ids = [*start, *encoding.ids[:room], self.end]
       row[: len(ids)] = ids
     return rows
+
+
+def _shown(text: str) -> str:
+  return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + '...')

@@ -1,0 +1,178 @@
+"""The teacher's image tower: pictures -> preprocessed as its own preprocessor_config.json says -> embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from vild_jax import progress
+from vild_jax.interop import hf_clip
+from vild_jax.nn import clip
+
+Picture = Image.Image | np.ndarray  # an array is uint8 [H, W, 3]
+
+_BATCH = 32
+_BATCHES_WITHOUT_BAR = 8
+_SQUARE, _SHORT_SIDE = 'square', 'short side'
+# What transformers' processors do with a size that is one number, and whether they crop where the file is silent.
+_PROCESSORS = {'CLIPImageProcessor': (_SHORT_SIDE, True), 'CLIPFeatureExtractor': (_SHORT_SIDE, True),
+               'SiglipImageProcessor': (_SQUARE, False), 'Siglip2ImageProcessor': (_SQUARE, False)}
+_STEPS = ('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize', 'do_convert_rgb')
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+  """Steps in order: resize, central crop, factor, mean and deviation, each as transformers' slow (PIL) path does it.
+
+  Attributes:
+    size: (height, width) to resize to; or one number, the short side; or None, no resizing.
+    resample: how, a code of PIL.
+    crop: (height, width) of the central part to keep, zeros where there is none; None keeps all.
+    factor: of the values 0..255.
+    mean, std: three numbers each; then (x - mean) / std.
+  """
+
+  size: tuple[int, int] | int | None
+  resample: Image.Resampling
+  crop: tuple[int, int] | None
+  factor: float
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def __call__(self, picture: Picture) -> np.ndarray:
+    """float32 [S, S, 3] of one picture; the colour model of a PIL picture is of no matter."""
+    if isinstance(picture, np.ndarray):
+      if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ValueError(f'a picture is {picture.dtype} {picture.shape}; expected uint8 [height, width, 3]')
+      picture = Image.fromarray(picture)
+    picture = picture.convert('RGB')
+    if self.size is not None:
+      width, height = picture.size
+      if isinstance(self.size, int):
+        short = min(width, height)
+        # The other side is cut off, not rounded.
+        height, width = (self.size if side == short else int(self.size * side / short) for side in (height, width))
+      else:
+        height, width = self.size
+      picture = picture.resize((width, height), self.resample)
+    if self.crop is not None:
+      left, top = ((whole - part) // 2 for whole, part in zip(picture.size, self.crop[::-1], strict=True))
+      picture = picture.crop((left, top, left + self.crop[1], top + self.crop[0]))
+    # The factor in double precision, the rest in single: so the bits are those of the published values.
+    pixels = (np.asarray(picture) * self.factor).astype(np.float32)
+    return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+
+def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessing:
+  """What a preprocessor_config.json asks for, for a tower of pictures with side `image_size`.
+
+  A file that is silent means CLIP's steps at the tower's own size. SigLIP 2's processor of any resolution keeps a
+  picture's proportions; here, as its towers are loaded at one resolution, it stretches to the square.
+
+  Raises:
+    ValueError: one line that names the field: another processor, a step or a size that the tower cannot have.
+  """
+
+  def refuse(field: str, expected: str) -> None:
+    raise ValueError(f'preprocessor_config.json: {field} is {json.dumps(tree.get(field))}; expected {expected}')
+
+  kind = tree.get('image_processor_type') or tree.get('feature_extractor_type') or 'CLIPImageProcessor'
+  if not isinstance(kind, str) or kind.removesuffix('Fast') not in _PROCESSORS:
+    raise ValueError(f'preprocessor_config.json: image_processor_type is {kind!r}; expected one of '
+                     f'{", ".join(_PROCESSORS)}')
+  of_number, crops = _PROCESSORS[kind.removesuffix('Fast')]
+  for field, value in tree.items():
+    if field.startswith('do_') and value and field not in _STEPS:
+      refuse(field, f'only the steps {", ".join(_STEPS)}')
+
+  def sides(field: str) -> tuple[int, int] | int:
+    value = image_size if tree.get(field) is None else tree[field]
+    if isinstance(value, Mapping) and set(value) == {'shortest_edge'}:
+      value, pair = value['shortest_edge'], False
+    elif isinstance(value, Mapping) and set(value) == {'height', 'width'}:
+      value, pair = (value['height'], value['width']), True
+    else:
+      value, pair = (value, value), field == 'crop_size' or of_number == _SQUARE
+      value = value if pair else value[0]
+    if not all(type(v) is int and v > 0 for v in (value if pair else (value,))):
+      refuse(field, f'a number of pixels such as {image_size}, {{"shortest_edge": n}} or {{"height": n, "width": n}}')
+    return value
+
+  def numbers(field: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    value = tree.get(field) or default
+    if not isinstance(value, Sequence) or len(value) != 3 or not all(isinstance(v, int | float) for v in value) or (
+        field == 'image_std' and not all(value)):
+      refuse(field, 'three numbers')
+    return tuple(float(v) for v in value)
+
+  size = sides('size') if tree.get('do_resize', True) else None
+  crop = sides('crop_size') if tree.get('do_center_crop', crops) else None
+  if crop is not None and not isinstance(crop, tuple):
+    refuse('crop_size', 'a height and a width')
+  if (crop or size) != (image_size,) * 2:
+    refuse('crop_size' if crop else 'size', f'a square of {image_size}, which is what the image tower takes')
+  resample = tree.get('resample', 3)
+  if type(resample) is not int or not 0 <= resample <= 5:
+    refuse('resample', 'a code of PIL from 0 to 5, such as 3, bicubic')
+  factor = tree.get('rescale_factor', 1 / 255) if tree.get('do_rescale', True) else 1.0
+  if not isinstance(factor, int | float):
+    refuse('rescale_factor', 'a number such as 0.00392')
+  mean, std = (0.0,) * 3, (1.0,) * 3
+  if tree.get('do_normalize', True):
+    missing = [field for field in ('image_mean', 'image_std') if not tree.get(field)]
+    if missing:
+      refuse(missing[0], 'three numbers')
+    mean, std = numbers('image_mean', mean), numbers('image_std', std)
+  return Preprocessing(size, Image.Resampling(resample), crop, float(factor), mean, std)
+
+
+class ImageTower:
+  """An image tower with its preprocessing. `identity` is what a store keeps of it, `embedding_dim` the D below.
+
+  Batches always have the same size, so that there is one compilation. `dtype`: of the tower's arithmetic; bfloat16 is
+  faster on accelerators.
+  """
+
+  def __init__(self, teacher: hf_clip.Teacher, dtype: Any = jnp.float32, *, batch_size: int = _BATCH):
+    if teacher.preprocessor is None or 'image' not in teacher.params:
+      raise ValueError('the teacher is a text tower alone; expected a teacher directory with an image tower')
+    self.identity = teacher.image_identity
+    self.embedding_dim, self.image_size = teacher.config.embedding_dim, teacher.config.image_size
+    self.preprocess = parse_preprocessing(teacher.preprocessor, self.image_size)
+    self._batch_size = batch_size
+    self._params = jax.device_put(teacher.params['image'])
+    tower = clip.ImageTower(teacher.config, dtype)
+    self._apply = jax.jit(lambda params, pixels: clip.normalize(tower.apply({'params': params}, pixels)))
+
+  def embed_images(self, images: Sequence[Picture]) -> np.ndarray:
+    """float32 [N, D], unit rows, one for each PIL picture or uint8 array [H, W, 3], whatever their sizes."""
+    return self._embed(images, self.preprocess)
+
+  def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+    """The same of pictures that are preprocessed already: float32 [N, S, S, 3]."""
+    return self._embed(pixels, lambda row: row)
+
+  def _embed(self, pictures: Any, prepare: Any) -> np.ndarray:
+    rows = np.zeros((len(pictures), self.embedding_dim), np.float32)
+    batch = np.zeros((self._batch_size, self.image_size, self.image_size, 3), np.float32)
+    starts = range(0, len(pictures), self._batch_size)
+    long = len(starts) > _BATCHES_WITHOUT_BAR
+    for start in progress.track(starts, 'image embeddings', unit='batch') if long else starts:
+      chosen = range(start, min(start + self._batch_size, len(pictures)))
+      for slot, i in enumerate(chosen):
+        batch[slot] = prepare(pictures[i])
+      rows[chosen.start:chosen.stop] = self._apply(self._params, batch)[:len(chosen)]
+    return rows
+
+
+def load_image(directory: str | Path, dtype: Any = jnp.float32) -> ImageTower:
+  """The image tower of a teacher directory."""
+  return ImageTower(hf_clip.load_teacher(directory), dtype)

@@ -1,0 +1,42 @@
+"""Zero-shot classification: which of the given names a picture shows, by the teacher's two towers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vild_jax.interop import hf_clip
+from vild_jax.teacher.image import ImageTower, Picture
+from vild_jax.teacher.text import TextTower
+
+
+@dataclass(frozen=True)
+class Scores:
+  """Of N pictures and C names, float32 [N, C] each.
+
+  Attributes:
+    cosine: of the picture's and the name's embedding.
+    probability: what the teacher makes of it. Of CLIP the softmax over the names, of SigLIP each name by itself.
+  """
+
+  cosine: np.ndarray
+  probability: np.ndarray
+
+
+def classify(teacher: hf_clip.Teacher, pictures: Sequence[Picture], names: Sequence[str],
+             templates: Sequence[str]) -> Scores:
+  """Scores pictures (PIL, or uint8 arrays [H, W, 3]) by names in templates (see `prompts.load_templates`)."""
+  cosine = ImageTower(teacher).embed_images(pictures) @ TextTower(teacher).embed(names, templates).T
+  logits = cosine * np.exp(np.float32(teacher.params['logit_scale']))
+  if teacher.config.sigmoid:
+    return Scores(cosine, 1 / (1 + np.exp(-logits - np.float32(teacher.params['logit_bias']))))
+  powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+  return Scores(cosine, powers / powers.sum(axis=1, keepdims=True))
+
+
+def is_right(teacher: hf_clip.Teacher, pictures: Sequence[Picture], labels: Sequence[int], names: Sequence[str],
+             templates: Sequence[str]) -> np.ndarray:
+  """bool [N]: whether the best name of each picture is that of its label, an index into `names`."""
+  return classify(teacher, pictures, names, templates).cosine.argmax(axis=1) == np.asarray(labels)
