@@ -10,12 +10,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vild_jax.settings import ConfigError, difference, flatten, from_tree, override, require
+from vild_jax.settings import (
+  ConfigError,
+  difference,
+  flatten,
+  from_tree,
+  override,
+  require,
+  require_fraction,
+  require_positive,
+)
 
-__all__ = ['Config', 'ConfigError', 'difference', 'flatten', 'from_text', 'load', 'override', 'to_text']
+__all__ = ['Config', 'ConfigError', 'difference', 'flatten', 'from_text', 'load', 'override', 'to_text',
+           'with_embedding_dim']
 
 
 _DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
@@ -30,7 +41,7 @@ class Backbone:
 
   def __post_init__(self):
     require(self.depth in _DEPTHS, 'model.backbone.depth', self.depth, f'one of {", ".join(map(str, _DEPTHS))}')
-    require(self.width > 0, 'model.backbone.width', self.width, 'a positive number of channels')
+    require_positive(self, 'model.backbone', 'width')
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Pyramid:
   def __post_init__(self):
     ok = 2 <= self.min_level <= 5 <= self.max_level <= 7
     require(ok, 'model.pyramid', (self.min_level, self.max_level), 'levels from 2..5 to 5..7')
+    require_positive(self, 'model.pyramid', 'channels')
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Anchors:
   def __post_init__(self):
     require(min(self.aspect_ratios, default=0) > 0, 'model.anchors.aspect_ratios', self.aspect_ratios,
              'positive ratios')
-    require(self.size > 0, 'model.anchors.size', self.size, 'a positive number')
+    require_positive(self, 'model.anchors', 'size', 'num_scales')
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,11 @@ class ProposalNetwork:
   max_proposals: int = 1000         # of all levels together
   nms_threshold: float = 0.7
 
+  def __post_init__(self):
+    require_positive(self, 'model.rpn', 'channels', 'train_pre_nms_top_k', 'test_pre_nms_top_k', 'max_per_level',
+                     'max_proposals', zero=('num_convs',))
+    require_fraction(self, 'model.rpn', 'nms_threshold')
+
 
 @dataclass(frozen=True)
 class RegionHead:
@@ -82,7 +99,11 @@ class RegionHead:
   conv_channels: int = 256
   num_fcs: int = 2
   fc_channels: int = 1024
-  embedding_dim: int = 512          # the dimension of the teacher's embedding space
+  embedding_dim: int = 0            # of the teacher's space; 0 takes the vocabulary's (512 where there is none yet)
+
+  def __post_init__(self):
+    require_positive(self, 'model.region_head', 'roi_size', 'conv_channels', 'fc_channels',
+                     zero=('num_convs', 'num_fcs', 'embedding_dim'))
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,9 @@ class MaskHead:
   num_convs: int = 4
   channels: int = 256
 
+  def __post_init__(self):
+    require_positive(self, 'model.mask_head', 'roi_size', 'channels', zero=('num_convs',))
+
 
 @dataclass(frozen=True)
 class Postprocess:
@@ -102,6 +126,10 @@ class Postprocess:
   score_threshold: float = 0.0
   pre_nms_top_k: int = 1000
   max_detections: int = 300
+
+  def __post_init__(self):
+    require_positive(self, 'model.postprocess', 'pre_nms_top_k', 'max_detections')
+    require_fraction(self, 'model.postprocess', 'nms_threshold', 'score_threshold')
 
 
 @dataclass(frozen=True)
@@ -121,9 +149,14 @@ class Model:
 
   def __post_init__(self):
     require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
-    require(self.temperature > 0, 'model.temperature', self.temperature, 'a positive number')
+    require_positive(self, 'model', 'temperature')
     momentum = self.batch_norm_momentum
     require(0 <= momentum < 1, 'model.batch_norm_momentum', momentum, 'a number from 0 to below 1')
+
+  @property
+  def embedding_dim(self) -> int:
+    """The student's embedding dimension: CLIP ViT-B/32's where nothing has said another."""
+    return self.region_head.embedding_dim or 512
 
 
 @dataclass(frozen=True)
@@ -140,6 +173,13 @@ class Assignment:
   mask_samples: int = 128
   rpn_targets_plus_one: bool = True      # False: the reference's anchor targets without the +1 convention
   novel_logits_zero: bool = False        # True: novel logits times 0 instead of out of the softmax
+
+  def __post_init__(self):
+    require_positive(self, 'assignment', 'rpn_samples', 'roi_samples', 'mask_samples')
+    require_fraction(self, 'assignment', 'rpn_positive_iou', 'rpn_negative_iou', 'rpn_positive_fraction',
+                     'roi_positive_fraction', 'roi_positive_iou')
+    require(self.rpn_negative_iou <= self.rpn_positive_iou, 'assignment.rpn_negative_iou', self.rpn_negative_iou,
+            f'at most rpn_positive_iou, {self.rpn_positive_iou}')
 
 
 @dataclass(frozen=True)
@@ -165,10 +205,8 @@ class Data:
   def __post_init__(self):
     low, high = self.scale_range
     require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
-    for key in ('image_size', 'batch_size', 'max_instances'):
-      require(getattr(self, key) > 0, f'data.{key}', getattr(self, key), 'a positive number')
+    require_positive(self, 'data', 'image_size', 'batch_size', 'max_instances', zero=('workers',))
     require(self.image_size % 64 == 0, 'data.image_size', self.image_size, 'a multiple of 64')
-    require(self.workers >= 0, 'data.workers', self.workers, 'zero or more processes')
 
 
 @dataclass(frozen=True)
@@ -187,7 +225,9 @@ class Optimizer:
   def __post_init__(self):
     require(all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
              'optimizer.decay_at', self.decay_at, 'increasing fractions of training between 0 and 1')
-    require(self.learning_rate > 0, 'optimizer.learning_rate', self.learning_rate, 'a positive number')
+    require_positive(self, 'optimizer', 'learning_rate',
+                     zero=('warmup_learning_rate', 'warmup_steps', 'decay_factor', 'weight_decay'))
+    require(0 <= self.momentum < 1, 'optimizer.momentum', self.momentum, 'a number from 0 to below 1')
 
 
 @dataclass(frozen=True)
@@ -202,8 +242,8 @@ class Train:
   pictures: int = 4
 
   def __post_init__(self):
-    for key in ('steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every'):
-      require(getattr(self, key) > 0, f'train.{key}', getattr(self, key), 'a positive number')
+    require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every',
+                     zero=('pictures',))
 
 
 @dataclass(frozen=True)
@@ -231,7 +271,7 @@ class Evaluation:
 
   def __post_init__(self):
     require(self.protocol in ('lvis', 'coco'), 'evaluation.protocol', self.protocol, 'lvis or coco')
-    require(self.batch_size > 0, 'evaluation.batch_size', self.batch_size, 'a positive number')
+    require_positive(self, 'evaluation', 'batch_size', zero=('min_area', 'min_instances'))
 
 
 @dataclass(frozen=True)
@@ -252,6 +292,14 @@ class Config:
 
   def __post_init__(self):
     require(0 <= self.seed < 2**32, 'seed', self.seed, 'a number from 0 to below 2**32')
+
+
+def with_embedding_dim(config: Config, dim: int) -> Config:
+  """The config with `model.region_head.embedding_dim` = `dim` where it leaves that to the vocabulary (0)."""
+  if config.model.region_head.embedding_dim:
+    return config
+  head = dataclasses.replace(config.model.region_head, embedding_dim=dim)
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, region_head=head))
 
 
 def to_text(config: Config) -> str:
@@ -276,8 +324,18 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
   if path.suffix == '.json':
     return override(from_text(path.read_text(encoding='utf-8')), overrides or [])
   require(path.suffix == '.py', str(path), 'no Python file', 'one that defines get_config()')
-  names = runpy.run_path(str(path))
-  require('get_config' in names, str(path), 'without get_config()', 'get_config() -> Config')
-  config = names['get_config']()
+  try:
+    names = runpy.run_path(str(path))
+    make = names.get('get_config')
+    config = make() if callable(make) else None
+  except ConfigError:
+    raise
+  except Exception as error:  # whatever a user's file may raise, a misspelt field (TypeError) most of all
+    where = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = getattr(error, 'lineno', None) or (where[-1] if where else '?')
+    message = ' '.join(str(error).split())
+    raise ConfigError(f'{path}, line {line}: {type(error).__name__}: {message}; expected a get_config() -> Config '
+                      'that runs') from error
+  require(callable(make), str(path), 'without get_config()', 'get_config() -> Config')
   require(isinstance(config, Config), f'{path}: get_config()', type(config).__name__, 'to return a Config')
   return override(config, overrides or [])
