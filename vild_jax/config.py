@@ -96,17 +96,28 @@ class MaskHead:
 
 @dataclass(frozen=True)
 class Postprocess:
-  """Scores -> detections: class-wise NMS, then the best of all classes."""
+  """Scores -> detections: the two heads' ensemble, class-wise NMS, then the best of all classes.
+
+  `base_weight` is the exponent of the text head's score on base classes and of the image head's on novel ones; the
+  other head has the rest. Without an image head it has no effect.
+  """
 
   nms_threshold: float = 0.5
   score_threshold: float = 0.0
   pre_nms_top_k: int = 1000
   max_detections: int = 300
+  base_weight: float = 2 / 3
+
+  def __post_init__(self):
+    require(0 <= self.base_weight <= 1, 'model.postprocess.base_weight', self.base_weight, 'a number from 0 to 1')
 
 
 @dataclass(frozen=True)
 class Model:
-  """The detector. `dtype` is the type of convolutions and matmuls; boxes, scores and losses are float32 always."""
+  """The detector. `dtype` is the type of convolutions and matmuls; boxes, scores and losses are float32 always.
+
+  `image_head` makes it a ViLD-ensemble: a second region head, without boxes, which learns from the teacher alone.
+  """
 
   backbone: Backbone = field(default_factory=Backbone)
   pyramid: Pyramid = field(default_factory=Pyramid)
@@ -114,6 +125,7 @@ class Model:
   rpn: ProposalNetwork = field(default_factory=ProposalNetwork)
   region_head: RegionHead = field(default_factory=RegionHead)
   mask_head: MaskHead = field(default_factory=MaskHead)
+  image_head: bool = False
   postprocess: Postprocess = field(default_factory=Postprocess)
   temperature: float = 0.01
   batch_norm_momentum: float = 0.997     # of the moving statistics; shorter trainings need a shorter memory
@@ -140,6 +152,19 @@ class Assignment:
   mask_samples: int = 128
   rpn_targets_plus_one: bool = True      # False: the reference's anchor targets without the +1 convention
   novel_logits_zero: bool = False        # True: novel logits times 0 instead of out of the softmax
+
+
+@dataclass(frozen=True)
+class Distillation:
+  """Learning from the teacher's embeddings of offline proposals: L = L_text + `weight` · L_image; 0 is ViLD-text.
+
+  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD).
+  """
+
+  weight: float = 0.0
+
+  def __post_init__(self):
+    require(self.weight >= 0, 'distillation.weight', self.weight, 'zero or a positive number')
 
 
 @dataclass(frozen=True)
@@ -244,6 +269,7 @@ class Config:
   teacher: str = ''
   model: Model = field(default_factory=Model)
   assignment: Assignment = field(default_factory=Assignment)
+  distillation: Distillation = field(default_factory=Distillation)
   data: Data = field(default_factory=Data)
   optimizer: Optimizer = field(default_factory=Optimizer)
   train: Train = field(default_factory=Train)
