@@ -217,7 +217,10 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Train:
-  """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off."""
+  """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off.
+
+  `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; empty: from scratch.
+  """
 
   steps: int = 180_000
   log_every: int = 50
@@ -225,6 +228,7 @@ class Train:
   keep: int = 3
   pictures_every: int = 5000
   pictures: int = 4
+  init_backbone: str = ''
 
   def __post_init__(self):
     for key in ('steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every'):
