@@ -120,6 +120,26 @@ def export(args: argparse.Namespace) -> None:
   print(commands.export(config, Path(args.checkpoint), Path(args.out), teacher=args.teacher or config.teacher or None))
 
 
+def convert(args: argparse.Namespace) -> None:
+  """Published weights -> a folder of ours."""
+  from vild_jax import conversion
+  from vild_jax.interop import tf_vild, timm_resnet
+
+  _require(args.out or args.dry_run, 'convert takes --out DIR, or --dry-run')
+  resnet = args.kind == 'resnet'
+  _require(not (resnet and (args.classes or args.teacher)), '--classes and --teacher belong to convert tf-vild')
+  if args.dry_run:
+    print(timm_resnet.mapping_text(timm_resnet.read_tensors(args.source)) if resnet else
+          tf_vild.mapping_text(tf_vild.read_checkpoint(args.source, shapes_only=True)))
+  elif resnet:
+    backbone = conversion.convert_resnet(args.source, Path(args.out))
+    print(f'{args.out}: ResNet-{backbone.depth}; train from it with --train.init_backbone={args.out}')
+  else:
+    file = conversion.convert_tf_vild(args.source, Path(args.out), classes=args.classes, teacher=args.teacher)
+    print(f'{args.out}: {len(file.names)} classes, {int(file.is_base.sum())} base, teacher {file.teacher}; evaluate or '
+          f'export it with {Path(args.out) / "config.json"} as CONFIG')
+
+
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +208,18 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument('--out', required=True, help='the bundle')
   p.add_argument('--format', choices=['bundle'], default='bundle')
   p.add_argument('--teacher', help='the teacher whose text tower the bundle keeps (default: teacher of the config)')
+
+  p = _command(commands, 'convert', convert, 'published weights -> a detector, or a backbone to start training from',
+               'vild-jax convert tf-vild --from model.ckpt-180000 --out vild_r50')
+  p.add_argument('kind', choices=['tf-vild', 'resnet'],
+                 help='a checkpoint of the reference (needs the extra [tf]), or an ImageNet ResNet of timm, '
+                      'torchvision or Hugging Face')
+  p.add_argument('--from', dest='source', metavar='PATH', required=True,
+                 help='the prefix or folder of the checkpoint; the .safetensors file')
+  p.add_argument('--out', help='a new folder')
+  p.add_argument('--dry-run', action='store_true', help='print which variable goes where, and write nothing')
+  p.add_argument('--classes', help='tf-vild: the classes that the checkpoint embeds (default: LVIS v1, if it is 1,203)')
+  p.add_argument('--teacher', help='tf-vild: folder of the CLIP whose text tower embedded them, for new class names')
   return parser
 
 

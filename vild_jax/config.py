@@ -120,21 +120,29 @@ class MaskHead:
 
 @dataclass(frozen=True)
 class Postprocess:
-  """Scores -> detections: class-wise NMS, then the best of all classes."""
+  """Scores -> detections: the two heads' ensemble, class-wise NMS, then the best of all classes.
+
+  `base_weight` is the exponent of the text head's score on base classes and of the image head's on novel ones; the
+  other head has the rest. Without an image head it has no effect.
+  """
 
   nms_threshold: float = 0.5
   score_threshold: float = 0.0
   pre_nms_top_k: int = 1000
   max_detections: int = 300
+  base_weight: float = 2 / 3
 
   def __post_init__(self):
     require_positive(self, 'model.postprocess', 'pre_nms_top_k', 'max_detections')
-    require_fraction(self, 'model.postprocess', 'nms_threshold', 'score_threshold')
+    require_fraction(self, 'model.postprocess', 'nms_threshold', 'score_threshold', 'base_weight')
 
 
 @dataclass(frozen=True)
 class Model:
-  """The detector. `dtype` is the type of convolutions and matmuls; boxes, scores and losses are float32 always."""
+  """The detector. `dtype` is the type of convolutions and matmuls; boxes, scores and losses are float32 always.
+
+  `image_head` makes it a ViLD-ensemble: a second region head, without boxes, which learns from the teacher alone.
+  """
 
   backbone: Backbone = field(default_factory=Backbone)
   pyramid: Pyramid = field(default_factory=Pyramid)
@@ -142,6 +150,7 @@ class Model:
   rpn: ProposalNetwork = field(default_factory=ProposalNetwork)
   region_head: RegionHead = field(default_factory=RegionHead)
   mask_head: MaskHead = field(default_factory=MaskHead)
+  image_head: bool = False
   postprocess: Postprocess = field(default_factory=Postprocess)
   temperature: float = 0.01
   batch_norm_momentum: float = 0.997     # of the moving statistics; shorter trainings need a shorter memory
@@ -180,6 +189,19 @@ class Assignment:
                      'roi_positive_fraction', 'roi_positive_iou')
     require(self.rpn_negative_iou <= self.rpn_positive_iou, 'assignment.rpn_negative_iou', self.rpn_negative_iou,
             f'at most rpn_positive_iou, {self.rpn_positive_iou}')
+
+
+@dataclass(frozen=True)
+class Distillation:
+  """Learning from the teacher's embeddings of offline proposals: L = L_text + `weight` · L_image; 0 is ViLD-text.
+
+  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD).
+  """
+
+  weight: float = 0.0
+
+  def __post_init__(self):
+    require_positive(self, 'distillation', zero=('weight',))
 
 
 @dataclass(frozen=True)
@@ -232,7 +254,10 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Train:
-  """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off."""
+  """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off.
+
+  `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; empty: from scratch.
+  """
 
   steps: int = 180_000
   log_every: int = 50
@@ -240,6 +265,7 @@ class Train:
   keep: int = 3
   pictures_every: int = 5000
   pictures: int = 4
+  init_backbone: str = ''
 
   def __post_init__(self):
     require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every',
@@ -284,6 +310,7 @@ class Config:
   teacher: str = ''
   model: Model = field(default_factory=Model)
   assignment: Assignment = field(default_factory=Assignment)
+  distillation: Distillation = field(default_factory=Distillation)
   data: Data = field(default_factory=Data)
   optimizer: Optimizer = field(default_factory=Optimizer)
   train: Train = field(default_factory=Train)

@@ -17,11 +17,10 @@ from vild_jax import config as config_lib
 from vild_jax.config import Config
 from vild_jax.config import Mesh as MeshSettings
 from vild_jax.structs import TrainState
-from vild_jax.train import sharding
-from vild_jax.train.optim import path_name
+from vild_jax.train import sharding, weights
 from vild_jax.train.state import abstract, variables
 
-CONFIG_FILE, VOCABULARY_FILE, VARIABLES = 'config.json', 'vocabulary.npz', 'variables'
+CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
 _FOLDER = 'checkpoints'
 # Settings that change neither what is learnt nor the shape of the state: a resume may change them.
 _FREE = ('data.workers', 'mesh.', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures',
@@ -95,46 +94,24 @@ def load_variables(folder: Path, config: Config, mesh: Mesh | None = None) -> di
   Raises ValueError if there is no checkpoint, or one of another architecture; the message names the first misfit.
   """
   folder = Path(folder).absolute()
-  mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
-  expected = variables(abstract(config, mesh))
-  if (folder / VARIABLES).is_dir():
-    return _restore_tree(folder / VARIABLES, expected)
+  expected = abstract_variables(config, mesh)
+  if (folder / weights.VARIABLES).is_dir():
+    return weights.restore(folder / weights.VARIABLES, expected)
   if not (folder / _FOLDER).is_dir():
     raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
   with ocp.CheckpointManager(folder / _FOLDER, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
     step = manager.latest_step()
   if step is None:
     raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {_FOLDER}/')
-  return _restore_tree(folder / _FOLDER / str(step) / 'state', expected)
+  return weights.restore(folder / _FOLDER / str(step) / 'state', expected)
+
+
+def abstract_variables(config: Config, mesh: Mesh | None = None) -> dict[str, Any]:
+  """Shapes, types and shardings of {'params', 'batch_stats'}, replicated on `mesh`; by default on one device."""
+  mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
+  return variables(abstract(config, mesh))
 
 
 def save_variables(folder: Path, variables: dict[str, Any]) -> None:
   """Writes {'params', 'batch_stats'} alone into the folder of a bundle."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(Path(folder).absolute() / VARIABLES, variables)
-
-
-def _restore_tree(path: Path, expected: Any) -> Any:
-  """Restores the part of the checkpoint at `path` that `expected` (abstract, with shardings) names; strict."""
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    try:
-      found = checkpointer.metadata(path.absolute()).item_metadata.tree
-    except Exception as error:
-      raise ValueError(f'{path} is no readable checkpoint; expected an Orbax folder') from error
-    _check_fit(path, {k: found.get(k, {}) for k in expected}, expected)
-    restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
-    args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
-    return checkpointer.restore(path.absolute(), args=args)
-
-
-def _check_fit(path: Path, found: Any, expected: Any) -> None:
-  """Every weight in both, of the same shape; else a ValueError that names the first misfit."""
-  shapes = lambda tree: {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
-  there, here = shapes(found), shapes(expected)
-  misfits = [f'{name} is missing' for name in here if name not in there]
-  misfits += [f'{name} has no place in the model' for name in there if name not in here]
-  misfits += [f'{name} is {there[name]}, expected {here[name]}' for name in here
-              if name in there and there[name] != here[name]]
-  if misfits:
-    raise ValueError(f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
-                     'expected the config that it was trained with')
+  weights.save(Path(folder) / weights.VARIABLES, variables)

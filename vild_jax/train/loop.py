@@ -60,7 +60,7 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
     with progress.bar(config.train.steps, 'train', unit='step', initial=start) as bar:
       for step in range(start + 1, config.train.steps + 1):
         arrays = next(iterator)
-        batch = sharding.put_batch(mesh, Batch(**{field: arrays[field] for field in _BATCH_FIELDS}))
+        batch = sharding.put_batch(mesh, Batch(**{field: arrays[field] for field in _BATCH_FIELDS if field in arrays}))
         state, metrics = train_step(state, batch, vocabulary)
         if summary := recorder.add(step, metrics):
           bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary["images_per_second"]:.1f} images/s',
