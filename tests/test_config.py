@@ -162,10 +162,10 @@ def fields(kind: type, prefix: str = '') -> list[tuple[str, str]]:
 
 
 def attributes_read() -> set[str]:
-  """Every NAME that some file of the package but config.py reads as `.NAME`."""
+  """Every NAME that some file of the package but those of the settings reads as `.NAME`."""
   names = set()
   for path in sorted((ROOT / 'vild_jax').rglob('*.py')):
-    if path.name == 'config.py':
+    if path.name in ('config.py', 'config_model.py'):
       continue
     tree = ast.parse(path.read_text(encoding='utf-8'))
     names |= {node.attr for node in ast.walk(tree)
