@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vild_jax.nn import clip
+from vild_jax.nn import clip, transformer
 
 CONFIG = clip.ClipConfig(embedding_dim=16, image=clip.Transformer(24, 2, 3, 48), image_size=8, patch_size=4,
                          text=clip.Transformer(16, 2, 2, 32), vocab_size=20, context_length=6)
@@ -29,7 +29,7 @@ def image(variables, pixels, dtype=jnp.float32):
 def test_attention_equals_a_plain_softmax_in_numpy():
   x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
   mask = np.tril(np.ones((5, 5), bool))
-  module = clip._Attention(heads=2, dtype=jnp.float32)
+  module = transformer.Attention(heads=2, dtype=jnp.float32)
   variables = module.init(jax.random.key(1), x, jnp.asarray(mask))
   p = jax.tree.map(np.asarray, variables['params'])
   expected = np.zeros_like(x)
