@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -83,3 +84,12 @@ def test_wrong_sizes_are_one_line(variables):
     image(variables, jnp.zeros((1, 9, 8, 3)))
   with pytest.raises(ValueError, match='texts of 7 tokens; expected at most 6'):
     text(variables, np.zeros((1, 7), np.int32))
+
+
+def test_unit_rows_and_scale_give_the_probabilities_of_the_real_model(shared):
+  """Embeddings of OpenAI's ViT-B/32, computed elsewhere, and the probabilities published with them."""
+  folder = shared / 'data/clip'
+  image, texts = (np.load(folder / f'{name}_features.npy') for name in ('image', 'text'))
+  cosines = clip.normalize(jnp.asarray(image)) @ clip.normalize(jnp.asarray(texts)).T
+  expected = json.loads((folder / 'reference.json').read_text())['NPCLIP']['probs']
+  np.testing.assert_allclose(jax.nn.softmax(100 * cosines), expected, atol=1e-5)

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from tests.teacher import siglip_golden
+from vild_jax.interop import hf_clip
+from vild_jax.nn import clip
+from vild_jax.teacher.text import TextTower
 from vild_jax.teacher.tokenizer import Tokenizer, canonical_text
 
 
@@ -45,3 +49,16 @@ def test_siglip2_lowers_drops_nothing_and_pads_to_the_right():
 def test_a_tokenizer_without_padding_is_one_line():
   with pytest.raises(ValueError, match=r'lacks <pad>; expected a tokenizer of CLIP, SigLIP or SigLIP 2'):
     Tokenizer(gemma(**{'<pad>': None}), 6)
+
+
+def test_texts_are_embedded_with_all_their_padding():
+  golden = json.loads(siglip_golden.GOLDEN.read_text(encoding='utf-8'))
+  tokenizer_json = json.dumps(golden['tokenizer'])
+  config = clip.ClipConfig(embedding_dim=8, image=clip.Transformer(8, 1, 2, 16), image_size=4, patch_size=4,
+                           text=clip.Transformer(16, 1, 2, 32), vocab_size=85, context_length=64, sigmoid=True)
+  tower = clip.TextTower(config)
+  params = jax.jit(tower.init)(jax.random.key(0), np.ones((1, 64), np.int32))['params']
+  texts = ['a photo of a dog.', 'a photo of the large armadillo in the scene', 'cat']
+  rows = TextTower(hf_clip.Teacher(config, {'text': params}, tokenizer_json)).embed_texts(texts)
+  ids = Tokenizer(tokenizer_json, 64)(texts)
+  np.testing.assert_allclose(rows, clip.normalize(jax.jit(tower.apply)({'params': params}, ids)), atol=1e-5)
