@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,8 +101,9 @@ class Detector:
     known = [name if name in self._embedded else prompt_lib.clean_name(name) for name in names]
     unknown = [name for name in dict.fromkeys(known) if name not in self._embedded]
     if unknown and self._tower is None:
-      raise ValueError(f'{unknown[0]!r} is not in the stored vocabulary and the bundle has no text tower; '
-                       'expected a stored name, or load(..., teacher=DIR)')
+      near = difflib.get_close_matches(unknown[0], self.vocabulary.names, n=3, cutoff=0.5)
+      raise ValueError(f'{unknown[0]!r} is not in the stored vocabulary and the bundle has no text tower; expected a '
+                       f'stored name{f" such as {near}" if near else ""}, or load(..., teacher=DIR)')
     if unknown:
       rows = self._tower.embed(unknown, prompt_lib.load_templates(self.vocabulary.prompts))
       self._embedded.update(zip(unknown, rows, strict=True))
