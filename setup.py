@@ -42,6 +42,7 @@ setup(
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda': ['jax[cuda12]>=0.10.2'],
     'scenic': ['scenic @ git+https://github.com/google-research/scenic'],   # PyPI's `scenic` is another project
+    'hub': ['huggingface_hub>=0.30'],  # teachers by their name on the Hugging Face hub, in place of a folder
     'test': ['beartype>=0.19', 'pytest>=8.2', 'pytest-xdist>=3.6.1', 'ruff>=0.17', 'tensorboard>=2.19'],
   },
 )

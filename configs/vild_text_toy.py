@@ -28,7 +28,7 @@ def get_config() -> Config:
       anchors=Anchors(size=4.0),
       rpn=ProposalNetwork(num_convs=1, channels=64, train_pre_nms_top_k=200, test_pre_nms_top_k=200, max_per_level=100,
                           max_proposals=150),
-      region_head=RegionHead(num_convs=1, conv_channels=64, num_fcs=1, fc_channels=256, embedding_dim=64),
+      region_head=RegionHead(num_convs=1, conv_channels=64, num_fcs=1, fc_channels=256),
       mask_head=MaskHead(num_convs=2, channels=32),
       postprocess=Postprocess(max_detections=100),
       batch_norm_momentum=0.97,

@@ -24,7 +24,8 @@ _WITHOUT_COMMANDS = _MODEL | {'teacher', 'train', 'data', 'eval', 'interop', 'in
 MAY_IMPORT = {
   'structs': set(),
   'settings': set(),
-  'config': {'settings'},
+  'config_model': {'settings'},
+  'config': {'settings', 'config_model'},
   'progress': set(),
   'core': {'structs'},
   'nn': {'core', 'structs'},
@@ -55,6 +56,7 @@ MAY_NOT_IMPORT = {
   'data': _JAX,
   'eval': _JAX,
   'config': _JAX,
+  'config_model': _JAX,
   'settings': _JAX,
   'progress': _JAX,
   '__init__': _JAX,

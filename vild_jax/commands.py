@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vild_jax import evaluation, inference, progress, viz
-from vild_jax.config import Config, difference
+from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources, transforms
 from vild_jax.eval import paste
@@ -24,12 +25,14 @@ from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.train import checkpoint, loop, sharding
 
 DETECTIONS_FILE = 'detections.json'
+_DATA_FILE = 'data.json'  # of a work directory: which pictures and annotations it is trained on
 
 
 def train(config: Config, workdir: Path) -> TrainState:
   """Trains, or resumes, in `workdir`; the vocabulary is copied beside the checkpoints, so that they stay usable."""
   dataset = sources.open_dataset(_given(config.data.train, 'data.train'), config.data.train_split)
   vocabulary = vocabulary_lib.load(_given(config.vocabulary, 'vocabulary'))
+  config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
   inference.check_dimension(vocabulary, config)
   labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base)
   if not dataset.has_masks:
@@ -47,13 +50,17 @@ def train(config: Config, workdir: Path) -> TrainState:
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
   checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
+  _keep_identity(workdir / _DATA_FILE, dataset)
+  print(f'{config.name}: {config.train.steps} steps of {config.data.batch_size} of {len(dataset)} pictures, '
+        f'{int(vocabulary.is_base.sum())} base classes, on {mesh.size} x {mesh.devices.flat[0].device_kind}, '
+        f'in {workdir}', file=sys.stderr)
   return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream, mesh=mesh, pictures=pictures)
 
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
              vocabulary: str | None = None) -> dict[str, Any]:
   """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics."""
-  _check_same_model(config, folder)
+  config = _same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
   classes = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
@@ -96,7 +103,7 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
 
 def export(config: Config, folder: Path, out: Path, *, teacher: str | None = None) -> Path:
   """Writes the bundle of a work directory; `teacher` is the directory whose text tower it keeps."""
-  _check_same_model(config, folder)
+  config = _same_model(config, folder)
   path = folder / checkpoint.VOCABULARY_FILE
   return export_lib.export_bundle(out, config, checkpoint.load_variables(folder, config), path,
                                   vocabulary_teacher=vocabulary_lib.load(path).teacher,
@@ -128,14 +135,33 @@ def _given(value: str, key: str) -> str:
   return value
 
 
-def _check_same_model(config: Config, folder: Path) -> None:
-  """Weights fit many settings that change their meaning (anchors, temperature, input size): those must be equal."""
-  parts = ('model.', 'data.image_size')
-  differences = [d for d in difference(checkpoint.read_config(folder), config)
+def _same_model(config: Config, folder: Path) -> Config:
+  """The config with the folder's embedding dimension, if the folder is of the same model.
+
+  Weights fit many settings that change their meaning (anchors, temperature, input size): those must be equal.
+  """
+  parts, saved = ('model.', 'data.image_size'), checkpoint.read_config(folder)
+  config = with_embedding_dim(config, saved.model.embedding_dim)
+  differences = [d for d in difference(saved, config)
                  if d.startswith(parts) and not d.startswith('model.postprocess.')]
   if differences:
     raise ValueError(f'{folder} was trained with another model: {differences[0]} differ; expected the config that it '
                      'was trained with, overrides included (its config.json can be given as CONFIG)')
+  return config
+
+
+def _keep_identity(path: Path, dataset: sources.PreparedDataset) -> None:
+  """A data set prepared anew under the same path is another one: a resume on it would be neither run."""
+  if path.is_file():
+    kept = json.loads(path.read_text(encoding='utf-8'))
+    if kept['identity'] != dataset.identity:
+      raise ValueError(f'{path.parent} was trained on a data set with identity {kept["identity"][:12]}, and '
+                       f'{dataset.folder} has {dataset.identity[:12]}; expected the same data, or a new --workdir')
+  else:
+    content = json.dumps({'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}) + '\n'
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(content, encoding='utf-8')
+    temporary.replace(path)
 
 
 def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> None:

@@ -53,12 +53,12 @@ class ViLD(nn.Module):
     per_location = len(model.anchors.aspect_ratios) * model.anchors.num_scales
     self.rpn_head = RPNHead(rpn.num_convs, rpn.channels, per_location, **common)
     region_head = partial(RegionHead, num_convs=head.num_convs, conv_channels=head.conv_channels, num_fcs=head.num_fcs,
-                          fc_channels=head.fc_channels, embedding_dim=head.embedding_dim, **common)
+                          fc_channels=head.fc_channels, embedding_dim=model.embedding_dim, **common)
     self.region_head = region_head()
     if model.image_head:
       self.image_head = region_head(predict_boxes=False)
     self.mask_head = MaskHead(model.mask_head.num_convs, model.mask_head.channels, **common)
-    self.background = self.param('background', BACKGROUND_INIT, (head.embedding_dim,))
+    self.background = self.param('background', BACKGROUND_INIT, (model.embedding_dim,))
 
   def features(self, image: Array, *, train: bool) -> dict[int, Array]:
     return self.fpn(self.backbone(image, train=train), train=train)

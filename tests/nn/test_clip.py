@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vild_jax.nn import clip
+from vild_jax.nn import clip, transformer
 
 CONFIG = clip.ClipConfig(embedding_dim=16, image=clip.Transformer(24, 2, 3, 48), image_size=8, patch_size=4,
                          text=clip.Transformer(16, 2, 2, 32), vocab_size=20, context_length=6)
@@ -29,7 +30,7 @@ def image(variables, pixels, dtype=jnp.float32):
 def test_attention_equals_a_plain_softmax_in_numpy():
   x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
   mask = np.tril(np.ones((5, 5), bool))
-  module = clip._Attention(heads=2, dtype=jnp.float32)
+  module = transformer.Attention(heads=2, dtype=jnp.float32)
   variables = module.init(jax.random.key(1), x, jnp.asarray(mask))
   p = jax.tree.map(np.asarray, variables['params'])
   expected = np.zeros_like(x)
@@ -83,3 +84,12 @@ def test_wrong_sizes_are_one_line(variables):
     image(variables, jnp.zeros((1, 9, 8, 3)))
   with pytest.raises(ValueError, match='texts of 7 tokens; expected at most 6'):
     text(variables, np.zeros((1, 7), np.int32))
+
+
+def test_unit_rows_and_scale_give_the_probabilities_of_the_real_model(shared):
+  """Embeddings of OpenAI's ViT-B/32, computed elsewhere, and the probabilities published with them."""
+  folder = shared / 'data/clip'
+  image, texts = (np.load(folder / f'{name}_features.npy') for name in ('image', 'text'))
+  cosines = clip.normalize(jnp.asarray(image)) @ clip.normalize(jnp.asarray(texts)).T
+  expected = json.loads((folder / 'reference.json').read_text())['NPCLIP']['probs']
+  np.testing.assert_allclose(jax.nn.softmax(100 * cosines), expected, atol=1e-5)

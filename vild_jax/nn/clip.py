@@ -1,5 +1,6 @@
 """CLIP's two towers: a ViT for images and a causal transformer for text (Radford et al. 2021, arXiv 2103.00020).
 
+A ModifiedResNet may take the ViT's place (`nn.modified_resnet`), and SigLIP's towers that of both (`nn.siglip`).
 Parameters and nothing else: files, names and tokenizers are the business of `interop.hf_clip` and `teacher`.
 The variables of `Clip` are {'image': those of `ImageTower`, 'text': those of `TextTower`, 'logit_scale': []}, so that
 one tower can be used alone.
@@ -7,132 +8,126 @@ one tower can be used alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from vild_jax.nn.modified_resnet import ModifiedResNet, ResNetTower, with_statistics
+from vild_jax.nn.siglip import SiglipImageTower, SiglipTextTower
+from vild_jax.nn.transformer import ACTIVATIONS, Block, Transformer, layer_norm, precision_of
 
-@dataclass(frozen=True)
-class Transformer:
-  """Sizes of one transformer. `activation`: quick_gelu (OpenAI's weights), gelu (exact) or gelu_pytorch_tanh."""
-
-  width: int
-  layers: int
-  heads: int
-  mlp_width: int
-  activation: str = 'quick_gelu'
-  epsilon: float = 1e-5
+__all__ = ['ACTIVATIONS', 'Clip', 'ClipConfig', 'ImageTower', 'ModifiedResNet', 'TextTower', 'Transformer', 'normalize',
+           'with_statistics']
 
 
 @dataclass(frozen=True)
 class ClipConfig:
   """Sizes of a CLIP model.
 
-  `end_id` is the token at which the text is pooled; None pools at the largest id of each text (files that say
-  `eos_token_id: 2`, whose end token is the last of the vocabulary).
+  `image` is a ViT or a ModifiedResNet; `patch_size` is None for the latter. `end_id` is the token at which the text is
+  pooled; None pools at the largest id of each text (files that say `eos_token_id: 2`, whose end token is the last of
+  the vocabulary). `sigmoid`: both towers are SigLIP's; `end_id` is of no use then, `embedding_dim` is the image tower's
+  width, and texts come with all `context_length` tokens.
   """
 
   embedding_dim: int
-  image: Transformer
+  image: Transformer | ModifiedResNet
   image_size: int
-  patch_size: int
+  patch_size: int | None
   text: Transformer
   vocab_size: int
   context_length: int = 77
   end_id: int | None = None
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),
-  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-  'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
-}
-
-
-def _precision(dtype: Any) -> jax.lax.Precision | None:
-  """float32 means float32: accelerators would otherwise round the inputs of a matmul to fewer bits."""
-  return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-class _Attention(nn.Module):
-  heads: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'B T W'], mask: Bool[Array, 'T T'] | None) -> Float[Array, 'B T W']:
-    width, precision = x.shape[-1], _precision(self.dtype)
-    head = width // self.heads
-
-    def project(name: str) -> Float[Array, 'B T H h']:
-      return nn.Dense(width, dtype=self.dtype, precision=precision, name=name)(x).reshape(*x.shape[:2], -1, head)
-
-    query, key, value = project('query') * head**-0.5, project('key'), project('value')
-    logits = jnp.einsum('bqhd,bkhd->bhqk', query, key, precision=precision, preferred_element_type=jnp.float32)
-    if mask is not None:
-      logits = jnp.where(mask[None, None], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-    mixed = jnp.einsum('bhqk,bkhd->bqhd', weights, value, precision=precision).reshape(x.shape)
-    return nn.Dense(width, dtype=self.dtype, precision=precision, name='out')(mixed)
-
-
-class _Block(nn.Module):
-  config: Transformer
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'B T W'], mask: Bool[Array, 'T T'] | None) -> Float[Array, 'B T W']:
-    c = self.config
-    norm = lambda name: _norm(c, self.dtype, name)
-    dense = lambda size, name: nn.Dense(size, dtype=self.dtype, precision=_precision(self.dtype), name=name)
-    x = x + _Attention(c.heads, self.dtype, name='attention')(norm('norm1')(x), mask)
-    hidden = ACTIVATIONS[c.activation](dense(c.mlp_width, 'fc1')(norm('norm2')(x)))
-    return x + dense(c.width, 'fc2')(hidden)
-
-
-def _norm(config: Transformer, dtype: Any, name: str) -> nn.LayerNorm:
-  return nn.LayerNorm(config.epsilon, dtype=dtype, use_fast_variance=False, name=name)
+  sigmoid: bool = False
 
 
 class ImageTower(nn.Module):
-  """Images -> embeddings: patches, class token, pre-norm, blocks, norm of the class token, projection."""
+  """Images -> embeddings, by the kind of tower that `config.image` describes."""
 
   config: ClipConfig
   dtype: Any = jnp.float32
 
+  def setup(self):
+    c = self.config
+    if isinstance(c.image, ModifiedResNet):
+      self.tower = ResNetTower(c.image, c.image_size, c.embedding_dim, self.dtype)
+    elif c.sigmoid:
+      self.tower = SiglipImageTower(c.image, c.image_size, c.patch_size, self.dtype)
+    else:
+      self.tower = _VisionTransformer(c, self.dtype)
+    nn.share_scope(self, self.tower)  # its parameters are this module's own, whatever the kind
+
+  def __call__(self, images: Float[Array, 'B S S 3'], train: bool = False) -> Float[Array, 'B D']:
+    """Embeddings, not normalised.
+
+    Args:
+      images: float32, side `image_size`, normalised by the teacher's own mean and deviation.
+      train: only for a ModifiedResNet that is trained: normalise by the batch (see `nn.modified_resnet`).
+    """
+    size = self.config.image_size
+    if images.shape[1:] != (size, size, 3):
+      raise ValueError(f'images are {images.shape}; expected [B, {size}, {size}, 3]')
+    return self.tower(images, train)
+
+
+class _VisionTransformer(nn.Module):
+  """Patches, class token, pre-norm, blocks, norm of the class token, projection."""
+
+  config: ClipConfig
+  dtype: Any
+
   @nn.compact
-  def __call__(self, images: Float[Array, 'B S S 3']) -> Float[Array, 'B D']:
-    """`images`: float32, side `image_size`, normalised by the teacher's own mean and deviation. Not normalised out."""
+  def __call__(self, images: Float[Array, 'B S S 3'], train: bool) -> Float[Array, 'B D']:
+    del train  # nothing here depends on it
     c, t = self.config, self.config.image
-    side, precision = c.image_size // c.patch_size, _precision(self.dtype)
-    if images.shape[1:] != (c.image_size, c.image_size, 3):
-      raise ValueError(f'images are {images.shape}; expected [B, {c.image_size}, {c.image_size}, 3]')
+    side, precision = c.image_size // c.patch_size, precision_of(self.dtype)
     patches = nn.Conv(t.width, (c.patch_size,) * 2, strides=c.patch_size, padding='VALID', use_bias=False,
                       dtype=self.dtype, precision=precision, name='patch')(images)
     token = self.param('class_token', nn.initializers.normal(t.width**-0.5), (t.width,))
     position = self.param('position', nn.initializers.normal(0.02), (side * side + 1, t.width))
     tokens = jnp.broadcast_to(token.astype(self.dtype), (len(images), 1, t.width))
     x = jnp.concatenate([tokens, patches.reshape(len(images), side * side, t.width)], axis=1)
-    x = _norm(t, self.dtype, 'norm_in')(x + position.astype(self.dtype)[None])
+    x = layer_norm(t, self.dtype, 'norm_in')(x + position.astype(self.dtype)[None])
     for i in range(t.layers):
-      x = _Block(t, self.dtype, name=f'block_{i}')(x, None)
-    pooled = _norm(t, self.dtype, 'norm_out')(x[:, 0])
+      x = Block(t, self.dtype, name=f'block_{i}')(x, None)
+    pooled = layer_norm(t, self.dtype, 'norm_out')(x[:, 0])
     return nn.Dense(c.embedding_dim, use_bias=False, dtype=self.dtype, precision=precision, name='project')(pooled)
 
 
 class TextTower(nn.Module):
-  """Token ids -> embeddings: causal blocks, norm, the state at the end token, projection."""
+  """Token ids -> embeddings, by the kind of tower that the configuration describes."""
 
   config: ClipConfig
   dtype: Any = jnp.float32
 
+  def setup(self):
+    c = self.config
+    if c.sigmoid:
+      self.tower = SiglipTextTower(c.text, c.vocab_size, c.context_length, c.embedding_dim, self.dtype)
+    else:
+      self.tower = _CausalTransformer(c, self.dtype)
+    nn.share_scope(self, self.tower)
+
+  def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B D']:
+    """Embeddings, not normalised.
+
+    CLIP's `tokens`: start, text, end, then padding, which no result depends on; T <= context length. SigLIP's: text,
+    end, then the tokenizer's own padding, on which results do depend; T = context length. Else ValueError.
+    """
+    return self.tower(tokens)
+
+
+class _CausalTransformer(nn.Module):
+  """Causal blocks, norm, the state at the end token, projection."""
+
+  config: ClipConfig
+  dtype: Any
+
   @nn.compact
   def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B D']:
-    """`tokens`: start, text, end, then padding, which no result depends on; T <= context length. Not normalised out."""
     c, t = self.config, self.config.text
     length = tokens.shape[1]
     if length > c.context_length:
@@ -143,11 +138,11 @@ class TextTower(nn.Module):
     x = x + position[None, :length].astype(self.dtype)
     causal = jnp.tril(jnp.ones((length, length), bool))
     for i in range(t.layers):
-      x = _Block(t, self.dtype, name=f'block_{i}')(x, causal)
-    x = _norm(t, self.dtype, 'norm_out')(x)
+      x = Block(t, self.dtype, name=f'block_{i}')(x, causal)
+    x = layer_norm(t, self.dtype, 'norm_out')(x)
     end = jnp.argmax(tokens if c.end_id is None else tokens == c.end_id, axis=1)
     pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-    return nn.Dense(c.embedding_dim, use_bias=False, dtype=self.dtype, precision=_precision(self.dtype),
+    return nn.Dense(c.embedding_dim, use_bias=False, dtype=self.dtype, precision=precision_of(self.dtype),
                     name='project')(pooled)
 
 
@@ -158,12 +153,18 @@ class Clip(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, images: Float[Array, 'B S S 3'], tokens: Int[Array, 'N T']
+  def __call__(self, images: Float[Array, 'B S S 3'], tokens: Int[Array, 'N T'], train: bool = False
                ) -> tuple[Float[Array, 'B D'], Float[Array, 'N D'], Float[Array, '']]:
-    """Unit image embeddings, unit text embeddings, and the factor of their cosine."""
-    image = ImageTower(self.config, self.dtype, name='image')(images)
+    """Unit image embeddings, unit text embeddings, and the factor of their cosine. `train`: as in `ImageTower`.
+
+    The factor of a sigmoid model multiplies the cosine as well; its `logit_bias`, a parameter beside `logit_scale`, is
+    then added. No ranking of classes depends on either.
+    """
+    image = ImageTower(self.config, self.dtype, name='image')(images, train)
     text = TextTower(self.config, self.dtype, name='text')(tokens)
     scale = self.param('logit_scale', nn.initializers.constant(jnp.log(1 / 0.07)), ())
+    if self.config.sigmoid:
+      self.param('logit_bias', nn.initializers.constant(-10.0), ())
     return normalize(image), normalize(text), jnp.exp(scale)
 
 

@@ -38,6 +38,8 @@ class TextTower:
     """float32 [N, D], unit rows, one for each text."""
     tokens = self._tokenizer(texts)
     lengths = np.argmax(tokens == self._tokenizer.end, axis=1) + 1
+    if self.teacher.config.sigmoid:
+      lengths[:] = tokens.shape[1]  # SigLIP's tower attends to the padding and pools at its last place
     order = np.argsort(lengths, kind='stable')
     starts = range(0, len(texts), _BATCH)
     rows = np.zeros((len(texts), self.embedding_dim), np.float32)

@@ -30,19 +30,18 @@ _FREE = ('data.workers', 'mesh.', 'train.log_every', 'train.checkpoint_every', '
 class Checkpoints:
   """The checkpoints of one work directory. Saves are asynchronous; `close` waits for the last one."""
 
-  def __init__(self, workdir: Path, *, every: int = 1, keep: int = 3):
-    options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep, create=True)
+  def __init__(self, workdir: Path, *, keep: int = 3):
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     self._manager = ocp.CheckpointManager((Path(workdir) / _FOLDER).absolute(), options=options)
 
   def latest_step(self) -> int | None:
     """The newest complete checkpoint; what a killed save left half-written does not count."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: TrainState, *, force: bool = False) -> None:
-    """Saves at the configured interval, or always with `force`. `step` is the host's own: reading the state's waits."""
-    if force and step in self._manager.all_steps():
-      return
-    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=force)
+  def save(self, step: int, state: TrainState) -> None:
+    """Saves unless that step is there. `step` is the host's own: reading the state's waits for the device."""
+    if step not in self._manager.all_steps():
+      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
 
   def restore(self, config: Config, mesh: Mesh) -> TrainState:
     """The newest state, laid out on `mesh`, whatever topology saved it."""

@@ -46,7 +46,7 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
   claim_workdir(workdir, config)
-  checkpoints = Checkpoints(workdir, every=config.train.checkpoint_every, keep=config.train.keep)
+  checkpoints = Checkpoints(workdir, keep=config.train.keep)
   resumed = checkpoints.latest_step() is not None
   state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh)
   start = int(state.step)
@@ -65,7 +65,9 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
         if summary := recorder.add(step, metrics):
           bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary["images_per_second"]:.1f} images/s',
                               refresh=False)
-        checkpoints.save(step, state, force=step == config.train.steps)
+        if step % config.train.checkpoint_every == 0 or step == config.train.steps:
+          _check_finite(metrics, step, step)  # a resume starts from what is saved: never from a broken state
+          checkpoints.save(step, state)
         if pictures is not None and (step % config.train.pictures_every == 0 or step == config.train.steps):
           writer.write_images(step, pictures(state_lib.variables(state)))
           recorder.restart_clock()
@@ -103,10 +105,7 @@ class _Recorder:
     if step % self._config.train.log_every and step != self._config.train.steps:
       return None
     summary = {key: float(value) for key, value in self._running.compute().items()}
-    if not np.isfinite(summary['loss']):
-      parts = ', '.join(f'{key} {value:.4g}' for key, value in summary.items() if key.endswith('loss'))
-      raise FloatingPointError(f'a loss is not finite between steps {step - self._steps + 1} and {step}: {parts}; '
-                               'the last checkpoint before is kept')
+    _check_finite(summary, step - self._steps + 1, step)
     summary['learning_rate'] = float(metrics['learning_rate'])
     summary['images_per_second'] = (self._timed_steps * self._config.data.batch_size
                                     / (time.perf_counter() - self._start))
@@ -115,3 +114,14 @@ class _Recorder:
     self._running, self._steps = None, 0
     self.restart_clock()
     return summary
+
+
+def _check_finite(metrics: Mapping[str, Any], first: int, last: int) -> None:
+  """Raises FloatingPointError unless loss and gradient norm of steps `first` to `last` are finite."""
+  if np.isfinite(float(metrics['loss'])) and np.isfinite(float(metrics['gradient_norm'])):
+    return
+  steps = f'step {first}' if first == last else f'steps {first} to {last}'
+  parts = ', '.join(f'{key} {float(value):.4g}' for key, value in metrics.items()
+                    if key.endswith('loss') or key == 'gradient_norm')
+  raise FloatingPointError(f'training is not finite in {steps}: {parts}; expected finite numbers '
+                           '(the last checkpoint before is kept)')

@@ -1,0 +1,17 @@
+"""The names and shapes of a teacher's tensors, from our own table of them."""
+
+from __future__ import annotations
+
+from vild_jax.interop import clip_names
+from vild_jax.nn import clip
+
+
+def theirs(config: clip.ClipConfig, original: bool = False, flat_patches: bool = False) -> dict[str, tuple[int, ...]]:
+  """{name in the file: shape in the file} of both towers; every parameter of ours has its place."""
+  shapes = clip_names.expected_shapes(config)
+  image = clip_names.parameter_table(config, 'image', original)
+  if flat_patches:
+    image = clip_names.with_flat_patches(image, config)
+  table = clip_names.parameter_table(config, 'text', original) | image
+  assert table.keys() == shapes.keys()
+  return {source.name: source.shape_in_file(shapes[ours]) for ours, source in table.items()}

@@ -1,0 +1,141 @@
+"""OpenAI's ModifiedResNet image tower (RN50 ... RN50x64 of Radford et al. 2021, arXiv 2103.00020, section 2.4).
+
+It differs from an ordinary ResNet in three ways: a stem of three 3x3 convolutions, strides taken by average pooling
+(in the block before its last convolution, in the shortcut before its projection), and attention in place of the global
+average: the mean of the last map asks, the mean and all its cells answer.
+
+Its batch normalisation is that of a frozen teacher: `mean` and `var` are parameters like `scale` and `bias`, so that a
+tower is one tree, as in the other families. To train a tower from scratch, apply it with `train=True` and
+`mutable=['batch_stats']`; it then normalises by the batch and hands back the batch's means and variances, which
+`with_statistics` blends into the parameters after each step (the gradient of both is zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vild_jax.nn.transformer import Attention, precision_of
+
+_EPSILON = 1e-5  # of torch's batch normalisation
+_STATISTICS = 'batch_stats'
+_EXPANSION = 4   # a bottleneck block puts out 4 times the channels that it works with
+
+
+@dataclass(frozen=True)
+class ModifiedResNet:
+  """Sizes of the tower. `layers`: blocks of each stage; `width`: channels behind the stem; `heads`: of the pooling."""
+
+  layers: tuple[int, ...] = (3, 4, 6, 3)
+  width: int = 64
+  heads: int = 32
+
+  @property
+  def stride(self) -> int:
+    """Pixels between two cells of the last map: 32 for four stages."""
+    return 4 * 2 ** (len(self.layers) - 1)
+
+  @property
+  def channels(self) -> int:
+    """Channels of the last map."""
+    return _EXPANSION * self.width * 2 ** (len(self.layers) - 1)
+
+
+class _BatchNorm(nn.Module):
+  dtype: Any
+  scale_init: Any = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B H W C'], train: bool) -> Float[Array, 'B H W C']:
+    size = x.shape[-1:]
+    scale, bias = self.param('scale', self.scale_init, size), self.param('bias', nn.initializers.zeros, size)
+    mean, var = self.param('mean', nn.initializers.zeros, size), self.param('var', nn.initializers.ones, size)
+    x = x.astype(jnp.float32)
+    if train:
+      mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+      for name, value in (('mean', mean), ('var', var)):
+        self.sow(_STATISTICS, name, jax.lax.stop_gradient(value), reduce_fn=lambda _, new: new, init_fn=lambda: 0.0)
+    else:
+      mean, var = jax.lax.stop_gradient((mean, var))
+    factor = scale * jax.lax.rsqrt(var + _EPSILON)
+    mean, factor, bias = (v.reshape(1, 1, 1, -1) for v in (mean, factor, bias))
+    return ((x - mean) * factor + bias).astype(self.dtype)
+
+
+def _conv_norm(x: Array, features: int, size: int, dtype: Any, train: bool, name: str, stride: int = 1,
+               scale_init: Any = nn.initializers.ones) -> Array:
+  """A convolution without bias, padded by size // 2 on all sides, and its batch normalisation `{name}_bn`."""
+  x = nn.Conv(features, (size, size), strides=stride, padding=size // 2, use_bias=False, dtype=dtype,
+              precision=precision_of(dtype), kernel_init=nn.initializers.he_normal(), name=name)(x)
+  return _BatchNorm(dtype, scale_init, name=f'{name}_bn')(x, train)
+
+
+def _halved(x: Array) -> Array:
+  return nn.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+class _Block(nn.Module):
+  channels: int
+  stride: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B H W C'], train: bool) -> Float[Array, 'B h w D']:
+    out = _EXPANSION * self.channels
+    shortcut = x
+    if self.stride > 1 or x.shape[-1] != out:
+      shortcut = _conv_norm(_halved(x) if self.stride > 1 else x, out, 1, self.dtype, train, 'projection')
+    x = nn.relu(_conv_norm(x, self.channels, 1, self.dtype, train, 'conv1'))
+    x = nn.relu(_conv_norm(x, self.channels, 3, self.dtype, train, 'conv2'))
+    x = _halved(x) if self.stride > 1 else x
+    # A block starts as its shortcut alone: deep towers train from the first step.
+    x = _conv_norm(x, out, 1, self.dtype, train, 'conv3', scale_init=nn.initializers.zeros)
+    return nn.relu(x + shortcut)
+
+
+class ResNetTower(nn.Module):
+  """Images -> embeddings."""
+
+  config: ModifiedResNet
+  image_size: int
+  embedding_dim: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'B S S 3'], train: bool = False) -> Float[Array, 'B D']:
+    """As `clip.ImageTower`; `train` as described at the top of this file."""
+    c = self.config
+    x = images.astype(self.dtype)
+    for name, features, stride in (('stem1', c.width // 2, 2), ('stem2', c.width // 2, 1), ('stem3', c.width, 1)):
+      x = nn.relu(_conv_norm(x, features, 3, self.dtype, train, name, stride))
+    x = _halved(x)
+    for stage, blocks in enumerate(c.layers):
+      for i in range(blocks):
+        x = _Block(c.width * 2**stage, 2 if stage and not i else 1, self.dtype, name=f'stage{stage + 1}_block{i}')(
+          x, train)
+    cells = x.reshape(x.shape[0], -1, x.shape[-1])
+    position = self.param('position', nn.initializers.normal(c.channels**-0.5),
+                          ((self.image_size // c.stride) ** 2 + 1, c.channels))
+    tokens = jnp.concatenate([cells.mean(axis=1, keepdims=True), cells], axis=1) + position.astype(self.dtype)[None]
+    return Attention(c.heads, self.dtype, self.embedding_dim, name='pool')(tokens, query=tokens[:, :1])[:, 0]
+
+
+def with_statistics(params: Mapping[str, Any], batch_stats: Mapping[str, Any], momentum: float = 0.9) -> dict[str, Any]:
+  """`params` whose running means and variances have moved to those of a batch by a share of 1 - momentum.
+
+  Args:
+    params: of the tower, or of any module around it.
+    batch_stats: the collection that `apply(..., train=True, mutable=['batch_stats'])` of the same module gave back.
+    momentum: the share of the old statistics that stays.
+  """
+  flat = flax.traverse_util.flatten_dict(params)
+  for path, new in flax.traverse_util.flatten_dict(batch_stats).items():
+    flat[path] = momentum * flat[path] + (1 - momentum) * new
+  return flax.traverse_util.unflatten_dict(flat)
