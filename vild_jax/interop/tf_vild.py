@@ -186,7 +186,7 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
 
   Args:
     path: prefix of the checkpoint's files (`model.ckpt-180000`), one of the files, or the folder of the newest.
-    shapes_only: zeros that take no memory in place of the values, and every variable.
+    shapes_only: ones that take no memory in place of the values, and every variable.
 
   Raises ImportError without TensorFlow, ValueError if there is no readable checkpoint.
   """
@@ -202,7 +202,7 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
     shapes = reader.get_variable_to_shape_map()
     if shapes_only:
       types = reader.get_variable_to_dtype_map()
-      return {name: np.broadcast_to(np.zeros((), np.float32), shape) for name, shape in shapes.items()
+      return {name: np.broadcast_to(np.ones((), np.float32), shape) for name, shape in shapes.items()
               if types[name] != tf.string}
     return {name: np.asarray(reader.get_tensor(name)) for name in shapes if not is_train_only(name)}
   except (ValueError, RuntimeError, tf.errors.OpError) as error:
