@@ -11,6 +11,8 @@ import sys
 import typing
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +23,7 @@ from tests import tiny
 from tests.data import small_set
 from vild_jax import cli
 from vild_jax import config as config_lib
+from vild_jax import detector as detector_lib
 from vild_jax.teacher import vocabulary
 from vild_jax.train import step
 
@@ -79,6 +82,10 @@ def made(tmp_path_factory, settings_read):
 
 
 def test_every_setting_is_read_by_training_evaluation_or_export(made, settings_read):
+  with_head = tiny.config('model.image_head=true')  # what only an ensemble reads
+  jax.eval_shape(lambda: detector_lib.predict(with_head, detector_lib.init(with_head, jax.random.key(0)),
+                                              jnp.zeros((64, 64, 3)), (64, 64),
+                                              jax.tree.map(jnp.asarray, tiny.vocabulary())))
   unread = [f'{section.__name__}.{name}' for section in sections(config_lib.Config)
             for name, kind in typing.get_type_hints(section).items()
             if not dataclasses.is_dataclass(kind) and (section.__name__, name) not in settings_read]
@@ -172,6 +179,30 @@ def _spoiled(made, tmp_path, what):
     return (*train, '--model.region_head.embedding_dim=32'), 'dimension 16; expected 32'
   if what == 'other config':
     return ('train', config, '--workdir', made / 'run', '--seed=7'), 'made with another config: seed: 0 and 7'
+  if what in ('edited config', 'damaged checkpoint', 'no saved config'):
+    shutil.copytree(made / 'run', tmp_path / 'run')
+    copy = tmp_path / 'run' / 'config.json'
+    if what == 'edited config':
+      tree = json.loads(copy.read_text())
+      tree['model']['mask_head']['channels'] = 4
+      copy.write_text(json.dumps(tree))
+      return ('train', copy, '--workdir', tmp_path / 'run'), 'is of another architecture: '
+    if what == 'damaged checkpoint':
+      for path in (tmp_path / 'run' / 'checkpoints').rglob('d/*'):
+        path.write_bytes(b'')
+      return ('train', config, '--workdir', tmp_path / 'run'), 'cannot be read'
+    copy.unlink()
+    return ('train', config, '--workdir', tmp_path / 'run'), 'holds checkpoints/ but no config.json'
+  if what == 'teacher of an export':
+    return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'b', '--teacher', tmp_path / 'none'), \
+      'none is no folder'
+  if what == 'no distillation':
+    return (*train, '--distillation.weight=1'), 'the data holds no regions with embeddings of the teacher'
+  if what == 'unknown class':
+    return (*detect, 'trees, zebra'), "'trees' is not in the stored vocabulary"
+  if what == 'vocabulary folder':
+    return ('embed-text', '--from-npy', made / 'rows.npy', '--classes', made / 'small_val.json', '--teacher-id', 'x',
+            '--out', made), f'{made}: Is a directory'
   if what == 'other data':
     annotations, images = small_set.write(tmp_path, stem='other_train')
     tree = json.loads(annotations.read_text())
@@ -223,7 +254,8 @@ def _spoiled(made, tmp_path, what):
 
 @pytest.mark.parametrize('what', [
   'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data',
-  'broken config', 'unwritable', 'architecture',
+  'edited config', 'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
+  'vocabulary folder', 'broken config', 'unwritable', 'architecture',
   'other meaning', 'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json',
   'export over a folder'])
 def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
@@ -234,7 +266,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
   error = capsys.readouterr().err.strip()
   assert message in error and len(error.splitlines()) == 1, error
   assert {path: path.stat().st_mtime_ns for path in made.rglob('*') if path.is_file()} == before
-  assert not (tmp_path / 'w' / 'checkpoints').exists() and not (tmp_path / 'o').exists()
+  assert not (tmp_path / 'w').is_dir() and not (tmp_path / 'o').exists() and not list(tmp_path.glob('.*'))
 
 
 def test_help_names_every_command_and_each_has_an_example(capsys):
@@ -247,6 +279,18 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
     with pytest.raises(SystemExit):
       run(command, '--help')
     assert f'example: vild-jax {command}' in ' '.join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+  (('train', 'c.py', '--workdir', 'w', '--train.steps', '3'), 'expected --train.steps=VALUE'),
+  (('train', 'c.py'), '--workdir'),
+  (('evaluate', 'c.py', '--checkpoint', 'c', '--out', 'o', '--json', '/nowhere/m.json'), 'a folder that exists'),
+])
+def test_words_that_do_not_fit_are_one_line(capsys, words, message):
+  with pytest.raises(SystemExit) as stopped:
+    run(*words)
+  error = capsys.readouterr().err.strip()
+  assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1
 
 
 def test_an_unknown_argument_is_refused():

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import absl.logging
 
@@ -24,8 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   args, rest = parser.parse_known_args(argv)
   stray = [word for word in rest if not (hasattr(args, 'config') and word.startswith('--') and '=' in word)]
   if stray:
-    parser.error(f'unknown argument {stray[0]!r}; see vild-jax {args.command} --help')
+    form = hasattr(args, 'config') and stray[0].startswith('--') and '.' in stray[0]
+    parser.error(f'unknown argument {stray[0]!r}; expected {stray[0]}=VALUE' if form else
+                 f'unknown argument {stray[0]!r}; see vild-jax {args.command} --help')
   args.overrides = rest
+  if getattr(args, 'json', None) and not Path(args.json).absolute().parent.is_dir():
+    parser.error(f'--json is {args.json!r}; expected a file in a folder that exists')
   try:
     args.run(args)
   except KeyboardInterrupt:
@@ -143,8 +147,23 @@ def convert(args: argparse.Namespace) -> None:
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+  """Words that do not fit are one line, as any other bad input."""
+
+  def error(self, message: str) -> NoReturn:
+    self.exit(2, f'{self.prog}: {message}\n')
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+  """Shows defaults where there is one to show, and that any value of a config can be set."""
+
+  def _get_help_string(self, action: argparse.Action) -> str | None:
+    shown = action.default not in (None, False, argparse.SUPPRESS) and '(default' not in (action.help or '')
+    return super()._get_help_string(action) if shown else action.help
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog='vild-jax', description='Open-vocabulary object detection in JAX (ViLD).')
+  parser = _Parser(prog='vild-jax', description='Open-vocabulary object detection in JAX (ViLD).')
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
   p = _command(commands, 'demo', demo, 'the whole pipeline on the embedded toy world, offline, on a CPU',
@@ -225,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, run: Callable, summary: str, example: str) -> argparse.ArgumentParser:
   parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.',
-                               epilog=f'example: {example}', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                               epilog=f'example: {example}', formatter_class=_HelpFormatter)
   parser.add_argument('--debug', action='store_true', help='show where an error came from')
   parser.set_defaults(run=run)
   return parser
@@ -247,10 +266,10 @@ def _require(condition: object, message: str) -> None:
 
 
 def _write_json(path: str | None, content: Any) -> None:
+  from vild_jax import files
+
   if path:
-    temporary = Path(path).with_name(f'.{Path(path).name}.tmp')
-    temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-    temporary.replace(path)
+    files.write(path, json.dumps(content, indent=2) + '\n')
 
 
 def _one_line(error: Exception, expected: bool) -> str:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vild_jax import evaluation, inference, progress, viz
+from vild_jax import evaluation, files, inference, objective, progress, viz
 from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources, transforms
@@ -34,6 +34,7 @@ def train(config: Config, workdir: Path) -> TrainState:
   vocabulary = vocabulary_lib.load(_given(config.vocabulary, 'vocabulary'))
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
   inference.check_dimension(vocabulary, config)
+  objective.check_distillation(config, has_regions=False)
   labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base)
   if not dataset.has_masks:
     raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
@@ -51,15 +52,17 @@ def train(config: Config, workdir: Path) -> TrainState:
   checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
   _keep_identity(workdir / _DATA_FILE, dataset)
-  print(f'{config.name}: {config.train.steps} steps of {config.data.batch_size} of {len(dataset)} pictures, '
-        f'{int(vocabulary.is_base.sum())} base classes, on {mesh.size} x {mesh.devices.flat[0].device_kind}, '
-        f'in {workdir}', file=sys.stderr)
+  if dropped := sorted({c.name for c in dataset.categories} - set(vocabulary.names)):
+    print(f'{len(dropped)} of {len(dataset.categories)} categories of the data are not in the vocabulary, '
+          f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
   return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream, mesh=mesh, pictures=pictures)
 
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
              vocabulary: str | None = None) -> dict[str, Any]:
   """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics."""
+  if jax.process_count() > 1:
+    raise ValueError(f'evaluate runs in {jax.process_count()} processes; expected one (with any number of devices)')
   config = _same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
@@ -80,11 +83,15 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
   """
   names = list(class_lists.class_list(classes).names) if classes.endswith('.txt') else _split(classes)
   twice = {image.stem for image in images if [i.stem for i in images].count(image.stem) > 1}
-  pictures = [(image, transforms.decode(image)) for image in images]  # all are read before anything is written
+  # Classes and pictures are checked before anything is written; pictures are not kept, there may be many.
+  detector.classes(names)
+  for image in images:
+    transforms.decode(image)
   out.mkdir(parents=True, exist_ok=True)
   novel = ~inference.is_base(names, detector.vocabulary)
   found = []
-  for number, (path, picture) in enumerate(progress.track(pictures, 'detect', unit='image')):
+  for number, path in enumerate(progress.track(images, 'detect', unit='image')):
+    picture = transforms.decode(path, upright=True)
     result = detector.detect(picture, names, min_score=min_score)
     drawn = out / f'{path.stem}{f"_{number}" if path.stem in twice else ""}_detections.png'
     Image.fromarray(viz.draw(picture, result.boxes, result.labels, result.scores, result.masks, names,
@@ -95,9 +102,7 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
                      'mask': paste.to_rle(mask)}
                     for label, score, box, mask in zip(result.labels, result.scores, result.boxes, result.masks,
                                                        strict=True)]})
-  temporary = out / f'.{DETECTIONS_FILE}.tmp'
-  temporary.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
-  temporary.replace(out / DETECTIONS_FILE)
+  files.write(out / DETECTIONS_FILE, json.dumps(found, indent=1) + '\n')
   return found
 
 
@@ -153,15 +158,17 @@ def _same_model(config: Config, folder: Path) -> Config:
 def _keep_identity(path: Path, dataset: sources.PreparedDataset) -> None:
   """A data set prepared anew under the same path is another one: a resume on it would be neither run."""
   if path.is_file():
-    kept = json.loads(path.read_text(encoding='utf-8'))
-    if kept['identity'] != dataset.identity:
-      raise ValueError(f'{path.parent} was trained on a data set with identity {kept["identity"][:12]}, and '
-                       f'{dataset.folder} has {dataset.identity[:12]}; expected the same data, or a new --workdir')
+    try:
+      kept = str(json.loads(path.read_text(encoding='utf-8'))['identity'])
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such '
+                       'file') from error
+    if kept != dataset.identity:
+      raise ValueError(f'{path.parent} was trained on a data set with identity {kept[:12]}, and {dataset.folder} has '
+                       f'{dataset.identity[:12]}; expected the same data, or a new --workdir')
   else:
-    content = json.dumps({'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}) + '\n'
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(content, encoding='utf-8')
-    temporary.replace(path)
+    content = {'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}
+    files.write(path, json.dumps(content) + '\n')
 
 
 def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> None:

@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from vild_jax import config as config_lib
+from vild_jax import files
 from vild_jax.data import class_lists
 from vild_jax.interop import tf_vild, timm_resnet
 from vild_jax.teacher import text
@@ -48,7 +46,7 @@ def convert_tf_vild(source: str, out: Path, *, classes: str | None = None,
   vocabulary = embedded_vocabulary(tf_vild.class_embeddings(variables), classes, Path(source).name, teacher)
   if teacher:
     config = dataclasses.replace(config, teacher=str(teacher))
-  with _complete_folder(out) as folder:
+  with files.new_folder(out) as folder:
     (folder / checkpoint.CONFIG_FILE).write_text(config_lib.to_text(config), encoding='utf-8')
     vocabulary_lib.save(folder / checkpoint.VOCABULARY_FILE, vocabulary)
     checkpoint.save_variables(folder, tree)
@@ -84,7 +82,7 @@ def convert_resnet(source: str, out: Path) -> config_lib.Backbone:
   """Converts a ResNet of timm, torchvision or Hugging Face into the new folder `out`; returns what it is."""
   _check_new(out)
   tree, backbone = timm_resnet.from_tensors(timm_resnet.read_tensors(source))
-  with _complete_folder(out) as folder:
+  with files.new_folder(out) as folder:
     about = json.dumps({'source': Path(source).name, 'depth': backbone.depth, 'width': backbone.width}, indent=2)
     (folder / BACKBONE_FILE).write_text(about + '\n', encoding='utf-8')
     checkpoint.save_variables(folder, tree)
@@ -94,17 +92,3 @@ def convert_resnet(source: str, out: Path) -> config_lib.Backbone:
 def _check_new(out: Path) -> None:
   if out.exists():
     raise ValueError(f'{out} exists; expected a new folder')
-
-
-@contextlib.contextmanager
-def _complete_folder(out: Path) -> Iterator[Path]:
-  """A folder to write into, which becomes `out` when all of it is written, and disappears if that fails."""
-  out = out.absolute()
-  temporary = out.with_name(f'.{out.name}.tmp')
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  try:
-    yield temporary
-    temporary.rename(out)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)

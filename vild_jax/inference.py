@@ -174,7 +174,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def _as_picture(image: np.ndarray | str | Path) -> np.ndarray:
   if isinstance(image, str | Path):
-    return transforms.decode(image)
+    return transforms.decode(image, upright=True)
   if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
     raise ValueError(f'the image is {found}; expected uint8 [H, W, 3] RGB or a path')

@@ -79,7 +79,7 @@ def objective(config: Config, variables: Any, batch: Batch, vocabulary: Vocabula
     (loss to minimise, ({metric name: scalar}, updated batch statistics)). Weight decay is the optimiser's.
     ValueError, before anything is computed, if the configured head would learn from no teacher.
   """
-  _check_distillation(config, batch)
+  check_distillation(config, has_regions=batch.regions is not None)
   first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
   targets = assign(config, first, batch, vocabulary, key, per_image=per_image)
   outputs, variables = outputs_of(config, variables, first, targets, vocabulary)
@@ -149,10 +149,11 @@ def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocab
   return parts
 
 
-def _check_distillation(config: Config, batch: Batch) -> None:
+def check_distillation(config: Config, *, has_regions: bool) -> None:
+  """Raises ValueError if the configured heads would learn from no teacher, given whether batches hold regions."""
   weight = config.distillation.weight
-  if weight > 0 and batch.regions is None:
-    raise ValueError(f'distillation.weight is {weight}, but the batch holds no regions with embeddings of the teacher; '
+  if weight > 0 and not has_regions:
+    raise ValueError(f'distillation.weight is {weight}, but the data holds no regions with embeddings of the teacher; '
                      'expected a region store, or a weight of 0 (ViLD-text)')
   if config.model.image_head and weight == 0:
     raise ValueError('model.image_head is true, but distillation.weight is 0, so that nothing would train that head; '

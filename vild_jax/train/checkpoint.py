@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from vild_jax import config as config_lib
+from vild_jax import files
 from vild_jax.config import Config
 from vild_jax.config import Mesh as MeshSettings
 from vild_jax.structs import TrainState
@@ -23,8 +24,10 @@ from vild_jax.train.state import abstract, variables
 CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
 _FOLDER = 'checkpoints'
 # Settings that change neither what is learnt nor the shape of the state: a resume may change them.
-_FREE = ('data.workers', 'mesh.', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures',
-         'evaluation.', 'teacher')
+# What data and vocabulary hold is checked where they are opened: they may move to another path.
+_FREE = ('name', 'vocabulary', 'teacher', 'data.train', 'data.val', 'data.val_split', 'data.workers', 'mesh.data',
+         'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures', 'train.pictures_every',
+         *(f'evaluation.{field}' for field in config_lib.Evaluation.__dataclass_fields__))
 
 
 class Checkpoints:
@@ -44,10 +47,15 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
 
   def restore(self, config: Config, mesh: Mesh) -> TrainState:
-    """The newest state, laid out on `mesh`, whatever topology saved it."""
-    step = self.latest_step()
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract(config, mesh)))
-    return self._manager.restore(step, args=args)['state']
+    """The newest state, laid out on `mesh`, whatever topology saved it.
+
+    Raises ValueError if it is of another architecture, naming the first misfit, or damaged.
+    """
+    step, expected = self.latest_step(), abstract(config, mesh)
+    folder = Path(self._manager.directory) / str(step)
+    weights.check(folder / 'state', variables(expected))
+    with weights.reading(folder):
+      return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected)))['state']
 
   def close(self) -> None:
     self._manager.wait_until_finished()
@@ -64,15 +72,15 @@ def claim_workdir(workdir: Path, config: Config) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / CONFIG_FILE
   if path.is_file():
-    saved = config_lib.from_text(path.read_text(encoding='utf-8'))
-    differences = [d for d in config_lib.difference(saved, config) if not d.startswith(_FREE)]
+    saved = read_config(workdir)
+    differences = [d for d in config_lib.difference(saved, config) if d.partition(':')[0] not in _FREE]
     if differences:
       more = f' (and {len(differences) - 1} more)' if len(differences) > 1 else ''
       raise ValueError(f'{workdir} was made with another config: {differences[0]} differ{more}; '
                        'expected the same config or a new --workdir')
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(config_lib.to_text(config), encoding='utf-8')
-  temporary.replace(path)
+  elif (workdir / _FOLDER).is_dir():
+    raise ValueError(f'{workdir} holds {_FOLDER}/ but no {CONFIG_FILE}; expected both, or a new --workdir')
+  files.write(path, config_lib.to_text(config))
 
 
 def read_config(workdir: Path) -> Config:
@@ -80,7 +88,10 @@ def read_config(workdir: Path) -> Config:
   path = Path(workdir) / CONFIG_FILE
   if not path.is_file():
     raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
-  return config_lib.from_text(path.read_text(encoding='utf-8'))
+  try:
+    return config_lib.from_text(path.read_text(encoding='utf-8'))
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'{path}: {error}') from error
 
 
 def load_variables(folder: Path, config: Config, mesh: Mesh | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,9 +48,15 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
   claim_workdir(workdir, config)
   checkpoints = Checkpoints(workdir, keep=config.train.keep)
-  resumed = checkpoints.latest_step() is not None
-  state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh)
+  try:
+    resumed = checkpoints.latest_step() is not None
+    state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh)
+  except BaseException:
+    checkpoints.close()  # its threads would end with a wall of noise
+    raise
   start = int(state.step)
+  print(f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
+        f'{mesh.devices.flat[0].device_kind}, in {workdir}', file=sys.stderr)
   writer = WorkdirWriter(workdir, resume_step=start) if writer is None else writer
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
   train_step = make_train_step(config, mesh)
@@ -63,7 +70,7 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
         batch = sharding.put_batch(mesh, Batch(**{field: arrays[field] for field in _BATCH_FIELDS if field in arrays}))
         state, metrics = train_step(state, batch, vocabulary)
         if summary := recorder.add(step, metrics):
-          bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary["images_per_second"]:.1f} images/s',
+          bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary.get("images_per_second", 0):.1f} images/s',
                               refresh=False)
         if step % config.train.checkpoint_every == 0 or step == config.train.steps:
           _check_finite(metrics, step, step)  # a resume starts from what is saved: never from a broken state
@@ -85,6 +92,7 @@ class _Recorder:
 
   def __init__(self, config: Config, writer: Any):
     self._config, self._writer = config, writer
+    self._compiled = False
     self._running: clu_metrics.Collection | None = None
     self._steps = 0
     self._last_loss: jax.Array | None = None
@@ -102,13 +110,18 @@ class _Recorder:
     update = collection.single_from_model_output(**metrics)
     self._running = update if self._running is None else self._running.merge(update)
     self._steps, self._timed_steps = self._steps + 1, self._timed_steps + 1
+    if not self._compiled:  # the first step waits for the compiler, and says nothing of the speed
+      metrics['loss'].block_until_ready()
+      self._compiled = True
+      self.restart_clock()
     if step % self._config.train.log_every and step != self._config.train.steps:
       return None
     summary = {key: float(value) for key, value in self._running.compute().items()}
     _check_finite(summary, step - self._steps + 1, step)
     summary['learning_rate'] = float(metrics['learning_rate'])
-    summary['images_per_second'] = (self._timed_steps * self._config.data.batch_size
-                                    / (time.perf_counter() - self._start))
+    if self._timed_steps:
+      summary['images_per_second'] = (self._timed_steps * self._config.data.batch_size
+                                      / (time.perf_counter() - self._start))
     self._writer.write_scalars(step, summary)
     self._writer.flush()
     self._running, self._steps = None, 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +32,20 @@ def restore(path: Path, expected: Any, *, part: str | None = None) -> Any:
 
   Raises ValueError, naming the first misfit, unless both have the same weights of the same shapes.
   """
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    try:
-      found = checkpointer.metadata(path.absolute()).item_metadata.tree
-    except Exception as error:
-      raise ValueError(f'{path} is no readable checkpoint; expected an Orbax folder') from error
-    found = {key: found.get(key, {}) for key in expected}
-    if part is not None:
-      found = {key: {part: tree.get(part, {})} for key, tree in found.items()}
-    _check_fit(path, found, expected)
-    restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
-    args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
+  check(path, expected, part=part)
+  restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
+  args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
+  with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.restore(path.absolute(), args=args)
 
 
-def _check_fit(path: Path, found: Any, expected: Any) -> None:
-  """Every weight in both, of the same shape; else a ValueError that names the first misfit."""
+def check(path: Path, expected: Any, *, part: str | None = None) -> None:
+  """Raises ValueError, naming the first misfit, unless the checkpoint has the weights of `expected` (see `restore`)."""
+  with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
+    found = checkpointer.metadata(path.absolute()).item_metadata.tree
+  found = {key: found.get(key, {}) for key in expected}
+  if part is not None:
+    found = {key: {part: tree.get(part, {})} for key, tree in found.items()}
   shapes = lambda tree: {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
   there, here = shapes(found), shapes(expected)
   misfits = [f'{name} is missing' for name in here if name not in there]
@@ -54,3 +55,22 @@ def _check_fit(path: Path, found: Any, expected: Any) -> None:
   if misfits:
     raise ValueError(f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
                      'expected the config that it was trained with')
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+  """Around what Orbax reads from `path`: whatever goes wrong is one ValueError that names the folder."""
+  loud = sys.unraisablehook
+
+  def quiet(unraisable: Any) -> None:
+    # After a failed read TensorStore's threads still call into Orbax's event loop: a traceback for each array.
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      loud(unraisable)
+
+  sys.unraisablehook = quiet
+  try:
+    yield
+  except Exception as error:  # Orbax and TensorStore raise many types, of many lines
+    raise ValueError(f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one: if it is '
+                     'damaged, remove it, and the one before is taken') from error
+  sys.unraisablehook = loud  # stays quiet after a failure, whose threads go on
