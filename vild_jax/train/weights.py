@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 
@@ -68,9 +69,13 @@ def reading(path: Path) -> Iterator[None]:
       loud(unraisable)
 
   sys.unraisablehook = quiet
+  verbosity = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(absl.logging.ERROR)  # that a folder was written without notes of Orbax's is no news
   try:
     yield
   except Exception as error:  # Orbax and TensorStore raise many types, of many lines
     raise ValueError(f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one: if it is '
                      'damaged, remove it, and the one before is taken') from error
+  finally:
+    absl.logging.set_verbosity(verbosity)
   sys.unraisablehook = loud  # stays quiet after a failure, whose threads go on
