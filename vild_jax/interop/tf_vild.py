@@ -47,14 +47,14 @@ def from_variables(variables: Mapping[str, np.ndarray]) -> tuple[dict[str, Any],
   """
   config = _recognise(variables)
   table = parameter_table(config.model)
-  expected = {tuple(key.key for key in path): leaf.shape for path, leaf
-              in jax.tree_util.tree_flatten_with_path(checkpoint.abstract_variables(config))[0]}
   class_embeddings(variables)
   given = {name for name in variables if not is_train_only(name)} - {CLASS_EMBEDDINGS}
   for name in sorted(given - table.keys()):
     raise ValueError(f'{name} has no place in {config.name}; expected the variables of the reference\'s ViLD')
   for name in sorted(table.keys() - given):
     raise ValueError(f'{name} is missing; expected it for {"/".join(table[name].path)} of {config.name}')
+  expected = {tuple(key.key for key in path): leaf.shape for path, leaf
+              in jax.tree_util.tree_flatten_with_path(checkpoint.abstract_variables(config))[0]}
   for path in sorted(expected.keys() ^ {place.path for place in table.values()}):
     raise ValueError(f'{"/".join(path)} of {config.name} has no variable; expected one for each parameter')
   flat = {}
