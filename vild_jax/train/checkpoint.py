@@ -110,8 +110,8 @@ def load_variables(folder: Path, config: Config, mesh: Mesh | None = None) -> di
     return weights.restore(folder / weights.VARIABLES, expected)
   if not (folder / _FOLDER).is_dir():
     raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
-  options = ocp.CheckpointManagerOptions(read_only=True)
-  with weights.reading(folder / _FOLDER), ocp.CheckpointManager(folder / _FOLDER, options=options) as manager:
+  options = lambda: ocp.CheckpointManagerOptions(read_only=True)  # made inside: it logs what read-only means
+  with weights.reading(folder / _FOLDER), ocp.CheckpointManager(folder / _FOLDER, options=options()) as manager:
     step = manager.latest_step()
   if step is None:
     raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {_FOLDER}/')
