@@ -109,7 +109,7 @@ def test_a_weight_of_zero_is_vild_text():
 
 
 @pytest.mark.parametrize(('overrides', 'regions', 'message'), [
-  (['distillation.weight=0.5'], False, 'distillation.weight is 0.5, but the batch holds no regions'),
+  (['distillation.weight=0.5'], False, 'distillation.weight is 0.5, but the data holds no regions'),
   (['model.image_head=true'], True, 'model.image_head is true, but distillation.weight is 0'),
 ])
 def test_a_head_without_a_teacher_is_refused(overrides, regions, message):
