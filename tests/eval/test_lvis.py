@@ -110,6 +110,33 @@ def test_pictures_without_ground_truth_and_unlisted_categories_are_no_trap():
   assert negative['box']['AP'] == pytest.approx(0.5)        # now a false positive ranks above the hit
 
 
+@pytest.mark.parametrize('lists', [{}, {'not_exhaustive_category_ids': [9]}])
+def test_ground_truth_that_names_no_absent_class_is_refused_for_it_would_inflate(lists):
+  truth = _truth([(1, 3, 10, 40), (2, 5, 10, 40)], neg_category_ids=[], **lists)
+  wrong = [_found(1, 5, 10, 0.9), _found(2, 3, 10, 0.9)]
+  found = [*wrong, _found(1, 3, 10, 0.5), _found(2, 5, 10, 0.5)]
+  assert coco.evaluate(truth, found)['box']['AP50'] == pytest.approx(0.5)
+  with pytest.raises(DataError, match=r'none of the 2 pictures .*; expected .* evaluation\.protocol=coco') as error:
+    lvis.evaluate(truth, found)
+  assert '\n' not in str(error.value)
+  truth['images'][1]['neg_category_ids'] = [3]
+  assert lvis.evaluate(truth, found)['box']['AP50'] == pytest.approx(0.75)
+  for image in truth['images']:
+    del image['neg_category_ids']
+  with pytest.raises(DataError, match='none of the 2 pictures'):
+    lvis.evaluate(truth, found)
+  truth['categories'] = truth['categories'][:1]             # one class: nothing to be taken for another
+  truth['annotations'] = truth['annotations'][:1]
+  assert lvis.evaluate(truth, found[2:3])['box']['AP50'] == pytest.approx(1)
+
+
+def test_the_photographs_say_which_protocol_they_are_for(shared):
+  folder = shared / 'data' / 'coco_photos' / 'annotations'
+  assert lvis.evaluate(folder / 'lvis_v1_style_val.json', [])['images'] == 44
+  with pytest.raises(DataError, match=r'instances_val2017\.json: none of the 44 pictures'):
+    lvis.evaluate(folder / 'instances_val2017.json', [])
+
+
 @pytest.mark.parametrize('protocol', [lvis, coco])
 @pytest.mark.parametrize('segmentation', [None, [], {}, 'no key'])
 @pytest.mark.parametrize('is_crowd', [0, 1])
