@@ -81,8 +81,13 @@ def test_objectness_and_deltas(model, predicted, trunk):
 def test_proposals(predicted, trunk):
   found = predicted[1]['proposals']
   assert found.valid.all()
-  assert_close(found.boxes, trunk['rois'])
   assert_close(found.scores, trunk['roi_scores'])
+  # Some scores differ by less than a float32 rounding of the network before them, so that neighbours may change places.
+  distance = np.abs(np.asarray(found.boxes)[:, None] - trunk['rois'][None]).max(-1)
+  nearest = distance.argmin(0)
+  assert len(set(nearest.tolist())) == len(nearest)
+  assert_close(found.boxes[nearest], trunk['rois'])
+  np.testing.assert_allclose(found.scores[nearest], trunk['roi_scores'], atol=1e-5)
 
 
 def test_region_features(predicted, trunk, expected):
