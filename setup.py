@@ -38,7 +38,7 @@ setup(
     'tqdm>=4.66',
   ],
   extras_require={
-    'tf': ['tensorflow>=2.21'],        # TFRecord data sets of TFDS
+    'tf': ['tensorflow>=2.21'],        # checkpoints of the reference (convert tf-vild)
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda': ['jax[cuda12]>=0.10.2'],
     'scenic': ['scenic @ git+https://github.com/google-research/scenic'],   # PyPI's `scenic` is another project

@@ -28,7 +28,7 @@ def get_config() -> Config:
       anchors=Anchors(size=4.0),
       rpn=ProposalNetwork(num_convs=1, channels=64, train_pre_nms_top_k=200, test_pre_nms_top_k=200, max_per_level=100,
                           max_proposals=150),
-      region_head=RegionHead(num_convs=1, conv_channels=64, num_fcs=1, fc_channels=256, embedding_dim=64),
+      region_head=RegionHead(num_convs=1, conv_channels=64, num_fcs=1, fc_channels=256),
       mask_head=MaskHead(num_convs=2, channels=32),
       postprocess=Postprocess(max_detections=100),
       batch_norm_momentum=0.97,
@@ -36,6 +36,6 @@ def get_config() -> Config:
     assignment=Assignment(roi_samples=64, mask_samples=12),
     data=Data(image_size=128, scale_range=(0.8, 1.25), max_instances=16, batch_size=16, workers=0),
     optimizer=Optimizer(learning_rate=0.08, warmup_learning_rate=0.001, warmup_steps=50, decay_at=(0.7, 0.9)),
-    train=Train(steps=500, log_every=25, checkpoint_every=100, pictures_every=250),
+    train=Train(steps=400, log_every=25, checkpoint_every=100, pictures_every=250),
     evaluation=Evaluation(batch_size=16),
   )

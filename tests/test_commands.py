@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import shutil
 import subprocess
 import sys
+import typing
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
 
 import vild_jax
 from tests import tiny
 from tests.data import small_set
 from vild_jax import cli
 from vild_jax import config as config_lib
+from vild_jax import detector as detector_lib
 from vild_jax.teacher import vocabulary
+from vild_jax.train import step
 
 NAMES = ('ant', 'red mug', 'tree')
 
@@ -25,9 +34,35 @@ def run(*words: object) -> int:
   return cli.main([str(word) for word in words])
 
 
+def sections(kind: type) -> list[type]:
+  """A settings class and all below it."""
+  inner = [k for k in typing.get_type_hints(kind).values() if dataclasses.is_dataclass(k)]
+  return [kind, *(section for k in inner for section in sections(k))]
+
+
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
-  """A prepared set, a vocabulary, a trained work directory and a bundle, all by commands."""
+def settings_read():
+  """{(class, field)} that code other than the settings' own has read of any config since the module began."""
+  read, own = set(), {'config.py', 'config_model.py', 'settings.py', 'dataclasses.py', 'copy.py', '<string>', '<stdin>'}
+
+  def getattribute(self, name):
+    code = sys._getframe(1).f_code  # the settings' own code does not count, but for properties
+    if ((Path(code.co_filename).name not in own or isinstance(getattr(config_lib.Model, code.co_name, None), property))
+        and name in type(self).__dataclass_fields__):
+      read.add((type(self).__name__, name))
+    return object.__getattribute__(self, name)
+
+  step._train_step.cache_clear()  # a program that another test has compiled would read nothing again
+  step._predict_step.cache_clear()
+  with pytest.MonkeyPatch.context() as patch:
+    for section in sections(config_lib.Config):
+      patch.setattr(section, '__getattribute__', getattribute, raising=False)
+    yield read
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory, settings_read):
+  """A prepared set, a vocabulary, a trained work directory, a bundle and an evaluation, all by commands."""
   folder = tmp_path_factory.mktemp('made')
   for stem in ('small_train', 'small_val'):
     annotations, images = small_set.write(folder, stem=stem)
@@ -40,8 +75,21 @@ def made(tmp_path_factory):
   (folder / 'config.json').write_text(config_lib.to_text(config))
   assert run('train', folder / 'config.json', '--workdir', folder / 'run') == 0
   assert run('export', folder / 'config.json', '--checkpoint', folder / 'run', '--out', folder / 'bundle') == 0
+  assert run('evaluate', folder / 'config.json', '--checkpoint', folder / 'run', '--out', folder / 'evaluation',
+             '--json', folder / 'm.json') == 0
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 72, 3), dtype=np.uint8)).save(folder / 'picture.png')
   return folder
+
+
+def test_every_setting_is_read_by_training_evaluation_or_export(made, settings_read):
+  with_head = tiny.config('model.image_head=true')  # what only an ensemble reads
+  jax.eval_shape(lambda: detector_lib.predict(with_head, detector_lib.init(with_head, jax.random.key(0)),
+                                              jnp.zeros((64, 64, 3)), (64, 64),
+                                              jax.tree.map(jnp.asarray, tiny.vocabulary())))
+  unread = [f'{section.__name__}.{name}' for section in sections(config_lib.Config)
+            for name, kind in typing.get_type_hints(section).items()
+            if not dataclasses.is_dataclass(kind) and (section.__name__, name) not in settings_read]
+  assert not unread, f'{", ".join(unread)}: settings that do nothing'
 
 
 def test_the_vocabulary_knows_base_from_the_frequencies(made):
@@ -84,9 +132,6 @@ def test_a_bundle_without_text_tower_answers_only_for_stored_names(made):
 
 def test_evaluate_writes_results_and_metrics(made, capsys):
   out = made / 'evaluation'
-  assert run('evaluate', made / 'config.json', '--checkpoint', made / 'run', '--out', out, '--json',
-             made / 'm.json') == 0
-  assert 'box' in capsys.readouterr().out
   metrics = json.loads((made / 'm.json').read_text())
   assert {'AP', 'AP50', 'APr', 'AP_base', 'AP50_novel'} <= set(metrics['box']) and metrics['seconds_per_image'] > 0
   results = json.loads((out / 'results.json').read_text())
@@ -94,6 +139,7 @@ def test_evaluate_writes_results_and_metrics(made, capsys):
   assert {r['image_id'] for r in results} <= set(small_set.SIZES)
   assert (out / 'per_category.csv').is_file() and (out / 'metrics.json').is_file()
   assert run('evaluate', made / 'config.json', '--checkpoint', made / 'bundle', '--out', made / 'again') == 0
+  assert 'box' in capsys.readouterr().out
   assert json.loads((made / 'again' / 'results.json').read_text()) == results
 
 
@@ -108,7 +154,12 @@ def test_detect_writes_pictures_and_json(made):
 def test_training_logs_metrics_and_pictures(made):
   lines = [json.loads(line) for line in (made / 'run' / 'metrics.jsonl').read_text().splitlines()]
   assert [line['step'] for line in lines] == [2] and lines[0]['images_per_second'] > 0
-  assert list((made / 'run' / 'tensorboard').iterdir())
+  events = event_accumulator.EventAccumulator(str(made / 'run' / 'tensorboard'))
+  events.Reload()
+  assert 'loss' in events.Tags()['scalars']
+  (picture,) = (name for name in events.Tags()['images'] if name.startswith('predictions/'))
+  shown = Image.open(io.BytesIO(events.Images(picture)[0].encoded_image_string))
+  assert shown.size[0] > shown.size[1] / 2 and len(np.unique(np.asarray(shown))) > 100  # two noisy pictures, drawn on
 
 
 def _spoiled(made, tmp_path, what):
@@ -128,6 +179,43 @@ def _spoiled(made, tmp_path, what):
     return (*train, '--model.region_head.embedding_dim=32'), 'dimension 16; expected 32'
   if what == 'other config':
     return ('train', config, '--workdir', made / 'run', '--seed=7'), 'made with another config: seed: 0 and 7'
+  if what in ('edited config', 'damaged checkpoint', 'no saved config'):
+    shutil.copytree(made / 'run', tmp_path / 'run')
+    copy = tmp_path / 'run' / 'config.json'
+    if what == 'edited config':
+      tree = json.loads(copy.read_text())
+      tree['model']['mask_head']['channels'] = 4
+      copy.write_text(json.dumps(tree))
+      return ('train', copy, '--workdir', tmp_path / 'run'), 'is of another architecture: '
+    if what == 'damaged checkpoint':
+      for path in (tmp_path / 'run' / 'checkpoints').rglob('d/*'):
+        path.write_bytes(b'')
+      return ('train', config, '--workdir', tmp_path / 'run'), 'cannot be read'
+    copy.unlink()
+    return ('train', config, '--workdir', tmp_path / 'run'), 'holds checkpoints/ but no config.json'
+  if what == 'teacher of an export':
+    return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'b', '--teacher', tmp_path / 'none'), \
+      'none is no folder'
+  if what == 'no distillation':
+    return (*train, '--distillation.weight=1'), 'the data holds no regions with embeddings of the teacher'
+  if what == 'unknown class':
+    return (*detect, 'trees, zebra'), "'trees' is not in the stored vocabulary"
+  if what == 'vocabulary folder':
+    return ('embed-text', '--from-npy', made / 'rows.npy', '--classes', made / 'small_val.json', '--teacher-id', 'x',
+            '--out', made), f'{made}: Is a directory'
+  if what == 'other data':
+    annotations, images = small_set.write(tmp_path, stem='other_train')
+    tree = json.loads(annotations.read_text())
+    annotations.write_text(json.dumps({**tree, 'annotations': tree['annotations'][1:]}))
+    assert run('prepare', '--annotations', annotations, '--images', images, '--out', tmp_path / 'd') == 0
+    shutil.copytree(made / 'run', tmp_path / 'run')
+    saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    saved['data']['train'] = str(tmp_path / 'd')
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(saved))
+    return ('train', tmp_path / 'run' / 'config.json', '--workdir', tmp_path / 'run'), 'expected the same data, or'
+  if what == 'broken config':
+    (tmp_path / 'c.py').write_text('from vild_jax.config import Config\n\ndef get_config():\n  return Config(sed=1)\n')
+    return ('train', tmp_path / 'c.py', '--workdir', tmp_path / 'w'), "c.py, line 4: TypeError"
   if what == 'unwritable':
     (tmp_path / 'file').write_text('')
     return ('train', config, '--workdir', tmp_path / 'file' / 'w'), 'Not a directory'
@@ -165,7 +253,9 @@ def _spoiled(made, tmp_path, what):
 
 
 @pytest.mark.parametrize('what', [
-  'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'unwritable', 'architecture',
+  'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data',
+  'edited config', 'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
+  'vocabulary folder', 'broken config', 'unwritable', 'architecture',
   'other meaning', 'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json',
   'export over a folder'])
 def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
@@ -176,7 +266,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
   error = capsys.readouterr().err.strip()
   assert message in error and len(error.splitlines()) == 1, error
   assert {path: path.stat().st_mtime_ns for path in made.rglob('*') if path.is_file()} == before
-  assert not (tmp_path / 'w' / 'checkpoints').exists() and not (tmp_path / 'o').exists()
+  assert not (tmp_path / 'w').is_dir() and not (tmp_path / 'o').exists() and not list(tmp_path.glob('.*'))
 
 
 def test_help_names_every_command_and_each_has_an_example(capsys):
@@ -189,6 +279,18 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
     with pytest.raises(SystemExit):
       run(command, '--help')
     assert f'example: vild-jax {command}' in ' '.join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+  (('train', 'c.py', '--workdir', 'w', '--train.steps', '3'), 'expected --train.steps=VALUE'),
+  (('train', 'c.py'), '--workdir'),
+  (('evaluate', 'c.py', '--checkpoint', 'c', '--out', 'o', '--json', '/nowhere/m.json'), 'a folder that exists'),
+])
+def test_words_that_do_not_fit_are_one_line(capsys, words, message):
+  with pytest.raises(SystemExit) as stopped:
+    run(*words)
+  error = capsys.readouterr().err.strip()
+  assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1
 
 
 def test_an_unknown_argument_is_refused():

@@ -82,6 +82,11 @@ def test_later_overrides_win():
   ('--mesh.data=0', ['mesh.data', '0', '-1']),
   ('--optimizer.learning_rate=nan', ['optimizer.learning_rate', 'nan', 'a number']),
   ('--optimizer.learning_rate=-1', ['optimizer.learning_rate', '-1', 'positive']),
+  ('--optimizer.momentum=1', ['optimizer.momentum', '1.0', 'below 1']),
+  ('--model.rpn.max_proposals=0', ['model.rpn.max_proposals', '0', 'positive']),
+  ('--model.postprocess.nms_threshold=2', ['model.postprocess.nms_threshold', '2.0', 'from 0 to 1']),
+  ('--assignment.rpn_negative_iou=0.8', ['assignment.rpn_negative_iou', '0.8', 'at most', '0.7']),
+  ('--train.pictures=-1', ['train.pictures', '-1', 'zero or a positive']),
 ])
 def test_a_bad_override_is_one_line_that_names_key_and_expectation(assignment, named):
   with pytest.raises(ConfigError) as error:
@@ -119,6 +124,10 @@ def test_text_that_is_no_config_is_refused(text):
   ('empty.py', '', 'get_config()'),
   ('wrong.py', 'def get_config():\n  return {}\n', 'dict'),
   ('config.txt', 'text', 'no Python file'),
+  ('syntax.py', 'def get_config(:\n  pass\n', 'line 1: SyntaxError'),
+  ('misspelt.py', 'from vild_jax.config import *\ndef get_config():\n  return Config(sead=1)\n', 'line 3: TypeError'),
+  ('value.py', 'from vild_jax.config import Config, Data\ndef get_config():\n  return Config(data=Data(workers=-1))\n',
+   'data.workers is -1'),
   ('config.json', '{"sead": 1}', "'seed'"),
 ])
 def test_a_file_that_is_no_config_is_refused(tmp_path, name, content, named):
@@ -127,7 +136,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, name, content, named):
     path.write_text(content, encoding='utf-8')
   with pytest.raises(ConfigError) as error:
     config_lib.load(path)
-  assert named in str(error.value)
+  assert named in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 def test_difference_names_each_leaf_that_differs():
@@ -153,10 +162,10 @@ def fields(kind: type, prefix: str = '') -> list[tuple[str, str]]:
 
 
 def attributes_read() -> set[str]:
-  """Every NAME that some file of the package but config.py reads as `.NAME`."""
+  """Every NAME that some file of the package but those of the settings reads as `.NAME`."""
   names = set()
   for path in sorted((ROOT / 'vild_jax').rglob('*.py')):
-    if path.name == 'config.py':
+    if path.name in ('config.py', 'config_model.py'):
       continue
     tree = ast.parse(path.read_text(encoding='utf-8'))
     names |= {node.attr for node in ast.walk(tree)

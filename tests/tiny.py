@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from vild_jax import config as config_lib
+from vild_jax import detector
 from vild_jax.config import Config
 from vild_jax.structs import Batch, Vocabulary
 
@@ -25,6 +27,21 @@ def config(*overrides: str) -> Config:
     'data.max_instances=5', 'data.workers=0', 'optimizer.warmup_steps=2', 'optimizer.learning_rate=0.01',
     'train.steps=8', 'train.log_every=2', 'train.checkpoint_every=2', 'train.pictures=0', 'evaluation.batch_size=8',
     *overrides])
+
+
+def variables(of: Config, seed: int = 0) -> dict:
+  """Plausible weights drawn by NumPy: compiling the initialisers would take longer than most tests."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    leaf, noise = path[-1].key, rng.normal(size=shape.shape)
+    values = {'scale': 1 + 0.1 * noise, 'var': np.exp(0.3 * noise), 'bias': 0.05 * noise, 'mean': 0.1 * noise,
+              'background': 0.01 * noise}
+    fan_in = np.prod(shape.shape[:-1]) if len(shape.shape) > 1 else 1
+    return jax.numpy.asarray(values.get(leaf, noise * np.sqrt(2 / fan_in)), shape.dtype)
+
+  shapes = jax.eval_shape(lambda: detector.init(of, jax.random.PRNGKey(0)))
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def vocabulary(seed: int = 0) -> Vocabulary:

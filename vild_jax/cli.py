@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import absl.logging
 
@@ -25,8 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   args, rest = parser.parse_known_args(argv)
   stray = [word for word in rest if not (hasattr(args, 'config') and word.startswith('--') and '=' in word)]
   if stray:
-    parser.error(f'unknown argument {stray[0]!r}; see vild-jax {args.command} --help')
+    form = hasattr(args, 'config') and stray[0].startswith('--') and '.' in stray[0]
+    parser.error(f'unknown argument {stray[0]!r}; expected {stray[0]}=VALUE' if form else
+                 f'unknown argument {stray[0]!r}; see vild-jax {args.command} --help')
   args.overrides = rest
+  if getattr(args, 'json', None) and not Path(args.json).absolute().parent.is_dir():
+    parser.error(f'--json is {args.json!r}; expected a file in a folder that exists')
   try:
     with warnings.catch_warnings():
       warnings.showwarning = lambda message, *_, **__: print(f'vild-jax {args.command}: warning: {message}',
@@ -138,11 +142,46 @@ def export(args: argparse.Namespace) -> None:
   print(commands.export(config, Path(args.checkpoint), Path(args.out), teacher=args.teacher or config.teacher or None))
 
 
+def convert(args: argparse.Namespace) -> None:
+  """Published weights -> a folder of ours."""
+  from vild_jax import conversion
+  from vild_jax.interop import tf_vild, timm_resnet
+
+  _require(args.out or args.dry_run, 'convert takes --out DIR, or --dry-run')
+  resnet = args.kind == 'resnet'
+  _require(not (resnet and (args.classes or args.teacher)), '--classes and --teacher belong to convert tf-vild')
+  if args.dry_run:
+    print(timm_resnet.mapping_text(timm_resnet.read_tensors(args.source)) if resnet else
+          tf_vild.mapping_text(tf_vild.read_checkpoint(args.source, shapes_only=True)))
+  elif resnet:
+    backbone = conversion.convert_resnet(args.source, Path(args.out))
+    print(f'{args.out}: ResNet-{backbone.depth}; train from it with --train.init_backbone={args.out}')
+  else:
+    file = conversion.convert_tf_vild(args.source, Path(args.out), classes=args.classes, teacher=args.teacher)
+    print(f'{args.out}: {len(file.names)} classes, {int(file.is_base.sum())} base, teacher {file.teacher}; evaluate or '
+          f'export it with {Path(args.out) / "config.json"} as CONFIG')
+
+
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+  """Words that do not fit are one line, as any other bad input."""
+
+  def error(self, message: str) -> NoReturn:
+    self.exit(2, f'{self.prog}: {message}\n')
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+  """Shows defaults where there is one to show, and that any value of a config can be set."""
+
+  def _get_help_string(self, action: argparse.Action) -> str | None:
+    shown = action.default not in (None, False, argparse.SUPPRESS) and '(default' not in (action.help or '')
+    return super()._get_help_string(action) if shown else action.help
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog='vild-jax', description='Open-vocabulary object detection in JAX (ViLD).')
+  parser = _Parser(prog='vild-jax', description='Open-vocabulary object detection in JAX (ViLD).')
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
   p = _command(commands, 'demo', demo, 'the whole pipeline on the embedded toy world, offline, on a CPU',
@@ -216,12 +255,24 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument('--out', required=True, help='the bundle')
   p.add_argument('--format', choices=['bundle'], default='bundle')
   p.add_argument('--teacher', help='the teacher whose text tower the bundle keeps (default: teacher of the config)')
+
+  p = _command(commands, 'convert', convert, 'published weights -> a detector, or a backbone to start training from',
+               'vild-jax convert tf-vild --from model.ckpt-180000 --out vild_r50')
+  p.add_argument('kind', choices=['tf-vild', 'resnet'],
+                 help='a checkpoint of the reference (needs the extra [tf]), or an ImageNet ResNet of timm, '
+                      'torchvision or Hugging Face')
+  p.add_argument('--from', dest='source', metavar='PATH', required=True,
+                 help='the prefix or folder of the checkpoint; the .safetensors file')
+  p.add_argument('--out', help='a new folder')
+  p.add_argument('--dry-run', action='store_true', help='print which variable goes where, and write nothing')
+  p.add_argument('--classes', help='tf-vild: the classes that the checkpoint embeds (default: LVIS v1, if it is 1,203)')
+  p.add_argument('--teacher', help='tf-vild: folder of the CLIP whose text tower embedded them, for new class names')
   return parser
 
 
 def _command(commands: Any, name: str, run: Callable, summary: str, example: str) -> argparse.ArgumentParser:
   parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.',
-                               epilog=f'example: {example}', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                               epilog=f'example: {example}', formatter_class=_HelpFormatter)
   parser.add_argument('--debug', action='store_true', help='show where an error came from')
   parser.set_defaults(run=run)
   return parser
@@ -243,10 +294,10 @@ def _require(condition: object, message: str) -> None:
 
 
 def _write_json(path: str | None, content: Any) -> None:
+  from vild_jax import files
+
   if path:
-    temporary = Path(path).with_name(f'.{Path(path).name}.tmp')
-    temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-    temporary.replace(path)
+    files.write(path, json.dumps(content, indent=2) + '\n')
 
 
 def _one_line(error: Exception, expected: bool) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vild_jax import evaluation, inference, progress, viz
-from vild_jax.config import Config, difference
+from vild_jax import evaluation, files, inference, objective, progress, viz
+from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources, transforms
 from vild_jax.eval import paste
@@ -26,13 +27,16 @@ from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.train import checkpoint, loop, sharding
 
 DETECTIONS_FILE = 'detections.json'
+_DATA_FILE = 'data.json'  # of a work directory: which pictures and annotations it is trained on
 
 
 def train(config: Config, workdir: Path) -> TrainState:
   """Trains, or resumes, in `workdir`; the vocabulary is copied beside the checkpoints, so that they stay usable."""
   dataset = sources.open_dataset(_given(config.data.train, 'data.train'), config.data.train_split)
   vocabulary = vocabulary_lib.load(_given(config.vocabulary, 'vocabulary'))
+  config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
   inference.check_dimension(vocabulary, config)
+  objective.check_distillation(config, has_regions=False)
   labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base)
   if not dataset.has_masks:
     raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
@@ -49,13 +53,19 @@ def train(config: Config, workdir: Path) -> TrainState:
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
   checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
+  _keep_identity(workdir / _DATA_FILE, dataset)
+  if dropped := sorted({c.name for c in dataset.categories} - set(vocabulary.names)):
+    print(f'{len(dropped)} of {len(dataset.categories)} categories of the data are not in the vocabulary, '
+          f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
   return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream, mesh=mesh, pictures=pictures)
 
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
              vocabulary: str | None = None) -> dict[str, Any]:
   """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics."""
-  _check_same_model(config, folder)
+  if jax.process_count() > 1:
+    raise ValueError(f'evaluate runs in {jax.process_count()} processes; expected one (with any number of devices)')
+  config = _same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
   classes = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
@@ -75,11 +85,15 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
   """
   names = _names(classes)
   twice = {image.stem for image in images if [i.stem for i in images].count(image.stem) > 1}
-  pictures = [(image, transforms.decode(image)) for image in images]  # all are read before anything is written
+  # Classes and pictures are checked before anything is written; pictures are not kept, there may be many.
+  detector.classes(names)
+  for image in images:
+    transforms.decode(image)
   out.mkdir(parents=True, exist_ok=True)
   novel = ~inference.is_base(names, detector.vocabulary)
   found = []
-  for number, (path, picture) in enumerate(progress.track(pictures, 'detect', unit='image')):
+  for number, path in enumerate(progress.track(images, 'detect', unit='image')):
+    picture = transforms.decode(path, upright=True)
     result = detector.detect(picture, names, min_score=min_score)
     drawn = out / f'{path.stem}{f"_{number}" if path.stem in twice else ""}_detections.png'
     Image.fromarray(viz.draw(picture, result.boxes, result.labels, result.scores, result.masks, names,
@@ -90,15 +104,13 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
                      'mask': paste.to_rle(mask)}
                     for label, score, box, mask in zip(result.labels, result.scores, result.boxes, result.masks,
                                                        strict=True)]})
-  temporary = out / f'.{DETECTIONS_FILE}.tmp'
-  temporary.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
-  temporary.replace(out / DETECTIONS_FILE)
+  files.write(out / DETECTIONS_FILE, json.dumps(found, indent=1) + '\n')
   return found
 
 
 def export(config: Config, folder: Path, out: Path, *, teacher: str | None = None) -> Path:
   """Writes the bundle of a work directory; `teacher` is the directory whose text tower it keeps."""
-  _check_same_model(config, folder)
+  config = _same_model(config, folder)
   path = folder / checkpoint.VOCABULARY_FILE
   return export_lib.export_bundle(out, config, checkpoint.load_variables(folder, config), path,
                                   vocabulary_teacher=vocabulary_lib.load(path).teacher,
@@ -168,14 +180,35 @@ def _given(value: str, key: str) -> str:
   return value
 
 
-def _check_same_model(config: Config, folder: Path) -> None:
-  """Weights fit many settings that change their meaning (anchors, temperature, input size): those must be equal."""
-  parts = ('model.', 'data.image_size')
-  differences = [d for d in difference(checkpoint.read_config(folder), config)
+def _same_model(config: Config, folder: Path) -> Config:
+  """The config with the folder's embedding dimension, if the folder is of the same model.
+
+  Weights fit many settings that change their meaning (anchors, temperature, input size): those must be equal.
+  """
+  parts, saved = ('model.', 'data.image_size'), checkpoint.read_config(folder)
+  config = with_embedding_dim(config, saved.model.embedding_dim)
+  differences = [d for d in difference(saved, config)
                  if d.startswith(parts) and not d.startswith('model.postprocess.')]
   if differences:
     raise ValueError(f'{folder} was trained with another model: {differences[0]} differ; expected the config that it '
                      'was trained with, overrides included (its config.json can be given as CONFIG)')
+  return config
+
+
+def _keep_identity(path: Path, dataset: sources.PreparedDataset) -> None:
+  """A data set prepared anew under the same path is another one: a resume on it would be neither run."""
+  if path.is_file():
+    try:
+      kept = str(json.loads(path.read_text(encoding='utf-8'))['identity'])
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such '
+                       'file') from error
+    if kept != dataset.identity:
+      raise ValueError(f'{path.parent} was trained on a data set with identity {kept[:12]}, and {dataset.folder} has '
+                       f'{dataset.identity[:12]}; expected the same data, or a new --workdir')
+  else:
+    content = {'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}
+    files.write(path, json.dumps(content) + '\n')
 
 
 def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> None:

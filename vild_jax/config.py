@@ -10,120 +10,36 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vild_jax.settings import ConfigError, difference, flatten, from_tree, override, require
+from vild_jax.config_model import (
+  Anchors,
+  Backbone,
+  MaskHead,
+  Model,
+  Postprocess,
+  ProposalNetwork,
+  Pyramid,
+  RegionHead,
+)
+from vild_jax.settings import (
+  ConfigError,
+  difference,
+  flatten,
+  from_tree,
+  override,
+  require,
+  require_fraction,
+  require_positive,
+)
 
-__all__ = ['Config', 'ConfigError', 'difference', 'flatten', 'from_text', 'load', 'override', 'to_text']
-
-
-_DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
-
-
-@dataclass(frozen=True)
-class Backbone:
-  """ResNet v1.5. `depth` is one of 10, 14, 18, 26, 34, 50, 101, 152; `width` the channels of the stem."""
-
-  depth: int = 50
-  width: int = 64
-
-  def __post_init__(self):
-    require(self.depth in _DEPTHS, 'model.backbone.depth', self.depth, f'one of {", ".join(map(str, _DEPTHS))}')
-    require(self.width > 0, 'model.backbone.width', self.width, 'a positive number of channels')
-
-
-@dataclass(frozen=True)
-class Pyramid:
-  """Feature pyramid P`min_level`..P`max_level` of `channels` channels; level l has stride 2**l."""
-
-  min_level: int = 2
-  max_level: int = 6
-  channels: int = 256
-
-  def __post_init__(self):
-    ok = 2 <= self.min_level <= 5 <= self.max_level <= 7
-    require(ok, 'model.pyramid', (self.min_level, self.max_level), 'levels from 2..5 to 5..7')
-
-
-@dataclass(frozen=True)
-class Anchors:
-  """Anchors of side `size`·2**level (pixels), one for each scale and each ratio width / height."""
-
-  size: float = 8.0
-  aspect_ratios: tuple[float, ...] = (1.0, 2.0, 0.5)
-  num_scales: int = 1
-
-  def __post_init__(self):
-    require(min(self.aspect_ratios, default=0) > 0, 'model.anchors.aspect_ratios', self.aspect_ratios,
-             'positive ratios')
-    require(self.size > 0, 'model.anchors.size', self.size, 'a positive number')
-
-
-@dataclass(frozen=True)
-class ProposalNetwork:
-  """The region proposal network: shared convolutions, and how its outputs become proposals."""
-
-  num_convs: int = 2
-  channels: int = 256
-  train_pre_nms_top_k: int = 2000   # a level, before NMS
-  test_pre_nms_top_k: int = 1000
-  max_per_level: int = 1000         # a level, after NMS
-  max_proposals: int = 1000         # of all levels together
-  nms_threshold: float = 0.7
-
-
-@dataclass(frozen=True)
-class RegionHead:
-  """RoI features -> region embedding and class-agnostic box deltas."""
-
-  roi_size: int = 7
-  num_convs: int = 4
-  conv_channels: int = 256
-  num_fcs: int = 2
-  fc_channels: int = 1024
-  embedding_dim: int = 512          # the dimension of the teacher's embedding space
-
-
-@dataclass(frozen=True)
-class MaskHead:
-  """RoI features -> one class-agnostic mask of 2·roi_size squared."""
-
-  roi_size: int = 14
-  num_convs: int = 4
-  channels: int = 256
-
-
-@dataclass(frozen=True)
-class Postprocess:
-  """Scores -> detections: class-wise NMS, then the best of all classes."""
-
-  nms_threshold: float = 0.5
-  score_threshold: float = 0.0
-  pre_nms_top_k: int = 1000
-  max_detections: int = 300
-
-
-@dataclass(frozen=True)
-class Model:
-  """The detector. `dtype` is the type of convolutions and matmuls; boxes, scores and losses are float32 always."""
-
-  backbone: Backbone = field(default_factory=Backbone)
-  pyramid: Pyramid = field(default_factory=Pyramid)
-  anchors: Anchors = field(default_factory=Anchors)
-  rpn: ProposalNetwork = field(default_factory=ProposalNetwork)
-  region_head: RegionHead = field(default_factory=RegionHead)
-  mask_head: MaskHead = field(default_factory=MaskHead)
-  postprocess: Postprocess = field(default_factory=Postprocess)
-  temperature: float = 0.01
-  batch_norm_momentum: float = 0.997     # of the moving statistics; shorter trainings need a shorter memory
-  dtype: str = 'float32'
-
-  def __post_init__(self):
-    require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
-    require(self.temperature > 0, 'model.temperature', self.temperature, 'a positive number')
-    momentum = self.batch_norm_momentum
-    require(0 <= momentum < 1, 'model.batch_norm_momentum', momentum, 'a number from 0 to below 1')
+__all__ = [
+  'Anchors', 'Assignment', 'Backbone', 'Config', 'ConfigError', 'Data', 'Distillation', 'Evaluation', 'MaskHead',
+  'Mesh', 'Model', 'Optimizer', 'Postprocess', 'ProposalNetwork', 'Pyramid', 'RegionHead', 'Train', 'difference',
+  'flatten', 'from_text', 'load', 'override', 'to_text', 'with_embedding_dim',
+]
 
 
 @dataclass(frozen=True)
@@ -140,6 +56,26 @@ class Assignment:
   mask_samples: int = 128
   rpn_targets_plus_one: bool = True      # False: the reference's anchor targets without the +1 convention
   novel_logits_zero: bool = False        # True: novel logits times 0 instead of out of the softmax
+
+  def __post_init__(self):
+    require_positive(self, 'assignment', 'rpn_samples', 'roi_samples', 'mask_samples')
+    require_fraction(self, 'assignment', 'rpn_positive_iou', 'rpn_negative_iou', 'rpn_positive_fraction',
+                     'roi_positive_fraction', 'roi_positive_iou')
+    require(self.rpn_negative_iou <= self.rpn_positive_iou, 'assignment.rpn_negative_iou', self.rpn_negative_iou,
+            f'at most rpn_positive_iou, {self.rpn_positive_iou}')
+
+
+@dataclass(frozen=True)
+class Distillation:
+  """Learning from the teacher's embeddings of offline proposals: L = L_text + `weight` · L_image; 0 is ViLD-text.
+
+  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD).
+  """
+
+  weight: float = 0.0
+
+  def __post_init__(self):
+    require_positive(self, 'distillation', zero=('weight',))
 
 
 @dataclass(frozen=True)
@@ -165,10 +101,8 @@ class Data:
   def __post_init__(self):
     low, high = self.scale_range
     require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
-    for key in ('image_size', 'batch_size', 'max_instances'):
-      require(getattr(self, key) > 0, f'data.{key}', getattr(self, key), 'a positive number')
+    require_positive(self, 'data', 'image_size', 'batch_size', 'max_instances', zero=('workers',))
     require(self.image_size % 64 == 0, 'data.image_size', self.image_size, 'a multiple of 64')
-    require(self.workers >= 0, 'data.workers', self.workers, 'zero or more processes')
 
 
 @dataclass(frozen=True)
@@ -187,12 +121,17 @@ class Optimizer:
   def __post_init__(self):
     require(all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
              'optimizer.decay_at', self.decay_at, 'increasing fractions of training between 0 and 1')
-    require(self.learning_rate > 0, 'optimizer.learning_rate', self.learning_rate, 'a positive number')
+    require_positive(self, 'optimizer', 'learning_rate',
+                     zero=('warmup_learning_rate', 'warmup_steps', 'decay_factor', 'weight_decay'))
+    require(0 <= self.momentum < 1, 'optimizer.momentum', self.momentum, 'a number from 0 to below 1')
 
 
 @dataclass(frozen=True)
 class Train:
-  """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off."""
+  """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off.
+
+  `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; empty: from scratch.
+  """
 
   steps: int = 180_000
   log_every: int = 50
@@ -200,10 +139,11 @@ class Train:
   keep: int = 3
   pictures_every: int = 5000
   pictures: int = 4
+  init_backbone: str = ''
 
   def __post_init__(self):
-    for key in ('steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every'):
-      require(getattr(self, key) > 0, f'train.{key}', getattr(self, key), 'a positive number')
+    require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every',
+                     zero=('pictures',))
 
 
 @dataclass(frozen=True)
@@ -231,7 +171,7 @@ class Evaluation:
 
   def __post_init__(self):
     require(self.protocol in ('lvis', 'coco'), 'evaluation.protocol', self.protocol, 'lvis or coco')
-    require(self.batch_size > 0, 'evaluation.batch_size', self.batch_size, 'a positive number')
+    require_positive(self, 'evaluation', 'batch_size', zero=('min_area', 'min_instances'))
 
 
 @dataclass(frozen=True)
@@ -244,6 +184,7 @@ class Config:
   teacher: str = ''
   model: Model = field(default_factory=Model)
   assignment: Assignment = field(default_factory=Assignment)
+  distillation: Distillation = field(default_factory=Distillation)
   data: Data = field(default_factory=Data)
   optimizer: Optimizer = field(default_factory=Optimizer)
   train: Train = field(default_factory=Train)
@@ -252,6 +193,14 @@ class Config:
 
   def __post_init__(self):
     require(0 <= self.seed < 2**32, 'seed', self.seed, 'a number from 0 to below 2**32')
+
+
+def with_embedding_dim(config: Config, dim: int) -> Config:
+  """The config with `model.region_head.embedding_dim` = `dim` where it leaves that to the vocabulary (0)."""
+  if config.model.region_head.embedding_dim:
+    return config
+  head = dataclasses.replace(config.model.region_head, embedding_dim=dim)
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, region_head=head))
 
 
 def to_text(config: Config) -> str:
@@ -276,8 +225,18 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
   if path.suffix == '.json':
     return override(from_text(path.read_text(encoding='utf-8')), overrides or [])
   require(path.suffix == '.py', str(path), 'no Python file', 'one that defines get_config()')
-  names = runpy.run_path(str(path))
-  require('get_config' in names, str(path), 'without get_config()', 'get_config() -> Config')
-  config = names['get_config']()
+  try:
+    names = runpy.run_path(str(path))
+    make = names.get('get_config')
+    config = make() if callable(make) else None
+  except ConfigError:
+    raise
+  except Exception as error:  # whatever a user's file may raise, a misspelt field (TypeError) most of all
+    where = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = getattr(error, 'lineno', None) or (where[-1] if where else '?')
+    message = ' '.join(str(error).split())
+    raise ConfigError(f'{path}, line {line}: {type(error).__name__}: {message}; expected a get_config() -> Config '
+                      'that runs') from error
+  require(callable(make), str(path), 'without get_config()', 'get_config() -> Config')
   require(isinstance(config, Config), f'{path}: get_config()', type(config).__name__, 'to return a Config')
   return override(config, overrides or [])

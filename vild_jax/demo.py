@@ -20,11 +20,11 @@ from typing import Any
 import jax
 
 import vild_jax
-from vild_jax import commands, evaluation, inference
+from vild_jax import commands, evaluation, files, inference
 from vild_jax import config as config_lib
 from vild_jax.config import Config
 from vild_jax.data import class_lists, prepare, sources, toyworld
-from vild_jax.eval import report, summary
+from vild_jax.eval import report
 from vild_jax.teacher import text, toy, vocabulary
 from vild_jax.train import writers
 
@@ -115,7 +115,7 @@ class _Stages:
       start = time.perf_counter()
       result = stage()
       self._kept['stages'][name] = {'result': result, 'seconds': time.perf_counter() - start}
-      summary.write_file(self._path, json.dumps(self._kept).encode())
+      files.write(self._path, json.dumps(self._kept))
     kept = self._kept['stages'][name]
     self.done.append(report.Stage(name, what, kept['seconds']))
     return kept['result']

@@ -4,6 +4,7 @@ Two stages, as Mask R-CNN has them (METHOD.md, section 2):
 
   first_stage   image -> feature pyramid -> objectness and deltas of every anchor -> proposals
   second_stage  boxes -> RoI features -> region embedding -> cosine with the vocabulary -> class logits, box deltas
+                (ViLD-ensemble: a second head, trained by the teacher alone, gives logits of its own)
   masks         boxes -> RoI features -> one class-agnostic mask a box
 
 `predict` runs all of it on one picture. Batched functions take `per_image`, which maps a function of one image over the
@@ -27,7 +28,7 @@ from vild_jax.nn.fpn import FPN
 from vild_jax.nn.heads import MaskHead, RegionHead, RPNHead
 from vild_jax.nn.layers import BACKGROUND_INIT
 from vild_jax.nn.resnet import ResNet
-from vild_jax.structs import Detections, Proposals, Vocabulary
+from vild_jax.structs import Detections, Proposals, RegionTargets, Vocabulary
 
 Array = jax.Array
 PerImage = Callable[[Callable], Callable]
@@ -51,10 +52,13 @@ class ViLD(nn.Module):
     self.fpn = FPN(model.pyramid.min_level, model.pyramid.max_level, model.pyramid.channels, **common)
     per_location = len(model.anchors.aspect_ratios) * model.anchors.num_scales
     self.rpn_head = RPNHead(rpn.num_convs, rpn.channels, per_location, **common)
-    self.region_head = RegionHead(num_convs=head.num_convs, conv_channels=head.conv_channels, num_fcs=head.num_fcs,
-                                  fc_channels=head.fc_channels, embedding_dim=head.embedding_dim, **common)
+    region_head = partial(RegionHead, num_convs=head.num_convs, conv_channels=head.conv_channels, num_fcs=head.num_fcs,
+                          fc_channels=head.fc_channels, embedding_dim=model.embedding_dim, **common)
+    self.region_head = region_head()
+    if model.image_head:
+      self.image_head = region_head(predict_boxes=False)
     self.mask_head = MaskHead(model.mask_head.num_convs, model.mask_head.channels, **common)
-    self.background = self.param('background', BACKGROUND_INIT, (head.embedding_dim,))
+    self.background = self.param('background', BACKGROUND_INIT, (model.embedding_dim,))
 
   def features(self, image: Array, *, train: bool) -> dict[int, Array]:
     return self.fpn(self.backbone(image, train=train), train=train)
@@ -65,6 +69,9 @@ class ViLD(nn.Module):
   def regions(self, roi_features: Array, valid: Array, *, train: bool) -> tuple[Array, Array]:
     return self.region_head(roi_features, valid, train=train)
 
+  def image_regions(self, roi_features: Array, valid: Array, *, train: bool) -> Array:
+    return self.image_head(roi_features, valid, train=train)[0]
+
   def masks(self, roi_features: Array, valid: Array, *, train: bool) -> Array:
     return self.mask_head(roi_features, valid, train=train)
 
@@ -73,7 +80,10 @@ class ViLD(nn.Module):
     features = self.features(image, train=False)
     self.propose(features, train=False)
     one, channels = jnp.ones((1,), bool), self.model.pyramid.channels
-    for size, network in ((self.model.region_head.roi_size, self.regions), (self.model.mask_head.roi_size, self.masks)):
+    heads = [(self.model.region_head.roi_size, self.regions), (self.model.mask_head.roi_size, self.masks)]
+    if self.model.image_head:
+      heads.append((self.model.region_head.roi_size, self.image_regions))
+    for size, network in heads:
       network(jnp.zeros((1, size, size, channels), image.dtype), one, train=False)
 
 
@@ -102,11 +112,15 @@ class SecondStage:
     embeddings: [B, R, D], not normalised.
     logits: [B, R, C + 1], cosine over temperature; the background is column C.
     deltas: [B, R, 4], to be decoded with BOX_WEIGHTS.
+    image_logits: [B, R, C] of the image head, without background; None in training and without that head.
+    student: [B, M, D], embeddings of the regions to distil, not normalised; None where nothing is distilled.
   """
 
   embeddings: Array
   logits: Array
   deltas: Array
+  image_logits: Array | None = None
+  student: Array | None = None
 
 
 def init(config: Config, key: Array) -> Any:
@@ -136,20 +150,48 @@ def first_stage(model: Model, variables: Any, image: Array, *, train: bool,
 
 
 def second_stage(model: Model, variables: Any, features: dict[int, Array], rois: Array, valid: Array,
-                 vocabulary: Vocabulary, *, train: bool) -> tuple[SecondStage, Any]:
-  """Boxes [B, R, 4] with validity [B, R] -> (outputs, variables); invalid rows stay out of batch statistics."""
-  (embeddings, deltas), variables = _on_regions(model, variables, ViLD.regions, features, rois, valid,
-                                                model.region_head.roi_size, train)
-  logits = jax.vmap(lambda e: openvocab.cosine_logits(
-    e, vocabulary.embeddings, variables['params']['background'], temperature=model.temperature,
-    valid=vocabulary.valid))(embeddings)
-  return SecondStage(embeddings, logits, deltas), variables
+                 vocabulary: Vocabulary, *, train: bool, distilled: RegionTargets | None = None,
+                 ) -> tuple[SecondStage, Any]:
+  """Boxes [B, R, 4] with validity [B, R] -> (outputs, variables); invalid rows stay out of batch statistics.
+
+  The regions to distil go through the head that learns from them: the image head, which sees nothing else in training,
+  or else the one head there is, together with the R boxes, so that all of them share its batch statistics.
+  """
+  size, count, student = model.region_head.roi_size, rois.shape[1], None
+  head = partial(_on_regions, model, train=train)
+  if distilled is not None and not model.image_head:
+    rois = jnp.concatenate([rois, distilled.boxes.astype(rois.dtype)], axis=1)
+    valid = jnp.concatenate([valid, distilled.valid], axis=1)
+  pooled = _pool(features, rois, size)
+  (embeddings, deltas), variables = head(variables, ViLD.regions, pooled, valid)
+  if distilled is not None and model.image_head:
+    student, variables = head(variables, ViLD.image_regions, _pool(features, distilled.boxes, size), distilled.valid)
+  elif distilled is not None:
+    embeddings, student, deltas = embeddings[:, :count], embeddings[:, count:], deltas[:, :count]
+  image_logits = None
+  if model.image_head and not train:
+    image_embeddings, _ = head(variables, ViLD.image_regions, pooled, valid)
+    image_logits = _logits(model, variables, image_embeddings, vocabulary)[..., :-1]
+  return SecondStage(embeddings, _logits(model, variables, embeddings, vocabulary), deltas, image_logits,
+                     student), variables
+
+
+def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> Array:
+  """Scores [B, R, C] in [0, 1] of every class: the text head's, or the ensemble of both heads'."""
+  # The softmax runs over the background and all classes; the background is dropped after (METHOD.md, section 1).
+  scores = jax.nn.softmax(second.logits, axis=-1)[..., :-1]
+  if second.image_logits is None:
+    return scores
+  ensemble = partial(openvocab.ensemble_scores, base_weight=model.postprocess.base_weight)
+  return jax.vmap(ensemble, in_axes=(0, 0, None))(scores, jax.nn.softmax(second.image_logits, axis=-1),
+                                                  vocabulary.is_base)
 
 
 def masks(model: Model, variables: Any, features: dict[int, Array], rois: Array, valid: Array, *,
           train: bool) -> tuple[Array, Any]:
   """Boxes [B, K, 4] with validity [B, K] -> (mask logits [B, K, 28, 28], variables)."""
-  return _on_regions(model, variables, ViLD.masks, features, rois, valid, model.mask_head.roi_size, train)
+  pooled = _pool(features, rois, model.mask_head.roi_size)
+  return _on_regions(model, variables, ViLD.masks, pooled, valid, train=train)
 
 
 def predict_batch(model: Model, variables: Any, image: Array, image_size: Array, vocabulary: Vocabulary, *,
@@ -158,13 +200,11 @@ def predict_batch(model: Model, variables: Any, image: Array, image_size: Array,
   first, _ = first_stage(model, variables, image, train=False, per_image=per_image)
   found = first.proposals
   second, _ = second_stage(model, variables, first.features, found.boxes, found.valid, vocabulary, train=False)
-  # The softmax runs over the background and all classes; the background is dropped after (METHOD.md, section 1).
-  scores = jax.nn.softmax(second.logits, axis=-1)[..., :-1]
   choose = partial(_choose, model)
-  detections = per_image(choose)(found, second.deltas, scores, image_size)
+  detections = per_image(choose)(found, second.deltas, class_scores(model, second, vocabulary), image_size)
   mask_logits, _ = masks(model, variables, first.features, detections.boxes, detections.valid, train=False)
-  intermediates = {'features': first.features, 'proposals': found, 'text_logits': second.logits, 'image_logits': None,
-                   'box_deltas': second.deltas, 'mask_logits': mask_logits}
+  intermediates = {'features': first.features, 'proposals': found, 'text_logits': second.logits,
+                   'image_logits': second.image_logits, 'box_deltas': second.deltas, 'mask_logits': mask_logits}
   return detections.replace(masks=mask_logits), intermediates
 
 
@@ -178,8 +218,8 @@ def predict(config: Config, variables: Any, image: Array, image_size: Array, voc
     image: float32 [S, S, 3], normalised and padded.
     image_size: (height, width) of the rescaled picture inside the square.
     vocabulary: the classes to detect, C of them.
-    return_intermediates: also returns `features`, `proposals`, `text_logits` [R, C + 1], `image_logits`, `box_deltas`
-      [R, 4], `mask_logits` [K, 28, 28].
+    return_intermediates: also returns `features`, `proposals`, `text_logits` [R, C + 1], `image_logits` [R, C] (None
+      without an image head), `box_deltas` [R, 4], `mask_logits` [K, 28, 28].
 
   Returns:
     Detections in network pixels, K = config.model.postprocess.max_detections rows, best first.
@@ -204,13 +244,23 @@ def _choose(model: Model, found: Proposals, deltas: Array, scores: Array, image_
                     masks=jnp.zeros((post.max_detections, size, size), decoded.dtype))
 
 
-def _on_regions(model: Model, variables: Any, network: Callable, features: dict[int, Array], rois: Array, valid: Array,
-                size: int, train: bool) -> tuple[Any, Any]:
+def _logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vocabulary) -> Array:
+  """Embeddings [B, R, D] -> cosine over temperature [B, R, C + 1]."""
+  return jax.vmap(lambda e: openvocab.cosine_logits(
+    e, vocabulary.embeddings, variables['params']['background'], temperature=model.temperature,
+    valid=vocabulary.valid))(embeddings)
+
+
+def _pool(features: dict[int, Array], rois: Array, size: int) -> Array:
+  """RoI features [B, R, size, size, C] of boxes [B, R, 4]; no gradient flows into the boxes."""
+  return jax.vmap(partial(roi_align.multilevel_roi_align, output_size=size))(features, jax.lax.stop_gradient(rois))
+
+
+def _on_regions(model: Model, variables: Any, network: Callable, pooled: Array, valid: Array, *,
+                train: bool) -> tuple[Any, Any]:
   """Runs a head on the RoI features of every box, with batch and RoI axes as one, and splits them again."""
   batch, count = valid.shape
-  align = partial(roi_align.multilevel_roi_align, output_size=size)
-  roi_features = jax.vmap(align)(features, jax.lax.stop_gradient(rois))
-  flat = roi_features.reshape(batch * count, size, size, roi_features.shape[-1])
+  flat = pooled.reshape(batch * count, *pooled.shape[2:])
   outputs, variables = _apply(model, variables, network, flat, valid.reshape(-1), train=train)
   return jax.tree.map(lambda x: x.reshape(batch, count, *x.shape[1:]), outputs), variables
 

@@ -78,11 +78,15 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
   size = config.evaluation.batch_size
   with progress.bar(len(dataset), 'detect', unit='image') as bar:
     for arrays in batches.eval_batches(dataset, config, batch_size=size):
-      start = time.perf_counter()
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
-      found = jax.device_get(predict(variables, put['image'], put['image_size'], vocabulary))
+      run = lambda put=put: jax.device_get(predict(variables, put['image'], put['image_size'], vocabulary))
+      if timer is not None and not timer.warm:
+        run()  # compiles
+        timer.warm = True
+      start = time.perf_counter()
+      found = run()
       if timer is not None:
-        timer.add(time.perf_counter() - start, size)
+        timer.add(time.perf_counter() - start, int(arrays['real'].sum()))
       for i in np.flatnonzero(arrays['real']):
         yield _to_picture(jax.tree.map(lambda x, i=i: x[i], found), {k: v[i] for k, v in arrays.items()})
         bar.update()
@@ -135,19 +139,17 @@ def drawn_pair(detector: inference.Detector, example: Example, dataset: sources.
 
 
 class _Timer:
-  """Prediction time, without the first batch, which compiles."""
+  """Prediction time, compilation and what pads the last batch aside."""
 
   def __init__(self):
-    self._times: list[float] = []
-    self._size = 1
+    self.warm = False
+    self._seconds, self._images = 0.0, 0
 
   def add(self, seconds: float, images: int) -> None:
-    self._times.append(seconds)
-    self._size = images
+    self._seconds, self._images = self._seconds + seconds, self._images + images
 
   def seconds_per_image(self) -> float:
-    timed = self._times[1:] or self._times
-    return float(np.mean(timed)) / self._size if timed else float('nan')
+    return self._seconds / self._images if self._images else float('nan')
 
 
 def _to_picture(found: Any, row: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +55,8 @@ class Detector:
   def __init__(self, config: Config, variables: Any, training_vocabulary: VocabularyFile,
                tower: text.TextTower | None = None):
     self.config, self.variables, self.vocabulary, self._tower = config, variables, training_vocabulary, tower
-    self._embedded: dict[str, np.ndarray] = dict(zip(training_vocabulary.names, training_vocabulary.embeddings,
-                                                     strict=True))
+    self._embedded: dict[str, np.ndarray] = _other_spellings(training_vocabulary) | dict(
+      zip(training_vocabulary.names, training_vocabulary.embeddings, strict=True))
 
   def detect(self, image: np.ndarray | str | Path, classes: Sequence[str] | VocabularyFile | None = None, *,
              min_score: float = 0.05) -> PictureDetections:
@@ -96,14 +98,16 @@ class Detector:
                       is_base=np.pad(is_base(names, self.vocabulary), (0, missing)))
 
   def _embed(self, names: Sequence[str]) -> np.ndarray:
-    unknown = [name for name in dict.fromkeys(names) if name not in self._embedded]
+    known = [name if name in self._embedded else prompt_lib.clean_name(name) for name in names]
+    unknown = [name for name in dict.fromkeys(known) if name not in self._embedded]
     if unknown and self._tower is None:
-      raise ValueError(f'{unknown[0]!r} is not in the stored vocabulary and the bundle has no text tower; '
-                       'expected a stored name, or load(..., teacher=DIR)')
+      near = difflib.get_close_matches(unknown[0], self.vocabulary.names, n=3, cutoff=0.5)
+      raise ValueError(f'{unknown[0]!r} is not in the stored vocabulary and the bundle has no text tower; expected a '
+                       f'stored name{f" such as {near}" if near else ""}, or load(..., teacher=DIR)')
     if unknown:
       rows = self._tower.embed(unknown, prompt_lib.load_templates(self.vocabulary.prompts))
       self._embedded.update(zip(unknown, rows, strict=True))
-    return np.stack([self._embedded[name] for name in names])
+    return np.stack([self._embedded[name] for name in known])
 
 
 def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
@@ -132,6 +136,13 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
   return Detector(config, variables, trained_on, tower)
 
 
+def _other_spellings(file: VocabularyFile) -> dict[str, np.ndarray]:
+  """{cleaned name: row}, so that "fire hydrant" finds "fire_hydrant"; names that clean to the same are left out."""
+  cleaned = [prompt_lib.clean_name(name) for name in file.names]
+  once = {name for name, count in Counter(cleaned).items() if count == 1}
+  return {name: row for name, row in zip(cleaned, file.embeddings, strict=True) if name in once}
+
+
 def is_base(names: Sequence[str], training: VocabularyFile) -> np.ndarray:
   """bool [C]: is the name, cleaned, among the base classes of the training vocabulary (METHOD.md, section 3)?"""
   base = {prompt_lib.clean_name(name) for name, flag in zip(training.names, training.is_base, strict=True) if flag}
@@ -145,7 +156,7 @@ def check_teacher(classes: VocabularyFile, training: VocabularyFile) -> None:
 
 def check_dimension(file: VocabularyFile, config: Config) -> None:
   """Raises ValueError unless the vocabulary's embeddings have the model's dimension."""
-  found, expected = file.embeddings.shape[1], config.model.region_head.embedding_dim
+  found, expected = file.embeddings.shape[1], config.model.embedding_dim
   if found != expected:
     raise ValueError(f'the vocabulary has embeddings of dimension {found}; expected {expected}, '
                      'model.region_head.embedding_dim')
@@ -163,7 +174,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def _as_picture(image: np.ndarray | str | Path) -> np.ndarray:
   if isinstance(image, str | Path):
-    return transforms.decode(image)
+    return transforms.decode(image, upright=True)
   if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
     raise ValueError(f'the image is {found}; expected uint8 [H, W, 3] RGB or a path')

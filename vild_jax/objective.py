@@ -18,7 +18,7 @@ from vild_jax.config import Assignment, Config
 from vild_jax.core import boxes, masks, matching, sampling
 from vild_jax.core import losses as core_losses
 from vild_jax.detector import BOX_WEIGHTS, FirstStage, PerImage, SecondStage
-from vild_jax.structs import Batch, Proposals, Vocabulary
+from vild_jax.structs import Batch, Proposals, RegionTargets, Vocabulary
 
 Array = jax.Array
 
@@ -36,6 +36,7 @@ class Targets:
     deltas: [B, R, 4], 0 where not foreground.
     mask_rois: [B, K, 4]; mask_valid: bool [B, K]; mask_foreground: bool [B, K].
     masks: [B, K, 28, 28] in [0, 1].
+    regions: the teacher's embeddings of M other regions an image, or None where nothing is distilled.
   """
 
   rpn_labels: dict[int, Array]
@@ -50,6 +51,7 @@ class Targets:
   mask_valid: Array
   mask_foreground: Array
   masks: Array
+  regions: RegionTargets | None = None
 
 
 @flax.struct.dataclass
@@ -75,15 +77,13 @@ def objective(config: Config, variables: Any, batch: Batch, vocabulary: Vocabula
 
   Returns:
     (loss to minimise, ({metric name: scalar}, updated batch statistics)). Weight decay is the optimiser's.
+    ValueError, before anything is computed, if the configured head would learn from no teacher.
   """
-  model = config.model
-  first, variables = detector.first_stage(model, variables, batch.image, train=True, per_image=per_image)
+  check_distillation(config, has_regions=batch.regions is not None)
+  first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
   targets = assign(config, first, batch, vocabulary, key, per_image=per_image)
-  second, variables = detector.second_stage(model, variables, first.features, targets.rois, targets.valid, vocabulary,
-                                            train=True)
-  mask_logits, variables = detector.masks(model, variables, first.features, targets.mask_rois, targets.mask_valid,
-                                          train=True)
-  parts = losses(config, Outputs(first, second, mask_logits), targets, vocabulary)
+  outputs, variables = outputs_of(config, variables, first, targets, vocabulary)
+  parts = losses(config, outputs, targets, vocabulary)
   total = sum(parts.values())
   metrics = {'loss': total, **parts,
              'foreground_regions': targets.foreground.sum(1).mean(dtype=jnp.float32),
@@ -91,9 +91,23 @@ def objective(config: Config, variables: Any, batch: Batch, vocabulary: Vocabula
   return total, (metrics, variables['batch_stats'])
 
 
+def outputs_of(config: Config, variables: Any, first: FirstStage, targets: Targets,
+               vocabulary: Vocabulary) -> tuple[Outputs, Any]:
+  """What the detector says in training mode about the regions of `targets`, and the variables after it."""
+  model = config.model
+  second, variables = detector.second_stage(model, variables, first.features, targets.rois, targets.valid, vocabulary,
+                                            train=True, distilled=targets.regions)
+  mask_logits, variables = detector.masks(model, variables, first.features, targets.mask_rois, targets.mask_valid,
+                                          train=True)
+  return Outputs(first, second, mask_logits), variables
+
+
 def assign(config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabulary, key: Array, *,
            per_image: PerImage = jax.vmap) -> Targets:
-  """Chooses anchors and regions to learn from, and says what each should be; no gradient flows through it."""
+  """Chooses anchors and regions to learn from, and says what each should be; no gradient flows through it.
+
+  The regions to distil are the batch's own, chosen offline.
+  """
   rules = config.assignment
   background = vocabulary.embeddings.shape[0]
   anchors = detector.model_anchors(config.model, batch.image.shape[1:3])
@@ -106,18 +120,22 @@ def assign(config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabula
                                      region_key))
 
   keys = jax.random.split(key, batch.image.shape[0])
-  return jax.lax.stop_gradient(per_image(of_one_image)(first.proposals, batch.boxes, batch.labels, batch.masks,
-                                                       batch.valid, keys))
+  targets = per_image(of_one_image)(first.proposals, batch.boxes, batch.labels, batch.masks, batch.valid, keys)
+  distils = config.distillation.weight > 0
+  return jax.lax.stop_gradient(targets.replace(regions=batch.regions if distils else None))
 
 
 def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocabulary) -> dict[str, Array]:
-  """The five losses of ViLD-text, each already with its weight (1), normalised over the global batch."""
+  """The five losses of ViLD-text and, where regions are distilled, that of ViLD-image.
+
+  Each is normalised over the global batch and carries its weight already: 1, and `distillation.weight` for the last.
+  """
   logits, allowed = outputs.second.logits, vocabulary.valid & vocabulary.is_base
   if config.assignment.novel_logits_zero:
     # The reference keeps novel classes in the softmax with logit 0 (METHOD.md, section 4.6).
     trained = jnp.append(allowed, True).reshape(1, 1, -1)
     logits, allowed = jnp.where(trained, logits, 0), vocabulary.valid
-  return {
+  parts = {
     'rpn_score_loss': core_losses.rpn_score(outputs.first.objectness, targets.rpn_labels,
                                             samples_per_image=config.assignment.rpn_samples),
     'rpn_box_loss': core_losses.rpn_box(outputs.first.deltas, targets.rpn_deltas, targets.rpn_positive),
@@ -125,6 +143,21 @@ def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocab
     'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground),
     'mask_loss': core_losses.mask(outputs.mask_logits, targets.masks, targets.mask_foreground),
   }
+  if targets.regions is not None:
+    parts['distillation_loss'] = config.distillation.weight * core_losses.distillation(
+      outputs.second.student, targets.regions.embeddings, targets.regions.valid)
+  return parts
+
+
+def check_distillation(config: Config, *, has_regions: bool) -> None:
+  """Raises ValueError if the configured heads would learn from no teacher, given whether batches hold regions."""
+  weight = config.distillation.weight
+  if weight > 0 and not has_regions:
+    raise ValueError(f'distillation.weight is {weight}, but the data holds no regions with embeddings of the teacher; '
+                     'expected a region store, or a weight of 0 (ViLD-text)')
+  if config.model.image_head and weight == 0:
+    raise ValueError('model.image_head is true, but distillation.weight is 0, so that nothing would train that head; '
+                     'expected a positive weight, or no image head')
 
 
 def _assign_anchors(rules: Assignment, anchors: dict[int, Array], gt_boxes: Array, gt_valid: Array,

@@ -25,6 +25,20 @@ def require(condition: bool, key: str, found: object, expected: str) -> None:
     raise ConfigError(f'{key} is {found if isinstance(found, str) else repr(found)}; expected {expected}')
 
 
+def require_positive(settings: Any, section: str, *names: str, zero: tuple[str, ...] = ()) -> None:
+  """Raises ConfigError unless the named numbers of a section are positive; those of `zero` may be 0."""
+  for name in (*names, *zero):
+    value, key = getattr(settings, name), f'{section}.{name}' if section else name
+    require(value >= 0 if name in zero else value > 0, key, value,
+            'zero or a positive number' if name in zero else 'a positive number')
+
+
+def require_fraction(settings: Any, section: str, *names: str) -> None:
+  """Raises ConfigError unless the named numbers of a section lie between 0 and 1, both included."""
+  for name in names:
+    require(0 <= getattr(settings, name) <= 1, f'{section}.{name}', getattr(settings, name), 'a number from 0 to 1')
+
+
 def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
   """{dotted key: value} of every leaf, in order of definition."""
   leaves = {}

@@ -14,6 +14,21 @@ Array = jax.Array
 
 
 @flax.struct.dataclass
+class RegionTargets:
+  """Offline proposals with the teacher's embedding of each, in the order of a batch (always batched).
+
+  Attributes:
+    boxes: float32 [B, M, 4].
+    embeddings: float32 [B, M, D], of any length; the loss compares directions.
+    valid: bool [B, M], False on padding.
+  """
+
+  boxes: Array
+  embeddings: Array
+  valid: Array
+
+
+@flax.struct.dataclass
 class Batch:
   """What the data pipeline delivers for training (always batched).
 
@@ -24,6 +39,7 @@ class Batch:
     labels: int32 [B, N], rows of the vocabulary.
     masks: uint8 [B, N, 112, 112], 255 times the soft mask inside its box, or float [B, N, 112, 112] in [0, 1].
     valid: bool [B, N], False on padding.
+    regions: what to distil from the teacher, M regions an image; None where nothing is distilled.
   """
 
   image: Array
@@ -32,6 +48,7 @@ class Batch:
   labels: Array
   masks: Array
   valid: Array
+  regions: RegionTargets | None = None
 
 
 @flax.struct.dataclass

@@ -8,9 +8,9 @@ from vild_jax.core import anchors
 _REFERENCE = {'min_level': 2, 'max_level': 6, 'aspect_ratios': (1.0, 2.0, 0.5), 'num_scales': 1, 'anchor_size': 8.0}
 
 
-@pytest.mark.parametrize('side', [256, 1024])
-def test_anchors_equal_the_reference(golden, side):
-  g = golden(f'anchors_{side}')
+@pytest.mark.parametrize(('name', 'side'), [('anchors_256', 256), ('anchors_1024', 1024)])
+def test_anchors_equal_the_reference(golden, name, side):
+  g = golden(name)
   levels = anchors.pyramid_anchors((side, side), **_REFERENCE)
   assert sorted(levels) == [2, 3, 4, 5, 6]
   for level, actual in levels.items():

@@ -126,10 +126,11 @@ def test_one_class_equals_the_reference_of_a_new_tensorflow(golden):
   np.testing.assert_array_equal(found, np.where(valid, scores[np.asarray(indices)], 0))
 
 
-@pytest.mark.parametrize('name', ['vanilla', 'double_branch', 'few', 'pre_nms_30', 'discard_background'])
+@pytest.mark.parametrize('name', ['detections_vanilla', 'detections_double_branch', 'detections_few',
+                                  'detections_pre_nms_30', 'detections_discard_background'])
 def test_detections_equal_the_reference(golden, name):
-  g = golden(f'detections_{name}')
-  top_k = 30 if name == 'pre_nms_30' else 1000
+  g = golden(name)
+  top_k = 30 if name == 'detections_pre_nms_30' else 1000
   for i, num in enumerate(g['out_num_detections']):
     boxes, scores = g['out_raw_boxes'][i, :, 0], g['out_raw_scores'][i]
     slots = g['out_detection_scores'].shape[1]

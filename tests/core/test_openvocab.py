@@ -78,11 +78,11 @@ def test_the_ensemble_trusts_text_on_base_and_image_on_novel_classes():
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('variant', ['vanilla', 'double_branch', 'few'])
-def test_scores_equal_the_reference(golden, variant):
-  g = golden(f'detections_{variant}')
+@pytest.mark.parametrize('name', ['detections_vanilla', 'detections_double_branch', 'detections_few'])
+def test_scores_equal_the_reference(golden, name):
+  g = golden(name)
   text = jax.nn.softmax(jnp.asarray(g['in_class_outputs']))[..., 1:]  # the reference's background comes first
-  if variant == 'double_branch':
+  if name == 'detections_double_branch':
     image = jax.nn.softmax(jnp.asarray(g['in_distill_class_outputs']))
     is_base = jnp.asarray(g['in_rare_mask'][1:] == 1)  # named "rare", but 1 is base
     text = jax.vmap(lambda t, i: openvocab.ensemble_scores(t, i, is_base))(text, image)

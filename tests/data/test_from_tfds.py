@@ -202,6 +202,16 @@ def test_what_is_no_stock_data_set_is_one_line(tmp_path):
     prepare.from_tfds(version, tmp_path / 'out')
 
 
+def test_a_picture_of_unknown_format_is_one_line_without_addresses(tmp_path):
+  path, images = small_set.write(tmp_path, small_set.annotations(_LVIS_CATEGORIES))
+  (images / 'train2017' / '000000000005.jpg').write_bytes(b'')
+  StockLvis(json.loads(path.read_text()), images, ['train'], data_dir=str(tmp_path),
+            file_format='array_record').download_and_prepare()
+  with pytest.raises(DataError, match=r'the picture of record \d is of unknown format; expected') as error:
+    prepare.from_tfds(tmp_path / 'lvis' / '1.4.0', tmp_path / 'out')
+  assert '0x' not in str(error.value)
+
+
 def test_a_cut_tfrecord_is_one_line(tmp_path):
   tree = small_set.annotations(_LVIS_CATEGORIES)
   _, images = small_set.write(tmp_path, tree)

@@ -15,6 +15,7 @@ import pytest
 from tests.data import small_set
 from vild_jax.data import prepare, sources
 from vild_jax.data.schema import DataError
+from vild_jax.data.tfds_builders import detection
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,7 +81,7 @@ def test_the_same_again_changes_nothing_and_other_content_needs_overwrite(tmp_pa
   assert prepare.prepare(path, images, tmp_path / 'out') == version
   assert {p: p.stat().st_mtime_ns for p in version.iterdir()} == times
   path, images = _changed(tmp_path, category_id=1)
-  with pytest.raises(DataError, match="has a split 'train' with other content"):
+  with pytest.raises(DataError, match=r"has a split 'train' with other content; .* or --overwrite$"):
     prepare.prepare(path, images, tmp_path / 'out')
   assert _files(version) == before
   prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
@@ -122,11 +123,9 @@ def test_killed_while_writing_it_starts_anew(tmp_path):
   code = textwrap.dedent("""
     import sys, time
     from vild_jax.data import prepare
-    real = prepare._picture_problem
-    def slow(example):
+    def slow(*_):
       open(sys.argv[4], 'w').close()
       time.sleep(60)
-      return real(example)
     prepare._picture_problem = slow
     prepare.prepare(*sys.argv[1:4])
   """)
@@ -143,6 +142,72 @@ def test_killed_while_writing_it_starts_anew(tmp_path):
   assert os.listdir(tmp_path / 'out') == ['small']
 
 
+def test_killed_before_the_commit_its_build_is_not_taken_for_the_next(tmp_path):
+  path, images = small_set.write(tmp_path)
+  code = ('import os, signal, sys; from vild_jax.data import prepare\n'
+          'prepare._commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n'
+          'prepare.prepare(*sys.argv[1:])')
+  done = subprocess.run([sys.executable, '-c', code, path, images, tmp_path / 'out'], cwd=_ROOT, check=False)
+  assert done.returncode == -signal.SIGKILL
+  assert list((tmp_path / 'out').glob('.*/small/1.0.0/dataset_info.json'))  # what TFDS takes for a finished data set
+  path, images = _changed(tmp_path, category_id=1)
+  expected = prepare.prepare(path, images, tmp_path / 'expected')
+  assert _files(prepare.prepare(path, images, tmp_path / 'out')) == _files(expected)
+  assert os.listdir(tmp_path / 'out') == ['small']
+
+
+def test_only_the_builds_of_killed_runs_are_removed(tmp_path):
+  path, images = small_set.write(tmp_path)
+  mine = ['.small-train.backup', '.small-train2.x.incomplete', '.small-val.x.incomplete']
+  for name in [*mine, '.small-train.x.incomplete']:
+    (tmp_path / 'out' / name).mkdir(parents=True)
+  prepare.prepare(path, images, tmp_path / 'out')
+  assert sorted(os.listdir(tmp_path / 'out')) == [*mine, 'small']
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_two_at_once_leave_each_other_alone(tmp_path, split):
+  path, images = small_set.write(tmp_path)
+  source = sources.JsonSource(path, images)
+
+  class Slow(sources.JsonSource):
+    def __getitem__(self, index):
+      if index == 0:  # a whole run of another process while this one builds
+        code = 'import sys; from vild_jax.data.prepare import prepare; prepare(*sys.argv[1:4], split=sys.argv[4])'
+        subprocess.run([sys.executable, '-c', code, path, images, tmp_path / 'out', split], check=True, cwd=_ROOT)
+      return source[index]
+
+  version = prepare.store(Slow(path, images), tmp_path / 'out', 'small', 'train')
+  for name in {'train', split}:
+    dataset = sources.open_dataset(version, name)
+    assert sorted(dataset[i].image_id for i in range(len(dataset))) == sorted(small_set.SIZES)
+  assert dataset.splits == tuple(sorted({'train', split}))
+  assert os.listdir(tmp_path / 'out') == ['small']
+
+
+def test_only_one_commits_at_a_time(tmp_path, monkeypatch):
+  real = prepare._commit
+
+  def commit(*arguments):
+    with prepare._locked(tmp_path / 'out', wait=False) as is_free:
+      assert not is_free
+    real(*arguments)
+
+  monkeypatch.setattr(prepare, '_commit', commit)
+  assert prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out').is_dir()
+  with prepare._locked(tmp_path / 'out', wait=False) as is_free:
+    assert is_free
+
+
+def test_a_build_with_fewer_examples_than_the_source_is_refused(tmp_path, monkeypatch):
+  path, images = small_set.write(tmp_path)
+  real = detection.Detection._generate_examples
+  monkeypatch.setattr(detection.Detection, '_generate_examples', lambda self: list(real(self))[1:])
+  with pytest.raises(DataError, match='small/train: 3 examples were stored; expected the 4 of the source'):
+    prepare.prepare(path, images, tmp_path / 'deep' / 'out')
+  assert not (tmp_path / 'deep').exists()
+
+
 def _truncated(path: Path) -> None:
   path.write_bytes(path.read_bytes()[:-400])
 
@@ -153,19 +218,19 @@ def _gif(path: Path) -> None:
 
 
 @pytest.mark.parametrize(('spoil', 'message'), [
-  (_truncated, 'does not decode .*; expected a whole JPEG or PNG'),
-  (lambda path: path.write_bytes(b''), 'does not decode'),
-  (lambda path: path.write_bytes(b'not a picture'), 'does not decode'),
+  (_truncated, r'no readable picture \(.*truncated.*\); expected a whole JPEG or PNG file'),
+  (lambda path: path.write_bytes(b''), r'no readable picture \(unknown format\); expected a whole JPEG or PNG file'),
+  (lambda path: path.write_bytes(b'not a picture'), r'no readable picture \(unknown format\)'),
   (_gif, 'is GIF; expected JPEG or PNG'),
   (lambda path: path.write_bytes(small_set.picture(21, 33)), 'is 33 wide and 21 high; expected 21 and 33'),
 ])
 def test_a_bad_picture_is_one_line_and_nothing_is_written(tmp_path, spoil, message):
   path, images = small_set.write(tmp_path)
   spoil(images / 'train2017' / '000000000005.jpg')
-  with pytest.raises(DataError, match='000000000005.jpg ' + message) as error:
+  with pytest.raises(DataError, match='000000000005.jpg:? ' + message) as error:
     prepare.prepare(path, images, tmp_path / 'out')
   assert '\n' not in str(error.value)
-  assert os.listdir(tmp_path / 'out') == []
+  assert not (tmp_path / 'out').exists()
 
 
 def test_all_bad_pictures_are_counted(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from tests.data import small_set
 from vild_jax.data import annotations, prepare, rle, sources
 from vild_jax.data.schema import DataError
+from vild_jax.eval import coco, lvis
 
 
 def _read(tmp_path, tree, **options):
@@ -117,7 +118,7 @@ def test_objects_without_segmentation_stay_and_are_noted(tmp_path):
   ({'category_id': 2}, 'annotation 21 has the unknown category 2; expected one of the 3 ids'),
   ({'bbox': [1, 1, 0, 5]}, r'annotation 21 has the box \[1, 1, 0, 5\] of no size \(60 wide, 40 high\)'),
   ({'bbox': [1, 1, 0, 5], 'iscrowd': 1}, 'of no size'),
-  ({'bbox': [60, 1, 10, 5]}, 'wholly outside'),
+  ({'bbox': [60, 1, 10, 5]}, 'wholly outside .*, or --drop-bad-boxes to leave such out'),
   ({'bbox': [-9, 1, 9, 5]}, 'wholly outside'),
   ({'bbox': [1, 1, 5]}, 'expected four finite numbers'),
   ({'bbox': [1, 1, float('nan'), 5]}, 'expected four finite numbers'),
@@ -304,6 +305,26 @@ def test_tfds_reads_it_by_itself(prepared):
   assert record['objects']['category_id'] == [8, 3]
   assert set(record) == {'image', 'image/id', 'height', 'width', 'neg_category_ids',
                          'not_exhaustive_category_ids', 'objects'}
+
+
+@pytest.mark.parametrize('without', [[21], [21, 20, 4, 9]])
+def test_objects_without_masks_are_evaluated_by_box_alone(tmp_path, without):
+  tree = small_set.annotations()
+  for annotation in tree['annotations']:
+    if annotation['id'] in without:
+      annotation['segmentation'] = []
+  prepare.prepare(*small_set.write(tmp_path, tree), tmp_path / 'out')
+  dataset = sources.open_dataset(tmp_path / 'out', 'train')
+  truth = sources.to_lvis_json(dataset)
+  assert [a['id'] for a in truth['annotations'] if 'segmentation' not in a] == sorted(without) and not dataset.has_masks
+  found = []
+  for a in truth['annotations']:
+    size = next((i['height'], i['width']) for i in truth['images'] if i['id'] == a['image_id'])
+    found.append({key: a[key] for key in ('image_id', 'category_id', 'bbox')} | {
+      'score': 0.9, 'segmentation': rle.encode_mask(np.ones(size, bool))})
+  for protocol in (lvis, coco):
+    metrics = protocol.evaluate(truth, found)
+    assert metrics['mask'] is None and metrics['box']['AP'] == pytest.approx(1)
 
 
 def test_ground_truth_comes_back_as_lvis_json(prepared):

@@ -20,11 +20,14 @@ def _square(x, side=40):
   return [[x, 10, x + side, 10, x + side, 10 + side, x, 10 + side]]
 
 
+CATEGORIES = [{'id': k, 'name': f'class {k}', 'frequency': f} for k, f in ((3, 'f'), (5, 'c'), (9, 'r'), (11, 'c'))]
+
+
 def _truth(annotations, **image):
-  """Two pictures; annotations are (image, category, x, side)."""
+  """Two pictures known to lack class 11; annotations are (image, category, x, side)."""
   return {
-    'images': [{'id': i, 'height': 100, 'width': 200, 'neg_category_ids': [], **image} for i in (1, 2)],
-    'categories': [{'id': k, 'name': f'class {k}', 'frequency': f} for k, f in ((3, 'f'), (5, 'c'), (9, 'r'))],
+    'images': [{'id': i, 'height': 100, 'width': 200, 'neg_category_ids': [11], **image} for i in (1, 2)],
+    'categories': CATEGORIES,
     'annotations': [{'id': 0, 'image_id': i, 'category_id': k, 'bbox': [x, 10, side, side], 'area': side * side,
                      'segmentation': _square(x, side)} for i, k, x, side in annotations]}
 
@@ -88,8 +91,8 @@ def test_base_categories_may_be_given_and_empty_groups_are_none():
   assert by_frequency['APc'] is None and by_frequency['APl'] is None and by_frequency['AP'] == pytest.approx(0.5)
   given = lvis.evaluate(truth, found, base_category_ids=[9])
   assert given['box']['AP50_base'] == 0 and given['box']['AP50_novel'] == pytest.approx(1)
-  assert [row['base'] for row in given['per_category']] == [False, False, True]
-  assert lvis.evaluate(truth, found, base_category_ids=[3, 5, 9])['box']['AP_novel'] is None
+  assert [row['base'] for row in given['per_category']] == [False, False, True, False]
+  assert lvis.evaluate(truth, found, base_category_ids=[3, 5, 9, 11])['box']['AP_novel'] is None
   json.dumps(given, allow_nan=False)
   with pytest.raises(DataError, match='base category 4 is unknown'):
     lvis.evaluate(truth, found, base_category_ids=[3, 4])
@@ -107,6 +110,51 @@ def test_pictures_without_ground_truth_and_unlisted_categories_are_no_trap():
   assert negative['box']['AP'] == pytest.approx(0.5)        # now a false positive ranks above the hit
 
 
+@pytest.mark.parametrize('lists', [{}, {'not_exhaustive_category_ids': [9]}])
+def test_ground_truth_that_names_no_absent_class_is_refused_for_it_would_inflate(lists):
+  truth = _truth([(1, 3, 10, 40), (2, 5, 10, 40)], neg_category_ids=[], **lists)
+  wrong = [_found(1, 5, 10, 0.9), _found(2, 3, 10, 0.9)]
+  found = [*wrong, _found(1, 3, 10, 0.5), _found(2, 5, 10, 0.5)]
+  assert coco.evaluate(truth, found)['box']['AP50'] == pytest.approx(0.5)
+  with pytest.raises(DataError, match=r'none of the 2 pictures .*; expected .* evaluation\.protocol=coco') as error:
+    lvis.evaluate(truth, found)
+  assert '\n' not in str(error.value)
+  truth['images'][1]['neg_category_ids'] = [3]
+  assert lvis.evaluate(truth, found)['box']['AP50'] == pytest.approx(0.75)
+  for image in truth['images']:
+    del image['neg_category_ids']
+  with pytest.raises(DataError, match='none of the 2 pictures'):
+    lvis.evaluate(truth, found)
+  truth['categories'] = truth['categories'][:1]             # one class: nothing to be taken for another
+  truth['annotations'] = truth['annotations'][:1]
+  assert lvis.evaluate(truth, found[2:3])['box']['AP50'] == pytest.approx(1)
+
+
+def test_the_photographs_say_which_protocol_they_are_for(shared):
+  folder = shared / 'data' / 'coco_photos' / 'annotations'
+  assert lvis.evaluate(folder / 'lvis_v1_style_val.json', [])['images'] == 44
+  with pytest.raises(DataError, match=r'instances_val2017\.json: none of the 44 pictures'):
+    lvis.evaluate(folder / 'instances_val2017.json', [])
+
+
+@pytest.mark.parametrize('protocol', [lvis, coco])
+@pytest.mark.parametrize('segmentation', [None, [], {}, 'no key'])
+@pytest.mark.parametrize('is_crowd', [0, 1])
+def test_masks_are_not_scored_where_an_object_has_none(protocol, segmentation, is_crowd):
+  truth = _truth([(1, 3, 10, 40), (2, 3, 10, 40)])
+  rows, columns = np.ogrid[:100, :200]
+  mask = paste.to_rle((rows >= 10) & (rows < 50) & (columns >= 10) & (columns < 50))
+  found = [_found(i, 3, 10, 0.9) | {'segmentation': mask} for i in (1, 2)]
+  assert protocol.evaluate(truth, found)['mask']['AP'] == pytest.approx(1)
+  truth['annotations'][1] |= {'segmentation': segmentation, 'iscrowd': is_crowd}
+  if segmentation == 'no key':
+    del truth['annotations'][1]['segmentation']
+  metrics = protocol.evaluate(truth, found)
+  assert metrics['mask'] is None and metrics['curves']['mask'] is None
+  assert metrics['per_category'][0]['mask_AP'] is None
+  assert metrics['box']['AP'] == pytest.approx(1)
+
+
 def test_only_the_best_300_of_a_picture_count():
   truth = _truth([(1, 3, 10, 40), (1, 5, 10, 40)])
   crowd = [_found(1, 5, 100, 0.9) for _ in range(300)]
@@ -120,7 +168,7 @@ def test_small_ground_truth_and_thin_categories_can_be_left_out():
   everything = lvis.evaluate(truth, found)
   assert everything['box']['AP50'] == pytest.approx(0.5)
   large = lvis.evaluate(truth, found, min_area=32**2, min_instances=2)
-  assert [row['instances'] for row in large['per_category']] == [2, 1, 0]
+  assert [row['instances'] for row in large['per_category']] == [2, 1, 0, 0]
   assert large['box']['AP50'] == pytest.approx(1)           # the small hit is neither right nor wrong
   missed = lvis.evaluate(truth, found[:2], min_area=32**2, min_instances=2)
   assert missed['box']['AP50'] == pytest.approx(1)

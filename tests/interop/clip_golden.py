@@ -27,16 +27,16 @@ CASES = {
                 'text_config': {**TINY_TEXT, 'eos_token_id': 30, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-3},
                 'vision_config': {**TINY_IMAGE, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-3}},
   'vit_b32': {'projection_dim': 512, 'text_config': {}, 'vision_config': {}},
-  # The layers, heads, patches and places of B/16, L/14 and LAION's H/14 (exact GELU), all narrow.
+  # The layers, heads, patches and places of B/16 and L/14, narrow; LAION's H/14 (exact GELU) with few layers.
   'vit_b16': {'projection_dim': 32, 'text_config': NARROW_TEXT,
               'vision_config': {'hidden_size': 48, 'intermediate_size': 96, 'patch_size': 16}},
   'vit_l14': {'projection_dim': 48, 'text_config': {**NARROW_TEXT, 'num_attention_heads': 12},
               'vision_config': {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 24,
                                 'num_attention_heads': 16, 'patch_size': 14}},
   'laion_h14': {'projection_dim': 40,
-                'text_config': {**NARROW_TEXT, 'num_hidden_layers': 24, 'num_attention_heads': 16, 'hidden_act': 'gelu',
+                'text_config': {**NARROW_TEXT, 'num_hidden_layers': 3, 'num_attention_heads': 16, 'hidden_act': 'gelu',
                                 'eos_token_id': 2},
-                'vision_config': {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 32,
+                'vision_config': {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 4,
                                   'num_attention_heads': 16, 'patch_size': 14, 'hidden_act': 'gelu'}},
 }
 

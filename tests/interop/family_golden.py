@@ -19,15 +19,15 @@ from tests.interop import clip_golden
 
 GOLDEN = Path(__file__).with_name('family_golden.npz')
 _NARROW_12 = {'hidden_size': 48, 'intermediate_size': 96, 'num_hidden_layers': 12, 'num_attention_heads': 12}
-_NARROW_27 = {'hidden_size': 32, 'intermediate_size': 56, 'num_hidden_layers': 27, 'num_attention_heads': 16}
+_NARROW_16 = {'hidden_size': 32, 'intermediate_size': 56, 'num_hidden_layers': 4, 'num_attention_heads': 16}
 _SMALL_TEXT = {'hidden_size': 24, 'intermediate_size': 40, 'num_hidden_layers': 2, 'num_attention_heads': 2}
-# Layers, heads, patches, places and pooling as in the published models; widths and vocabularies are narrow.
+# Heads, patches, places and pooling as in the published models, in B/16 the layers too; the rest is narrow.
 SIGLIP = {
   'siglip_b16': {'model_type': 'siglip', 'text_config': {**_NARROW_12, 'vocab_size': 320},
                  'vision_config': {**_NARROW_12, 'image_size': 224, 'patch_size': 16}},
   # 384 is no multiple of 14: the last pixels of each row and column are not seen.
-  'siglip_so400m_p14': {'model_type': 'siglip', 'text_config': {**_NARROW_27, 'vocab_size': 320},
-                        'vision_config': {**_NARROW_27, 'image_size': 160, 'patch_size': 14}},
+  'siglip_so400m_p14': {'model_type': 'siglip', 'text_config': {**_NARROW_16, 'vocab_size': 320},
+                        'vision_config': {**_NARROW_16, 'image_size': 160, 'patch_size': 14}},
   # SigLIP 2 at a fixed resolution is a SiglipModel; the giant's towers differ in width.
   'siglip2_giant': {'model_type': 'siglip',
                     'text_config': {**_SMALL_TEXT, 'vocab_size': 256, 'projection_size': 48},
@@ -37,10 +37,10 @@ SIGLIP = {
                        'vision_config': {**_NARROW_12, 'num_patches': 49, 'patch_size': 8}},
 }
 _TEXT = {'width': 64, 'layers': 2, 'heads': 1, 'vocab': 60, 'context': 77}
-# The stages of RN50 and of RN50x4 at their grids of 7 and 9 cells, 1/8 and 1/10 as wide; a ViT with original names.
+# The stages of RN50, 1/8 as wide, at its grid of 7 x 7 cells; RN50x4's grid of 9 x 9; a ViT with original names.
 ORIGINAL = {
   'rn50': {'layers': (3, 4, 6, 3), 'width': 8, 'heads': 4, 'size': 224, 'out': 24},
-  'rn50x4': {'layers': (4, 6, 10, 6), 'width': 8, 'heads': 4, 'size': 288, 'out': 20},
+  'rn50x4': {'layers': (1, 2, 1, 1), 'width': 8, 'heads': 4, 'size': 288, 'out': 20},
   'vit': {'width': 64, 'layers': 2, 'heads': 1, 'size': 32, 'patch': 8, 'out': 24},
 }
 CASES = (*SIGLIP, *ORIGINAL)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 from vild_jax.interop import clip_names
 from vild_jax.nn import clip
 
 
+@functools.cache
 def theirs(config: clip.ClipConfig, original: bool = False, flat_patches: bool = False) -> dict[str, tuple[int, ...]]:
   """{name in the file: shape in the file} of both towers; every parameter of ours has its place."""
   shapes = clip_names.expected_shapes(config)

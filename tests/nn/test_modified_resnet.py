@@ -21,11 +21,15 @@ def pixels(seed, batch=4):
 
 @pytest.fixture(scope='module')
 def params():
-  """At random also where the initial values are zero or one."""
-  made = jax.jit(clip.ImageTower(CONFIG).init)(jax.random.key(0), pixels(0))['params']
+  """At random, also where the initial values are zero or one."""
+  shapes = jax.eval_shape(clip.ImageTower(CONFIG).init, jax.random.key(0), pixels(0))['params']
   rng = np.random.default_rng(1)
-  noise = lambda leaf: np.abs(rng.normal(size=leaf.shape)).astype(np.float32) * 0.2 if leaf.ndim == 1 else 0
-  return jax.tree.map(lambda leaf: leaf + noise(leaf), made)
+
+  def leaf(shape):
+    noise = rng.normal(size=shape).astype(np.float32)
+    return noise / np.sqrt(np.prod(shape[:-1])).astype(np.float32) if len(shape) > 1 else 1 + 0.2 * np.abs(noise)
+
+  return jax.tree.map(lambda leaf_shape: leaf(leaf_shape.shape), shapes)
 
 
 def embed(params, images, dtype=jnp.float32):

@@ -11,6 +11,8 @@ from vild_jax import config as config_lib
 from vild_jax.structs import Batch
 from vild_jax.train import checkpoint, loop, sharding, writers
 
+CONFIG = tiny.config('train.log_every=4')  # one config, so that its step is compiled once
+
 
 class Killed(Exception):
   pass
@@ -33,26 +35,26 @@ def mesh():
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory, mesh):
   workdir = tmp_path_factory.mktemp('undisturbed')
-  return workdir, loop.train(tiny.config(), workdir, tiny.vocabulary(), _batches(), mesh=mesh)
+  return workdir, loop.train(CONFIG, workdir, tiny.vocabulary(), _batches(), mesh=mesh)
 
 
 def test_a_killed_run_ends_at_bit_identical_parameters(undisturbed, tmp_path, mesh):
   workdir, final = undisturbed
   with pytest.raises(Killed):
-    loop.train(tiny.config(), tmp_path, tiny.vocabulary(), _batches(kill_at=5), mesh=mesh)
-  resumed = loop.train(tiny.config(), tmp_path, tiny.vocabulary(), _batches(), mesh=mesh)
+    loop.train(CONFIG, tmp_path, tiny.vocabulary(), _batches(kill_at=5), mesh=mesh)
+  resumed = loop.train(CONFIG, tmp_path, tiny.vocabulary(), _batches(), mesh=mesh)
   assert int(resumed.step) == 8
   for a, b in zip(jax.tree.leaves(final), jax.tree.leaves(resumed), strict=True):
     np.testing.assert_array_equal(a, b)
   steps = [line['step'] for line in writers.read_metrics(tmp_path / writers.METRICS_FILE)]
-  assert steps == [2, 4, 6, 8]
+  assert steps == [4, 8]
   lines = [writers.read_metrics(folder / writers.METRICS_FILE)[-1] for folder in (workdir, tmp_path)]
   assert lines[0]['loss'] == lines[1]['loss'] and np.isfinite(lines[0]['loss'])
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed, mesh):
   workdir, final = undisturbed
-  again = loop.train(tiny.config(), workdir, tiny.vocabulary(), _batches(kill_at=0), mesh=mesh)
+  again = loop.train(CONFIG, workdir, tiny.vocabulary(), _batches(kill_at=0), mesh=mesh)
   np.testing.assert_array_equal(again.params['background'], final.params['background'])
 
 
@@ -61,6 +63,15 @@ def test_a_checkpoint_restores_on_another_topology(undisturbed):
   mesh = sharding.make_mesh(tiny.config().mesh, jax.devices()[:4])
   variables = checkpoint.load_variables(workdir, tiny.config(), mesh)
   for a, b in zip(jax.tree.leaves(variables['params']), jax.tree.leaves(final.params), strict=True):
+    np.testing.assert_array_equal(a, b)
+    assert len(a.sharding.device_set) == 4
+
+
+def test_the_whole_state_restores_on_another_topology(undisturbed):
+  """From one device onto four, momentum and step too."""
+  workdir, final = undisturbed
+  state = checkpoint.Checkpoints(workdir).restore(CONFIG, sharding.make_mesh(CONFIG.mesh, jax.devices()[:4]))
+  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(final), strict=True):
     np.testing.assert_array_equal(a, b)
     assert len(a.sharding.device_set) == 4
 
@@ -76,7 +87,7 @@ def test_another_config_is_refused_but_another_cadence_is_not(undisturbed):
 @pytest.mark.parametrize(('override', 'message'), [
   ('model.mask_head.channels=4', r'another architecture: .*is \(.*expected \('),
   ('model.region_head.num_convs=2', 'another architecture: .*conv2.* is missing'),
-  ('model.mask_head.num_convs=0', 'another architecture: .*has no place in the model|expected'),
+  ('model.mask_head.num_convs=0', 'another architecture: .*(has no place in the model|, expected)'),
 ])
 def test_a_checkpoint_of_another_architecture_is_refused(undisturbed, override, message):
   workdir, _ = undisturbed
@@ -91,13 +102,22 @@ def test_an_empty_folder_is_no_checkpoint(tmp_path):
     checkpoint.read_config(tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, mesh):
+def test_a_loss_that_is_not_finite_stops_the_run_before_its_state_is_saved(tmp_path, mesh):
+  """The pictures of step 5 are poisoned; states are saved at steps 4 and 6, the next log is that of step 8."""
   def poisoned(start):
-    for arrays in _batches()(start):
-      yield {**arrays, 'image': arrays['image'] * np.nan}
+    for step, arrays in enumerate(_batches()(start), start + 1):
+      yield {**arrays, 'image': arrays['image'] * (np.nan if step == 5 else 1)}
 
-  with pytest.raises(FloatingPointError, match='a loss is not finite between steps 1 and 2'):
-    loop.train(tiny.config(), tmp_path, tiny.vocabulary(), poisoned, mesh=mesh)
+  with pytest.raises(FloatingPointError, match=r'not finite in step 6: .*gradient_norm nan'):
+    loop.train(CONFIG, tmp_path, tiny.vocabulary(), poisoned, mesh=mesh)
+  assert checkpoint.Checkpoints(tmp_path).latest_step() == 4
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoint.load_variables(tmp_path, CONFIG)))
+
+
+def test_losses_between_two_log_steps_are_checked_too():
+  metrics = {'loss': np.float32(np.inf), 'class_loss': np.float32(np.inf), 'gradient_norm': np.float32(1)}
+  with pytest.raises(FloatingPointError, match='not finite in steps 3 to 7: class_loss inf, gradient_norm 1, loss inf'):
+    loop._check_finite(dict(sorted(metrics.items())), 3, 7)
 
 
 def test_the_saved_config_reads_back(undisturbed):

@@ -256,7 +256,7 @@ class _Objects:
       else:
         what = 'of no size' if w <= 0 or h <= 0 else 'wholly outside its picture'
         self._problems.add('box', f'{who} has the box {bbox} {what} ({picture.width} wide, {picture.height} high); '
-                                  'expected a positive size inside it, or drop_bad_boxes to leave such out')
+                                  'expected a positive size inside it, or --drop-bad-boxes to leave such out')
       return None
     self._counts['box{es} partly outside the picture clipped'] += (
       max(abs(a - b) for a, b in zip(box, inside, strict=True)) > _ROUNDING)

@@ -1,8 +1,8 @@
 """`vild-jax prepare`: annotations and pictures -> a TFDS data set (ArrayRecord) on disk, all or nothing.
 
-A split is built in a hidden folder beside the target. Its files carry a hash of their content in their names, so they
-never replace others, and the one replacement of `dataset_info.json` at the end makes the split count. Killed at any
-moment, what was there before is still whole.
+A split is built in a new hidden folder beside the target. Its files carry a hash of their content in their names, so
+they never replace others, and the one replacement of `dataset_info.json` at the end makes the split count. Killed at
+any moment, what was there before is still whole, and the next run shares nothing with what the killed one left.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import io
 import itertools
@@ -19,6 +20,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +29,7 @@ import PIL.Image
 from absl import logging
 
 from vild_jax import progress
+from vild_jax.data import transforms
 from vild_jax.data.annotations import Problems
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.data.sources import JsonSource, read_metadata
@@ -103,18 +106,60 @@ def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: 
   _check_names(name, split)
   version = Path(out) / name / detection.VERSION
   _check_against(version, source, split)
-  staging = Path(out) / f'.{name}-{split}.incomplete'
-  staging.mkdir(parents=True, exist_ok=True)
-  try:
+  with _staging(Path(out), f'.{name}-{split}.') as staging:
     content = _Content(source)
     with progress.bar(len(source), f'prepare {name}/{split}', unit='img') as bar, _quiet_tfds():
-      detection.Detection(name, split, content.examples(bar.update), str(staging)).download_and_prepare()
-    _commit(staging / name / detection.VERSION, version, split, content, overwrite)
-  finally:
-    shutil.rmtree(staging, ignore_errors=True)
+      builder = detection.Detection(name, split, content.examples(bar.update), str(staging))
+      builder.download_and_prepare()
+    stored = min(len(content), builder.info.splits[split].num_examples)
+    if stored != len(source):  # TFDS asks for no examples at all where it takes a data set for finished
+      raise DataError(f'{name}/{split}: {stored} examples were stored; expected the {len(source)} of the source')
+    with _locked(Path(out)):
+      _check_against(version, source, split)
+      _commit(staging / name / detection.VERSION, version, split, content, overwrite)
   for note in source.notes:
     print(f'{name}/{split}: {note}', file=sys.stderr)
   return version
+
+
+@contextlib.contextmanager
+def _staging(out: Path, prefix: str) -> Iterator[Path]:
+  """A new hidden folder in `out`, gone at the end, and so is `out` if it was made here and nothing came to lie in it.
+
+  Removes what killed runs left under this prefix: a process holds the lock of its folder for as long as it lives.
+  """
+  made = [folder for folder in (out, *out.parents) if not folder.exists()]
+  out.mkdir(parents=True, exist_ok=True)
+  try:
+    with contextlib.ExitStack() as stack:
+      with _locked(out):  # so that nobody takes a folder for abandoned before it has its lock
+        for old in out.glob(f'{prefix}*incomplete'):
+          with _locked(old, wait=False) as is_abandoned:
+            if is_abandoned:
+              shutil.rmtree(old, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp('.incomplete', prefix, out))
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        stack.enter_context(_locked(staging))
+      yield staging
+  finally:
+    with contextlib.suppress(OSError):  # not empty
+      for folder in made:
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+  """Holds a folder's advisory lock; False where another process has it (`wait=False`) or there is none to be had."""
+  handle, is_locked = None, False
+  try:
+    with contextlib.suppress(OSError):  # the folder is gone by now, or the file system knows no locks
+      handle = os.open(folder, os.O_RDONLY)
+      fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      is_locked = True
+    yield is_locked
+  finally:
+    if handle is not None:
+      os.close(handle)
 
 
 def _check_names(name: str, split: str) -> None:
@@ -150,6 +195,10 @@ class _Content:
     self.has_masks = True
     self._digests: list[tuple[int, bytes]] = []
 
+  def __len__(self) -> int:
+    """How many examples were passed on so far."""
+    return len(self._digests)
+
   def examples(self, done: Callable[[], Any]) -> Iterator[Example]:
     """All examples, pictures checked in threads; DataError at the end if there is any problem with a picture."""
     problems = Problems(f'{len(self.source)} pictures')
@@ -168,8 +217,7 @@ class _Content:
       example = self.source[index]
     except DataError as error:
       return None, str(error), b''
-    problem = _picture_problem(example)
-    return example, problem and f'{self.source.where(index)} {problem}', _digest(example)
+    return example, _picture_problem(self.source.where(index), example), _digest(example)
 
   def identity(self) -> str:
     """sha256 over the categories and every example, in order of image id: the same wherever it was prepared."""
@@ -179,18 +227,18 @@ class _Content:
     return total.hexdigest()
 
 
-def _picture_problem(example: Example) -> str:
-  """Decodes the picture; '' or what is wrong with it and what was expected."""
+def _picture_problem(name: str, example: Example) -> str:
+  """Decodes the picture called `name`; '' or what is wrong with it and what was expected."""
   try:
-    with PIL.Image.open(io.BytesIO(example.image)) as picture:
-      picture.load()
-  except Exception as error:  # broken files raise errors of many unrelated types
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f'does not decode ({reason}); expected a whole JPEG or PNG'
-  if picture.format not in ('JPEG', 'PNG', 'MPO'):  # MPO: a JPEG with further pictures behind it, as cameras write
-    return f'is {picture.format}; expected JPEG or PNG'
-  if picture.size != (example.width, example.height):
-    return (f'is {picture.width} wide and {picture.height} high; expected {example.width} and {example.height} as the '
+    height, width, _ = transforms.decode(example.image, name).shape
+  except DataError as error:
+    return str(error)
+  with PIL.Image.open(io.BytesIO(example.image)) as picture:  # reads the header alone
+    kind = picture.format
+  if kind not in ('JPEG', 'PNG', 'MPO'):  # MPO: a JPEG with further pictures behind it, as cameras write
+    return f'{name} is {kind}; expected JPEG or PNG'
+  if (height, width) != (example.height, example.width):
+    return (f'{name} is {width} wide and {height} high; expected {example.width} and {example.height} as the '
             'annotations say')
   return ''
 
@@ -242,7 +290,7 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
       return
     if not overwrite:
       raise DataError(f'{version} has a split {split!r} with other content; expected the same, another split or name, '
-                      'or overwrite')
+                      'or --overwrite')
   info = json.loads((built / 'dataset_info.json').read_text(encoding='utf-8'))
   entry, tag = info['splits'][0], identity[:16]
   entry['filepathTemplate'] = '{DATASET}-{SPLIT}-' + tag + '.{FILEFORMAT}-{SHARD_X_OF_Y}'

@@ -161,8 +161,8 @@ def open_dataset(path: str | Path, split: str) -> PreparedDataset:
 def to_lvis_json(dataset: PreparedDataset) -> dict[str, Any]:
   """The ground truth of a split in LVIS's format, for evaluation: xywh boxes, areas, segmentations, federated lists.
 
-  Categories of a data set without frequencies have none here. Boxes and areas are those of the annotation file up to
-  clipping and float32.
+  Categories of a data set without frequencies have none here, and objects without a mask no `segmentation`. Boxes and
+  areas are those of the annotation file up to clipping and float32.
   """
   images, annotations = [], []
   for i in range(len(dataset)):
@@ -175,7 +175,8 @@ def to_lvis_json(dataset: PreparedDataset) -> dict[str, Any]:
       y1, x1, y2, x2 = (float(v) for v in o.boxes[j])
       annotations.append({'id': int(o.ids[j]), 'image_id': example.image_id, 'category_id': int(o.category_ids[j]),
                           'bbox': [x1, y1, x2 - x1, y2 - y1], 'area': float(o.areas[j]),
-                          'iscrowd': int(o.is_crowd[j]), 'segmentation': o.segmentations[j]})
+                          'iscrowd': int(o.is_crowd[j])}
+                         | ({'segmentation': o.segmentations[j]} if o.segmentations[j] else {}))
   categories = [{'id': c.id, 'name': c.name, 'synset': c.synset, 'synonyms': list(c.synonyms)}
                 | ({'frequency': c.frequency} if c.frequency else {}) for c in dataset.categories]
   return {'info': dataset.info, 'images': sorted(images, key=lambda image: image['id']),

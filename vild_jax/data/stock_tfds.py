@@ -124,6 +124,8 @@ class StockSource:
       record = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
       with PIL.Image.open(io.BytesIO(record['image'])) as picture:
         width, height = picture.size
+    except PIL.UnidentifiedImageError:  # its text shows the address of our buffer
+      raise DataError(f'{self.where(index)} is of unknown format; expected a JPEG or PNG') from None
     except Exception as error:  # bytes of others can break the parsers in any way
       reason = (str(error).splitlines() or [''])[0]
       raise DataError(f'{self._name}: record {index} does not decode ({type(error).__name__}: {reason}); expected the '

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vild_jax.data.schema import DataError
 
@@ -58,11 +58,12 @@ def draw_augmentation(rng: np.random.Generator, scale_range: tuple[float, float]
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def decode(source: bytes | str | Path, name: str = 'the picture') -> np.ndarray:
+def decode(source: bytes | str | Path, name: str = 'the picture', *, upright: bool = False) -> np.ndarray:
   """Encoded bytes, or a file, -> uint8 [H, W, 3] RGB, whatever the colour model; an alpha channel is dropped.
 
-  EXIF orientation is ignored on purpose: annotations of COCO and LVIS refer to the stored pixels. `name` stands for
-  bytes in messages. Raises DataError if the picture cannot be decoded to its last pixel.
+  EXIF orientation is ignored on purpose unless `upright`: annotations of COCO and LVIS refer to the stored pixels, but
+  a user's own picture is meant as it is shown. `name` stands for bytes in messages. Raises DataError if the picture
+  cannot be decoded to its last pixel.
   """
   if not isinstance(source, bytes):
     name = str(source)
@@ -74,6 +75,8 @@ def decode(source: bytes | str | Path, name: str = 'the picture') -> np.ndarray:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')
       with Image.open(io.BytesIO(source)) as picture:
+        if upright:
+          picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith('I;16'):  # PIL would cut 16-bit grey off at 255
           grey = (np.asarray(picture) >> 8).astype(np.uint8)
           return np.repeat(grey[:, :, None], 3, axis=2)

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from vild_jax.data.schema import DataError
 from vild_jax.eval import results as results_lib
 from vild_jax.eval import scoring
 
@@ -22,7 +23,7 @@ def evaluate(ground_truth: dict | str | Path, results: list[results_lib.Result] 
   """Scores results by the LVIS protocol.
 
   Args:
-    ground_truth: LVIS-format JSON or its path.
+    ground_truth: LVIS-format JSON or its path; some picture must list `neg_category_ids` (unless there is one class).
     results: results JSON (results.py) or its path; more than 300 of a picture are cut to its best 300.
     base_category_ids: ids of the base categories; None means all that are not rare.
     min_area: ground truth below it (pixels squared) is ignored.
@@ -32,9 +33,14 @@ def evaluate(ground_truth: dict | str | Path, results: list[results_lib.Result] 
     See `scoring.score`; fractions, None for a group without categories.
 
   Raises:
-    DataError: input that cannot be scored.
+    DataError: input that cannot be scored, or ground truth that is not federated.
   """
   truth, found = scoring.read(ground_truth, results)
+  if len(truth['categories']) > 1 and not any(image.get('neg_category_ids') for image in truth['images']):
+    # A class counts only in pictures known to hold or to lack it: without the latter all confusions go unpunished.
+    name = ground_truth if isinstance(ground_truth, str | Path) else 'the ground truth'
+    raise DataError(f'{name}: none of the {len(truth["images"])} pictures lists categories that it lacks; expected '
+                    "LVIS's neg_category_ids, or evaluation.protocol=coco for exhaustive annotations")
   metrics = scoring.score(truth, _listed(truth, _best(found)), federated=True, max_detections=MAX_DETECTIONS,
                           base_category_ids=base_category_ids, min_area=min_area, min_instances=min_instances)
   return {**metrics, 'detections': len(found)}
@@ -51,7 +57,7 @@ def _best(results: list[results_lib.Result]) -> list[results_lib.Result]:
 
 def _listed(truth: dict[str, Any], results: list[results_lib.Result]) -> list[results_lib.Result]:
   """Detections of categories that their picture is known to hold or to lack; the library crashes on some others."""
-  listed = {image['id']: set(image.get('neg_category_ids', ())) for image in truth['images']}
+  listed = {image['id']: set(image.get('neg_category_ids') or ()) for image in truth['images']}
   for annotation in truth['annotations']:
     listed[annotation['image_id']].add(annotation['category_id'])
   return [result for result in results if result['category_id'] in listed[result['image_id']]]

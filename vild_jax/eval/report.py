@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vild_jax import files
 from vild_jax.eval import charts
 from vild_jax.eval.report_style import STYLE
-from vild_jax.eval.summary import write_file
 
 _METHODS = {'vild_text': 'ViLD-text', 'vild': 'ViLD', 'vild_ensemble': 'ViLD-ensemble', 'vild_image': 'ViLD-image',
             'clip_crops': 'CLIP on cropped regions', 'vild_text_clip_crops': 'ViLD-text + CLIP',
@@ -91,7 +91,7 @@ def write_json(path: str | Path, report: Report) -> None:
   content = {'methods': report.methods, 'seed': report.seed,
              'seconds': {stage.name: stage.seconds for stage in report.stages},
              'data': report.data, 'machine': report.machine}
-  write_file(Path(path), (json.dumps(content, indent=2, allow_nan=False, default=_number) + '\n').encode())
+  files.write(path, json.dumps(content, indent=2, allow_nan=False, default=_number) + '\n')
 
 
 def write_html(path: str | Path, report: Report) -> None:
@@ -103,7 +103,7 @@ def write_html(path: str | Path, report: Report) -> None:
           f'<meta name="color-scheme" content="light dark"><style>{STYLE}</style></head><body><main>'
           f'<header><h1>{escape(report.title)}</h1><p class="lead">{escape(report.summary)}</p></header>'
           f'{"".join(sections)}</main></body></html>\n')
-  write_file(Path(path), page.encode())
+  files.write(path, page)
 
 
 def _tiles(report: Report) -> str:

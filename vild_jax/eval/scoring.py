@@ -71,10 +71,10 @@ def score(ground_truth: dict[str, Any], results: list[results_lib.Result], *, fe
     min_instances: categories with fewer instances (of that area, no crowds) stay out of every average.
 
   Returns:
-    'box' and 'mask' (None where the results or the ground truth have none): AP, AP50, AP75, APs, APm, APl, APr, APc,
-    APf, AP_base, AP_novel, AP50_base, AP50_novel; 'per_category': rows of id, name, frequency, base, instances,
-    box_AP, box_AP50, mask_AP, mask_AP50; 'curves': {'recall' [101], 'box' [101], 'mask' [101]}, the precision at IoU
-    0.5, averaged over categories.
+    'box' and 'mask' (None where a detection or an object, crowds included, has none): AP, AP50, AP75, APs, APm, APl,
+    APr, APc, APf, AP_base, AP_novel, AP50_base, AP50_novel; 'per_category': rows of id, name, frequency, base,
+    instances, box_AP, box_AP50, mask_AP, mask_AP50; 'curves': {'recall' [101], 'box' [101], 'mask' [101]}, the
+    precision at IoU 0.5, averaged over categories.
   """
   categories = sorted(ground_truth['categories'], key=lambda category: category['id'])
   frequencies = np.array([category.get('frequency', '') for category in categories])
@@ -89,7 +89,9 @@ def score(ground_truth: dict[str, Any], results: list[results_lib.Result], *, fe
   metrics: Metrics = {'images': len(ground_truth['images']), 'detections': len(results), 'per_category': rows,
                       'curves': {'recall': np.linspace(0, 1, 101).tolist()}}
   for kind, key in (('box', 'bbox'), ('mask', 'segmentation')):
-    if not all(key in item for item in [*ground_truth['annotations'], *results]):
+    # One object without a mask is enough: it would count as missed, and what lies in a crowd without one as wrong.
+    if not (all(annotation.get(key) for annotation in ground_truth['annotations'])
+            and all(result.get(key) is not None for result in results)):
       metrics[kind] = metrics['curves'][kind] = None
       for row in rows:
         row[f'{kind}_AP'] = row[f'{kind}_AP50'] = None

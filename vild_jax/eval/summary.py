@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from vild_jax import files
 from vild_jax.eval.scoring import Metrics
 
 _BOX, _MASK, _GRID, _INK = '#2f6fdb', '#e2711d', '#e3e5e8', '#30343b'
@@ -28,19 +28,13 @@ def write_reports(out_dir: str | Path, metrics: Metrics) -> list[Path]:
   writer = csv.DictWriter(table, list(metrics['per_category'][0]) if metrics['per_category'] else ['id'])
   writer.writeheader()
   writer.writerows(metrics['per_category'])
-  files = {'metrics.json': (json.dumps(summary, indent=2, allow_nan=False) + '\n').encode(),
-           'per_category.csv': table.getvalue().encode(),
-           'precision_recall.png': _precision_recall(metrics),
-           'ap_by_group.png': _ap_by_group(metrics)}
-  return [write_file(folder / name, content) for name, content in files.items()]
-
-
-def write_file(path: Path, content: bytes) -> Path:
-  """Writes a file whole or not at all."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  temporary.write_bytes(content)
-  os.replace(temporary, path)
-  return path
+  contents = {
+    'metrics.json': json.dumps(summary, indent=2, allow_nan=False) + '\n',
+    'per_category.csv': table.getvalue().encode(),
+    'precision_recall.png': _precision_recall(metrics),
+    'ap_by_group.png': _ap_by_group(metrics),
+  }
+  return [files.write(folder / name, content) for name, content in contents.items()]
 
 
 def _precision_recall(metrics: Metrics) -> bytes:

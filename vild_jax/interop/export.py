@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vild_jax import config as config_lib
+from vild_jax import files
 from vild_jax.config import Config
 from vild_jax.interop import hf_clip
 from vild_jax.train import checkpoint
@@ -40,31 +41,22 @@ def export_bundle(out: Path, config: Config, variables: dict[str, Any], vocabula
   out = Path(out).absolute()
   if out.exists() and not (out / BUNDLE_FILE).is_file():
     raise ValueError(f'{out} exists and is no bundle; expected a new folder')
-  temporary = out.with_name(f'.{out.name}.tmp')
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  if teacher is not None:
-    tower = hf_clip.load_text_tower(teacher)
-    check_teacher(tower.text_identity, vocabulary_teacher, str(teacher))
-    hf_clip.save_text_tower(temporary / TEXT_TOWER, tower)
-  shutil.copyfile(vocabulary, temporary / checkpoint.VOCABULARY_FILE)
-  (temporary / checkpoint.CONFIG_FILE).write_text(config_lib.to_text(config), encoding='utf-8')
-  checkpoint.save_variables(temporary, variables)
   about = {
     'format': FORMAT,
+    'name': config.name,
     'teacher': vocabulary_teacher,
     'preprocessing': {'image_size': config.data.image_size, 'resize': 'bilinear, no half-pixel centres, no antialias',
                       'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225], 'padding': 'bottom and right'},
   }
-  (temporary / BUNDLE_FILE).write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
-  if out.exists():
-    old = out.with_name(f'.{out.name}.old')
-    shutil.rmtree(old, ignore_errors=True)
-    out.rename(old)
-    temporary.rename(out)
-    shutil.rmtree(old)
-  else:
-    temporary.rename(out)
+  with files.new_folder(out) as folder:
+    if teacher is not None:
+      tower = hf_clip.load_text_tower(teacher)
+      check_teacher(tower.text_identity, vocabulary_teacher, str(teacher))
+      hf_clip.save_text_tower(folder / TEXT_TOWER, tower)
+    shutil.copyfile(vocabulary, folder / checkpoint.VOCABULARY_FILE)
+    (folder / checkpoint.CONFIG_FILE).write_text(config_lib.to_text(config), encoding='utf-8')
+    checkpoint.save_variables(folder, variables)
+    (folder / BUNDLE_FILE).write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
   return out
 
 

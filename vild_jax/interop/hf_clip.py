@@ -40,7 +40,8 @@ class Teacher:
 
   Attributes:
     config: the sizes of both towers.
-    params: float32 parameters of `clip.Clip`: `text`, and unless it is a text tower alone, `image` and `logit_scale`.
+    params: float32 parameters of `clip.Clip`: `text`, and unless it is a text tower alone, `image` and `logit_scale`
+      (of a sigmoid model also `logit_bias`).
     tokenizer_json: the text of tokenizer.json.
     preprocessor: the contents of preprocessor_config.json; None for a text tower alone.
   """

@@ -7,7 +7,6 @@ bool [C], `teacher` (identity of the text tower) and `prompts` (what was embedde
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vild_jax import structs
+from vild_jax import files, structs
 
 UNIT_TOLERANCE = 1e-3  # float16 rows are unit to about 5e-4
 
@@ -61,15 +60,9 @@ class VocabularyFile:
 
 def save(path: str | Path, vocabulary: VocabularyFile) -> None:
   """Writes a vocabulary file; what stood there before stays until the new one is complete."""
-  path = Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    with open(temporary, 'wb') as f:
-      np.savez(f, embeddings=vocabulary.embeddings, names=np.array(vocabulary.names), is_base=vocabulary.is_base,
-               teacher=np.array(vocabulary.teacher), prompts=np.array(vocabulary.prompts))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with files.replacing(path) as temporary, open(temporary, 'wb') as f:
+    np.savez(f, embeddings=vocabulary.embeddings, names=np.array(vocabulary.names), is_base=vocabulary.is_base,
+             teacher=np.array(vocabulary.teacher), prompts=np.array(vocabulary.prompts))
 
 
 def load(path: str | Path) -> VocabularyFile:

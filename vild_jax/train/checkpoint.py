@@ -14,42 +14,48 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from vild_jax import config as config_lib
+from vild_jax import files
 from vild_jax.config import Config
 from vild_jax.config import Mesh as MeshSettings
 from vild_jax.structs import TrainState
-from vild_jax.train import sharding
-from vild_jax.train.optim import path_name
+from vild_jax.train import sharding, weights
 from vild_jax.train.state import abstract, variables
 
-CONFIG_FILE, VOCABULARY_FILE, VARIABLES = 'config.json', 'vocabulary.npz', 'variables'
+CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
 _FOLDER = 'checkpoints'
 # Settings that change neither what is learnt nor the shape of the state: a resume may change them.
-_FREE = ('data.workers', 'mesh.', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures',
-         'evaluation.', 'teacher')
+# What data and vocabulary hold is checked where they are opened: they may move to another path.
+_FREE = ('name', 'vocabulary', 'teacher', 'data.train', 'data.val', 'data.val_split', 'data.workers', 'mesh.data',
+         'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures', 'train.pictures_every',
+         *(f'evaluation.{field}' for field in config_lib.Evaluation.__dataclass_fields__))
 
 
 class Checkpoints:
   """The checkpoints of one work directory. Saves are asynchronous; `close` waits for the last one."""
 
-  def __init__(self, workdir: Path, *, every: int = 1, keep: int = 3):
-    options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep, create=True)
+  def __init__(self, workdir: Path, *, keep: int = 3):
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     self._manager = ocp.CheckpointManager((Path(workdir) / _FOLDER).absolute(), options=options)
 
   def latest_step(self) -> int | None:
     """The newest complete checkpoint; what a killed save left half-written does not count."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: TrainState, *, force: bool = False) -> None:
-    """Saves at the configured interval, or always with `force`. `step` is the host's own: reading the state's waits."""
-    if force and step in self._manager.all_steps():
-      return
-    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=force)
+  def save(self, step: int, state: TrainState) -> None:
+    """Saves unless that step is there. `step` is the host's own: reading the state's waits for the device."""
+    if step not in self._manager.all_steps():
+      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
 
   def restore(self, config: Config, mesh: Mesh) -> TrainState:
-    """The newest state, laid out on `mesh`, whatever topology saved it."""
-    step = self.latest_step()
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract(config, mesh)))
-    return self._manager.restore(step, args=args)['state']
+    """The newest state, laid out on `mesh`, whatever topology saved it.
+
+    Raises ValueError if it is of another architecture, naming the first misfit, or damaged.
+    """
+    step, expected = self.latest_step(), abstract(config, mesh)
+    folder = Path(self._manager.directory) / str(step)
+    weights.check(folder / 'state', variables(expected))
+    with weights.reading(folder):
+      return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected)))['state']
 
   def close(self) -> None:
     self._manager.wait_until_finished()
@@ -66,15 +72,15 @@ def claim_workdir(workdir: Path, config: Config) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / CONFIG_FILE
   if path.is_file():
-    saved = config_lib.from_text(path.read_text(encoding='utf-8'))
-    differences = [d for d in config_lib.difference(saved, config) if not d.startswith(_FREE)]
+    saved = read_config(workdir)
+    differences = [d for d in config_lib.difference(saved, config) if d.partition(':')[0] not in _FREE]
     if differences:
       more = f' (and {len(differences) - 1} more)' if len(differences) > 1 else ''
       raise ValueError(f'{workdir} was made with another config: {differences[0]} differ{more}; '
                        'expected the same config or a new --workdir')
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(config_lib.to_text(config), encoding='utf-8')
-  temporary.replace(path)
+  elif (workdir / _FOLDER).is_dir():
+    raise ValueError(f'{workdir} holds {_FOLDER}/ but no {CONFIG_FILE}; expected both, or a new --workdir')
+  files.write(path, config_lib.to_text(config))
 
 
 def read_config(workdir: Path) -> Config:
@@ -82,7 +88,10 @@ def read_config(workdir: Path) -> Config:
   path = Path(workdir) / CONFIG_FILE
   if not path.is_file():
     raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
-  return config_lib.from_text(path.read_text(encoding='utf-8'))
+  try:
+    return config_lib.from_text(path.read_text(encoding='utf-8'))
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'{path}: {error}') from error
 
 
 def load_variables(folder: Path, config: Config, mesh: Mesh | None = None) -> dict[str, Any]:
@@ -96,46 +105,25 @@ def load_variables(folder: Path, config: Config, mesh: Mesh | None = None) -> di
   Raises ValueError if there is no checkpoint, or one of another architecture; the message names the first misfit.
   """
   folder = Path(folder).absolute()
-  mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
-  expected = variables(abstract(config, mesh))
-  if (folder / VARIABLES).is_dir():
-    return _restore_tree(folder / VARIABLES, expected)
+  expected = abstract_variables(config, mesh)
+  if (folder / weights.VARIABLES).is_dir():
+    return weights.restore(folder / weights.VARIABLES, expected)
   if not (folder / _FOLDER).is_dir():
     raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
-  with ocp.CheckpointManager(folder / _FOLDER, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+  options = lambda: ocp.CheckpointManagerOptions(read_only=True)  # made inside: it logs what read-only means
+  with weights.reading(folder / _FOLDER), ocp.CheckpointManager(folder / _FOLDER, options=options()) as manager:
     step = manager.latest_step()
   if step is None:
     raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {_FOLDER}/')
-  return _restore_tree(folder / _FOLDER / str(step) / 'state', expected)
+  return weights.restore(folder / _FOLDER / str(step) / 'state', expected)
+
+
+def abstract_variables(config: Config, mesh: Mesh | None = None) -> dict[str, Any]:
+  """Shapes, types and shardings of {'params', 'batch_stats'}, replicated on `mesh`; by default on one device."""
+  mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
+  return variables(abstract(config, mesh))
 
 
 def save_variables(folder: Path, variables: dict[str, Any]) -> None:
   """Writes {'params', 'batch_stats'} alone into the folder of a bundle."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(Path(folder).absolute() / VARIABLES, variables)
-
-
-def _restore_tree(path: Path, expected: Any) -> Any:
-  """Restores the part of the checkpoint at `path` that `expected` (abstract, with shardings) names; strict."""
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    try:
-      found = checkpointer.metadata(path.absolute()).item_metadata.tree
-    except Exception as error:
-      raise ValueError(f'{path} is no readable checkpoint; expected an Orbax folder') from error
-    _check_fit(path, {k: found.get(k, {}) for k in expected}, expected)
-    restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
-    args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
-    return checkpointer.restore(path.absolute(), args=args)
-
-
-def _check_fit(path: Path, found: Any, expected: Any) -> None:
-  """Every weight in both, of the same shape; else a ValueError that names the first misfit."""
-  shapes = lambda tree: {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
-  there, here = shapes(found), shapes(expected)
-  misfits = [f'{name} is missing' for name in here if name not in there]
-  misfits += [f'{name} has no place in the model' for name in there if name not in here]
-  misfits += [f'{name} is {there[name]}, expected {here[name]}' for name in here
-              if name in there and there[name] != here[name]]
-  if misfits:
-    raise ValueError(f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
-                     'expected the config that it was trained with')
+  weights.save(Path(folder) / weights.VARIABLES, variables)

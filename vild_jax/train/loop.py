@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -46,10 +47,16 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
   claim_workdir(workdir, config)
-  checkpoints = Checkpoints(workdir, every=config.train.checkpoint_every, keep=config.train.keep)
-  resumed = checkpoints.latest_step() is not None
-  state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh)
+  checkpoints = Checkpoints(workdir, keep=config.train.keep)
+  try:
+    resumed = checkpoints.latest_step() is not None
+    state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh)
+  except BaseException:
+    checkpoints.close()  # its threads would end with a wall of noise
+    raise
   start = int(state.step)
+  print(f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
+        f'{mesh.devices.flat[0].device_kind}, in {workdir}', file=sys.stderr)
   writer = WorkdirWriter(workdir, resume_step=start) if writer is None else writer
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
   train_step = make_train_step(config, mesh)
@@ -60,12 +67,14 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
     with progress.bar(config.train.steps, 'train', unit='step', initial=start) as bar:
       for step in range(start + 1, config.train.steps + 1):
         arrays = next(iterator)
-        batch = sharding.put_batch(mesh, Batch(**{field: arrays[field] for field in _BATCH_FIELDS}))
+        batch = sharding.put_batch(mesh, Batch(**{field: arrays[field] for field in _BATCH_FIELDS if field in arrays}))
         state, metrics = train_step(state, batch, vocabulary)
         if summary := recorder.add(step, metrics):
-          bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary["images_per_second"]:.1f} images/s',
+          bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary.get("images_per_second", 0):.1f} images/s',
                               refresh=False)
-        checkpoints.save(step, state, force=step == config.train.steps)
+        if step % config.train.checkpoint_every == 0 or step == config.train.steps:
+          _check_finite(metrics, step, step)  # a resume starts from what is saved: never from a broken state
+          checkpoints.save(step, state)
         if pictures is not None and (step % config.train.pictures_every == 0 or step == config.train.steps):
           writer.write_images(step, pictures(state_lib.variables(state)))
           recorder.restart_clock()
@@ -83,6 +92,7 @@ class _Recorder:
 
   def __init__(self, config: Config, writer: Any):
     self._config, self._writer = config, writer
+    self._compiled = False
     self._running: clu_metrics.Collection | None = None
     self._steps = 0
     self._last_loss: jax.Array | None = None
@@ -100,18 +110,31 @@ class _Recorder:
     update = collection.single_from_model_output(**metrics)
     self._running = update if self._running is None else self._running.merge(update)
     self._steps, self._timed_steps = self._steps + 1, self._timed_steps + 1
+    if not self._compiled:  # the first step waits for the compiler, and says nothing of the speed
+      metrics['loss'].block_until_ready()
+      self._compiled = True
+      self.restart_clock()
     if step % self._config.train.log_every and step != self._config.train.steps:
       return None
     summary = {key: float(value) for key, value in self._running.compute().items()}
-    if not np.isfinite(summary['loss']):
-      parts = ', '.join(f'{key} {value:.4g}' for key, value in summary.items() if key.endswith('loss'))
-      raise FloatingPointError(f'a loss is not finite between steps {step - self._steps + 1} and {step}: {parts}; '
-                               'the last checkpoint before is kept')
+    _check_finite(summary, step - self._steps + 1, step)
     summary['learning_rate'] = float(metrics['learning_rate'])
-    summary['images_per_second'] = (self._timed_steps * self._config.data.batch_size
-                                    / (time.perf_counter() - self._start))
+    if self._timed_steps:
+      summary['images_per_second'] = (self._timed_steps * self._config.data.batch_size
+                                      / (time.perf_counter() - self._start))
     self._writer.write_scalars(step, summary)
     self._writer.flush()
     self._running, self._steps = None, 0
     self.restart_clock()
     return summary
+
+
+def _check_finite(metrics: Mapping[str, Any], first: int, last: int) -> None:
+  """Raises FloatingPointError unless loss and gradient norm of steps `first` to `last` are finite."""
+  if np.isfinite(float(metrics['loss'])) and np.isfinite(float(metrics['gradient_norm'])):
+    return
+  steps = f'step {first}' if first == last else f'steps {first} to {last}'
+  parts = ', '.join(f'{key} {float(value):.4g}' for key, value in metrics.items()
+                    if key.endswith('loss') or key == 'gradient_norm')
+  raise FloatingPointError(f'training is not finite in {steps}: {parts}; expected finite numbers '
+                           '(the last checkpoint before is kept)')

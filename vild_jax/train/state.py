@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from vild_jax import detector
 from vild_jax.config import Config
 from vild_jax.structs import TrainState
-from vild_jax.train import optim, sharding
+from vild_jax.train import optim, sharding, weights
 
 # Every use of randomness derives its key from (root key, step, one of these).
 INIT, SAMPLING = 0, 1
@@ -33,9 +34,22 @@ def abstract(config: Config, mesh: Mesh) -> Any:
 
 
 def create_on(config: Config, mesh: Mesh) -> TrainState:
-  """The state at step 0, every leaf made where it lives."""
-  shardings = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
-  return jax.jit(lambda: create(config), out_shardings=shardings)()
+  """The state at step 0, every leaf made where it lives; the backbone comes from `train.init_backbone` if it is set.
+
+  Raises ValueError if the weights there are of another architecture than `model.backbone`.
+  """
+  shapes = abstract(config, mesh)
+  state = jax.jit(lambda: create(config), out_shardings=jax.tree.map(lambda x: x.sharding, shapes))()
+  if not config.train.init_backbone:
+    return state
+  folder = Path(config.train.init_backbone) / weights.VARIABLES
+  if not folder.is_dir():
+    raise ValueError(f'train.init_backbone: {folder.parent} holds no {weights.VARIABLES}/; expected a folder of '
+                     '`vild-jax convert resnet`')
+  expected = {key: {'backbone': tree['backbone']} for key, tree in variables(shapes).items()}
+  start = weights.restore(folder, expected, part='backbone')
+  return state.replace(params={**state.params, **start['params']},
+                       batch_stats={**state.batch_stats, **start['batch_stats']})
 
 
 def variables(state: TrainState) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -10,20 +11,35 @@ import optax
 from jax.sharding import Mesh
 
 from vild_jax import detector
-from vild_jax.config import Config
+from vild_jax.config import Config, Data, Evaluation, Train
 from vild_jax.objective import objective
 from vild_jax.structs import Batch, Detections, TrainState, Vocabulary
 from vild_jax.train import optim, sharding
 from vild_jax.train.state import SAMPLING, abstract, step_key
 
 
-@functools.cache
 def make_train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """(state, batch, vocabulary) -> (next state, {metric: scalar}); the state is donated.
 
   Arrays are global: batch statistics, normalisers and samplers mean the same on one device and on many. Made once for
-  equal arguments, so that what is compiled is compiled once.
+  configs that mean the same program, so that what is compiled is compiled once.
   """
+  return _train_step(_of_the_program(config), mesh)
+
+
+def make_predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
+  """(variables, images [B, S, S, 3], content sizes [B, 2], vocabulary) -> detections of the batch."""
+  return _predict_step(_of_the_program(config), mesh)
+
+
+def _of_the_program(config: Config) -> Config:
+  """Without what no program depends on: names, paths, cadence, and sizes that come with the arrays."""
+  return dataclasses.replace(config, name='', seed=0, vocabulary='', teacher='', data=Data(), evaluation=Evaluation(),
+                             train=Train(steps=config.train.steps))
+
+
+@functools.cache
+def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   update = optim.optimizer(config)
   rate = optim.schedule(config.optimizer, config.train.steps)
   per_image = sharding.per_image(mesh)
@@ -46,8 +62,7 @@ def make_train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainStat
 
 
 @functools.cache
-def make_predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
-  """(variables, images [B, S, S, 3], content sizes [B, 2], vocabulary) -> detections of the batch."""
+def _predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
   per_image = sharding.per_image(mesh)
 
   def predict_step(variables, image: jax.Array, image_size: jax.Array, vocabulary: Vocabulary) -> Detections:

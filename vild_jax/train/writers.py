@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vild_jax import files
+
 METRICS_FILE = 'metrics.jsonl'
 
 
@@ -28,9 +30,7 @@ class WorkdirWriter:
     self._tensorboard = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=resume_step + 1)
     path = Path(workdir) / METRICS_FILE
     kept = [line for line in read_metrics(path) if line['step'] <= resume_step]
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8')
-    temporary.replace(path)
+    files.write(path, ''.join(json.dumps(line) + '\n' for line in kept))
     self._jsonl = path.open('a', encoding='utf-8')
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:

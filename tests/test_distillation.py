@@ -1,0 +1,147 @@
+"""Learning from the teacher: which head learns what, what padding may not do, and the scores of two heads."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from vild_jax import detector, objective
+from vild_jax.structs import RegionTargets
+
+ONE_HEAD = tiny.config('distillation.weight=0.5')
+TWO_HEADS = tiny.config('distillation.weight=0.5', 'model.image_head=true')
+
+
+def batch(seed=0, *, padding=0.0):
+  """A batch with six regions an image to distil, the last two of them padding filled with `padding`."""
+  rng = np.random.default_rng(seed)
+  boxes = np.sort(rng.uniform(0, 60, (8, 6, 2, 2)), axis=2).reshape(8, 6, 4) + np.array([0, 0, 3, 3])
+  embeddings = rng.normal(size=(8, 6, 16))
+  valid = np.tile(np.arange(6) < 4, (8, 1))
+  keep = lambda x: np.where(valid[..., None], x, padding).astype(np.float32)
+  return tiny.batch(seed).replace(regions=RegionTargets(keep(boxes), keep(embeddings), valid))
+
+
+@pytest.fixture(scope='module')
+def run():
+  """batch -> loss, metrics, statistics, gradients of the whole and of the distillation alone, with two heads."""
+  variables = tiny.variables(TWO_HEADS)
+
+  def forward(batch, vocabulary):
+    def losses(params):
+      total, (metrics, statistics) = objective.objective(TWO_HEADS, {**variables, 'params': params}, batch, vocabulary,
+                                                         jax.random.PRNGKey(3))
+      return jnp.stack([total, metrics['distillation_loss']]), (metrics, statistics)
+
+    (total, _), pull, (metrics, statistics) = jax.vjp(losses, variables['params'], has_aux=True)
+    gradients = jax.vmap(lambda row: pull(row)[0])(jnp.eye(2))
+    return total, metrics, statistics, *(jax.tree.map(lambda g, i=i: g[i], gradients) for i in range(2))
+
+  forward = jax.jit(forward)
+  return lambda batch: forward(batch, tiny.vocabulary())
+
+
+def learns(gradients):
+  """The parts of the model with a gradient, all of them finite."""
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+  return {part for part, tree in gradients.items() if max(np.abs(g).max() for g in jax.tree.leaves(tree)) > 0}
+
+
+def test_the_image_head_learns_from_the_teacher_alone_and_it_alone_does(run):
+  _, metrics, _, whole, alone = run(batch())
+  assert metrics['distillation_loss'] > 0
+  np.testing.assert_allclose(metrics['loss'], sum(v for k, v in metrics.items() if k.endswith('_loss')), rtol=1e-6)
+  assert learns(alone) == {'backbone', 'fpn', 'image_head'}
+  assert learns(whole) == set(whole)
+  for a, b in zip(jax.tree.leaves(whole['image_head']), jax.tree.leaves(alone['image_head']), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
+
+
+def test_padding_is_in_no_loss_and_no_batch_statistic(run):
+  """METHOD.md, section 4.3, for the regions to distil."""
+  results = [run(batch(padding=padding)) for padding in (0.0, 31.0)]
+  for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_without_valid_regions_trains_on_its_labels(run):
+  empty = batch()
+  empty = empty.replace(regions=empty.regions.replace(valid=np.zeros((8, 6), bool)))
+  total, metrics, statistics, whole, alone = run(empty)
+  assert metrics['distillation_loss'] == 0 and metrics['class_loss'] > 0 and not learns(alone)
+  assert np.isfinite(total) and all(np.isfinite(x).all() for x in jax.tree.leaves((statistics, whole)))
+
+
+def test_one_head_normalises_all_its_regions_together():
+  """QUIRKS 41: sampled and distilled regions share batch statistics, without padding, and stay in their own rows."""
+  variables, regions = tiny.variables(ONE_HEAD), batch().regions
+  rng = np.random.default_rng(5)
+  features = {level: jnp.asarray(rng.normal(size=(8, 64 >> level, 64 >> level, 16)), jnp.float32)
+              for level in range(2, 7)}
+  rois, words = tiny.batch(1).boxes, jax.tree.map(jnp.asarray, tiny.vocabulary())
+  valid = np.ones(rois.shape[:2], bool)
+  stage = jax.jit(lambda rois, valid, distilled=None: detector.second_stage(
+    ONE_HEAD.model, variables, features, rois, valid, words, train=True, distilled=distilled))
+  found, after = stage(rois, valid, regions)
+  together, expected = stage(np.concatenate([rois, regions.boxes], 1), np.concatenate([valid, regions.valid], 1))
+  np.testing.assert_allclose(found.embeddings, together.embeddings[:, :5], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(found.student, together.embeddings[:, 5:], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(found.deltas, together.deltas[:, :5], rtol=1e-5, atol=1e-6)
+  assert found.logits.shape == (8, 5, tiny.CLASSES + 1)
+  for a, b in zip(*(jax.tree.leaves(v['batch_stats']) for v in (after, expected)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+  other, after_other = stage(rois, valid, batch(padding=31.0).regions)
+  np.testing.assert_array_equal(found.embeddings, other.embeddings)
+  jax.tree.map(np.testing.assert_array_equal, after, after_other)
+  alone, _ = stage(rois, valid)
+  assert alone.student is None and np.abs(alone.embeddings - found.embeddings).max() > 1e-3
+
+
+def test_a_weight_of_zero_is_vild_text():
+  config = tiny.config()
+  _, (metrics, _) = jax.eval_shape(
+    lambda variables, batch, words: objective.objective(config, variables, batch, words, jax.random.PRNGKey(3)),
+    tiny.variables(config), batch(), tiny.vocabulary())
+  assert 'distillation_loss' not in metrics and 'class_loss' in metrics
+
+
+@pytest.mark.parametrize(('overrides', 'regions', 'message'), [
+  (['distillation.weight=0.5'], False, 'distillation.weight is 0.5, but the data holds no regions'),
+  (['model.image_head=true'], True, 'model.image_head is true, but distillation.weight is 0'),
+])
+def test_a_head_without_a_teacher_is_refused(overrides, regions, message):
+  config = tiny.config(*overrides)
+  with pytest.raises(ValueError, match=message):
+    objective.objective(config, {}, batch() if regions else tiny.batch(), tiny.vocabulary(), jax.random.PRNGKey(0))
+
+
+@pytest.mark.parametrize('base_weight', [2 / 3, 0.9])
+def test_the_ensemble_weighs_both_heads_by_what_is_base(base_weight):
+  config = tiny.config('model.image_head=true', f'model.postprocess.base_weight={base_weight}')
+  rng = np.random.default_rng(0)
+  text, image = (rng.normal(0, 3, (2, 7, columns)).astype(np.float32) for columns in (9, 8))
+  text[..., 6:8] = image[..., 6:] = -np.inf  # two rows of padding
+  words = jax.tree.map(lambda x: jnp.asarray(np.concatenate([x, np.zeros_like(x[:2])])), tiny.vocabulary())
+  second = detector.SecondStage(None, jnp.asarray(text), None, jnp.asarray(image))
+  found = detector.class_scores(config.model, second, words)
+
+  def softmax(x):
+    e = np.exp(x.astype(np.float64))
+    return e / e.sum(-1, keepdims=True)
+
+  exponent = np.where(words.is_base, base_weight, 1 - base_weight)
+  np.testing.assert_allclose(found, softmax(text)[..., :-1] ** exponent * softmax(image) ** (1 - exponent), rtol=1e-5)
+  alone = detector.class_scores(config.model, second.replace(image_logits=None), words)
+  np.testing.assert_allclose(alone, softmax(text)[..., :-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize('image_head', [False, True])
+def test_predictions_hold_image_logits_where_there_is_an_image_head(image_head):
+  config = tiny.config(f'model.image_head={image_head}')
+  inside = jax.eval_shape(lambda *args: detector.predict(config, *args, return_intermediates=True)[1],
+                          tiny.variables(config), tiny.batch().image[0], np.float32([64, 64]), tiny.vocabulary())
+  assert inside['text_logits'].shape == (30, tiny.CLASSES + 1)
+  assert inside['image_logits'].shape == (30, tiny.CLASSES) if image_head else inside['image_logits'] is None

@@ -1,0 +1,81 @@
+"""Weights alone in a folder (Orbax): {'params', 'batch_stats'} without optimiser state; strict about what fits."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+import jax
+import orbax.checkpoint as ocp
+
+from vild_jax.train.optim import path_name
+
+VARIABLES = 'variables'  # the folder's name below a bundle or a converted checkpoint
+
+
+def save(path: Path, tree: Any) -> None:
+  """Writes a pytree of arrays to the folder `path`, which must not exist."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(Path(path).absolute(), tree)
+
+
+def restore(path: Path, expected: Any, *, part: str | None = None) -> Any:
+  """Restores what `expected` names (abstract, with shardings) of the checkpoint at `path`.
+
+  Args:
+    path: an Orbax folder.
+    expected: {'params', 'batch_stats'}, or below each of them `part` alone.
+    part: the module to take, such as 'backbone'; what else the checkpoint holds is of no account then.
+
+  Raises ValueError, naming the first misfit, unless both have the same weights of the same shapes.
+  """
+  check(path, expected, part=part)
+  restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
+  args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
+  with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.restore(path.absolute(), args=args)
+
+
+def check(path: Path, expected: Any, *, part: str | None = None) -> None:
+  """Raises ValueError, naming the first misfit, unless the checkpoint has the weights of `expected` (see `restore`)."""
+  with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
+    found = checkpointer.metadata(path.absolute()).item_metadata.tree
+  found = {key: found.get(key, {}) for key in expected}
+  if part is not None:
+    found = {key: {part: tree.get(part, {})} for key, tree in found.items()}
+  shapes = lambda tree: {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+  there, here = shapes(found), shapes(expected)
+  misfits = [f'{name} is missing' for name in here if name not in there]
+  misfits += [f'{name} has no place in the model' for name in there if name not in here]
+  misfits += [f'{name} is {there[name]}, expected {here[name]}' for name in here
+              if name in there and there[name] != here[name]]
+  if misfits:
+    raise ValueError(f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
+                     'expected the config that it was trained with')
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+  """Around what Orbax reads from `path`: whatever goes wrong is one ValueError that names the folder."""
+  loud = sys.unraisablehook
+
+  def quiet(unraisable: Any) -> None:
+    # After a failed read TensorStore's threads still call into Orbax's event loop: a traceback for each array.
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      loud(unraisable)
+
+  sys.unraisablehook = quiet
+  verbosity = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(absl.logging.ERROR)  # that a folder was written without notes of Orbax's is no news
+  try:
+    yield
+  except Exception as error:  # Orbax and TensorStore raise many types, of many lines
+    raise ValueError(f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one: if it is '
+                     'damaged, remove it, and the one before is taken') from error
+  finally:
+    absl.logging.set_verbosity(verbosity)
+  sys.unraisablehook = loud  # stays quiet after a failure, whose threads go on
