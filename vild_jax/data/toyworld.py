@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from vild_jax import progress
 from vild_jax.data import toyworld_draw as draw
-from vild_jax.data import toyworld_portrait
 from vild_jax.data.schema import Category, DataError
 
 GENERATOR_VERSION = 1
@@ -229,7 +228,7 @@ def single_object(rng: np.random.Generator, category_index: int, size: int = 32)
   Tight (1x) or with context (1.5x), a little off, stretched to the square or its central square, objects of 12 to 64
   pixels brought to `size`, and often a neighbour that reaches in from the edge.
   """
-  return toyworld_portrait.portrait(rng, *divmod(category_index, len(draw.PATTERNS)), size)
+  return draw.portrait(rng, *divmod(category_index, len(draw.PATTERNS)), size)
 
 
 def _category_table(train: tuple[list, list, int]) -> list[dict]:
