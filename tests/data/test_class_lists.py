@@ -61,7 +61,8 @@ def test_bad_text_files_are_one_line(tmp_path, content, message):
 
 def test_an_annotation_file_and_the_data_set_made_of_it(tmp_path):
   path, images = small_set.write(tmp_path)
-  expected = ClassList(('ant', 'red mug', 'tree'), (False, True, True), (1, 3, 8))
+  expected = ClassList(('ant', 'red mug', 'tree'), (False, True, True), (1, 3, 8),
+                       (('ant',), ('mug', 'red_mug'), ('tree',)))
   assert class_list(path) == expected
   assert class_list(prepare.prepare(path, images, tmp_path / 'out')) == expected
   assert class_list(tmp_path / 'out') == expected
@@ -83,3 +84,9 @@ def test_what_is_no_list_is_one_line_that_names_those_there_are():
     class_list('lvis_v1')
   with pytest.raises(DataError, match='is no file'):
     class_list('nowhere.json')
+
+
+def test_synonyms_come_with_the_lists_that_have_them():
+  lvis = class_list('lvis')
+  assert len(lvis.synonyms) == 1203 and lvis.synonyms[lvis.names.index('airplane')] == ('airplane', 'aeroplane')
+  assert class_list('coco').synonyms is None
