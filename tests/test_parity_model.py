@@ -87,7 +87,7 @@ def test_proposals(predicted, trunk):
   nearest = distance.argmin(0)
   assert len(set(nearest.tolist())) == len(nearest)
   assert_close(found.boxes[nearest], trunk['rois'])
-  np.testing.assert_allclose(found.scores[nearest], trunk['roi_scores'], atol=1e-5)
+  np.testing.assert_allclose(found.scores[nearest], trunk['roi_scores'], atol=2e-6)
 
 
 def test_region_features(predicted, trunk, expected):
