@@ -173,7 +173,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-  """Shows defaults where there is one to show, and that any value of a config can be set."""
+  """Shows defaults where there is one to show."""
 
   def _get_help_string(self, action: argparse.Action) -> str | None:
     shown = action.default not in (None, False, argparse.SUPPRESS) and '(default' not in (action.help or '')

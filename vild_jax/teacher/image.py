@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -171,8 +170,3 @@ class ImageTower:
         batch[slot] = prepare(pictures[i])
       rows[chosen.start:chosen.stop] = self._apply(self._params, batch)[:len(chosen)]
     return rows
-
-
-def load_image(directory: str | Path, dtype: Any = jnp.float32) -> ImageTower:
-  """The image tower of a teacher directory."""
-  return ImageTower(hf_clip.load_teacher(directory), dtype)

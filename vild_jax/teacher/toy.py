@@ -21,8 +21,7 @@ import optax
 from vild_jax import progress
 from vild_jax.interop import hf_clip
 from vild_jax.nn import clip
-from vild_jax.teacher import prompts
-from vild_jax.teacher.text import TextTower
+from vild_jax.teacher import prompts, zero_shot
 from vild_jax.teacher.tokenizer import END, START, Tokenizer
 
 _CONTEXT_LENGTH = 32
@@ -81,13 +80,7 @@ def train(images: np.ndarray, category_index: np.ndarray, names: Sequence[str], 
 def accuracy(teacher: hf_clip.Teacher, images: np.ndarray, category_index: np.ndarray, names: Sequence[str],
              which: str | Path = 'vild') -> float:
   """The share of pictures (as in `train`) whose nearest text embedding is that of their own category."""
-  text = TextTower(teacher).embed(names, prompts.load_templates(which))
-  apply = jax.jit(lambda params, x: clip.normalize(clip.ImageTower(teacher.config).apply({'params': params}, x)))
-  right = 0
-  for start in range(0, len(images), _BATCH):
-    rows = apply(teacher.params['image'], _normalized(images[start:start + _BATCH]))
-    right += int((np.argmax(rows @ text.T, axis=1) == category_index[start:start + _BATCH]).sum())
-  return right / len(images)
+  return float(zero_shot.is_right(teacher, images, category_index, names, prompts.load_templates(which)).mean())
 
 
 def word_tokenizer(texts: Sequence[str]) -> str:

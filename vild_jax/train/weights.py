@@ -74,8 +74,8 @@ def reading(path: Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Orbax and TensorStore raise many types, of many lines
-    raise ValueError(f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one: if it is '
-                     'damaged, remove it, and the one before is taken') from error
+    raise ValueError(f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one '
+                     '(of a work directory, remove a damaged one, and the one before is taken)') from error
   finally:
     absl.logging.set_verbosity(verbosity)
   sys.unraisablehook = loud  # stays quiet after a failure, whose threads go on
