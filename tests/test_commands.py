@@ -203,6 +203,13 @@ def _spoiled(made, tmp_path, what):
   if what == 'vocabulary folder':
     return ('embed-text', '--from-npy', made / 'rows.npy', '--classes', made / 'small_val.json', '--teacher-id', 'x',
             '--out', made), f'{made}: Is a directory'
+  if what == 'not federated':
+    tree = small_set.annotations()
+    annotations, images = small_set.write(tmp_path, {**tree, 'images': [
+      {**image, 'neg_category_ids': []} for image in tree['images']]}, stem='coco_val')
+    assert run('prepare', '--annotations', annotations, '--images', images, '--out', tmp_path / 'd') == 0
+    return ('evaluate', config, '--checkpoint', made / 'run', '--data', tmp_path / 'd', '--split', 'val', '--out',
+            tmp_path / 'o'), 'evaluation.protocol=coco'
   if what == 'other data':
     annotations, images = small_set.write(tmp_path, stem='other_train')
     tree = json.loads(annotations.read_text())
@@ -255,7 +262,7 @@ def _spoiled(made, tmp_path, what):
 @pytest.mark.parametrize('what', [
   'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data',
   'edited config', 'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
-  'vocabulary folder', 'broken config', 'unwritable', 'architecture',
+  'vocabulary folder', 'not federated', 'broken config', 'unwritable', 'architecture',
   'other meaning', 'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json',
   'export over a folder'])
 def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):

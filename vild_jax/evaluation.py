@@ -51,6 +51,9 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
   sharding.check_batch_size(mesh, config.evaluation.batch_size, 'evaluation.batch_size')
   inference.check_dimension(classes, config)
   category_of_row = category_ids(dataset, classes)
+  truth = sources.to_lvis_json(dataset)
+  if config.evaluation.protocol == 'lvis':
+    lvis.check_federated(truth, dataset.folder)  # before the long part
   out.mkdir(parents=True, exist_ok=True)
   timer = _Timer()
   found = predictions(config, variables, classes, trained_on, dataset, mesh, timer)
@@ -60,7 +63,7 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
   base = [category.id for category, flag in zip(dataset.categories, inference.is_base(
     [c.name for c in dataset.categories], trained_on), strict=True) if flag]
   protocol = {'lvis': lvis, 'coco': coco}[config.evaluation.protocol]
-  metrics = protocol.evaluate(sources.to_lvis_json(dataset), out / RESULTS_FILE, base_category_ids=base,
+  metrics = protocol.evaluate(truth, out / RESULTS_FILE, base_category_ids=base,
                               min_area=config.evaluation.min_area, min_instances=config.evaluation.min_instances)
   metrics['seconds_per_image'] = timer.seconds_per_image()
   summary.write_reports(out, metrics)

@@ -47,7 +47,7 @@ def test_first_step_is_the_same_on_one_device_and_on_eight_and_gathers_nothing()
   assert collectives['all-reduce'] > 0
   assert collectives['all-gather'] == collectives['all-to-all'] == 0
   # Loops are printed apart from their bodies, so each body is looked up: a collective there would run in every round.
-  bodies = [body for names in re.findall(r'(?:body|condition)=%?([\w.-]+)', text) for body in [names]]
+  bodies = re.findall(r'(?:body|condition)=%?([\w.-]+)', text)
   assert bodies
   for body in bodies:
     block = text[text.index(f'%{body} ('):]

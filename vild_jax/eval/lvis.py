@@ -36,14 +36,20 @@ def evaluate(ground_truth: dict | str | Path, results: list[results_lib.Result] 
     DataError: input that cannot be scored, or ground truth that is not federated.
   """
   truth, found = scoring.read(ground_truth, results)
-  if len(truth['categories']) > 1 and not any(image.get('neg_category_ids') for image in truth['images']):
-    # A class counts only in pictures known to hold or to lack it: without the latter all confusions go unpunished.
-    name = ground_truth if isinstance(ground_truth, str | Path) else 'the ground truth'
-    raise DataError(f'{name}: none of the {len(truth["images"])} pictures lists categories that it lacks; expected '
-                    "LVIS's neg_category_ids, or evaluation.protocol=coco for exhaustive annotations")
+  check_federated(truth, ground_truth if isinstance(ground_truth, str | Path) else 'the ground truth')
   metrics = scoring.score(truth, _listed(truth, _best(found)), federated=True, max_detections=MAX_DETECTIONS,
                           base_category_ids=base_category_ids, min_area=min_area, min_instances=min_instances)
   return {**metrics, 'detections': len(found)}
+
+
+def check_federated(truth: dict[str, Any], name: str | Path = 'the ground truth') -> None:
+  """Raises DataError unless some picture lists categories that it lacks, or there is one category alone.
+
+  A class counts only in pictures known to hold or to lack it: without the latter all confusions go unpunished.
+  """
+  if len(truth['categories']) > 1 and not any(image.get('neg_category_ids') for image in truth['images']):
+    raise DataError(f'{name}: none of the {len(truth["images"])} pictures lists categories that it lacks; expected '
+                    "LVIS's neg_category_ids, or evaluation.protocol=coco for exhaustive annotations")
 
 
 def _best(results: list[results_lib.Result]) -> list[results_lib.Result]:
