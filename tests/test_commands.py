@@ -203,6 +203,10 @@ def _spoiled(made, tmp_path, what):
   if what == 'vocabulary folder':
     return ('embed-text', '--from-npy', made / 'rows.npy', '--classes', made / 'small_val.json', '--teacher-id', 'x',
             '--out', made), f'{made}: Is a directory'
+  if what == 'no backbone':
+    return (*train, f'--train.init_backbone={tmp_path}'), 'holds no variables/; expected a folder of `vild-jax convert'
+  if what == 'top level':
+    return (*train, '--model.pyramid.max_level=7'), 'data.image_size is 64; expected a multiple of 128'
   if what == 'not federated':
     tree = small_set.annotations()
     annotations, images = small_set.write(tmp_path, {**tree, 'images': [
@@ -262,7 +266,7 @@ def _spoiled(made, tmp_path, what):
 @pytest.mark.parametrize('what', [
   'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data',
   'edited config', 'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
-  'vocabulary folder', 'not federated', 'broken config', 'unwritable', 'architecture',
+  'vocabulary folder', 'not federated', 'no backbone', 'top level', 'broken config', 'unwritable', 'architecture',
   'other meaning', 'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json',
   'export over a folder'])
 def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):

@@ -24,7 +24,7 @@ from vild_jax.interop import hf_clip
 from vild_jax.structs import TrainState
 from vild_jax.teacher import prompts, zero_shot
 from vild_jax.teacher import vocabulary as vocabulary_lib
-from vild_jax.train import checkpoint, loop, sharding
+from vild_jax.train import checkpoint, loop, sharding, state
 
 DETECTIONS_FILE = 'detections.json'
 _DATA_FILE = 'data.json'  # of a work directory: which pictures and annotations it is trained on
@@ -42,6 +42,7 @@ def train(config: Config, workdir: Path) -> TrainState:
     raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
+  state.check_start(config, mesh)
 
   def stream(start_step: int):
     return batches.train_batches(dataset, labels, config, start_step=start_step, process_index=jax.process_index(),

@@ -102,7 +102,6 @@ class Data:
     low, high = self.scale_range
     require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
     require_positive(self, 'data', 'image_size', 'batch_size', 'max_instances', zero=('workers',))
-    require(self.image_size % 64 == 0, 'data.image_size', self.image_size, 'a multiple of 64')
 
 
 @dataclass(frozen=True)
@@ -193,6 +192,9 @@ class Config:
 
   def __post_init__(self):
     require(0 <= self.seed < 2**32, 'seed', self.seed, 'a number from 0 to below 2**32')
+    stride = 2**self.model.pyramid.max_level
+    require(self.data.image_size % stride == 0, 'data.image_size', self.data.image_size,
+            f'a multiple of {stride}, the stride of the top level of model.pyramid')
 
 
 def with_embedding_dim(config: Config, dim: int) -> Config:

@@ -57,7 +57,8 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   start = int(state.step)
   print(f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
         f'{mesh.devices.flat[0].device_kind}, in {workdir}', file=sys.stderr)
-  writer = WorkdirWriter(workdir, resume_step=start) if writer is None else writer
+  own_writer = writer is None
+  writer = WorkdirWriter(workdir, resume_step=start) if own_writer else writer
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
   train_step = make_train_step(config, mesh)
 
@@ -82,6 +83,8 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   finally:
     checkpoints.close()
     writer.flush()
+    if own_writer:
+      writer.close()  # tensorboardX writes in a thread of its own, whose last events a flush alone may miss
     if hasattr(iterator, 'close'):
       iterator.close()
   return state

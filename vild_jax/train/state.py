@@ -38,18 +38,28 @@ def create_on(config: Config, mesh: Mesh) -> TrainState:
 
   Raises ValueError if the weights there are of another architecture than `model.backbone`.
   """
-  shapes = abstract(config, mesh)
-  state = jax.jit(lambda: create(config), out_shardings=jax.tree.map(lambda x: x.sharding, shapes))()
+  shardings = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
+  state = jax.jit(lambda: create(config), out_shardings=shardings)()
   if not config.train.init_backbone:
     return state
+  start = weights.restore(*_backbone(config, mesh), part='backbone')
+  return state.replace(params={**state.params, **start['params']},
+                       batch_stats={**state.batch_stats, **start['batch_stats']})
+
+
+def check_start(config: Config, mesh: Mesh) -> None:
+  """Raises the ValueError of `create_on`, without creating anything."""
+  if config.train.init_backbone:
+    weights.check(*_backbone(config, mesh), part='backbone')
+
+
+def _backbone(config: Config, mesh: Mesh) -> tuple[Path, Any]:
+  """The folder of `train.init_backbone`'s weights, and what they must be like (abstract)."""
   folder = Path(config.train.init_backbone) / weights.VARIABLES
   if not folder.is_dir():
     raise ValueError(f'train.init_backbone: {folder.parent} holds no {weights.VARIABLES}/; expected a folder of '
                      '`vild-jax convert resnet`')
-  expected = {key: {'backbone': tree['backbone']} for key, tree in variables(shapes).items()}
-  start = weights.restore(folder, expected, part='backbone')
-  return state.replace(params={**state.params, **start['params']},
-                       batch_stats={**state.batch_stats, **start['batch_stats']})
+  return folder, {key: {'backbone': tree['backbone']} for key, tree in variables(abstract(config, mesh)).items()}
 
 
 def variables(state: TrainState) -> dict[str, Any]:
