@@ -18,7 +18,6 @@ def small_demo():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(demo, '_TEACHER_CROPS', 256)
     patch.setattr(demo, '_TEACHER_STEPS', 2)
-    patch.setattr(demo, '_HELD_OUT_CROPS', 128)
     patch.setattr(demo, '_GALLERY', 3)
     patch.setattr(toyworld, 'generate', functools.partial(toyworld.generate, train_images=48, val_images=16))
     patch.setattr(demo, 'toy_config', functools.partial(_tiny_config, demo.toy_config))

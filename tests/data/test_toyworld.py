@@ -227,7 +227,7 @@ def test_scene_keeps_every_object_recognisable():
     assert picture.shape == (112, 130, 3) and picture.dtype == np.uint8
     seen = np.bincount(owner.ravel() + 1, minlength=9)[1:]
     assert (seen <= full).all()
-    assert (seen >= 0.4 * full).all()
+    assert (seen >= 0.7 * full).all()    # more than 0.75, but where no place was found for that
     hidden += (seen < 0.95 * full).sum()
   assert hidden >= 0.3 * 12 * 8
 
@@ -246,8 +246,7 @@ def test_crops_for_the_teacher():
 @pytest.mark.parametrize(('name', 'expected'), [('red square', [1, 0, 0]), ('yellow square', [1, 1, 0]),
                                                 ('green square', [0, 1, 0]), ('blue square', [0, 0, 1])])
 def test_a_crop_shows_what_its_label_says(name, expected):
-  rng = np.random.default_rng(0)
-  index = toyworld.category_names().index(name)
-  crops = np.stack([toyworld.single_object(rng, index, 32) for _ in range(25)])
+  images, labels = toyworld.captioned_crops(0, 1000)
+  crops = images[labels == toyworld.category_names().index(name)]
   centre = np.median(crops[:, 12:20, 12:20].astype(float), axis=(0, 1, 2))
   np.testing.assert_array_equal(centre > 0.6 * centre.max(), np.array(expected, bool))

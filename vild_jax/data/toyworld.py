@@ -9,6 +9,7 @@ Format: LVIS v1 (federated: `neg_category_ids`, `not_exhaustive_category_ids`); 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -16,13 +17,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 from faster_coco_eval.core import mask as rle
+from PIL import Image
 from tqdm import tqdm
 
 from vild_jax import progress
 from vild_jax.data import toyworld_draw as draw
 from vild_jax.data.schema import Category, DataError
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2    # 1 let objects hide half of others, which nobody could then name
 
 _SIDES = (112, 208)          # pixels, of a picture
 _OBJECTS = (3, 8)            # a picture
@@ -32,6 +34,9 @@ _VAL_INSTANCES = 22          # of each category in a validation set of default s
 _RARE_CUTOFF = 0.03          # of the training pictures: at most this many show a rare category, ...
 _COMMON_CUTOFF = 0.1         # ... at most this many a common one; a frequent one appears in more
 _JPEG_QUALITY = 92
+_TEACHER_OBJECTS = (5, 9)   # a scene that the teacher's crops are cut from: more, for the work that a scene is
+_WITH_CONTEXT = 0.3         # the share of these crops that show 1.5 times the box
+_BOX_ERROR = 0.08           # the greatest error of their centres and sides, as a share of the box's sides
 _STREAMS = {'train': 0, 'val': 1, 'teacher': 2}
 
 
@@ -205,30 +210,46 @@ def _segmentation(mask: np.ndarray, box: list[int]) -> list[list[int]] | dict:
 def captioned_crops(seed: int, count: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
   """Pictures of single objects of the whole vocabulary, in equal parts: what the toy teacher learns from.
 
-  They come from a random stream of their own, never from the data set. For any seed the first n do not depend on count.
+  They are cut out of scenes like those of the data set, but from a random stream of their own. A cut is the box of an
+  object's visible part, or 1.5 times that, a little off, stretched to the square. For any seed the first n do not
+  depend on count.
 
   Returns:
     uint8 [count, size, size, 3] and the category index int32 [count] (id minus 1).
   """
   rng = _rng(seed, 'teacher')
-  vocabulary = len(categories())
   images = np.empty((count, size, size, 3), np.uint8)
   labels = np.empty(count, np.int32)
-  for i in range(count):
-    if i % vocabulary == 0:
-      order = rng.permutation(vocabulary)
-    labels[i] = order[i % vocabulary]
-    images[i] = single_object(rng, int(labels[i]), size)
+  done, waiting = 0, np.zeros(0, np.int64)
+  while done < count:
+    height, width = (int(v) for v in rng.integers(_SIDES[0], _SIDES[1] + 1, 2))
+    number = int(rng.integers(_TEACHER_OBJECTS[0], _TEACHER_OBJECTS[1] + 1))
+    if len(waiting) < number:
+      waiting = np.append(waiting, rng.permutation(len(categories())))
+    shown, waiting = waiting[:number], waiting[number:]
+    picture, owner, _ = draw.scene(rng, height, width, [divmod(int(i), len(draw.PATTERNS)) for i in shown])
+    for position in range(number):
+      crop = _crop(rng, picture, owner == position)
+      if done < count:
+        images[done] = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
+        labels[done] = shown[position]
+        done += 1
   return images, labels
 
 
-def single_object(rng: np.random.Generator, category_index: int, size: int = 32) -> np.ndarray:
-  """One object as a proposal would show it: uint8 [size, size, 3].
-
-  Tight (1x) or with context (1.5x), a little off, stretched to the square or its central square, objects of 12 to 64
-  pixels brought to `size`, and often a neighbour that reaches in from the edge.
-  """
-  return draw.portrait(rng, *divmod(category_index, len(draw.PATTERNS)), size)
+def _crop(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """The part of the picture around a mask, as a region proposal would show it."""
+  context = 1.5 if rng.random() < _WITH_CONTEXT else 1.0
+  off = _BOX_ERROR * rng.random()
+  spans = []
+  for axis, limit in ((1, mask.shape[0]), (0, mask.shape[1])):
+    seen = np.flatnonzero(mask.any(axis))
+    extent = seen[-1] + 1 - seen[0]
+    centre = seen[0] + extent * (0.5 + off * rng.uniform(-1, 1))
+    half = 0.5 * context * extent * math.exp(off * rng.uniform(-1, 1))
+    start = max(0, math.floor(centre - half))
+    spans.append(slice(start, min(limit, max(math.ceil(centre + half), start + 3))))
+  return picture[tuple(spans)]
 
 
 def _category_table(train: tuple[list, list, int]) -> list[dict]:

@@ -7,7 +7,7 @@ COCO's polygons. Every draw comes from the generator that is handed in; nothing 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ _COLOURS = np.array([
     [[142, 46, 166], [250, 236, 246]],
 ], np.float32)
 
-_MIN_VISIBLE = 0.5     # the share of an object that later ones must leave to be seen, so that it stays recognisable
+_MIN_VISIBLE = 0.75    # the share of an object that later ones must leave to be seen, so that it stays recognisable
 _ATTEMPTS = 40         # places tried for an object; it shrinks a little with each
 
 
@@ -293,41 +293,3 @@ def _place(rng: np.random.Generator, shape: int, pattern: int, placed: list[Figu
     if best is None or left > best[0]:
       best = left, (item, mask, where)
   return best[1]
-
-
-def portrait(rng: np.random.Generator, shape: int, pattern: int, size: int) -> np.ndarray:
-  """One object, cut out as a region proposal would be: uint8 [size, size, 3]; neighbours may reach in."""
-  radius = math.exp(rng.uniform(math.log(6), math.log(32)))
-  item = figure(rng, shape, pattern, np.zeros(2), radius)
-  box = bounds(item)
-  centre, extent = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
-  context = 1.5 if rng.random() < 0.5 else 1.0
-  if rng.random() < 0.5:    # the central square, as CLIP's preprocessing takes it; else stretched to the square
-    extent = np.full(2, extent.max() if context > 1 else extent.mean())
-  extent = extent * (context * rng.uniform(0.88, 1.15, 2))
-  corner = centre + extent * rng.uniform(-0.09, 0.09, 2) - extent / 2
-  width, height = (max(4, round(float(v))) for v in extent)
-  picture = background(rng, height, width)
-  item = _moved(item, -corner)
-  others = [_neighbour(rng, item) for _ in range(rng.choice(3, p=(0.5, 0.35, 0.15)))]
-  in_front = rng.random(len(others)) < 0.4
-  for other, front in zip(others, in_front, strict=True):
-    if not front:
-      paint(rng, picture, other)
-  paint(rng, picture, item)
-  for other, front in zip(others, in_front, strict=True):
-    if front:
-      paint(rng, picture, other)
-  shrinks = width * height > size * size
-  return cv2.resize(develop(rng, picture), (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-
-
-def _moved(item: Figure, by: np.ndarray) -> Figure:
-  return replace(item, contours=[c + by for c in item.contours], centre=item.centre + by)
-
-
-def _neighbour(rng: np.random.Generator, item: Figure) -> Figure:
-  radius = item.radius * rng.uniform(0.6, 1.5)
-  angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.15) * (radius + item.radius)
-  centre = item.centre + reach * np.array([math.cos(angle), math.sin(angle)])
-  return figure(rng, int(rng.integers(len(SHAPES))), int(rng.integers(len(PATTERNS))), centre, radius)
