@@ -5,7 +5,9 @@ knows no validity; the settings of METHOD.md, section 4, restore it elsewhere.
 
 Gradients are compared by the norm of the difference. They pass through some thirty ReLUs: moving the weights by 6e-8 of
 themselves in float64, one rounding of float32, changes them by up to 0.8 %, so that 2 % is what their float32 values
-can be held to. Their norms agree to 1e-3, and the values after the step, in which they count little, to 1e-4.
+can be held to. Their norms agree to 1e-3, and the values after the step, in which they count little, to 1e-4, where
+XLA's convolutions round as TensorFlow's do (Eigen, in jax below 0.11). Where they do not, one rounding of the weights
+may move a norm by more than that: such a norm or value is held to the bound and what this movement adds, measured here.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ SETTINGS = ['distillation.weight=0.5', 'assignment.novel_logits_zero=true', 'mod
             'optimizer.drop_last_decay=true', 'assignment.rpn_targets_plus_one=false']
 # Below this a gradient is rounding: the biases in front of a normalisation have none.
 NO_GRADIENT = 1e-5
+ROUNDS_AS_THE_GOLDEN = jax.__version_info__ < (0, 11)
 
 
 @pytest.fixture(scope='module')
@@ -69,8 +72,8 @@ def targets(arrays):
 
 
 @pytest.fixture(scope='module')
-def step(shared, golden_step, start):
-  """(losses by name, outputs, statistics, gradients) of one forward and backward pass."""
+def forward_and_backward(shared, golden_step, start):
+  """params -> (losses by name, outputs, statistics, gradients) of one forward and backward pass, compiled."""
   weights, variables, config = start
   words = Vocabulary(jnp.asarray(weights[tf_vild.CLASS_EMBEDDINGS].T), jnp.asarray(reference.is_base(shared)),
                      jnp.ones(20, bool))
@@ -85,9 +88,27 @@ def step(shared, golden_step, start):
     parts = objective.losses(config, outputs, learnt, words)
     return sum(parts.values()), (parts, outputs, model_variables['batch_stats'])
 
-  (_, found), gradients = jax.device_get(jax.jit(jax.value_and_grad(loss, has_aux=True))(
-    variables['params'], variables['batch_stats'], golden_step['in_images']))
-  return *found, gradients
+  compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+  def run(params):
+    (_, found), gradients = jax.device_get(compiled(params, variables['batch_stats'], golden_step['in_images']))
+    return *found, gradients
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def step(forward_and_backward, start):
+  return forward_and_backward(start[1]['params'])
+
+
+@pytest.fixture(scope='module')
+def moved_gradients(forward_and_backward, start):
+  """The gradients at weights that are one rounding away; none where ours and the golden's roundings are the same."""
+  rng = np.random.default_rng(0)
+  move = lambda w: (w * (1 + 6e-8 * rng.choice([-1.0, 1.0], w.shape))).astype(np.float32)
+  return [] if ROUNDS_AS_THE_GOLDEN else [forward_and_backward(jax.tree.map(move, start[1]['params']))[-1]
+                                          for _ in range(3)]
 
 
 def test_the_golden_has_what_the_settings_are_for(golden_step, facts):
@@ -127,13 +148,13 @@ def test_outputs_of_both_stages(step, golden_step):
   assert_close(student, golden_step['out_distill_feat_outputs'])
 
 
-def _gradients(step, start, facts):
+def _gradients(gradients, start, facts):
   """Yields (TF name, gradient of the total loss with weight decay) for every variable that is optimised."""
   _, variables, config = start
   table = tf_vild.parameter_table(config.model)
   decays = optim.decay_mask(variables['params'])
-  total = jax.tree.map(lambda g, w, d: g + config.optimizer.weight_decay * w if d else g, step[3], variables['params'],
-                       decays)
+  total = jax.tree.map(lambda g, w, d: g + config.optimizer.weight_decay * w if d else g, gradients,
+                       variables['params'], decays)
   for name in facts['order']:
     yield name, _at(total, table[name].path[1:])
 
@@ -144,9 +165,11 @@ def _at(tree, path):
   return np.asarray(tree)
 
 
-def test_every_gradient(step, start, facts, golden_step):
+def test_every_gradient(step, moved_gradients, start, facts, golden_step):
   compared = 0
-  for name, found in _gradients(step, start, facts):
+  norm_of = lambda gradient: np.linalg.norm(gradient.astype(np.float64))
+  moved = [dict(_gradients(gradients, start, facts)) for gradients in moved_gradients]
+  for name, found in _gradients(step[3], start, facts):
     norm, _, largest = facts['norms'][name]
     if norm == 0:   # no anchor of levels 5 and 6 is sampled
       assert not found.any(), name
@@ -154,7 +177,8 @@ def test_every_gradient(step, start, facts, golden_step):
     if norm < NO_GRADIENT:
       assert name.endswith('bias') and np.linalg.norm(found) < NO_GRADIENT, name
       continue
-    assert abs(np.linalg.norm(found.astype(np.float64)) - norm) <= 1e-3 * norm, name
+    rounding = max((abs(norm_of(other[name]) - norm_of(found)) for other in moved), default=0.0)
+    assert abs(norm_of(found) - norm) <= 1e-3 * norm + rounding, name
     assert abs(np.abs(found).max() - largest) <= 2e-2 * largest, name
     if (expected := golden_step.get(f'grad/{name}')) is not None:
       difference = np.linalg.norm((found.reshape(expected.shape) - expected).astype(np.float64))
@@ -165,7 +189,7 @@ def test_every_gradient(step, start, facts, golden_step):
                          for key, value in golden_step.items()) > 80
 
 
-def test_values_after_the_step(step, start, golden_step):
+def test_values_after_the_step(step, moved_gradients, start, golden_step):
   _, variables, config = start
   table = tf_vild.parameter_table(config.model)
   update = optim.optimizer(config)
@@ -175,13 +199,17 @@ def test_values_after_the_step(step, start, golden_step):
     return optax.apply_updates(params, update.update(gradients, update.init(params), params)[0])
 
   after = {'params': jax.device_get(updated(variables['params'], step[3])), 'batch_stats': step[2]}
+  moved = [{'params': jax.device_get(updated(variables['params'], gradients)), 'batch_stats': step[2]}
+           for gradients in moved_gradients]
   assert_close(optim.schedule(config.optimizer, config.train.steps)(0), golden_step['out_lr'], reference.LOSSES)
   names = [key.removeprefix('after/') for key in golden_step if key.startswith('after/') and 'global_step' not in key]
   assert len(names) == 194 and sum('moving' in name for name in names) > 60
   for name in names:
     expected = golden_step[f'after/{name}']
     found = _at(after, table[name].path).reshape(expected.shape)
-    assert_close(found, expected, what=name)
+    rounding = max((reference.error(_at(other, table[name].path).reshape(expected.shape), found) for other in moved),
+                   default=0.0)
+    assert_close(found, expected, reference.VALUES + rounding, what=name)
     before = np.asarray(_at(variables, table[name].path)).reshape(expected.shape)
     if table[name].path[0] == 'batch_stats':   # the change itself, which is 0.3 % of the value
       np.testing.assert_allclose(found - before, expected - before, rtol=1e-3, atol=2e-6, err_msg=name)
