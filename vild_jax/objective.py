@@ -71,7 +71,7 @@ def objective(config: Config, variables: Any, batch: Batch, vocabulary: Vocabula
     config: the experiment.
     variables: {'params', 'batch_stats'}.
     batch: B pictures with their ground truth.
-    vocabulary: the training vocabulary; novel rows are masked out of the softmax.
+    vocabulary: the training vocabulary; novel rows are masked out of the softmax, unless their labels train too.
     key: randomness of this step; every image gets a key of its own.
     per_image: maps a function of one image over the batch (see `detector`).
 
@@ -130,7 +130,8 @@ def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocab
 
   Each is normalised over the global batch and carries its weight already: 1, and `distillation.weight` for the last.
   """
-  logits, allowed = outputs.second.logits, vocabulary.valid & vocabulary.is_base
+  logits, novel = outputs.second.logits, config.assignment.novel_labels
+  allowed = vocabulary.valid if novel else vocabulary.valid & vocabulary.is_base
   if config.assignment.novel_logits_zero:
     # The reference keeps novel classes in the softmax with logit 0 (METHOD.md, section 4.6).
     trained = jnp.append(allowed, True).reshape(1, 1, -1)
@@ -154,7 +155,7 @@ def check_distillation(config: Config, *, has_regions: bool) -> None:
   weight = config.distillation.weight
   if weight > 0 and not has_regions:
     raise ValueError(f'distillation.weight is {weight}, but the data holds no regions with embeddings of the teacher; '
-                     'expected a region store, or a weight of 0 (ViLD-text)')
+                     'expected a region store (distillation.store), or a weight of 0 (ViLD-text)')
   if config.model.image_head and weight == 0:
     raise ValueError('model.image_head is true, but distillation.weight is 0, so that nothing would train that head; '
                      'expected a positive weight, or no image head')
