@@ -17,7 +17,8 @@ from PIL import Image
 from vild_jax import evaluation, files, inference, objective, progress, viz
 from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
-from vild_jax.data import class_lists, sources, transforms
+from vild_jax.data import class_lists, join, sources, transforms
+from vild_jax.data import regions as regions_lib
 from vild_jax.eval import paste
 from vild_jax.interop import export as export_lib
 from vild_jax.interop import hf_clip
@@ -27,7 +28,7 @@ from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.train import checkpoint, loop, sharding, state
 
 DETECTIONS_FILE = 'detections.json'
-_DATA_FILE = 'data.json'  # of a work directory: which pictures and annotations it is trained on
+_DATA_FILE = 'data.json'  # of a work directory: which pictures, annotations and regions it is trained on
 
 
 def train(config: Config, workdir: Path) -> TrainState:
@@ -36,8 +37,9 @@ def train(config: Config, workdir: Path) -> TrainState:
   vocabulary = vocabulary_lib.load(_given(config.vocabulary, 'vocabulary'))
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
   inference.check_dimension(vocabulary, config)
-  objective.check_distillation(config, has_regions=False)
-  labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base)
+  regions = _open_regions(config, dataset, vocabulary)
+  labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base,
+                             novel=config.assignment.novel_labels)
   if not dataset.has_masks:
     raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
   mesh = sharding.make_mesh(config.mesh)
@@ -45,8 +47,8 @@ def train(config: Config, workdir: Path) -> TrainState:
   state.check_start(config, mesh)
 
   def stream(start_step: int):
-    return batches.train_batches(dataset, labels, config, start_step=start_step, process_index=jax.process_index(),
-                                 process_count=jax.process_count())
+    return batches.train_batches(dataset, labels, config, regions=regions, start_step=start_step,
+                                 process_index=jax.process_index(), process_count=jax.process_count())
 
   pictures = None
   if config.train.pictures:
@@ -54,7 +56,7 @@ def train(config: Config, workdir: Path) -> TrainState:
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
   checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
-  _keep_identity(workdir / _DATA_FILE, dataset)
+  _keep_identity(workdir / _DATA_FILE, dataset, regions)
   if dropped := sorted({c.name for c in dataset.categories} - set(vocabulary.names)):
     print(f'{len(dropped)} of {len(dataset.categories)} categories of the data are not in the vocabulary, '
           f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
@@ -196,20 +198,43 @@ def _same_model(config: Config, folder: Path) -> Config:
   return config
 
 
-def _keep_identity(path: Path, dataset: sources.PreparedDataset) -> None:
-  """A data set prepared anew under the same path is another one: a resume on it would be neither run."""
-  if path.is_file():
-    try:
-      kept = str(json.loads(path.read_text(encoding='utf-8'))['identity'])
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such '
-                       'file') from error
-    if kept != dataset.identity:
-      raise ValueError(f'{path.parent} was trained on a data set with identity {kept[:12]}, and {dataset.folder} has '
-                       f'{dataset.identity[:12]}; expected the same data, or a new --workdir')
-  else:
-    content = {'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}
+def _open_regions(config: Config, dataset: sources.PreparedDataset,
+                  vocabulary: vocabulary_lib.VocabularyFile) -> regions_lib.RegionStore | None:
+  """The store to distil from; None at a weight of 0, so that ViLD-text is one override of any config."""
+  path = config.distillation.store
+  objective.check_distillation(config, has_regions=bool(path))
+  if config.distillation.weight == 0:
+    if path:
+      print(f'distillation.weight is 0: the regions in {path} are not used', file=sys.stderr)
+    return None
+  store = regions_lib.RegionStore(path)
+  join.check_store(store, dataset, config.model.embedding_dim)
+  if not vocabulary_lib.is_same_teacher(store.teacher, vocabulary.teacher):
+    raise ValueError(f'{path} has embeddings of teacher {store.teacher!r}, and {config.vocabulary} of '
+                     f'{vocabulary.teacher!r}; expected the image and the text tower of one teacher')
+  return store
+
+
+def _keep_identity(path: Path, dataset: sources.PreparedDataset, regions: regions_lib.RegionStore | None) -> None:
+  """What is made anew under the same path is another data set or store: a resume on it would be neither run."""
+  content = {'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}
+  sources_of = {'identity': ('a data set', dataset.folder)}
+  if regions is not None:
+    content |= {'proposals': regions.boxes_identity, 'regions': regions.identity}
+    sources_of |= {'proposals': ('proposals', regions.path), 'regions': ('a region store', regions.path)}
+  if not path.is_file():
     files.write(path, json.dumps(content) + '\n')
+    return
+  try:
+    kept = json.loads(path.read_text(encoding='utf-8'))
+    identities = {key: str(kept[key]) for key in sources_of}
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such '
+                     'file') from error
+  for key, (what, where) in sources_of.items():
+    if identities[key] != content[key]:
+      raise ValueError(f'{path.parent} was trained on {what} with identity {identities[key][:12]}, and {where} has '
+                       f'{content[key][:12]}; expected the same data, or a new --workdir')
 
 
 def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> None:

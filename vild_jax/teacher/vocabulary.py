@@ -102,6 +102,11 @@ def to_struct(vocabulary: VocabularyFile, pad_to: int | None = None) -> structs.
   )
 
 
+def is_same_teacher(a: str, b: str) -> bool:
+  """Whether two identities are of the same text tower."""
+  return a == b
+
+
 def from_npy(path: str | Path, names: Sequence[str], teacher_id: str, is_base: np.ndarray) -> VocabularyFile:
   """A vocabulary of embeddings [C, D] that were computed elsewhere, one row a name, in the order of `names`.
 

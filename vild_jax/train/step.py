@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from vild_jax import detector
-from vild_jax.config import Config, Data, Evaluation, Train
+from vild_jax.config import Config, Data, Distillation, Evaluation, Train
 from vild_jax.objective import objective
 from vild_jax.structs import Batch, Detections, TrainState, Vocabulary
 from vild_jax.train import optim, sharding
@@ -35,6 +35,7 @@ def make_predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
 def _of_the_program(config: Config) -> Config:
   """Without what no program depends on: names, paths, cadence, and sizes that come with the arrays."""
   return dataclasses.replace(config, name='', seed=0, vocabulary='', teacher='', data=Data(), evaluation=Evaluation(),
+                             distillation=Distillation(config.distillation.weight),
                              train=Train(steps=config.train.steps))
 
 
