@@ -42,10 +42,11 @@ MAY_IMPORT = {
                 'data.transforms', 'data.schema', 'eval.paste'},
   'viz': {'structs'},
   'evaluation': _WITHOUT_COMMANDS,
+  'offline': _WITHOUT_COMMANDS,           # what is computed once for a data set, before training: proposals
   'conversion': _WITHOUT_COMMANDS,        # `convert`: interop's weights, data's class names, teacher's vocabulary
-  'commands': _WITHOUT_COMMANDS,          # what `cli` calls and `demo` strings together
-  'demo': _WITHOUT_COMMANDS | {'commands', '__init__'},   # its report states the version
-  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo'},
+  'commands': _WITHOUT_COMMANDS | {'offline'},   # what `cli` calls and `demo` strings together
+  'demo': _WITHOUT_COMMANDS | {'commands', 'offline', '__init__'},   # its report states the version
+  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo', 'offline'},
   '__init__': set(),                      # lazy: names are looked up when they are asked for
   '__main__': {'cli'},
 }
