@@ -43,9 +43,16 @@ def pictures() -> Pictures:
                   for i, (h, w) in enumerate(SIZES))
 
 
+def draw(seed: int = 0) -> dict:
+  """Weights whose deltas are small: boxes of all sizes, where those of `tiny` are as large as the picture."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, value: np.asarray(value) * (0.02 if 'box' in jax.tree_util.keystr(path) else 1),
+    tiny.variables(CONFIG, seed))
+
+
 @pytest.fixture(scope='module')
 def variables():
-  return tiny.variables(CONFIG)
+  return draw()
 
 
 def propose(variables, out: Path, *, dataset: Pictures | None = None, config=CONFIG, **options) -> dict:
@@ -87,8 +94,10 @@ def test_the_proposals_are_those_of_the_first_stage_in_the_pictures_own_pixels(s
     expected = np.array(expected)
     regions = made[100 - i]
     assert len(regions.boxes) == len(expected) > 15 and regions.embeddings is None
-    np.testing.assert_allclose(regions.boxes, expected[:, :4], atol=1e-3)
     np.testing.assert_allclose(regions.scores, expected[:, 4], atol=1e-5)
+    found = np.column_stack([regions.boxes, regions.scores])
+    distance = np.abs(found[:, None] - expected).max(axis=-1)  # near ties come in either order
+    assert distance.min(axis=0).max() < 1e-3 and distance.min(axis=1).max() < 1e-3
     assert (regions.boxes[:, 2:].max(0) > 0.9 * np.array([height, width])).all(), 'not the pixels of the network'
   assert dropped, 'no box of the padding alone; the test shows too little'
   assert max(len(made[100 - i].boxes) for i in range(len(SIZES))) > 30, 'the network\'s own limit was not raised'
@@ -129,7 +138,7 @@ def test_shards_of_two_processes_are_the_same_store(store, variables, tmp_path):
 
 
 def test_another_job_and_a_locked_store_are_refused(store, variables, tmp_path):
-  before, other = content(store), tiny.variables(CONFIG, seed=1)
+  before, other = content(store), draw(seed=1)
   for options, words in (({'max_proposals': 7}, 'max_regions is 50 there and 7 here'),
                          ({'config': tiny.config('mesh.data=2', 'evaluation.batch_size=2', 'data.image_size=128')},
                           'origin is {')):
@@ -148,8 +157,8 @@ def test_another_job_and_a_locked_store_are_refused(store, variables, tmp_path):
 
 
 def test_weights_that_are_not_finite_and_devices_that_cannot_share_are_refused(variables, tmp_path):
-  broken = jax.tree.map(jnp.copy, variables)
-  broken['params']['background'] = broken['params']['background'].at[0].set(jnp.nan)
+  broken = jax.tree.map(np.copy, variables)
+  broken['params']['background'][0] = np.nan
   with pytest.raises(ValueError, match=r'params/background of the checkpoint is not finite'):
     propose(broken, tmp_path / 'store')
   with pytest.raises(ValueError, match=r'evaluation.batch_size is 3, which 2 devices cannot share'):
