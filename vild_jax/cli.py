@@ -193,6 +193,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _parser() -> argparse.ArgumentParser:
+  from vild_jax import cli_regions
+
   parser = _Parser(prog='vild-jax', description='Open-vocabulary object detection in JAX (ViLD).')
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
@@ -253,6 +255,13 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument('--max-proposals', type=int, default=1000, metavar='N', help='keep the best N of each picture')
   p.add_argument('--images-per-shard', type=int, default=256, metavar='N',
                  help='pictures in a file: what an interruption costs, and what processes share')
+  _add_json(p)
+
+  p = _command(commands, 'embed-regions', cli_regions.embed_regions,
+               'a teacher\'s embeddings of the 1x and 1.5x crops of proposals -> a region store to distil from',
+               'vild-jax embed-regions --teacher clip-vit-base-patch32 --data data/lvis --proposals workdir/proposals '
+               '--out workdir/regions')
+  cli_regions.add_arguments(p)
   _add_json(p)
 
   p = _command(commands, 'evaluate', evaluate, 'detections -> results file -> metrics, per-category table, plots',

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vild_jax import evaluation, files, inference, objective, offline, progress, viz
+from vild_jax import embedding, evaluation, files, inference, objective, offline, progress, viz
 from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
-from vild_jax.data import class_lists, sources, transforms
+from vild_jax.data import class_lists, region_import, regions, sources, transforms
 from vild_jax.eval import paste
 from vild_jax.interop import export as export_lib
 from vild_jax.interop import hf_clip
@@ -86,6 +86,21 @@ def propose(config: Config, folder: Path, data: str, split: str, out: Path, *, m
   return offline.propose(config, variables, dataset, out, max_proposals=max_proposals,
                          images_per_shard=images_per_shard, mesh=mesh, process_index=jax.process_index(),
                          process_count=jax.process_count())
+
+
+def embed_regions(teacher: str | None, data: str, split: str, proposals: str | None, out: Path, *, max_regions: int,
+                  dtype: str, batch_size: int, images_per_shard: int, imported: str | None = None) -> dict[str, Any]:
+  """Writes the teacher's embeddings of a prepared split's proposals, or `imported` ones; see `embedding`."""
+  if batch_size < 1:
+    raise ValueError(f'--batch-size is {batch_size}; expected at least 1')
+  dataset = sources.open_dataset(data, split)
+  options = {'max_regions': max_regions, 'images_per_shard': images_per_shard, 'process_index': jax.process_index(),
+             'process_count': jax.process_count()}
+  if imported:
+    return embedding.import_regions(region_import.ImportedRegions(imported), dataset, out, **options)
+  store = regions.RegionStore(_given(proposals, '--proposals'))
+  return embedding.embed_regions(hf_clip.load_teacher(_given(teacher, '--teacher')), dataset, store, out,
+                                 dtype=jax.numpy.dtype(dtype), batch_size=batch_size, **options)
 
 
 def detect(detector: inference.Detector, images: list[Path], classes: str, out: Path, *,
