@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--max-regions', type=int, default=300, metavar='N', help='keep the best N of each picture')
   add('--dtype', choices=['float32', 'bfloat16'], default='float32',
       help='of the image tower\'s arithmetic; bfloat16 is faster on accelerators. Stored is float16')
-  add('--batch-size', type=int, default=64, metavar='N', help='crops that the tower takes at a time')
+  add('--batch-size', type=int, default=100, metavar='N', help='crops that the tower takes at a time')
   add('--images-per-shard', type=int, default=64, metavar='N',
       help='pictures in a file: what an interruption costs, and what processes share')
   add('--import', dest='imported', metavar='NPZ_DIR',

@@ -35,7 +35,7 @@ _FIRST = 4             # pictures after which the time for all is stated; the fi
 
 
 def embed_regions(teacher: hf_clip.Teacher, dataset: sources.PreparedDataset, proposals: RegionStore,
-                  out: str | Path, *, max_regions: int = 300, dtype: Any = jnp.float32, batch_size: int = 64,
+                  out: str | Path, *, max_regions: int = 300, dtype: Any = jnp.float32, batch_size: int = 100,
                   images_per_shard: int = IMAGES_PER_SHARD, process_index: int = 0,
                   process_count: int = 1) -> dict[str, Any]:
   """Writes the embeddings of the best proposals of each picture; killed anywhere and called again, it goes on.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vild_jax.interop import hf_clip
+from vild_jax.nn import clip
 from vild_jax.teacher import image as image_lib
 from vild_jax.teacher import resample
 
 SCALES = (1.0, 1.5)
-_BATCH = 64
+_BATCH = 100  # twice 300 regions and twice 1,000 fill their batches to the last
 _SIDES = (640, 1024, 2048, 4096)  # of the square a picture is padded to on an accelerator, or multiples of the last
 _WINDOW = ('top, left = floor(y1 - (k-1)/2 * height), floor(x1 - (k-1)/2 * width); bottom, right = ceil(y2 + ...), '
            'ceil(x2 + ...); clipped to the picture; at least 1 px')
@@ -86,21 +88,7 @@ class CropTower:
     self._params = [jax.device_put(teacher.params['image'], d)
                     for d in jax.local_devices()[1:]] if accelerated else []
     self._params.insert(0, self._tower.params)
-
-    preprocess, rows = self._tower.preprocess, image_lib.unit_rows(teacher, dtype)
-    factor, mean, std = (np.array(v, np.float32) for v in (preprocess.factor, preprocess.mean, preprocess.std))
-
-    def normalized(values: jax.Array) -> jax.Array:  # [C, S, S, 3], 0..255
-      return (values * factor - mean[None, None, None]) / std[None, None, None]
-
-    def of_squares(params: Any, squares: jax.Array) -> jax.Array:  # float32 [C, 3, S, S], not rounded
-      return rows(params, normalized(resample.to_bytes(squares).transpose(0, 2, 3, 1)))
-
-    def of_picture(params: Any, picture: jax.Array, chosen: list[jax.Array]) -> jax.Array:
-      chosen = resample.Windows(*chosen)
-      return rows(params, normalized(resample.on_device(picture, chosen, preprocess.resample, self._side)))
-
-    self._of_squares, self._of_picture = jax.jit(of_squares), jax.jit(of_picture)
+    self._of_squares, self._of_picture = _programs(teacher.config, jnp.dtype(dtype), self._tower.preprocess)
 
   def embed(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """float32 [N, D], unit rows, of boxes [N, 4] yxyx in pixels of one picture, uint8 [H, W, 3].
@@ -131,8 +119,14 @@ class CropTower:
     if self._on_device:
       return np.asarray(resample.on_device(jnp.asarray(_padded(image)), chosen, self._tower.preprocess.resample,
                                            self._side))
-    squares = self._squares(_planes(image), chosen, range(len(bounds)), len(bounds))
-    return np.asarray(resample.to_bytes(squares)).transpose(0, 2, 3, 1)
+    return np.asarray(resample.to_bytes(self.squares(image, boxes))).transpose(0, 2, 3, 1)
+
+  def squares(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """float32 [2 N, 3, S, S], made on the host and not rounded yet: what `pixels` are before `resample.to_bytes`."""
+    _check(image)
+    bounds = crop_bounds(boxes, *image.shape[:2]).reshape(-1, 4)
+    chosen = resample.windows(self._tower.preprocess, bounds, self._side)
+    return self._squares(_planes(image), chosen, range(len(bounds)), len(bounds))
 
   def _host_batches(self, image: np.ndarray, chosen: resample.Windows) -> Iterator[jax.Array]:
     planes, count = _planes(image), len(chosen.start)
@@ -160,6 +154,25 @@ class CropTower:
       index = np.minimum(np.arange(start, start + self._batch_size), count - 1)  # the last one repeated fills the batch
       part = [v[index] for v in (chosen.start, chosen.length, chosen.resized, chosen.first)]
       yield self._of_picture(self._params[slot], uploaded[slot], part)
+
+
+@functools.cache  # of towers that differ in nothing but their weights, and of one that is made again
+def _programs(config: clip.ClipConfig, dtype: Any, preprocess: image_lib.Preprocessing) -> tuple[Callable, Callable]:
+  """(parameters, float32 [C, 3, S, S] of `resample.on_host`) -> rows; (parameters, picture, its windows) -> rows."""
+  rows = image_lib.unit_rows(config, dtype)
+  factor, mean, std = (np.array(v, np.float32) for v in (preprocess.factor, preprocess.mean, preprocess.std))
+
+  def normalized(values: jax.Array) -> jax.Array:  # [C, S, S, 3], 0..255
+    return (values * factor - mean[None, None, None]) / std[None, None, None]
+
+  def of_squares(params: Any, squares: jax.Array) -> jax.Array:
+    return rows(params, normalized(resample.to_bytes(squares).transpose(0, 2, 3, 1)))
+
+  def of_picture(params: Any, picture: jax.Array, chosen: list[jax.Array]) -> jax.Array:
+    squares = resample.on_device(picture, resample.Windows(*chosen), preprocess.resample, config.image_size)
+    return rows(params, normalized(squares))
+
+  return jax.jit(of_squares), jax.jit(of_picture)
 
 
 def _check(image: np.ndarray) -> None:

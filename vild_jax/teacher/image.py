@@ -137,9 +137,9 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
   return Preprocessing(size, Image.Resampling(resample), crop, float(factor), mean, std)
 
 
-def unit_rows(teacher: hf_clip.Teacher, dtype: Any) -> Callable[[Any, jax.Array], jax.Array]:
+def unit_rows(config: clip.ClipConfig, dtype: Any) -> Callable[[Any, jax.Array], jax.Array]:
   """(parameters of the image tower, pixels [B, S, S, 3]) -> unit rows [B, D]; `dtype` is that of the arithmetic."""
-  tower = clip.ImageTower(teacher.config, dtype)
+  tower = clip.ImageTower(config, dtype)
   return lambda params, pixels: clip.normalize(tower.apply({'params': params}, pixels))
 
 
@@ -159,7 +159,7 @@ class ImageTower:
     self.preprocess = parse_preprocessing(teacher.preprocessor, self.image_size)
     self._batch_size = batch_size
     self.params = jax.device_put(teacher.params['image'])
-    self._apply = jax.jit(unit_rows(teacher, dtype))
+    self._apply = jax.jit(unit_rows(teacher.config, dtype))
 
   def embed_images(self, images: Sequence[Picture]) -> np.ndarray:
     """float32 [N, D], unit rows, one for each PIL picture or uint8 array [H, W, 3], whatever their sizes."""

@@ -71,7 +71,7 @@ _FILTERS = {Image.Resampling.BILINEAR: _triangle, Image.Resampling.BICUBIC: _cub
 # --- on the host ----------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)  # some 100 kB each for pictures of 640 pixels
 def _band(resample: Image.Resampling, length: int, resized: int, first: int, side: int
           ) -> tuple[tuple[slice, slice, np.ndarray], ...]:
   """(outputs, inputs, weights [inputs, outputs]) of each block; the last axis of the weights is the output's."""
