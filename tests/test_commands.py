@@ -245,8 +245,10 @@ def _spoiled(made, tmp_path, what):
     assert run('prepare', '--annotations', annotations, '--images', images, '--out', tmp_path / 'd') == 0
     shutil.copytree(made / 'run', tmp_path / 'run')
     saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
-    saved['data']['train'], saved['distillation']['store'] = str(tmp_path / 'd'), str(planted_store.write(
-      tmp_path / 'regions', sources.open_dataset(tmp_path / 'd', 'train'), teacher=vocabulary.load(made / 'v.npz').teacher))
+    saved['data']['train'] = str(tmp_path / 'd')
+    store = planted_store.write(tmp_path / 'regions', sources.open_dataset(tmp_path / 'd', 'train'),
+                                teacher=vocabulary.load(made / 'v.npz').teacher)
+    saved['distillation']['store'] = str(store)
     (tmp_path / 'run' / 'config.json').write_text(json.dumps(saved))
     return ('train', tmp_path / 'run' / 'config.json', '--workdir', tmp_path / 'run'), 'expected the same data, or'
   if what == 'broken config':

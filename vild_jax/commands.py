@@ -14,11 +14,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vild_jax import evaluation, files, inference, objective, progress, viz
+from vild_jax import embedding, evaluation, files, inference, objective, offline, progress, viz
 from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
-from vild_jax.data import class_lists, join, sources, transforms
-from vild_jax.data import regions as regions_lib
+from vild_jax.data import class_lists, join, region_import, regions, sources, transforms
 from vild_jax.eval import paste
 from vild_jax.interop import export as export_lib
 from vild_jax.interop import hf_clip
@@ -37,7 +36,7 @@ def train(config: Config, workdir: Path) -> TrainState:
   vocabulary = vocabulary_lib.load(_given(config.vocabulary, 'vocabulary'))
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
   inference.check_dimension(vocabulary, config)
-  regions = _open_regions(config, dataset, vocabulary)
+  store = _open_regions(config, dataset, vocabulary)
   labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base,
                              novel=config.assignment.novel_labels)
   if not dataset.has_masks:
@@ -47,7 +46,7 @@ def train(config: Config, workdir: Path) -> TrainState:
   state.check_start(config, mesh)
 
   def stream(start_step: int):
-    return batches.train_batches(dataset, labels, config, regions=regions, start_step=start_step,
+    return batches.train_batches(dataset, labels, config, regions=store, start_step=start_step,
                                  process_index=jax.process_index(), process_count=jax.process_count())
 
   pictures = None
@@ -56,7 +55,7 @@ def train(config: Config, workdir: Path) -> TrainState:
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
   checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
-  _keep_identity(workdir / _DATA_FILE, dataset, regions)
+  _keep_identity(workdir / _DATA_FILE, dataset, store)
   if dropped := sorted({c.name for c in dataset.categories} - set(vocabulary.names)):
     print(f'{len(dropped)} of {len(dataset.categories)} categories of the data are not in the vocabulary, '
           f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
@@ -76,6 +75,33 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   mesh = sharding.make_mesh(config.mesh)
   variables = checkpoint.load_variables(folder, config, mesh)
   return evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh)
+
+
+def propose(config: Config, folder: Path, data: str, split: str, out: Path, *, max_proposals: int,
+            images_per_shard: int) -> dict[str, Any]:
+  """Writes the proposals of a work directory's or bundle's checkpoint for a prepared split; see `offline.propose`."""
+  config = _same_model(config, folder)
+  dataset = sources.open_dataset(_given(data, '--data'), split)
+  mesh = offline.local_mesh(config)
+  variables = checkpoint.load_variables(folder, config, mesh)
+  return offline.propose(config, variables, dataset, out, max_proposals=max_proposals,
+                         images_per_shard=images_per_shard, mesh=mesh, process_index=jax.process_index(),
+                         process_count=jax.process_count())
+
+
+def embed_regions(teacher: str | None, data: str, split: str, proposals: str | None, out: Path, *, max_regions: int,
+                  dtype: str, batch_size: int, images_per_shard: int, imported: str | None = None) -> dict[str, Any]:
+  """Writes the teacher's embeddings of a prepared split's proposals, or `imported` ones; see `embedding`."""
+  if batch_size < 1:
+    raise ValueError(f'--batch-size is {batch_size}; expected at least 1')
+  dataset = sources.open_dataset(data, split)
+  options = {'max_regions': max_regions, 'images_per_shard': images_per_shard, 'process_index': jax.process_index(),
+             'process_count': jax.process_count()}
+  if imported:
+    return embedding.import_regions(region_import.ImportedRegions(imported), dataset, out, **options)
+  store = regions.RegionStore(_given(proposals, '--proposals'))
+  return embedding.embed_regions(hf_clip.load_teacher(_given(teacher, '--teacher')), dataset, store, out,
+                                 dtype=jax.numpy.dtype(dtype), batch_size=batch_size, **options)
 
 
 def detect(detector: inference.Detector, images: list[Path], classes: str, out: Path, *,
@@ -199,7 +225,7 @@ def _same_model(config: Config, folder: Path) -> Config:
 
 
 def _open_regions(config: Config, dataset: sources.PreparedDataset,
-                  vocabulary: vocabulary_lib.VocabularyFile) -> regions_lib.RegionStore | None:
+                  vocabulary: vocabulary_lib.VocabularyFile) -> regions.RegionStore | None:
   """The store to distil from; None at a weight of 0, so that ViLD-text is one override of any config."""
   path = config.distillation.store
   objective.check_distillation(config, has_regions=bool(path))
@@ -207,7 +233,7 @@ def _open_regions(config: Config, dataset: sources.PreparedDataset,
     if path:
       print(f'distillation.weight is 0: the regions in {path} are not used', file=sys.stderr)
     return None
-  store = regions_lib.RegionStore(path)
+  store = regions.RegionStore(path)
   join.check_store(store, dataset, config.model.embedding_dim)
   if not vocabulary_lib.is_same_teacher(store.teacher, vocabulary.teacher):
     raise ValueError(f'{path} has embeddings of teacher {store.teacher!r}, and {config.vocabulary} of '
@@ -215,13 +241,13 @@ def _open_regions(config: Config, dataset: sources.PreparedDataset,
   return store
 
 
-def _keep_identity(path: Path, dataset: sources.PreparedDataset, regions: regions_lib.RegionStore | None) -> None:
+def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: regions.RegionStore | None) -> None:
   """What is made anew under the same path is another data set or store: a resume on it would be neither run."""
   content = {'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}
   sources_of = {'identity': ('a data set', dataset.folder)}
-  if regions is not None:
-    content |= {'proposals': regions.boxes_identity, 'regions': regions.identity}
-    sources_of |= {'proposals': ('proposals', regions.path), 'regions': ('a region store', regions.path)}
+  if store is not None:
+    content |= {'proposals': store.boxes_identity, 'regions': store.identity}
+    sources_of |= {'proposals': ('proposals', store.path), 'regions': ('a region store', store.path)}
   if not path.is_file():
     files.write(path, json.dumps(content) + '\n')
     return
