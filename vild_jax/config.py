@@ -69,7 +69,8 @@ class Assignment:
 class Distillation:
   """Learning from the teacher's embeddings of offline proposals: L = L_text + `weight` · L_image; 0 is ViLD-text.
 
-  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD).
+  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD). With
+  `model.background=False` that one head learns nothing else, besides its boxes: L = `weight` · L_image (ViLD-image).
   """
 
   weight: float = 0.0
