@@ -105,7 +105,7 @@ def test_one_head_normalises_all_its_regions_together():
 
 def test_vild_image_learns_no_class():
   """One head that learns from the teacher and from boxes: what labels, words and background are is all one to it."""
-  variables, one, words = tiny.variables(IMAGE), batch(), jax.tree.map(jnp.asarray, tiny.vocabulary())
+  variables, one, words = tiny.variables(IMAGE), *jax.tree.map(jnp.asarray, (batch(), tiny.vocabulary()))
   rng = np.random.default_rng(5)
   features = {level: jnp.asarray(rng.normal(size=(8, 64 >> level, 64 >> level, 16)), jnp.float32)
               for level in range(2, 7)}
@@ -114,9 +114,9 @@ def test_vild_image_learns_no_class():
 
   @jax.jit
   def gradients(background, labels, words):
-    targets = objective.Targets({2: jnp.ones((8, 9), jnp.int32)}, {2: jnp.zeros((8, 9, 4))}, {2: jnp.ones((8, 9), bool)},
-                                one.boxes, some, some, labels, jnp.ones((8, 5, 4)), None, some, some,
-                                jnp.ones((8, 5, 28, 28)), one.regions)
+    targets = objective.Targets({2: jnp.ones((8, 9), jnp.int32)}, {2: jnp.zeros((8, 9, 4))},
+                                {2: jnp.ones((8, 9), bool)}, one.boxes, some, some, labels, jnp.ones((8, 5, 4)), None,
+                                some, some, jnp.ones((8, 5, 28, 28)), one.regions)
 
     def loss(params):
       second, _ = detector.second_stage(IMAGE.model, {**variables, 'params': params}, features, one.boxes, some, words,

@@ -43,7 +43,9 @@ MAY_IMPORT = {
   'viz': {'structs'},
   'evaluation': _WITHOUT_COMMANDS,
   'conversion': _WITHOUT_COMMANDS,        # `convert`: interop's weights, data's class names, teacher's vocabulary
-  'commands': _WITHOUT_COMMANDS,          # what `cli` calls and `demo` strings together
+  'alignment': _WITHOUT_COMMANDS,         # the student's embeddings beside the teacher's: detector, batches, stores
+  'baselines': _WITHOUT_COMMANDS,         # `evaluation` with the teacher's crops in the place of the model's scores
+  'commands': _WITHOUT_COMMANDS | {'baselines'},   # what `cli` calls and `demo` strings together
   'demo': _WITHOUT_COMMANDS | {'commands', '__init__'},   # its report states the version
   'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo'},
   '__init__': set(),                      # lazy: names are looked up when they are asked for

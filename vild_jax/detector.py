@@ -176,6 +176,18 @@ def second_stage(model: Model, variables: Any, features: dict[int, Array], rois:
                      student), variables
 
 
+def student_embeddings(model: Model, variables: Any, image: Array, rois: Array, valid: Array) -> Array:
+  """What the head that learns from the teacher says at inference, not normalised.
+
+  Images [B, S, S, 3] and boxes [B, M, 4] with validity [B, M] -> embeddings [B, M, D].
+  """
+  features, _ = _apply(model, variables, ViLD.features, image, train=False)
+  network = ViLD.image_regions if model.image_head else ViLD.regions
+  pooled = _pool(features, rois, model.region_head.roi_size)
+  outputs, _ = _on_regions(model, variables, network, pooled, valid, train=False)
+  return outputs if model.image_head else outputs[0]
+
+
 def class_logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vocabulary) -> Array:
   """Embeddings [B, R, D] -> cosine over temperature [B, R, C + 1]."""
   return jax.vmap(lambda e: openvocab.cosine_logits(
