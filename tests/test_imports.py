@@ -42,12 +42,13 @@ MAY_IMPORT = {
                 'data.transforms', 'data.schema', 'eval.paste'},
   'viz': {'structs'},
   'evaluation': _WITHOUT_COMMANDS,
+  'offline': _WITHOUT_COMMANDS,           # what is computed once for a data set, before training: proposals
   'conversion': _WITHOUT_COMMANDS,        # `convert`: interop's weights, data's class names, teacher's vocabulary
   'alignment': _WITHOUT_COMMANDS,         # the student's embeddings beside the teacher's: detector, batches, stores
   'baselines': _WITHOUT_COMMANDS,         # `evaluation` with the teacher's crops in the place of the model's scores
-  'commands': _WITHOUT_COMMANDS | {'baselines'},   # what `cli` calls and `demo` strings together
-  'demo': _WITHOUT_COMMANDS | {'commands', '__init__'},   # its report states the version
-  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo'},
+  'commands': _WITHOUT_COMMANDS | {'baselines', 'offline'},   # what `cli` calls and `demo` strings together
+  'demo': _WITHOUT_COMMANDS | {'commands', 'offline', '__init__'},   # its report states the version
+  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo', 'offline'},
   '__init__': set(),                      # lazy: names are looked up when they are asked for
   '__main__': {'cli'},
 }

@@ -112,6 +112,18 @@ def train(args: argparse.Namespace) -> None:
   commands.train(config_lib.load(args.config, args.overrides), Path(args.workdir))
 
 
+def propose(args: argparse.Namespace) -> None:
+  """A checkpoint's proposals for a data set -> a region store."""
+  from vild_jax import commands
+  from vild_jax import config as config_lib
+
+  config = config_lib.load(args.config, args.overrides)
+  made = commands.propose(config, Path(args.checkpoint), args.data or config.data.train,
+                          args.split or config.data.train_split, Path(args.out), max_proposals=args.max_proposals,
+                          images_per_shard=args.images_per_shard)
+  _write_json(args.json, made)
+
+
 def evaluate(args: argparse.Namespace) -> None:
   """Detections -> results file -> metrics."""
   from vild_jax import commands
@@ -232,6 +244,20 @@ def _parser() -> argparse.ArgumentParser:
                'vild-jax train configs/vild_text_r50_lvis.py --workdir workdir/text --data.batch_size=64')
   _add_config(p)
   p.add_argument('--workdir', required=True, help='gets the config, checkpoints, metrics.jsonl and TensorBoard files')
+
+  p = _command(commands, 'propose', propose,
+               'proposals of a checkpoint\'s first stage for every picture of a data set -> a region store',
+               'vild-jax propose configs/vild_text_r50_lvis.py --checkpoint workdir/text --data data/lvis --out '
+               'workdir/proposals')
+  _add_config(p)
+  p.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  p.add_argument('--data', help='the prepared data set (default: data.train of the config)')
+  p.add_argument('--split', help='its split (default: data.train_split of the config, which is train)')
+  p.add_argument('--out', required=True, help='folder of the store; given again after an interruption, it goes on')
+  p.add_argument('--max-proposals', type=int, default=1000, metavar='N', help='keep the best N of each picture')
+  p.add_argument('--images-per-shard', type=int, default=256, metavar='N',
+                 help='pictures in a file: what an interruption costs, and what processes share')
+  _add_json(p)
 
   p = _command(commands, 'evaluate', evaluate, 'detections -> results file -> metrics, per-category table, plots',
                'vild-jax evaluate configs/vild_text_r50_lvis.py --checkpoint workdir/text --out workdir/text/eval')

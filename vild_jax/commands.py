@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vild_jax import baselines, evaluation, files, inference, objective, progress, viz
+from vild_jax import baselines, evaluation, files, inference, objective, offline, progress, viz
 from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources, transforms
@@ -89,6 +89,18 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   variables = checkpoint.load_variables(folder, config, mesh)
   return evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh, predict=predict,
                              folders=baselines.folders(scores))
+
+
+def propose(config: Config, folder: Path, data: str, split: str, out: Path, *, max_proposals: int,
+            images_per_shard: int) -> dict[str, Any]:
+  """Writes the proposals of a work directory's or bundle's checkpoint for a prepared split; see `offline.propose`."""
+  config = _same_model(config, folder)
+  dataset = sources.open_dataset(_given(data, '--data'), split)
+  mesh = offline.local_mesh(config)
+  variables = checkpoint.load_variables(folder, config, mesh)
+  return offline.propose(config, variables, dataset, out, max_proposals=max_proposals,
+                         images_per_shard=images_per_shard, mesh=mesh, process_index=jax.process_index(),
+                         process_count=jax.process_count())
 
 
 def detect(detector: inference.Detector, images: list[Path], classes: str, out: Path, *,

@@ -1,4 +1,4 @@
-"""The two programs that run on the mesh: one step of training, one batch of predictions."""
+"""The programs that run on the mesh: one step of training, one batch of predictions, one batch of proposals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from vild_jax import detector
 from vild_jax.config import Config, Data, Evaluation, Train
 from vild_jax.objective import objective
-from vild_jax.structs import Batch, Detections, TrainState, Vocabulary
+from vild_jax.structs import Batch, Detections, Proposals, TrainState, Vocabulary
 from vild_jax.train import optim, sharding
 from vild_jax.train.state import SAMPLING, abstract, step_key
 
@@ -30,6 +30,11 @@ def make_train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainStat
 def make_predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
   """(variables, images [B, S, S, 3], content sizes [B, 2], vocabulary) -> detections of the batch."""
   return _predict_step(_of_the_program(config), mesh)
+
+
+def make_propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
+  """(variables, images [B, S, S, 3]) -> proposals of the batch, as in evaluation."""
+  return _propose_step(_of_the_program(config), mesh)
 
 
 def _of_the_program(config: Config) -> Config:
@@ -72,3 +77,12 @@ def _predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
   return jax.jit(predict_step, in_shardings=(replicated, batch, batch, replicated), out_shardings=batch)
 
 
+@functools.cache
+def _propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
+  per_image = sharding.per_image(mesh)
+
+  def propose_step(variables, image: jax.Array) -> Proposals:
+    return detector.first_stage(config.model, variables, image, train=False, per_image=per_image)[0].proposals
+
+  batch = sharding.batch_sharding(mesh)
+  return jax.jit(propose_step, in_shardings=(sharding.replicated(mesh), batch), out_shardings=batch)
