@@ -131,9 +131,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
   config = config_lib.load(args.config, args.overrides)
   metrics = commands.evaluate(config, Path(args.checkpoint), args.data or config.data.val,
-                              args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary)
+                              args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary,
+                              scores=args.scores, teacher=args.teacher or config.teacher)
   print(commands.metrics_table(metrics))
-  _write_json(args.json, {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image')})
+  for row in {'with_objectness'} & set(metrics):
+    print(f'{row}\n{commands.metrics_table(metrics[row])}')
+  _write_json(args.json, {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image', 'with_objectness')
+                          if key in metrics})
 
 
 def detect(args: argparse.Namespace) -> None:
@@ -271,6 +275,10 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument('--data', help='the prepared data set (default: data.val of the config)')
   p.add_argument('--split', help='its split (default: data.val_split of the config)')
   p.add_argument('--vocabulary', help='classes to detect (default: those of training)')
+  p.add_argument('--scores', choices=['model', 'clip-crops', 'text+clip-crops'], default='model',
+                 help='of the model; of the teacher on cropped proposals, also times objectness in with_objectness/; '
+                      'or of ViLD-text and the teacher on crops together. The last two are slow')
+  p.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
   p.add_argument('--out', required=True, help='gets results.json, metrics.json, per_category.csv and plots')
   _add_json(p)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vild_jax import embedding, evaluation, files, inference, objective, offline, progress, viz
+from vild_jax import baselines, embedding, evaluation, files, inference, objective, offline, progress, viz
 from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, join, region_import, regions, sources, transforms
@@ -63,8 +64,17 @@ def train(config: Config, workdir: Path) -> TrainState:
 
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
-             vocabulary: str | None = None) -> dict[str, Any]:
-  """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics."""
+             vocabulary: str | None = None, scores: str = baselines.MODEL,
+             teacher: str | None = None) -> dict[str, Any]:
+  """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics.
+
+  `scores`: of the model, or one of the `baselines`, which crop and embed with the teacher in the folder `teacher`.
+  """
+  if scores not in baselines.SCORES:
+    raise ValueError(f'--scores is {scores!r}; expected one of {", ".join(baselines.SCORES)}')
+  if scores != baselines.MODEL and not teacher:
+    raise ValueError(f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the '
+                     'config')
   if jax.process_count() > 1:
     raise ValueError(f'evaluate runs in {jax.process_count()} processes; expected one (with any number of devices)')
   config = _same_model(config, folder)
@@ -72,9 +82,14 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
   classes = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
   inference.check_teacher(classes, trained_on)
+  predict = None
+  if scores != baselines.MODEL:
+    predict = partial(baselines.predictions, scores=scores,
+                      tower=baselines.crop_tower(teacher, config, trained_on, scores))
   mesh = sharding.make_mesh(config.mesh)
   variables = checkpoint.load_variables(folder, config, mesh)
-  return evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh)
+  return evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh, predict=predict,
+                             folders=baselines.folders(scores))
 
 
 def propose(config: Config, folder: Path, data: str, split: str, out: Path, *, max_proposals: int,

@@ -73,9 +73,11 @@ class Assignment:
 class Distillation:
   """Learning from the teacher's embeddings of offline proposals: L = L_text + `weight` · L_image; 0 is ViLD-text.
 
-  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD). `store` is the
-  folder of `vild-jax embed-regions` for the pictures of `data.train`. Of a picture's regions `regions_per_image` are
-  drawn anew for each step, among those of which the crop leaves the fraction `min_visible` or more.
+  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD). With
+  `model.background=False` that one head learns nothing else, besides its boxes: L = `weight` · L_image (ViLD-image).
+  `store` is the folder of `vild-jax embed-regions` for the pictures of `data.train`. Of a picture's regions
+  `regions_per_image` are drawn anew for each step, among those of which the crop leaves the fraction `min_visible` or
+  more.
   """
 
   weight: float = 0.0

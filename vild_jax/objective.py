@@ -129,6 +129,7 @@ def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocab
   """The five losses of ViLD-text and, where regions are distilled, that of ViLD-image.
 
   Each is normalised over the global batch and carries its weight already: 1, and `distillation.weight` for the last.
+  ViLD-image (`model.background=False`) has no `class_loss`: it learns its embeddings from the teacher alone.
   """
   logits, novel = outputs.second.logits, config.assignment.novel_labels
   allowed = vocabulary.valid if novel else vocabulary.valid & vocabulary.is_base
@@ -144,6 +145,8 @@ def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocab
     'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground),
     'mask_loss': core_losses.mask(outputs.mask_logits, targets.masks, targets.mask_foreground),
   }
+  if not config.model.background:
+    del parts['class_loss']
   if targets.regions is not None:
     parts['distillation_loss'] = config.distillation.weight * core_losses.distillation(
       outputs.second.student, targets.regions.embeddings, targets.regions.valid)
@@ -159,6 +162,9 @@ def check_distillation(config: Config, *, has_regions: bool) -> None:
   if config.model.image_head and weight == 0:
     raise ValueError('model.image_head is true, but distillation.weight is 0, so that nothing would train that head; '
                      'expected a positive weight, or no image head')
+  if not config.model.background and weight == 0:
+    raise ValueError('model.background is false (ViLD-image), but distillation.weight is 0, so that nothing would '
+                     'train the embeddings; expected a positive weight, or a background')
 
 
 def _assign_anchors(rules: Assignment, anchors: dict[int, Array], gt_boxes: Array, gt_valid: Array,
