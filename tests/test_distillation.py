@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from vild_jax import config as config_lib
 from vild_jax import detector, objective
 from vild_jax.config import ConfigError
-from vild_jax.structs import RegionTargets
+from vild_jax.structs import Batch, RegionTargets, Vocabulary
 from vild_jax.train import optim
 
 ONE_HEAD = tiny.config('distillation.weight=0.5')
@@ -166,6 +167,23 @@ def test_a_weight_of_zero_is_vild_text():
     lambda variables, batch, words: objective.objective(config, variables, batch, words, jax.random.PRNGKey(3)),
     tiny.variables(config), batch(), tiny.vocabulary())
   assert 'distillation_loss' not in metrics and 'class_loss' in metrics
+
+
+@pytest.mark.parametrize('name', ['vild_r50_lvis', 'vild_ensemble_r50_lvis'])
+def test_a_full_size_step_distils(name):
+  config = config_lib.load(f'configs/{name}.py')
+  count, regions = config.data.max_instances, config.distillation.regions_per_image
+  shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
+  full = Batch(shape(2, 1024, 1024, 3), shape(2, 2), shape(2, count, 4), shape(2, count, dtype=jnp.int32),
+               shape(2, count, 112, 112, dtype=jnp.uint8), shape(2, count, dtype=bool),
+               RegionTargets(shape(2, regions, 4), shape(2, regions, 512), shape(2, regions, dtype=bool)))
+  words = Vocabulary(shape(1203, 512), shape(1203, dtype=bool), shape(1203, dtype=bool))
+  variables = jax.eval_shape(lambda: detector.init(config, jax.random.PRNGKey(0)))
+  total, (metrics, statistics) = jax.eval_shape(
+    lambda *args: objective.objective(config, *args, jax.random.PRNGKey(0)), variables, full, words)
+  assert regions == 300 and total.shape == metrics['distillation_loss'].shape == ()
+  assert total.dtype == metrics['distillation_loss'].dtype == jnp.float32
+  assert jax.tree.map(lambda x: x.shape, statistics) == jax.tree.map(lambda x: x.shape, variables['batch_stats'])
 
 
 @pytest.mark.parametrize(('overrides', 'regions', 'message'), [

@@ -241,7 +241,7 @@ def _same_model(config: Config, folder: Path) -> Config:
 
 def _open_regions(config: Config, dataset: sources.PreparedDataset,
                   vocabulary: vocabulary_lib.VocabularyFile) -> regions.RegionStore | None:
-  """The store to distil from; None at a weight of 0, so that ViLD-text is one override of any config."""
+  """The store to distil from; None at a weight of 0, so that ViLD-text can be an override of any config."""
   path = config.distillation.store
   objective.check_distillation(config, has_regions=bool(path))
   if config.distillation.weight == 0:
