@@ -20,10 +20,11 @@ from tensorboard.backend.event_processing import event_accumulator
 
 import vild_jax
 from tests import tiny
-from tests.data import small_set
+from tests.data import planted_store, small_set
 from vild_jax import cli
 from vild_jax import config as config_lib
 from vild_jax import detector as detector_lib
+from vild_jax.data import sources
 from vild_jax.teacher import vocabulary
 from vild_jax.train import step
 
@@ -62,7 +63,10 @@ def settings_read():
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, settings_read):
-  """A prepared set, a vocabulary, a trained work directory, a bundle and an evaluation, all by commands."""
+  """A prepared set, a vocabulary, a trained work directory, a bundle and an evaluation, all by commands.
+
+  The training distils from a planted store, so that every setting has its reader.
+  """
   folder = tmp_path_factory.mktemp('made')
   for stem in ('small_train', 'small_val'):
     annotations, images = small_set.write(folder, stem=stem)
@@ -70,8 +74,11 @@ def made(tmp_path_factory, settings_read):
   np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
   assert run('embed-text', '--from-npy', folder / 'rows.npy', '--classes', annotations, '--teacher-id', 'made up',
              '--out', folder / 'v.npz') == 0
+  planted_store.write(folder / 'regions', sources.open_dataset(folder / 'data', 'train'),
+                      teacher=vocabulary.load(folder / 'v.npz').teacher)
   config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
-                       'train.steps=2', 'train.pictures=1')
+                       'train.steps=2', 'train.pictures=1', 'distillation.weight=0.5',
+                       f'distillation.store={folder / "regions"}', 'distillation.regions_per_image=6')
   (folder / 'config.json').write_text(config_lib.to_text(config))
   assert run('train', folder / 'config.json', '--workdir', folder / 'run') == 0
   assert run('export', folder / 'config.json', '--checkpoint', folder / 'run', '--out', folder / 'bundle') == 0
@@ -197,7 +204,24 @@ def _spoiled(made, tmp_path, what):
     return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'b', '--teacher', tmp_path / 'none'), \
       'none is no folder'
   if what == 'no distillation':
-    return (*train, '--distillation.weight=1'), 'the data holds no regions with embeddings of the teacher'
+    return (*train, '--distillation.store='), 'the data holds no regions with embeddings of the teacher'
+  if what.startswith('regions'):
+    dataset, changed, message = sources.open_dataset(data, 'val' if what == 'regions of other data' else 'train'), *{
+      'regions of other data': ({}, 'is of a data set with identity'),
+      'regions without embeddings': ({'kind': 'proposals'}, 'is a store of proposals without embeddings'),
+      'regions of another teacher': ({'teacher': 'other'}, "regions has embeddings of teacher 'other', and"),
+      'regions of another dimension': ({'dim': 8}, 'has embeddings of dimension 8; expected 16'),
+      'regions of fewer pictures': ({'images': 3}, 'holds the regions of 3 pictures; expected 4'),
+      'regions made anew': ({'each': 9}, 'was trained on proposals with identity'),
+      'regions embedded anew': ({'recipe': {'crops': 'other'}}, 'was trained on a region store with identity'),
+    }[what]
+    teacher = vocabulary.load(made / 'v.npz').teacher
+    path = planted_store.write(tmp_path / 'regions', dataset, **{'teacher': teacher, **changed})
+    words = (*train, f'--distillation.store={path}')
+    if 'anew' in what:
+      shutil.copytree(made / 'run', tmp_path / 'run')
+      words = (*words[:2], '--workdir', tmp_path / 'run', words[-1])
+    return words, message
   if what == 'unknown class':
     return (*detect, 'trees, zebra'), "'trees' is not in the stored vocabulary"
   if what == 'vocabulary folder':
@@ -222,6 +246,9 @@ def _spoiled(made, tmp_path, what):
     shutil.copytree(made / 'run', tmp_path / 'run')
     saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
     saved['data']['train'] = str(tmp_path / 'd')
+    store = planted_store.write(tmp_path / 'regions', sources.open_dataset(tmp_path / 'd', 'train'),
+                                teacher=vocabulary.load(made / 'v.npz').teacher)
+    saved['distillation']['store'] = str(store)
     (tmp_path / 'run' / 'config.json').write_text(json.dumps(saved))
     return ('train', tmp_path / 'run' / 'config.json', '--workdir', tmp_path / 'run'), 'expected the same data, or'
   if what == 'broken config':
@@ -266,6 +293,8 @@ def _spoiled(made, tmp_path, what):
 @pytest.mark.parametrize('what', [
   'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data',
   'edited config', 'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
+  'regions of other data', 'regions without embeddings', 'regions of another teacher', 'regions of another dimension',
+  'regions of fewer pictures', 'regions made anew', 'regions embedded anew',
   'vocabulary folder', 'not federated', 'no backbone', 'top level', 'broken config', 'unwritable', 'architecture',
   'other meaning', 'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json',
   'export over a folder'])

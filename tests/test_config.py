@@ -87,6 +87,9 @@ def test_later_overrides_win():
   ('--model.postprocess.nms_threshold=2', ['model.postprocess.nms_threshold', '2.0', 'from 0 to 1']),
   ('--assignment.rpn_negative_iou=0.8', ['assignment.rpn_negative_iou', '0.8', 'at most', '0.7']),
   ('--train.pictures=-1', ['train.pictures', '-1', 'zero or a positive']),
+  ('--distillation.min_visible=1.5', ['distillation.min_visible', '1.5', 'from 0 to 1']),
+  ('--distillation.regions_per_image=0', ['distillation.regions_per_image', '0', 'positive']),
+  ('--data.repeat_threshold=-0.1', ['data.repeat_threshold', '-0.1', 'from 0 to 1']),
 ])
 def test_a_bad_override_is_one_line_that_names_key_and_expectation(assignment, named):
   with pytest.raises(ConfigError) as error:
@@ -151,6 +154,26 @@ def test_every_config_file_loads_is_short_and_reads_back(path):
   config = config_lib.load(path)
   assert config_lib.from_text(config_lib.to_text(config)) == config
   assert len(path.read_text(encoding='utf-8').splitlines()) <= 60
+
+
+@pytest.mark.parametrize(('name', 'base', 'changed'), [
+  ('vild_r50_lvis', 'vild_text_r50_lvis', {'distillation.weight': 0.5, 'distillation.store': 'data/lvis_v1_regions'}),
+  ('vild_ensemble_r50_lvis', 'vild_r50_lvis', {'model.image_head': True}),
+  ('vild_r152_lvis', 'vild_r50_lvis', {'model.backbone.depth': 152, 'distillation.weight': 1.0}),
+  ('vild_ensemble_r152_lvis', 'vild_r50_lvis',
+   {'model.backbone.depth': 152, 'model.image_head': True, 'distillation.weight': 2.0}),
+  ('supervised_rfs_r50_lvis', 'vild_text_r50_lvis', {'assignment.novel_labels': True, 'data.repeat_threshold': 0.001}),
+  ('vild_ensemble_r50_coco_ovd', 'vild_ensemble_r50_lvis',
+   {'evaluation.protocol': 'coco', 'train.steps': 45_000, 'vocabulary': 'data/coco_ovd_vocabulary.npz',
+    'data.train': 'data/coco', 'data.val': 'data/coco', 'distillation.store': 'data/coco_regions'}),
+])
+def test_the_papers_experiments_differ_in_what_defines_them(name, base, changed):
+  """METHOD.md, sections 1 and 3: weights of the distillation, backbones, labels and sampling."""
+  leaves, others = (config_lib.flatten(config_lib.load(ROOT / 'configs' / f'{n}.py')) for n in (name, base))
+  assert {key: value for key, value in leaves.items() if value != others[key]} == {'name': name, **changed}
+  described = (ROOT / 'configs' / f'{name}.py').read_text(encoding='utf-8')
+  assert f'vild-jax train configs/{name}.py' in described and 'vild-jax embed-text' in described
+  assert ('vild-jax embed-regions' in described) == (leaves['distillation.weight'] > 0)
 
 
 def fields(kind: type, prefix: str = '') -> list[tuple[str, str]]:

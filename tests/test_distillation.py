@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from vild_jax import config as config_lib
 from vild_jax import detector, objective
-from vild_jax.structs import RegionTargets
+from vild_jax.config import ConfigError
+from vild_jax.structs import Batch, RegionTargets, Vocabulary
+from vild_jax.train import optim
 
 ONE_HEAD = tiny.config('distillation.weight=0.5')
 TWO_HEADS = tiny.config('distillation.weight=0.5', 'model.image_head=true')
+IMAGE = tiny.config('distillation.weight=0.5', 'model.background=false')   # ViLD-image
 
 
 def batch(seed=0, *, padding=0.0):
@@ -100,6 +104,63 @@ def test_one_head_normalises_all_its_regions_together():
   assert alone.student is None and np.abs(alone.embeddings - found.embeddings).max() > 1e-3
 
 
+def test_vild_image_learns_no_class():
+  """One head that learns from the teacher and from boxes: what labels, words and background are is all one to it."""
+  variables, one, words = tiny.variables(IMAGE), *jax.tree.map(jnp.asarray, (batch(), tiny.vocabulary()))
+  rng = np.random.default_rng(5)
+  features = {level: jnp.asarray(rng.normal(size=(8, 64 >> level, 64 >> level, 16)), jnp.float32)
+              for level in range(2, 7)}
+  some = jnp.ones((8, 5), bool)
+  first = detector.FirstStage({}, {2: jnp.zeros((8, 9))}, {2: jnp.zeros((8, 9, 4))}, None)
+
+  @jax.jit
+  def gradients(background, labels, words):
+    targets = objective.Targets({2: jnp.ones((8, 9), jnp.int32)}, {2: jnp.zeros((8, 9, 4))},
+                                {2: jnp.ones((8, 9), bool)}, one.boxes, some, some, labels, jnp.ones((8, 5, 4)), None,
+                                some, some, jnp.ones((8, 5, 28, 28)), one.regions)
+
+    def loss(params):
+      second, _ = detector.second_stage(IMAGE.model, {**variables, 'params': params}, features, one.boxes, some, words,
+                                        train=True, distilled=one.regions)
+      parts = objective.losses(IMAGE, objective.Outputs(first, second, jnp.zeros((8, 5, 28, 28))), targets, words)
+      return sum(parts.values()), parts
+
+    return jax.grad(loss, has_aux=True)(variables['params'] | {'background': background})
+
+  background = variables['params']['background']
+  found, parts = gradients(background, one.labels, words)
+  assert set(parts) == {'rpn_score_loss', 'rpn_box_loss', 'box_loss', 'mask_loss', 'distillation_loss'}
+  assert learns(found) == {'region_head'} and np.abs(found['region_head']['projection']['kernel']).max() > 0
+  assert np.abs(found['region_head']['box']['kernel']).max() > 0
+  other = gradients(-3 * background, (one.labels + 1) % tiny.BASE, words.replace(embeddings=words.embeddings[::-1]))
+  jax.tree.map(np.testing.assert_array_equal, (found, parts), other)
+
+
+def test_vild_image_has_the_variables_of_vild_and_every_rule_matches_them():
+  shapes = lambda config: jax.eval_shape(lambda: detector.init(config, jax.random.PRNGKey(0)))
+  assert shapes(IMAGE) == shapes(ONE_HEAD)
+  assert optim.decay_mask(shapes(IMAGE)['params'])['background'] is True
+
+
+def test_vild_image_scores_classes_without_the_background():
+  rng = np.random.default_rng(0)
+  embeddings, background = (rng.normal(size=size).astype(np.float32) for size in ((2, 7, 16), (16,)))
+  words = jax.tree.map(lambda x: jnp.asarray(np.concatenate([x, np.zeros_like(x[:2])])), tiny.vocabulary())
+  logits = detector.class_logits(IMAGE.model, {'params': {'background': jnp.asarray(background)}},
+                                 jnp.asarray(embeddings), words)
+  found = detector.class_scores(IMAGE.model, detector.SecondStage(None, logits, None), words)
+  units = embeddings.astype(np.float64) / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+  powers = np.exp(units @ tiny.vocabulary().embeddings.T.astype(np.float64) / 0.01)
+  np.testing.assert_allclose(found[..., :tiny.CLASSES], powers / powers.sum(-1, keepdims=True), rtol=1e-3, atol=1e-12)
+  assert (np.asarray(found)[..., tiny.CLASSES:] == 0).all()
+  np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
+
+
+def test_vild_image_has_one_head():
+  with pytest.raises(ConfigError, match=r'model\.background is False; expected true with model\.image_head'):
+    tiny.config('model.image_head=true', 'model.background=false')
+
+
 def test_a_weight_of_zero_is_vild_text():
   config = tiny.config()
   _, (metrics, _) = jax.eval_shape(
@@ -108,9 +169,27 @@ def test_a_weight_of_zero_is_vild_text():
   assert 'distillation_loss' not in metrics and 'class_loss' in metrics
 
 
+@pytest.mark.parametrize('name', ['vild_r50_lvis', 'vild_ensemble_r50_lvis'])
+def test_a_full_size_step_distils(name):
+  config = config_lib.load(f'configs/{name}.py')
+  count, regions = config.data.max_instances, config.distillation.regions_per_image
+  shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
+  full = Batch(shape(2, 1024, 1024, 3), shape(2, 2), shape(2, count, 4), shape(2, count, dtype=jnp.int32),
+               shape(2, count, 112, 112, dtype=jnp.uint8), shape(2, count, dtype=bool),
+               RegionTargets(shape(2, regions, 4), shape(2, regions, 512), shape(2, regions, dtype=bool)))
+  words = Vocabulary(shape(1203, 512), shape(1203, dtype=bool), shape(1203, dtype=bool))
+  variables = jax.eval_shape(lambda: detector.init(config, jax.random.PRNGKey(0)))
+  total, (metrics, statistics) = jax.eval_shape(
+    lambda *args: objective.objective(config, *args, jax.random.PRNGKey(0)), variables, full, words)
+  assert regions == 300 and total.shape == metrics['distillation_loss'].shape == ()
+  assert total.dtype == metrics['distillation_loss'].dtype == jnp.float32
+  assert jax.tree.map(lambda x: x.shape, statistics) == jax.tree.map(lambda x: x.shape, variables['batch_stats'])
+
+
 @pytest.mark.parametrize(('overrides', 'regions', 'message'), [
   (['distillation.weight=0.5'], False, 'distillation.weight is 0.5, but the data holds no regions'),
   (['model.image_head=true'], True, 'model.image_head is true, but distillation.weight is 0'),
+  (['model.background=false'], True, 'model.background is false .* but distillation.weight is 0'),
 ])
 def test_a_head_without_a_teacher_is_refused(overrides, regions, message):
   config = tiny.config(*overrides)

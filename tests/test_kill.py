@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.data import small_set
+from tests.data import planted_store, small_set
 from vild_jax import cli
 from vild_jax import config as config_lib
+from vild_jax.data import sources
+from vild_jax.teacher import vocabulary
 from vild_jax.train import checkpoint, writers
 
 STEPS = 40
@@ -37,14 +39,21 @@ def config_file(tmp_path_factory):
   np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
   assert run('embed-text', '--from-npy', folder / 'rows.npy', '--classes', annotations, '--teacher-id', 'made up',
              '--out', folder / 'v.npz') == 0
+  planted_store.write(folder / 'regions', sources.open_dataset(folder / 'data', 'train'),
+                      teacher=vocabulary.load(folder / 'v.npz').teacher)
   config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', 'mesh.data=1',
-                       f'train.steps={STEPS}', 'train.log_every=1', 'train.checkpoint_every=1')
+                       f'train.steps={STEPS}', 'train.log_every=1', 'train.checkpoint_every=1',
+                       'distillation.weight=0.5', f'distillation.store={folder / "regions"}',
+                       'distillation.regions_per_image=6')
   (folder / 'config.json').write_text(config_lib.to_text(config))
   return folder / 'config.json'
 
 
 def test_a_run_killed_at_a_random_step_ends_at_bit_identical_parameters(config_file, tmp_path):
+  """And learns from the teacher meanwhile."""
   assert run('train', config_file, '--workdir', tmp_path / 'undisturbed') == 0
+  losses = [line['distillation_loss'] for line in writers.read_metrics(tmp_path / 'undisturbed' / writers.METRICS_FILE)]
+  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5]), losses
   seed = int.from_bytes(os.urandom(2), 'big')
   kill_at = int(np.random.default_rng(seed).integers(2, STEPS - 5))
   killed = tmp_path / 'killed'

@@ -112,6 +112,18 @@ def train(args: argparse.Namespace) -> None:
   commands.train(config_lib.load(args.config, args.overrides), Path(args.workdir))
 
 
+def propose(args: argparse.Namespace) -> None:
+  """A checkpoint's proposals for a data set -> a region store."""
+  from vild_jax import commands
+  from vild_jax import config as config_lib
+
+  config = config_lib.load(args.config, args.overrides)
+  made = commands.propose(config, Path(args.checkpoint), args.data or config.data.train,
+                          args.split or config.data.train_split, Path(args.out), max_proposals=args.max_proposals,
+                          images_per_shard=args.images_per_shard)
+  _write_json(args.json, made)
+
+
 def evaluate(args: argparse.Namespace) -> None:
   """Detections -> results file -> metrics."""
   from vild_jax import commands
@@ -119,9 +131,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
   config = config_lib.load(args.config, args.overrides)
   metrics = commands.evaluate(config, Path(args.checkpoint), args.data or config.data.val,
-                              args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary)
+                              args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary,
+                              scores=args.scores, teacher=args.teacher or config.teacher)
   print(commands.metrics_table(metrics))
-  _write_json(args.json, {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image')})
+  for row in {'with_objectness'} & set(metrics):
+    print(f'{row}\n{commands.metrics_table(metrics[row])}')
+  _write_json(args.json, {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image', 'with_objectness')
+                          if key in metrics})
 
 
 def detect(args: argparse.Namespace) -> None:
@@ -181,6 +197,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _parser() -> argparse.ArgumentParser:
+  from vild_jax import cli_regions
+
   parser = _Parser(prog='vild-jax', description='Open-vocabulary object detection in JAX (ViLD).')
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
@@ -229,6 +247,27 @@ def _parser() -> argparse.ArgumentParser:
   _add_config(p)
   p.add_argument('--workdir', required=True, help='gets the config, checkpoints, metrics.jsonl and TensorBoard files')
 
+  p = _command(commands, 'propose', propose,
+               'proposals of a checkpoint\'s first stage for every picture of a data set -> a region store',
+               'vild-jax propose configs/vild_text_r50_lvis.py --checkpoint workdir/text --data data/lvis --out '
+               'workdir/proposals')
+  _add_config(p)
+  p.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  p.add_argument('--data', help='the prepared data set (default: data.train of the config)')
+  p.add_argument('--split', help='its split (default: data.train_split of the config, which is train)')
+  p.add_argument('--out', required=True, help='folder of the store; given again after an interruption, it goes on')
+  p.add_argument('--max-proposals', type=int, default=1000, metavar='N', help='keep the best N of each picture')
+  p.add_argument('--images-per-shard', type=int, default=256, metavar='N',
+                 help='pictures in a file: what an interruption costs, and what processes share')
+  _add_json(p)
+
+  p = _command(commands, 'embed-regions', cli_regions.embed_regions,
+               'a teacher\'s embeddings of the 1x and 1.5x crops of proposals -> a region store to distil from',
+               'vild-jax embed-regions --teacher clip-vit-base-patch32 --data data/lvis --proposals workdir/proposals '
+               '--out workdir/regions')
+  cli_regions.add_arguments(p)
+  _add_json(p)
+
   p = _command(commands, 'evaluate', evaluate, 'detections -> results file -> metrics, per-category table, plots',
                'vild-jax evaluate configs/vild_text_r50_lvis.py --checkpoint workdir/text --out workdir/text/eval')
   _add_config(p)
@@ -236,6 +275,10 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument('--data', help='the prepared data set (default: data.val of the config)')
   p.add_argument('--split', help='its split (default: data.val_split of the config)')
   p.add_argument('--vocabulary', help='classes to detect (default: those of training)')
+  p.add_argument('--scores', choices=['model', 'clip-crops', 'text+clip-crops'], default='model',
+                 help='of the model; of the teacher on cropped proposals, also times objectness in with_objectness/; '
+                      'or of ViLD-text and the teacher on crops together. The last two are slow')
+  p.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
   p.add_argument('--out', required=True, help='gets results.json, metrics.json, per_category.csv and plots')
   _add_json(p)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vild_jax import evaluation, files, inference, objective, progress, viz
+from vild_jax import baselines, embedding, evaluation, files, inference, objective, offline, progress, viz
 from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
-from vild_jax.data import class_lists, sources, transforms
+from vild_jax.data import class_lists, join, region_import, regions, sources, transforms
 from vild_jax.eval import paste
 from vild_jax.interop import export as export_lib
 from vild_jax.interop import hf_clip
@@ -27,7 +28,7 @@ from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.train import checkpoint, loop, sharding, state
 
 DETECTIONS_FILE = 'detections.json'
-_DATA_FILE = 'data.json'  # of a work directory: which pictures and annotations it is trained on
+_DATA_FILE = 'data.json'  # of a work directory: which pictures, annotations and regions it is trained on
 
 
 def train(config: Config, workdir: Path) -> TrainState:
@@ -36,8 +37,9 @@ def train(config: Config, workdir: Path) -> TrainState:
   vocabulary = vocabulary_lib.load(_given(config.vocabulary, 'vocabulary'))
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
   inference.check_dimension(vocabulary, config)
-  objective.check_distillation(config, has_regions=False)
-  labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base)
+  store = _open_regions(config, dataset, vocabulary)
+  labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base,
+                             novel=config.assignment.novel_labels)
   if not dataset.has_masks:
     raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
   mesh = sharding.make_mesh(config.mesh)
@@ -45,8 +47,8 @@ def train(config: Config, workdir: Path) -> TrainState:
   state.check_start(config, mesh)
 
   def stream(start_step: int):
-    return batches.train_batches(dataset, labels, config, start_step=start_step, process_index=jax.process_index(),
-                                 process_count=jax.process_count())
+    return batches.train_batches(dataset, labels, config, regions=store, start_step=start_step,
+                                 process_index=jax.process_index(), process_count=jax.process_count())
 
   pictures = None
   if config.train.pictures:
@@ -54,7 +56,7 @@ def train(config: Config, workdir: Path) -> TrainState:
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
   checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
-  _keep_identity(workdir / _DATA_FILE, dataset)
+  _keep_identity(workdir / _DATA_FILE, dataset, store)
   if dropped := sorted({c.name for c in dataset.categories} - set(vocabulary.names)):
     print(f'{len(dropped)} of {len(dataset.categories)} categories of the data are not in the vocabulary, '
           f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
@@ -62,8 +64,17 @@ def train(config: Config, workdir: Path) -> TrainState:
 
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
-             vocabulary: str | None = None) -> dict[str, Any]:
-  """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics."""
+             vocabulary: str | None = None, scores: str = baselines.MODEL,
+             teacher: str | None = None) -> dict[str, Any]:
+  """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics.
+
+  `scores`: of the model, or one of the `baselines`, which crop and embed with the teacher in the folder `teacher`.
+  """
+  if scores not in baselines.SCORES:
+    raise ValueError(f'--scores is {scores!r}; expected one of {", ".join(baselines.SCORES)}')
+  if scores != baselines.MODEL and not teacher:
+    raise ValueError(f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the '
+                     'config')
   if jax.process_count() > 1:
     raise ValueError(f'evaluate runs in {jax.process_count()} processes; expected one (with any number of devices)')
   config = _same_model(config, folder)
@@ -71,9 +82,41 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
   classes = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
   inference.check_teacher(classes, trained_on)
+  predict = None
+  if scores != baselines.MODEL:
+    predict = partial(baselines.predictions, scores=scores,
+                      tower=baselines.crop_tower(teacher, config, trained_on, scores))
   mesh = sharding.make_mesh(config.mesh)
   variables = checkpoint.load_variables(folder, config, mesh)
-  return evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh)
+  return evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh, predict=predict,
+                             folders=baselines.folders(scores))
+
+
+def propose(config: Config, folder: Path, data: str, split: str, out: Path, *, max_proposals: int,
+            images_per_shard: int) -> dict[str, Any]:
+  """Writes the proposals of a work directory's or bundle's checkpoint for a prepared split; see `offline.propose`."""
+  config = _same_model(config, folder)
+  dataset = sources.open_dataset(_given(data, '--data'), split)
+  mesh = offline.local_mesh(config)
+  variables = checkpoint.load_variables(folder, config, mesh)
+  return offline.propose(config, variables, dataset, out, max_proposals=max_proposals,
+                         images_per_shard=images_per_shard, mesh=mesh, process_index=jax.process_index(),
+                         process_count=jax.process_count())
+
+
+def embed_regions(teacher: str | None, data: str, split: str, proposals: str | None, out: Path, *, max_regions: int,
+                  dtype: str, batch_size: int, images_per_shard: int, imported: str | None = None) -> dict[str, Any]:
+  """Writes the teacher's embeddings of a prepared split's proposals, or `imported` ones; see `embedding`."""
+  if batch_size < 1:
+    raise ValueError(f'--batch-size is {batch_size}; expected at least 1')
+  dataset = sources.open_dataset(data, split)
+  options = {'max_regions': max_regions, 'images_per_shard': images_per_shard, 'process_index': jax.process_index(),
+             'process_count': jax.process_count()}
+  if imported:
+    return embedding.import_regions(region_import.ImportedRegions(imported), dataset, out, **options)
+  store = regions.RegionStore(_given(proposals, '--proposals'))
+  return embedding.embed_regions(hf_clip.load_teacher(_given(teacher, '--teacher')), dataset, store, out,
+                                 dtype=jax.numpy.dtype(dtype), batch_size=batch_size, **options)
 
 
 def detect(detector: inference.Detector, images: list[Path], classes: str, out: Path, *,
@@ -196,20 +239,43 @@ def _same_model(config: Config, folder: Path) -> Config:
   return config
 
 
-def _keep_identity(path: Path, dataset: sources.PreparedDataset) -> None:
-  """A data set prepared anew under the same path is another one: a resume on it would be neither run."""
-  if path.is_file():
-    try:
-      kept = str(json.loads(path.read_text(encoding='utf-8'))['identity'])
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such '
-                       'file') from error
-    if kept != dataset.identity:
-      raise ValueError(f'{path.parent} was trained on a data set with identity {kept[:12]}, and {dataset.folder} has '
-                       f'{dataset.identity[:12]}; expected the same data, or a new --workdir')
-  else:
-    content = {'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}
+def _open_regions(config: Config, dataset: sources.PreparedDataset,
+                  vocabulary: vocabulary_lib.VocabularyFile) -> regions.RegionStore | None:
+  """The store to distil from; None at a weight of 0, so that ViLD-text can be an override of any config."""
+  path = config.distillation.store
+  objective.check_distillation(config, has_regions=bool(path))
+  if config.distillation.weight == 0:
+    if path:
+      print(f'distillation.weight is 0: the regions in {path} are not used', file=sys.stderr)
+    return None
+  store = regions.RegionStore(path)
+  join.check_store(store, dataset, config.model.embedding_dim)
+  if not vocabulary_lib.is_same_teacher(store.teacher, vocabulary.teacher):
+    raise ValueError(f'{path} has embeddings of teacher {store.teacher!r}, and {config.vocabulary} of '
+                     f'{vocabulary.teacher!r}; expected the image and the text tower of one teacher')
+  return store
+
+
+def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: regions.RegionStore | None) -> None:
+  """What is made anew under the same path is another data set or store: a resume on it would be neither run."""
+  content = {'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}
+  sources_of = {'identity': ('a data set', dataset.folder)}
+  if store is not None:
+    content |= {'proposals': store.boxes_identity, 'regions': store.identity}
+    sources_of |= {'proposals': ('proposals', store.path), 'regions': ('a region store', store.path)}
+  if not path.is_file():
     files.write(path, json.dumps(content) + '\n')
+    return
+  try:
+    kept = json.loads(path.read_text(encoding='utf-8'))
+    identities = {key: str(kept[key]) for key in sources_of}
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such '
+                     'file') from error
+  for key, (what, where) in sources_of.items():
+    if identities[key] != content[key]:
+      raise ValueError(f'{path.parent} was trained on {what} with identity {identities[key][:12]}, and {where} has '
+                       f'{content[key][:12]}; expected the same data, or a new --workdir')
 
 
 def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> None:

@@ -44,7 +44,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Assignment:
-  """Ground truth -> training targets (METHOD.md, section 3). The last two restore the reference (section 4.5, 4.6)."""
+  """Ground truth -> training targets (METHOD.md, section 3). Two settings restore the reference (section 4.5, 4.6).
+
+  `novel_labels` trains on base and novel labels alike: the supervised baseline. Otherwise novel ones are never seen.
+  """
 
   rpn_positive_iou: float = 0.7
   rpn_negative_iou: float = 0.3
@@ -56,6 +59,7 @@ class Assignment:
   mask_samples: int = 128
   rpn_targets_plus_one: bool = True      # False: the reference's anchor targets without the +1 convention
   novel_logits_zero: bool = False        # True: novel logits times 0 instead of out of the softmax
+  novel_labels: bool = False
 
   def __post_init__(self):
     require_positive(self, 'assignment', 'rpn_samples', 'roi_samples', 'mask_samples')
@@ -69,13 +73,21 @@ class Assignment:
 class Distillation:
   """Learning from the teacher's embeddings of offline proposals: L = L_text + `weight` · L_image; 0 is ViLD-text.
 
-  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD).
+  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD). With
+  `model.background=False` that one head learns nothing else, besides its boxes: L = `weight` · L_image (ViLD-image).
+  `store` is the folder of `vild-jax embed-regions` for the pictures of `data.train`. Of a picture's regions
+  `regions_per_image` are drawn anew for each step, among those of which the crop leaves the fraction `min_visible` or
+  more.
   """
 
   weight: float = 0.0
+  store: str = ''
+  regions_per_image: int = 300
+  min_visible: float = 0.5
 
   def __post_init__(self):
-    require_positive(self, 'distillation', zero=('weight',))
+    require_positive(self, 'distillation', 'regions_per_image', zero=('weight',))
+    require_fraction(self, 'distillation', 'min_visible')
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,9 @@ class Data:
 
   `train` and `val` are folders of prepared data sets. Pictures are resized to fit `image_size` squared, times a random
   factor of `scale_range` in training (large-scale jitter), flipped with probability one half, cropped and padded.
-  `batch_size` is global. `workers` are processes that decode; 0 decodes in the training process.
+  `batch_size` is global. `workers` are processes that decode; 0 decodes in the training process. `repeat_threshold`
+  shows pictures of categories that fewer than this fraction of the pictures have more often (repeat-factor sampling;
+  LVIS: 0.001); 0 shows each once an epoch.
   """
 
   train: str = ''
@@ -97,11 +111,13 @@ class Data:
   max_instances: int = 300
   batch_size: int = 256
   workers: int = 8
+  repeat_threshold: float = 0.0
 
   def __post_init__(self):
     low, high = self.scale_range
     require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
     require_positive(self, 'data', 'image_size', 'batch_size', 'max_instances', zero=('workers',))
+    require_fraction(self, 'data', 'repeat_threshold')
 
 
 @dataclass(frozen=True)

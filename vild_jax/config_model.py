@@ -122,6 +122,9 @@ class Model:
   """The detector. `dtype` is the type of convolutions and matmuls; boxes, scores and losses are float32 always.
 
   `image_head` makes it a ViLD-ensemble: a second region head, without boxes, which learns from the teacher alone.
+  `background=False` makes it a ViLD-image: its one head learns classes from the teacher alone, so that no background
+  is learned, and the scores are a softmax over the classes without it. The background's parameter stays, unused:
+  every variant without a second head has the same variables, and can start from the same ones.
   """
 
   backbone: Backbone = field(default_factory=Backbone)
@@ -131,6 +134,7 @@ class Model:
   region_head: RegionHead = field(default_factory=RegionHead)
   mask_head: MaskHead = field(default_factory=MaskHead)
   image_head: bool = False
+  background: bool = True
   postprocess: Postprocess = field(default_factory=Postprocess)
   temperature: float = 0.01
   batch_norm_momentum: float = 0.997     # of the moving statistics; shorter trainings need a shorter memory
@@ -139,6 +143,8 @@ class Model:
   def __post_init__(self):
     require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
     require_positive(self, 'model', 'temperature')
+    require(self.background or not self.image_head, 'model.background', self.background,
+            'true with model.image_head, whose other head learns from words')
     momentum = self.batch_norm_momentum
     require(0 <= momentum < 1, 'model.batch_norm_momentum', momentum, 'a number from 0 to below 1')
 

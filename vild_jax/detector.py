@@ -171,13 +171,34 @@ def second_stage(model: Model, variables: Any, features: dict[int, Array], rois:
   image_logits = None
   if model.image_head and not train:
     image_embeddings, _ = head(variables, ViLD.image_regions, pooled, valid)
-    image_logits = _logits(model, variables, image_embeddings, vocabulary)[..., :-1]
-  return SecondStage(embeddings, _logits(model, variables, embeddings, vocabulary), deltas, image_logits,
+    image_logits = class_logits(model, variables, image_embeddings, vocabulary)[..., :-1]
+  return SecondStage(embeddings, class_logits(model, variables, embeddings, vocabulary), deltas, image_logits,
                      student), variables
 
 
+def student_embeddings(model: Model, variables: Any, image: Array, rois: Array, valid: Array) -> Array:
+  """What the head that learns from the teacher says at inference, not normalised.
+
+  Images [B, S, S, 3] and boxes [B, M, 4] with validity [B, M] -> embeddings [B, M, D].
+  """
+  features, _ = _apply(model, variables, ViLD.features, image, train=False)
+  network = ViLD.image_regions if model.image_head else ViLD.regions
+  pooled = _pool(features, rois, model.region_head.roi_size)
+  outputs, _ = _on_regions(model, variables, network, pooled, valid, train=False)
+  return outputs if model.image_head else outputs[0]
+
+
+def class_logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vocabulary) -> Array:
+  """Embeddings [B, R, D] -> cosine over temperature [B, R, C + 1]."""
+  return jax.vmap(lambda e: openvocab.cosine_logits(
+    e, vocabulary.embeddings, variables['params']['background'], temperature=model.temperature,
+    valid=vocabulary.valid))(embeddings)
+
+
 def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> Array:
-  """Scores [B, R, C] in [0, 1] of every class: the text head's, or the ensemble of both heads'."""
+  """Scores [B, R, C] in [0, 1] of every class: the text head's, ViLD-image's, or the ensemble of both heads'."""
+  if not model.background:  # ViLD-image: nothing has trained the background, which takes part in nothing
+    return jax.nn.softmax(second.logits[..., :-1], axis=-1)
   # The softmax runs over the background and all classes; the background is dropped after (METHOD.md, section 1).
   scores = jax.nn.softmax(second.logits, axis=-1)[..., :-1]
   if second.image_logits is None:
@@ -185,6 +206,27 @@ def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> A
   ensemble = partial(openvocab.ensemble_scores, base_weight=model.postprocess.base_weight)
   return jax.vmap(ensemble, in_axes=(0, 0, None))(scores, jax.nn.softmax(second.image_logits, axis=-1),
                                                   vocabulary.is_base)
+
+
+def refine(rois: Array, deltas: Array, image_size: Array) -> Array:
+  """Of one image: proposals [R, 4] and their deltas [R, 4] -> boxes [R, 4], clipped to the picture in the square."""
+  # Not to the padded square as in the reference (METHOD.md, section 4.10). A region of the padding has nothing left
+  # then, and suppression cannot remove it: its overlap is 0, even with itself.
+  return boxes.clip(boxes.decode(deltas, rois, weights=BOX_WEIGHTS), image_size)
+
+
+def choose(model: Model, rois: Array, valid: Array, scores: Array) -> Detections:
+  """Of one image: final boxes [R, 4], validity [R], scores [R, C] -> the best detections, without their masks yet.
+
+  Suppression is class-wise; an invalid box, or one without area, gives no detection.
+  """
+  post = model.postprocess
+  index, label, score, valid = nms.classwise_nms(
+    rois, scores, iou_threshold=post.nms_threshold, score_threshold=post.score_threshold,
+    max_outputs=post.max_detections, valid=valid & (boxes.area(rois) > 0), pre_nms_top_k=post.pre_nms_top_k)
+  size = 2 * model.mask_head.roi_size
+  return Detections(boxes=jnp.where(valid[:, None], rois[index], 0), labels=label, scores=score, valid=valid,
+                    masks=jnp.zeros((post.max_detections, size, size), rois.dtype))
 
 
 def masks(model: Model, variables: Any, features: dict[int, Array], rois: Array, valid: Array, *,
@@ -232,23 +274,7 @@ def predict(config: Config, variables: Any, image: Array, image_size: Array, voc
 
 def _choose(model: Model, found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
   """Of one image: boxes [R, 4] and scores [R, C] -> the best detections, without their masks yet."""
-  post = model.postprocess
-  # Clipped to the picture, not to the padded square as in the reference (METHOD.md, section 4.10). A region of the
-  # padding has nothing left then, and suppression cannot remove it: its overlap is 0, even with itself.
-  decoded = boxes.clip(boxes.decode(deltas, found.boxes, weights=BOX_WEIGHTS), image_size)
-  index, label, score, valid = nms.classwise_nms(
-    decoded, scores, iou_threshold=post.nms_threshold, score_threshold=post.score_threshold,
-    max_outputs=post.max_detections, valid=found.valid & (boxes.area(decoded) > 0), pre_nms_top_k=post.pre_nms_top_k)
-  size = 2 * model.mask_head.roi_size
-  return Detections(boxes=jnp.where(valid[:, None], decoded[index], 0), labels=label, scores=score, valid=valid,
-                    masks=jnp.zeros((post.max_detections, size, size), decoded.dtype))
-
-
-def _logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vocabulary) -> Array:
-  """Embeddings [B, R, D] -> cosine over temperature [B, R, C + 1]."""
-  return jax.vmap(lambda e: openvocab.cosine_logits(
-    e, vocabulary.embeddings, variables['params']['background'], temperature=model.temperature,
-    valid=vocabulary.valid))(embeddings)
+  return choose(model, refine(found.boxes, deltas, image_size), found.valid, scores)
 
 
 def _pool(features: dict[int, Array], rois: Array, size: int) -> Array:

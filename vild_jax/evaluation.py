@@ -5,8 +5,9 @@ Predictions are a file (`results.json`, LVIS format), which `eval` then scores w
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,22 @@ from vild_jax.data import batch as batches
 from vild_jax.data import rle, sources, transforms
 from vild_jax.data.schema import DataError, Example
 from vild_jax.eval import coco, lvis, results, summary
+from vild_jax.structs import Detections, Vocabulary
 from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.teacher.vocabulary import VocabularyFile
 from vild_jax.train import sharding
 from vild_jax.train.step import make_predict_step
 
 RESULTS_FILE = 'results.json'
+# Of one picture, the detections of one method, or of several that share their work: image_id, original_size, boxes,
+# labels, scores, masks.
+Found = tuple[dict[str, Any], ...]
+Predict = Callable[..., Iterator[Found]]
 
 
 def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile,
-             dataset: sources.PreparedDataset, out: Path, *, mesh: Mesh | None = None) -> dict[str, Any]:
+             dataset: sources.PreparedDataset, out: Path, *, mesh: Mesh | None = None,
+             predict: Predict | None = None, folders: Sequence[str] = ('',)) -> dict[str, Any]:
   """Detects on every picture of `dataset`, writes `results.json`, and scores it.
 
   Args:
@@ -41,9 +48,12 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
     dataset: a prepared split.
     out: gets `results.json`, `metrics.json`, `per_category.csv` and plots.
     mesh: devices to run on; all by default.
+    predict: what detects, as `predictions` does; the model alone by default. `baselines` has others.
+    folders: below `out`, one for each method of `predict`; the first is '', `out` itself.
 
   Returns:
-    The metrics of `eval.lvis.evaluate` with `seconds_per_image` added (prediction alone, compilation aside).
+    The metrics of `eval.lvis.evaluate` with `seconds_per_image` added (prediction alone, compilation aside), and under
+    the name of each further folder what its method got: `box`, `mask`, `seconds_per_image`.
 
   Raises DataError if a category of the data set is not in the vocabulary.
   """
@@ -55,44 +65,56 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
   if config.evaluation.protocol == 'lvis':
     lvis.check_federated(truth, dataset.folder)  # before the long part
   out.mkdir(parents=True, exist_ok=True)
-  timer = _Timer()
-  found = predictions(config, variables, classes, trained_on, dataset, mesh, timer)
-  with results.ResultsWriter(out / RESULTS_FILE) as writer:
-    for rows in _encoded(found, category_of_row):
-      writer.write(rows)
+  timer = Timer()
+  found = (predict or predictions)(config, variables, classes, trained_on, dataset, mesh, timer)
+  with contextlib.ExitStack() as stack:
+    writers = [stack.enter_context(results.ResultsWriter(out / folder / RESULTS_FILE)) for folder in folders]
+    for of_picture in _encoded(found, category_of_row):
+      for writer, detections in zip(writers, of_picture, strict=True):
+        writer.write(detections)
   base = [category.id for category, flag in zip(dataset.categories, inference.is_base(
     [c.name for c in dataset.categories], trained_on), strict=True) if flag]
   protocol = {'lvis': lvis, 'coco': coco}[config.evaluation.protocol]
-  metrics = protocol.evaluate(truth, out / RESULTS_FILE, base_category_ids=base,
-                              min_area=config.evaluation.min_area, min_instances=config.evaluation.min_instances)
-  metrics['seconds_per_image'] = timer.seconds_per_image()
-  summary.write_reports(out, metrics)
+  scored = {}
+  for folder in folders:
+    scored[folder] = protocol.evaluate(
+      truth, out / folder / RESULTS_FILE, base_category_ids=base, min_area=config.evaluation.min_area,
+      min_instances=config.evaluation.min_instances) | {'seconds_per_image': timer.seconds_per_image()}
+  metrics = scored[folders[0]]
+  metrics |= {folder: {key: scored[folder][key] for key in ('box', 'mask', 'seconds_per_image')}
+              for folder in folders[1:]}
+  for folder in folders:
+    summary.write_reports(out / folder, scored[folder])
   return metrics
 
 
 def predictions(config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile,
-                dataset: sources.PreparedDataset, mesh: Mesh, timer: _Timer | None = None) -> Iterator[dict[str, Any]]:
-  """Yields for each picture: image_id, original_size, and detections in its own pixels (NumPy, best first)."""
-  padded = 8 * -(-len(classes.names) // 8)
-  vocabulary = vocabulary_lib.to_struct(classes, padded).replace(
-    is_base=np.pad(inference.is_base(classes.names, trained_on), (0, padded - len(classes.names))))
-  vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
+                dataset: sources.PreparedDataset, mesh: Mesh, timer: Timer) -> Iterator[Found]:
+  """Yields for each picture, as one method's: image_id, original_size, detections in its own pixels, best first."""
+  vocabulary = put_vocabulary(classes, trained_on, mesh)
   predict = make_predict_step(config, mesh)
   size = config.evaluation.batch_size
   with progress.bar(len(dataset), 'detect', unit='image') as bar:
     for arrays in batches.eval_batches(dataset, config, batch_size=size):
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
       run = lambda put=put: jax.device_get(predict(variables, put['image'], put['image_size'], vocabulary))
-      if timer is not None and not timer.warm:
+      if not timer.warm:
         run()  # compiles
         timer.warm = True
       start = time.perf_counter()
       found = run()
-      if timer is not None:
-        timer.add(time.perf_counter() - start, int(arrays['real'].sum()))
+      timer.add(time.perf_counter() - start, int(arrays['real'].sum()))
       for i in np.flatnonzero(arrays['real']):
-        yield _to_picture(jax.tree.map(lambda x, i=i: x[i], found), {k: v[i] for k, v in arrays.items()})
+        yield (to_picture(found, arrays, i),)
         bar.update()
+
+
+def put_vocabulary(classes: VocabularyFile, trained_on: VocabularyFile, mesh: Mesh) -> Vocabulary:
+  """The argument of a forward pass, padded, on the devices; base is what is base in training."""
+  padded = 8 * -(-len(classes.names) // 8)
+  vocabulary = vocabulary_lib.to_struct(classes, padded).replace(
+    is_base=np.pad(inference.is_base(classes.names, trained_on), (0, padded - len(classes.names))))
+  return jax.device_put(vocabulary, sharding.replicated(mesh))
 
 
 def category_ids(dataset: sources.PreparedDataset, classes: VocabularyFile) -> np.ndarray:
@@ -141,7 +163,7 @@ def drawn_pair(detector: inference.Detector, example: Example, dataset: sources.
   return truth, guess
 
 
-class _Timer:
+class Timer:
   """Prediction time, compilation and what pads the last batch aside."""
 
   def __init__(self):
@@ -149,13 +171,17 @@ class _Timer:
     self._seconds, self._images = 0.0, 0
 
   def add(self, seconds: float, images: int) -> None:
+    """Counts `seconds` that detecting on `images` pictures took."""
     self._seconds, self._images = self._seconds + seconds, self._images + images
 
   def seconds_per_image(self) -> float:
+    """The mean; NaN where nothing was counted."""
     return self._seconds / self._images if self._images else float('nan')
 
 
-def _to_picture(found: Any, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def to_picture(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
+  """One picture of a batch of detections (on the host) and of `eval_batches`, as `predictions` yields it."""
+  found, row = jax.tree.map(lambda x: x[index], batch), {key: value[index] for key, value in arrays.items()}
   keep, (height, width) = found.valid, row['original_size']
   boxes = found.boxes[keep] / np.tile(row['scale'], 2)
   boxes = np.clip(boxes, 0, np.array([height, width, height, width], np.float32))
@@ -164,7 +190,7 @@ def _to_picture(found: Any, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
           'masks': inference.sigmoid(found.masks[keep])}
 
 
-def _encoded(found: Iterator[dict[str, Any]], category_of_row: np.ndarray) -> Iterator[list[dict[str, Any]]]:
+def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[list[list[dict[str, Any]]]]:
   """Pastes and encodes masks in threads while the devices go on; the order stays."""
 
   def encode(one: dict[str, Any]) -> list[dict[str, Any]]:
@@ -175,8 +201,8 @@ def _encoded(found: Iterator[dict[str, Any]], category_of_row: np.ndarray) -> It
 
   with ThreadPoolExecutor(2) as pool:
     waiting = []
-    for one in found:
-      waiting.append(pool.submit(encode, one))
+    for of_picture in found:
+      waiting.append(pool.submit(lambda every: [encode(one) for one in every], of_picture))
       if len(waiting) > 32:
         yield waiting.pop(0).result()
     for future in waiting:

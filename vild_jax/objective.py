@@ -71,7 +71,7 @@ def objective(config: Config, variables: Any, batch: Batch, vocabulary: Vocabula
     config: the experiment.
     variables: {'params', 'batch_stats'}.
     batch: B pictures with their ground truth.
-    vocabulary: the training vocabulary; novel rows are masked out of the softmax.
+    vocabulary: the training vocabulary; novel rows are masked out of the softmax, unless their labels train too.
     key: randomness of this step; every image gets a key of its own.
     per_image: maps a function of one image over the batch (see `detector`).
 
@@ -129,8 +129,10 @@ def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocab
   """The five losses of ViLD-text and, where regions are distilled, that of ViLD-image.
 
   Each is normalised over the global batch and carries its weight already: 1, and `distillation.weight` for the last.
+  ViLD-image (`model.background=False`) has no `class_loss`: it learns its embeddings from the teacher alone.
   """
-  logits, allowed = outputs.second.logits, vocabulary.valid & vocabulary.is_base
+  logits, novel = outputs.second.logits, config.assignment.novel_labels
+  allowed = vocabulary.valid if novel else vocabulary.valid & vocabulary.is_base
   if config.assignment.novel_logits_zero:
     # The reference keeps novel classes in the softmax with logit 0 (METHOD.md, section 4.6).
     trained = jnp.append(allowed, True).reshape(1, 1, -1)
@@ -143,6 +145,8 @@ def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocab
     'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground),
     'mask_loss': core_losses.mask(outputs.mask_logits, targets.masks, targets.mask_foreground),
   }
+  if not config.model.background:
+    del parts['class_loss']
   if targets.regions is not None:
     parts['distillation_loss'] = config.distillation.weight * core_losses.distillation(
       outputs.second.student, targets.regions.embeddings, targets.regions.valid)
@@ -154,10 +158,13 @@ def check_distillation(config: Config, *, has_regions: bool) -> None:
   weight = config.distillation.weight
   if weight > 0 and not has_regions:
     raise ValueError(f'distillation.weight is {weight}, but the data holds no regions with embeddings of the teacher; '
-                     'expected a region store, or a weight of 0 (ViLD-text)')
+                     'expected a region store (distillation.store), or a weight of 0 (ViLD-text)')
   if config.model.image_head and weight == 0:
     raise ValueError('model.image_head is true, but distillation.weight is 0, so that nothing would train that head; '
                      'expected a positive weight, or no image head')
+  if not config.model.background and weight == 0:
+    raise ValueError('model.background is false (ViLD-image), but distillation.weight is 0, so that nothing would '
+                     'train the embeddings; expected a positive weight, or a background')
 
 
 def _assign_anchors(rules: Assignment, anchors: dict[int, Array], gt_boxes: Array, gt_valid: Array,

@@ -233,13 +233,15 @@ import sys
 from unittest import mock
 sys.path.insert(0, {tests!r})
 from tests.data.test_batch import *
+from tests.data.test_join import config, equal, planted
 
 if __name__ == '__main__':
   labels = batch.label_map(CATEGORIES, NAMES, IS_BASE)
-  alone = take(batch.train_batches(examples(5), labels, configured()), 3)
-  assert all(map(same, alone, take(batch.train_batches(examples(5), labels, configured(workers=2)), 3)))
+  joined = lambda **data: take(batch.train_batches(examples(5), labels, config(**data), regions=planted()), 3)
+  assert all(map(equal, joined(), joined(workers=2)))
+  repeated = lambda **data: take(batch.train_batches(examples(5), labels, configured(repeat_threshold=1.0, **data)), 3)
   with mock.patch.object(batch, '_shared_memory_holds', lambda needed: False):
-    assert all(map(same, alone, take(batch.train_batches(examples(5), labels, configured(workers=1)), 3)))
+    assert all(map(same, repeated(), repeated(workers=1)))
   broken = [dataclasses.replace(e, image=e.image[:200]) for e in examples(2)]
   try:
     take(batch.train_batches(broken, labels, configured(workers=1)), 1)

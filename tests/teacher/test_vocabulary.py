@@ -139,3 +139,16 @@ def test_real_lvis_embeddings(shared):
   assert file.embeddings.shape == (1203, 512) and file.is_base.sum() == 866
   similarity = file.embeddings @ file.embeddings[names.index('dog')]
   assert names[int(np.argsort(similarity)[-1])] == 'dog' and similarity[names.index('cat')] > similarity.mean()
+
+
+def test_embeddings_of_regions_belong_with_the_vocabulary_of_their_teacher(tmp_path):
+  np.save(tmp_path / 'rows.npy', np.eye(2, 4, dtype=np.float32))
+  tower, other = 'vit_b32:' + 'a' * 16, 'vit_b32:' + 'b' * 16
+  by_array = [vocabulary.from_npy(tmp_path / 'rows.npy', ('a', 'b'), name, np.zeros(2, bool)).teacher
+              for name in ('ours', 'ours:v2', tower)]
+  same = vocabulary.is_same_teacher
+  assert same(tower, tower) and same('ours', by_array[0]) and same('ours:v2', by_array[1]) and same(tower, by_array[2])
+  assert same(by_array[0], by_array[0])
+  assert not same(tower, other) and not same(other, by_array[2])
+  assert not same('theirs', by_array[0]) and not same('ours', by_array[1]) and not same(tower, by_array[0])
+  assert not same('', tower) and not same('', ':' + 'a' * 16) and not same('ours', 'ours:v2')

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import test_distillation, tiny
 from vild_jax import objective
 from vild_jax.train import optim, sharding, state, step
 
@@ -52,6 +52,22 @@ def test_first_step_is_the_same_on_one_device_and_on_eight_and_gathers_nothing()
   for body in bodies:
     block = text[text.index(f'%{body} ('):]
     assert not re.search(r'all-(?:reduce|gather|to-all)(?:-start)?\(', block[:block.index('\n}')]), body
+
+
+def test_losses_are_the_same_on_one_device_and_on_eight_with_regions_to_distil():
+  config, variables = test_distillation.ONE_HEAD, tiny.variables(test_distillation.ONE_HEAD)
+  batch = test_distillation.batch()
+  batch.regions.valid[:3] = False  # the devices hold different numbers of regions; the mean is over all of them
+  found = []
+  for devices in (1, 8):
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
+    run = jax.jit(lambda *args, mesh=mesh: objective.objective(config, *args, jax.random.PRNGKey(3),
+                                                               per_image=sharding.per_image(mesh))[1][0])
+    everywhere = lambda x, mesh=mesh: jax.device_put(x, sharding.replicated(mesh))
+    found.append(run(everywhere(variables), sharding.put_batch(mesh, batch), everywhere(tiny.vocabulary())))
+  assert found[0]['distillation_loss'] > 0
+  for name, value in found[0].items():
+    np.testing.assert_allclose(found[1][name], value, rtol=1e-5, err_msg=name)
 
 
 def test_ten_steps_end_at_the_same_parameters():

@@ -4,6 +4,7 @@ The example in slot j of step k is a function of (seed, k, j) and of nothing els
 workers nor of where the run was resumed. Example i = k · batch_size + j of the endless stream is example i mod n of a
 data set that Grain shuffles anew in every epoch, and its augmentation is drawn from a generator keyed by (seed, i).
 Only base categories reach training (METHOD.md, section 1): `LabelMap` drops the others before anything sees them.
+Regions to distil join their picture in `join`; `repeats` is the order in which rare categories come more often.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
 from vild_jax.config import Config, Data
-from vild_jax.data import rle, transforms
+from vild_jax.data import join, repeats, rle, transforms
 from vild_jax.data.schema import Category, DataError, Example
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # of numpy arrays, or of such dictionaries: the regions to distil
 
 
 class ExampleSource(Protocol):
@@ -77,7 +78,8 @@ def label_map(categories: Sequence[Category], names: Sequence[str], is_base: Seq
 # --- one example ----------------------------------------------------------------------------------------------------
 
 
-def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random.Generator) -> Arrays:
+def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random.Generator,
+                  regions: join.RegionDraw | None = None) -> Arrays:
   """One training example, jittered, mirrored or not, cropped and padded (METHOD.md, section 3).
 
   Crowds, categories that `labels` drops and objects outside the crop are left out. Of more than `max_instances`
@@ -85,7 +87,8 @@ def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random
 
   Returns:
     image float32 [S, S, 3], image_size float32 [2], boxes float32 [N, 4], labels int32 [N], masks uint8
-    [N, 112, 112] (255 times the soft mask), valid bool [N], image_id int64; N = `data.max_instances`.
+    [N, 112, 112] (255 times the soft mask), valid bool [N], image_id int64; N = `data.max_instances`. With `regions`
+    also what `join.region_targets` returns, under that name.
   """
   draw = transforms.draw_augmentation(rng, data.scale_range, data.flip)
   image, objects = _decode(example), example.objects
@@ -108,6 +111,8 @@ def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random
     mask = _mask(example, index)
     soft = transforms.crop_mask(mask[:, ::-1] if draw.flip else mask, box)
     item['masks'][slot] = np.round(255 * soft)
+  if regions is not None:
+    item['regions'] = join.region_targets(regions, example.width, draw.flip, resized)
   return item
 
 
@@ -148,25 +153,36 @@ def _padding_example(image_size: int) -> Arrays:
 # --- streams --------------------------------------------------------------------------------------------------------
 
 
-def train_batches(dataset: ExampleSource, labels: LabelMap, config: Config, *, start_step: int = 0,
-                  process_index: int = 0, process_count: int = 1) -> Iterator[Arrays]:
+def train_batches(dataset: ExampleSource, labels: LabelMap, config: Config, *,
+                  regions: join.RegionSource | None = None, start_step: int = 0, process_index: int = 0,
+                  process_count: int = 1) -> Iterator[Arrays]:
   """The endless stream of training batches from `start_step` on, this process's part of each.
 
   Process p of P gets slots [p · B / P, (p + 1) · B / P) of the global batch B = `config.data.batch_size`. Keys and
   shapes as in `train_example`, with a leading batch axis. `close()` of the iterator ends the workers.
 
+  Args:
+    regions: the store whose embeddings are distilled, by `config.distillation`; None delivers no regions.
+
   Raises:
-    DataError: for an empty data set, a batch that the processes cannot share, and, while iterating, a broken picture.
+    DataError: for an empty data set, a batch that the processes cannot share, and, while iterating, a broken picture or
+      one whose regions are missing.
   """
   local = _local_batch(config.data.batch_size, process_count, 'data.batch_size')
   if len(dataset) == 0:
     raise DataError('the training data set holds no pictures; expected one or more')
-  order_seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
-  examples = grain.MapDataset.source(dataset).shuffle(seed=order_seed).repeat(None)
-  examples = examples.map_with_index(functools.partial(_train_item, labels=labels, data=config.data, seed=config.seed))
-  batches = examples.batch(local)[start_step * process_count + process_index::process_count]
-  mask_bytes = config.data.max_instances * transforms.MASK_SIZE**2
-  return _stream(batches, config.data.workers, local * (_image_bytes(config) + mask_bytes))
+  if config.data.repeat_threshold > 0:
+    factors = repeats.image_factors(dataset, labels.rows, config.data.repeat_threshold)
+    examples = grain.MapDataset.source(repeats.Repeated(dataset, factors, config.seed))
+  else:
+    order_seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
+    examples = grain.MapDataset.source(dataset).shuffle(seed=order_seed).repeat(None)
+  item = functools.partial(_train_item, labels=labels, config=config, regions=regions)
+  batches = examples.map_with_index(item).batch(local)[start_step * process_count + process_index::process_count]
+  item_bytes = _image_bytes(config) + config.data.max_instances * transforms.MASK_SIZE**2
+  if regions is not None:
+    item_bytes += 4 * config.distillation.regions_per_image * config.model.embedding_dim
+  return _stream(batches, config.data.workers, local * item_bytes)
 
 
 def eval_batches(dataset: ExampleSource, config: Config, *, batch_size: int, process_index: int = 0,
@@ -183,9 +199,13 @@ def eval_batches(dataset: ExampleSource, config: Config, *, batch_size: int, pro
   return _stream(batches, min(config.data.workers, count), local * _image_bytes(config))
 
 
-def _train_item(index: int, example: Example, *, labels: LabelMap, data: Data, seed: int) -> Arrays:
-  rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
-  return train_example(example, labels, data, rng)
+def _train_item(index: int, example: Example, *, labels: LabelMap, config: Config,
+                regions: join.RegionSource | None) -> Arrays:
+  rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(index,)))
+  draw = None
+  if regions is not None:
+    draw = join.draw_of(regions, config.distillation, example.image_id, config.seed, index)
+  return train_example(example, labels, config.data, rng, draw)
 
 
 def _eval_item(index: int, *, dataset: ExampleSource, image_size: int) -> Arrays:
@@ -226,7 +246,7 @@ def _produce(stream: grain.IterDataset, copy: bool) -> Iterator[Arrays]:
   try:
     for batch in iterator:
       # Workers' arrays lie in shared memory that must not outlive their stream: the caller gets its own.
-      yield {key: np.array(value) for key, value in batch.items()} if copy else batch
+      yield _own(batch) if copy else batch
   finally:
     iterator.close()
     batch = iterator = None
@@ -236,6 +256,10 @@ def _produce(stream: grain.IterDataset, copy: bool) -> Iterator[Arrays]:
     deletions = getattr(grain.multiprocessing.SharedMemoryArray, '_del_thread_pool', None)
     if deletions is not None:
       deletions.apply(int)  # the thread works in order: it has then done all the rest
+
+
+def _own(arrays: Arrays) -> Arrays:
+  return {key: _own(value) if isinstance(value, dict) else np.array(value) for key, value in arrays.items()}
 
 
 def _close(reference: weakref.ref) -> None:

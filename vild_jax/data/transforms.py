@@ -165,8 +165,12 @@ def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
 
 def to_square(boxes: np.ndarray, resized: ResizedImage) -> np.ndarray:
   """Boxes [N, 4] of the picture -> boxes of the square, clipped to [0, S − 1] as the reference clips them."""
-  moved = boxes.astype(np.float32) * np.tile(resized.scale, 2) - np.tile(resized.offset, 2)
-  return np.clip(moved, 0, resized.image.shape[0] - 1).astype(np.float32)
+  return np.clip(move_boxes(boxes, resized), 0, resized.image.shape[0] - 1).astype(np.float32)
+
+
+def move_boxes(boxes: np.ndarray, resized: ResizedImage) -> np.ndarray:
+  """Boxes [N, 4] of the picture -> where they lie in the square or beyond it, not clipped."""
+  return boxes.astype(np.float32) * np.tile(resized.scale, 2) - np.tile(resized.offset, 2)
 
 
 def to_picture(boxes: np.ndarray, resized: ResizedImage) -> np.ndarray:

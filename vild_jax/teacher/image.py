@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,16 @@ class Preprocessing:
   mean: tuple[float, ...]
   std: tuple[float, ...]
 
+  def resized(self, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of a picture of that size once it is resized, before the crop."""
+    if self.size is None:
+      return height, width
+    if isinstance(self.size, tuple):
+      return self.size
+    short = min(height, width)
+    # The other side is cut off, not rounded.
+    return tuple(self.size if side == short else int(self.size * side / short) for side in (height, width))
+
   def __call__(self, picture: Picture) -> np.ndarray:
     """float32 [S, S, 3] of one picture; the colour model of a PIL picture is of no matter."""
     if isinstance(picture, np.ndarray):
@@ -54,13 +64,7 @@ class Preprocessing:
       picture = Image.fromarray(picture)
     picture = picture.convert('RGB')
     if self.size is not None:
-      width, height = picture.size
-      if isinstance(self.size, int):
-        short = min(width, height)
-        # The other side is cut off, not rounded.
-        height, width = (self.size if side == short else int(self.size * side / short) for side in (height, width))
-      else:
-        height, width = self.size
+      height, width = self.resized(picture.height, picture.width)
       picture = picture.resize((width, height), self.resample)
     if self.crop is not None:
       left, top = ((whole - part) // 2 for whole, part in zip(picture.size, self.crop[::-1], strict=True))
@@ -133,8 +137,15 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
   return Preprocessing(size, Image.Resampling(resample), crop, float(factor), mean, std)
 
 
+def unit_rows(config: clip.ClipConfig, dtype: Any) -> Callable[[Any, jax.Array], jax.Array]:
+  """(parameters of the image tower, pixels [B, S, S, 3]) -> unit rows [B, D]; `dtype` is that of the arithmetic."""
+  tower = clip.ImageTower(config, dtype)
+  return lambda params, pixels: clip.normalize(tower.apply({'params': params}, pixels))
+
+
 class ImageTower:
-  """An image tower with its preprocessing. `identity` is what a store keeps of it, `embedding_dim` the D below.
+  """An image tower with its preprocessing. `identity` is what a store keeps of it, `embedding_dim` the D below, and
+  `params` are its parameters on the device.
 
   Batches always have the same size, so that there is one compilation. `dtype`: of the tower's arithmetic; bfloat16 is
   faster on accelerators.
@@ -147,9 +158,8 @@ class ImageTower:
     self.embedding_dim, self.image_size = teacher.config.embedding_dim, teacher.config.image_size
     self.preprocess = parse_preprocessing(teacher.preprocessor, self.image_size)
     self._batch_size = batch_size
-    self._params = jax.device_put(teacher.params['image'])
-    tower = clip.ImageTower(teacher.config, dtype)
-    self._apply = jax.jit(lambda params, pixels: clip.normalize(tower.apply({'params': params}, pixels)))
+    self.params = jax.device_put(teacher.params['image'])
+    self._apply = jax.jit(unit_rows(teacher.config, dtype))
 
   def embed_images(self, images: Sequence[Picture]) -> np.ndarray:
     """float32 [N, D], unit rows, one for each PIL picture or uint8 array [H, W, 3], whatever their sizes."""
@@ -168,5 +178,5 @@ class ImageTower:
       chosen = range(start, min(start + self._batch_size, len(pictures)))
       for slot, i in enumerate(chosen):
         batch[slot] = prepare(pictures[i])
-      rows[chosen.start:chosen.stop] = self._apply(self._params, batch)[:len(chosen)]
+      rows[chosen.start:chosen.stop] = self._apply(self.params, batch)[:len(chosen)]
     return rows

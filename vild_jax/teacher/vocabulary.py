@@ -7,6 +7,7 @@ bool [C], `teacher` (identity of the text tower) and `prompts` (what was embedde
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -129,6 +130,18 @@ def from_npy(path: str | Path, names: Sequence[str], teacher_id: str, is_base: n
   digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
   return VocabularyFile((rows / norms).astype(np.float32), tuple(names), np.asarray(is_base),
                         f'{teacher_id}:{digest}', f'precomputed ({path.name})')
+
+
+def is_same_teacher(store_teacher: str, vocabulary_teacher: str) -> bool:
+  """Whether embeddings of regions belong with a vocabulary, given the identities of the text tower that both carry.
+
+  They are equal; or the vocabulary is of embeddings that came as an array (`from_npy`), whose identity is a name and
+  the array's hash, and the store has that name alone: the NAME of --teacher-id is what its owner says that both have in
+  common, be it the identity of a tower or a word of theirs.
+  """
+  name, _, digest = vocabulary_teacher.rpartition(':')
+  return bool(store_teacher) and (store_teacher == vocabulary_teacher or (
+    store_teacher == name and re.fullmatch('[0-9a-f]{16}', digest) is not None))
 
 
 def _require(condition: bool, field: str, found: object, expected: str) -> None:

@@ -24,9 +24,10 @@ from vild_jax.train.state import abstract, variables
 CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
 _FOLDER = 'checkpoints'
 # Settings that change neither what is learnt nor the shape of the state: a resume may change them.
-# What data and vocabulary hold is checked where they are opened: they may move to another path.
-_FREE = ('name', 'vocabulary', 'teacher', 'data.train', 'data.val', 'data.val_split', 'data.workers', 'mesh.data',
-         'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures', 'train.pictures_every',
+# What data, vocabulary and region store hold is checked where they are opened: they may move to another path.
+_FREE = ('name', 'vocabulary', 'teacher', 'distillation.store', 'data.train', 'data.val', 'data.val_split',
+         'data.workers', 'mesh.data', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures',
+         'train.pictures_every',
          *(f'evaluation.{field}' for field in config_lib.Evaluation.__dataclass_fields__))
 
 

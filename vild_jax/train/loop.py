@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from vild_jax import progress
 from vild_jax.config import Config
-from vild_jax.structs import Batch, TrainState, Vocabulary
+from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
 from vild_jax.train import sharding
 from vild_jax.train import state as state_lib
 from vild_jax.train.checkpoint import Checkpoints, claim_workdir
@@ -35,7 +35,8 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
     workdir: gets the config, checkpoints, `metrics.jsonl` and TensorBoard files.
     vocabulary: the training vocabulary.
     batches: start step -> iterator over this process's part of each global batch, from that step on: numpy arrays
-      under the names of `structs.Batch` (others are ignored). The same start gives the same batches.
+      under the names of `structs.Batch` (others are ignored), the regions to distil in a dictionary of their own. The
+      same start gives the same batches.
     mesh: devices to train on; all by default.
     writer: anything with clu's MetricWriter methods; a `WorkdirWriter` by default.
     pictures: variables -> {title: uint8 [H, W, 3]}, drawn every `config.train.pictures_every` steps and at the end.
@@ -67,8 +68,7 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   try:
     with progress.bar(config.train.steps, 'train', unit='step', initial=start) as bar:
       for step in range(start + 1, config.train.steps + 1):
-        arrays = next(iterator)
-        batch = sharding.put_batch(mesh, Batch(**{field: arrays[field] for field in _BATCH_FIELDS if field in arrays}))
+        batch = sharding.put_batch(mesh, _batch(next(iterator)))
         state, metrics = train_step(state, batch, vocabulary)
         if summary := recorder.add(step, metrics):
           bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary.get("images_per_second", 0):.1f} images/s',
@@ -88,6 +88,13 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
     if hasattr(iterator, 'close'):
       iterator.close()
   return state
+
+
+def _batch(arrays: Mapping[str, Any]) -> Batch:
+  fields = {field: arrays[field] for field in _BATCH_FIELDS if field in arrays}
+  if isinstance(regions := fields.get('regions'), Mapping):
+    fields['regions'] = RegionTargets(**regions)
+  return Batch(**fields)
 
 
 class _Recorder:

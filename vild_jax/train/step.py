@@ -1,4 +1,4 @@
-"""The two programs that run on the mesh: one step of training, one batch of predictions."""
+"""The programs that run on the mesh: one step of training, one batch of predictions, one batch of proposals."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from vild_jax import detector
-from vild_jax.config import Config, Data, Evaluation, Train
+from vild_jax.config import Config, Data, Distillation, Evaluation, Train
 from vild_jax.objective import objective
-from vild_jax.structs import Batch, Detections, TrainState, Vocabulary
+from vild_jax.structs import Batch, Detections, Proposals, TrainState, Vocabulary
 from vild_jax.train import optim, sharding
 from vild_jax.train.state import SAMPLING, abstract, step_key
 
@@ -32,9 +32,15 @@ def make_predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
   return _predict_step(_of_the_program(config), mesh)
 
 
+def make_propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
+  """(variables, images [B, S, S, 3]) -> proposals of the batch, as in evaluation."""
+  return _propose_step(_of_the_program(config), mesh)
+
+
 def _of_the_program(config: Config) -> Config:
   """Without what no program depends on: names, paths, cadence, and sizes that come with the arrays."""
   return dataclasses.replace(config, name='', seed=0, vocabulary='', teacher='', data=Data(), evaluation=Evaluation(),
+                             distillation=Distillation(config.distillation.weight),
                              train=Train(steps=config.train.steps))
 
 
@@ -72,3 +78,12 @@ def _predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
   return jax.jit(predict_step, in_shardings=(replicated, batch, batch, replicated), out_shardings=batch)
 
 
+@functools.cache
+def _propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
+  per_image = sharding.per_image(mesh)
+
+  def propose_step(variables, image: jax.Array) -> Proposals:
+    return detector.first_stage(config.model, variables, image, train=False, per_image=per_image)[0].proposals
+
+  batch = sharding.batch_sharding(mesh)
+  return jax.jit(propose_step, in_shardings=(sharding.replicated(mesh), batch), out_shardings=batch)

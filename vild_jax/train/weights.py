@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import absl.logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from vild_jax.train.optim import path_name
@@ -56,6 +58,22 @@ def check(path: Path, expected: Any, *, part: str | None = None) -> None:
   if misfits:
     raise ValueError(f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
                      'expected the config that it was trained with')
+
+
+def identity(tree: Any) -> str:
+  """Hash of weights: their names, shapes, types and values, wherever they lie.
+
+  Raises ValueError, naming the first, if some are not finite: whatever is computed from them would not be either.
+  """
+  digest = hashlib.sha256()
+  for path, value in jax.tree_util.tree_flatten_with_path(jax.device_get(tree))[0]:
+    value = np.ascontiguousarray(value)
+    if not np.isfinite(value.astype(np.float32)).all():
+      raise ValueError(f'{path_name(path)} of the checkpoint is not finite; expected weights of a training that did '
+                       'not diverge')
+    digest.update(f'{path_name(path)} {value.shape} {value.dtype}\n'.encode())
+    digest.update(value.tobytes())
+  return digest.hexdigest()
 
 
 @contextlib.contextmanager

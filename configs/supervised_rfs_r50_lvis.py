@@ -1,0 +1,22 @@
+"""The supervised baseline, ResNet-50, LVIS v1: base and novel labels, with repeat-factor sampling.
+
+No teacher but its text embeddings, which stand in the classifier as in ViLD-text:
+
+  vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis_v1
+  vild-jax prepare --annotations lvis_v1_val.json --images val2017 --out data --name lvis_v1
+  vild-jax embed-text --teacher clip-vit-base-patch32 --classes lvis --out data/lvis_v1_vocabulary.npz
+  vild-jax train configs/supervised_rfs_r50_lvis.py --workdir workdir/supervised_rfs_r50_lvis
+"""
+
+from pathlib import Path
+
+from vild_jax.config import Config, load
+
+
+def get_config() -> Config:
+  """ViLD-text on all labels; pictures of categories that fewer than 0.1 % of the pictures show come more often."""
+  return load(Path(__file__).with_name('vild_text_r50_lvis.py'), [
+    'name=supervised_rfs_r50_lvis',
+    'assignment.novel_labels=true',
+    'data.repeat_threshold=0.001',
+  ])

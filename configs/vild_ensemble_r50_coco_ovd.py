@@ -1,0 +1,32 @@
+r"""ViLD-ensemble, ResNet-50, COCO: 48 base and 17 novel categories; nothing is learnt of the other 15.
+
+Proposals must come from COCO too, of a ViLD-text on its base categories:
+
+  vild-jax prepare --annotations instances_train2017.json --images train2017 --out data --name coco
+  vild-jax prepare --annotations instances_val2017.json --images val2017 --out data --name coco
+  vild-jax embed-text --teacher clip-vit-base-patch32 --classes coco-ovd --out data/coco_ovd_vocabulary.npz
+  vild-jax train configs/vild_ensemble_r50_coco_ovd.py --workdir workdir/vild_text_r50_coco_ovd \
+    --model.image_head=false --distillation.weight=0
+  vild-jax propose workdir/vild_text_r50_coco_ovd/config.json --checkpoint workdir/vild_text_r50_coco_ovd \
+    --data data/coco --out data/coco_proposals
+  vild-jax embed-regions --teacher clip-vit-base-patch32 --data data/coco --proposals data/coco_proposals \
+    --out data/coco_regions
+  vild-jax train configs/vild_ensemble_r50_coco_ovd.py --workdir workdir/vild_ensemble_r50_coco_ovd
+"""
+
+from pathlib import Path
+
+from vild_jax.config import Config, load
+
+
+def get_config() -> Config:
+  """The settings of LVIS on other data, for 45,000 steps."""
+  return load(Path(__file__).with_name('vild_ensemble_r50_lvis.py'), [
+    'name=vild_ensemble_r50_coco_ovd',
+    'vocabulary=data/coco_ovd_vocabulary.npz',
+    'data.train=data/coco',
+    'data.val=data/coco',
+    'distillation.store=data/coco_regions',
+    'train.steps=45000',
+    'evaluation.protocol=coco',
+  ])

@@ -1,0 +1,152 @@
+"""Regions against the same recipe written out with PIL: one crop, one resize, one picture at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.teacher import small_teacher
+from vild_jax.nn import clip
+from vild_jax.teacher import crops
+
+BOXES = np.array([
+  [3, 4, 40, 50.5], [10.25, 20.5, 30.75, 24], [0, 0, 41, 70],   # inside, wide, the whole picture
+  [-5, -9, 12, 20], [30, 55, 60, 99],                           # across the border
+  [17, 33, 17.4, 33.2], [8, 8, 8, 8], [5, 2, 6, 68],            # tiny, empty, a line
+  [100, 100, 120, 130], [-20, -20, -10, -5], [41, 0, 41, 70],   # beyond
+], np.float32)
+STRETCHED = {**small_teacher.PREPROCESSOR, 'image_processor_type': 'SiglipImageProcessor',
+             'size': {'height': 16, 'width': 16}, 'do_center_crop': False}
+PATHS = pytest.mark.parametrize('on_device', [False, True], ids=['host', 'device'])
+
+
+@pytest.fixture(scope='module')
+def picture():
+  """70 pixels wide, 41 high."""
+  return np.random.default_rng(0).integers(0, 256, (41, 70, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def teacher():
+  return small_teacher.make()
+
+
+def plain_windows(box, height, width):
+  y1, x1, y2, x2 = (float(v) for v in box)
+  for k in (1.0, 1.5):
+    dy, dx = (k - 1) / 2 * (y2 - y1), (k - 1) / 2 * (x2 - x1)
+    top, left = min(max(math.floor(y1 - dy), 0), height - 1), min(max(math.floor(x1 - dx), 0), width - 1)
+    bottom, right = min(math.ceil(y2 + dy), height), min(math.ceil(x2 + dx), width)
+    yield left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def plain_pixels(picture, boxes, side=16, resample=3, stretch=False, in_one=False):
+  """uint8 [2 N, S, S, 3]. `in_one`: by one call of PIL, which may take the height first, depending on its version."""
+  squares = [[], []]
+  for box in boxes:
+    for i, window in enumerate(plain_windows(box, *picture.shape[:2])):
+      crop = Image.fromarray(picture).crop(window)
+      short = min(crop.size)
+      size = [side] * 2 if stretch else [side if v == short else int(side * v / short) for v in crop.size]
+      left, top = ((v - side) // 2 for v in size)
+      if not in_one:
+        crop = crop.resize((size[0], crop.height), resample)
+      squares[i].append(np.asarray(crop.resize(size, resample).crop((left, top, left + side, top + side))))
+  return np.array(squares[0] + squares[1])
+
+
+def plain_embeddings(teacher, pixels):
+  p = small_teacher.PREPROCESSOR
+  normal = (pixels / 255 - np.array(p['image_mean'])) / np.array(p['image_std'])
+  rows = clip.ImageTower(teacher.config).apply({'params': teacher.params['image']}, jnp.asarray(normal, jnp.float32))
+  rows = np.asarray(rows, np.float64)
+  rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+  total = rows[:len(rows) // 2] + rows[len(rows) // 2:]
+  return total / np.linalg.norm(total, axis=1, keepdims=True)
+
+
+def test_windows_by_hand():
+  found = crops.crop_bounds(BOXES[[0, 3, 6, 8]], 41, 70)
+  assert found[0].tolist() == [[3, 4, 40, 51], [0, 0, 12, 20], [8, 8, 9, 9], [40, 69, 41, 70]]
+  # 37 and 46.5 high and wide: 9.25 and 11.625 more on each side; 17 and 29 for the second.
+  assert found[1].tolist() == [[0, 0, 41, 63], [0, 0, 17, 28], [8, 8, 9, 9], [40, 69, 41, 70]]
+
+
+@PATHS
+@pytest.mark.parametrize('change', [{}, STRETCHED, {**STRETCHED, 'resample': 2}], ids=['CLIP', 'SigLIP', 'bilinear'])
+def test_pixels_are_pils_to_one_level(teacher, picture, change, on_device):
+  preprocessor = {**small_teacher.PREPROCESSOR, **change}
+  tower = crops.CropTower(dataclasses.replace(teacher, preprocessor=preprocessor), on_device=on_device)
+  found = tower.pixels(picture, BOXES)
+  expected = plain_pixels(picture, BOXES, resample=preprocessor['resample'], stretch=bool(change))
+  assert found.shape == expected.shape == (22, 16, 16, 3)
+  difference = np.abs(found - expected)
+  assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+@PATHS
+def test_embeddings_are_the_normalized_sum_of_both_crops(teacher, picture, on_device):
+  expected = plain_embeddings(teacher, plain_pixels(picture, BOXES))
+  tower = crops.CropTower(teacher, batch_size=8, on_device=on_device)  # 22 crops: the last batch is not full
+  found = tower.embed(picture, BOXES)
+  assert found.dtype == np.float32 and found.shape == (len(BOXES), tower.embedding_dim)
+  np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+  assert np.abs((expected * found).sum(axis=1) - 1).max() < 1e-4
+  np.testing.assert_array_equal(tower.embed(picture, BOXES[2:5]), tower.embed(picture, BOXES)[2:5])
+  assert np.abs(expected[1:] - expected[0]).max(axis=1).min() > 1e-2, 'the crops must differ for this to say anything'
+  assert tower.embed(picture, np.zeros((0, 4), np.float32)).shape == (0, 8)
+  assert tower.embed(picture[:, 50:][::-1].copy(), BOXES[:1]).shape == (1, 8)
+
+
+def test_photographs_agree_with_pil(shared, teacher):
+  files = sorted((shared / 'data/coco_photos').rglob('*.jpg'))[::20]
+  if not files:
+    pytest.skip('no photographs in ../shared/data/coco_photos')
+  rng, tower = np.random.default_rng(0), crops.CropTower(teacher)
+  for file in files:
+    picture = np.asarray(Image.open(file).convert('RGB'))
+    corners = rng.uniform(0, 1, (12, 2, 2)) * picture.shape[:2]
+    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+    assert np.abs(tower.pixels(picture, boxes) - plain_pixels(picture, boxes)).max() <= 1
+    expected = plain_embeddings(teacher, plain_pixels(picture, boxes, in_one=True))
+    cosine = (expected * tower.embed(picture, boxes)).sum(axis=1)
+    assert cosine.min() >= 0.999
+
+
+def test_a_resize_that_is_not_known_is_pils_own(teacher, picture):
+  preprocessor = {**STRETCHED, 'resample': 1}
+  tower = crops.CropTower(dataclasses.replace(teacher, preprocessor=preprocessor), batch_size=8)
+  expected = plain_embeddings(teacher, plain_pixels(picture, BOXES, resample=1, stretch=True, in_one=True))
+  assert np.abs((expected * tower.embed(picture, BOXES)).sum(axis=1) - 1).max() < 1e-5
+
+
+def test_what_a_store_keeps_of_it(teacher, picture):
+  tower = crops.CropTower(teacher, jnp.bfloat16)
+  assert tower.identity == teacher.image_identity
+  recipe = json.loads(json.dumps(tower.recipe))
+  assert recipe == tower.recipe
+  assert (recipe['scales'], recipe['dtype']) == ([1.0, 1.5], 'bfloat16')
+  assert recipe['preprocessing'] == small_teacher.PREPROCESSOR
+  rough = tower.embed(picture, BOXES)
+  assert rough.dtype == np.float32
+  assert 0 < np.abs(rough - crops.CropTower(teacher).embed(picture, BOXES)).max() < 0.05
+
+
+@pytest.mark.parametrize('boxes, found', [([[0, 0, 1, np.nan]], 'box 0 is .*nan'), ([[0, 0, 2, 2], [5, 0, 4, 2]],
+                                          r'box 1 is \[5.0, 0.0, 4.0, 2.0\]; expected y1 <= y2 and x1 <= x2')])
+def test_boxes_that_are_none(boxes, found):
+  with pytest.raises(ValueError, match=found):
+    crops.crop_bounds(np.array(boxes), 41, 70)
+
+
+def test_what_cannot_be_embedded(teacher, picture):
+  with pytest.raises(ValueError, match='text tower alone'):
+    crops.CropTower(dataclasses.replace(teacher, preprocessor=None))
+  with pytest.raises(ValueError, match=r'float64 \(41, 70, 3\); expected uint8'):
+    crops.CropTower(teacher).embed(picture / 255, BOXES)
