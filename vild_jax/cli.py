@@ -55,7 +55,8 @@ def demo(args: argparse.Namespace) -> None:
   """The whole pipeline on the toy world."""
   from vild_jax import demo as demo_lib
 
-  demo_lib.run(Path(args.workdir), seed=args.seed, json_file=args.json)
+  methods = demo_lib.METHODS if args.full else [name.strip() for name in args.methods.split(',')]
+  demo_lib.run(Path(args.workdir), seed=args.seed, methods=methods, json_file=args.json)
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -206,6 +207,10 @@ def _parser() -> argparse.ArgumentParser:
                'vild-jax demo --workdir workdir/demo')
   p.add_argument('--workdir', required=True, help='gets data, checkpoints, report.html and report.json')
   p.add_argument('--seed', type=int, default=0, help='of the world, the teacher and the training')
+  p.add_argument('--methods', default='vild_text', metavar='A,B',
+                 help='what to compare, of vild_text, vild, vild_ensemble, vild_image, supervised, clip_crops, '
+                      'vild_text_clip_crops; what is there already is not run again')
+  p.add_argument('--full', action='store_true', help='compare all of them')
   _add_json(p)
 
   p = _command(commands, 'prepare', prepare, 'LVIS- or COCO-format JSON + pictures -> a TFDS data set in ArrayRecord',

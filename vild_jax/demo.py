@@ -12,7 +12,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,23 +33,43 @@ from vild_jax.train import writers
 _TEACHER_CROPS = 24_000
 _TEACHER_STEPS = 3000
 _GALLERY = 12
+_PROPOSALS = 64   # of a picture that the teacher embeds; each step draws some of them
+
+_DISTILS = ('distillation.weight=0.5', 'distillation.regions_per_image=32')
+# Name in report.json -> what the method changes of `configs/vild_text_toy.py`. All start from the same weights, and
+# see the same pictures in the same order, but for the supervised one, which sees rare categories more often.
+TRAINED = {
+  'vild_text': (),
+  'vild': _DISTILS,
+  'vild_ensemble': (*_DISTILS, 'model.image_head=true'),
+  'vild_image': (*_DISTILS, 'model.background=false'),
+  'supervised': ('assignment.novel_labels=true', 'data.repeat_threshold=0.05'),
+}
+# Name in report.json -> how `evaluate` scores with the checkpoint of ViLD-text.
+SCORED = {'clip_crops': 'clip-crops', 'vild_text_clip_crops': 'text+clip-crops'}
+METHODS = (*TRAINED, *SCORED)
 
 
-def run(workdir: Path, *, seed: int = 0, json_file: str | None = None) -> report.Report:
+def run(workdir: Path, *, seed: int = 0, methods: Sequence[str] = ('vild_text',),
+        json_file: str | None = None) -> report.Report:
   """Runs the demo into `workdir` and writes `report.html` and `report.json` there; prints the metrics.
 
   Args:
-    workdir: new, or that of an interrupted demo with the same seed.
+    workdir: new, or that of a demo with the same seed: its stages are not run again.
     seed: of the world, the teacher and the training.
+    methods: of METHODS. ViLD-text is run in any case: its proposals are what the others distil from.
     json_file: where to write a copy of `report.json`.
   """
   if not 0 <= seed < 2**32:
     raise ValueError(f'--seed is {seed}; expected a number from 0 to below 2**32')
+  if unknown := [method for method in methods if method not in METHODS]:
+    raise ValueError(f'--methods has {unknown[0]!r}; expected some of {", ".join(METHODS)}')
+  chosen = [method for method in METHODS if method in methods or method == 'vild_text']
   workdir = workdir.resolve()  # the configs keep these paths
   workdir.mkdir(parents=True, exist_ok=True)
   stages = _Stages(workdir, seed)
-  world, data, teacher, bundle = (workdir / name for name in ('world', 'data', 'teacher', 'bundle'))
-  classes, run_folder = workdir / 'vocabulary.npz', workdir / 'vild_text'
+  world, data, teacher = (workdir / name for name in ('world', 'data', 'teacher'))
+  classes = workdir / 'vocabulary.npz'
   counts = stages.run('world', 'Drew the toy world: pictures with LVIS-format annotations.',
                       lambda: toyworld.generate(world, seed=seed))
   stages.run('prepare', 'Prepared both splits as TFDS data sets in ArrayRecord.', lambda: _prepare(world, data))
@@ -58,23 +78,28 @@ def run(workdir: Path, *, seed: int = 0, json_file: str | None = None) -> report
   stages.run('embed_text', 'Embedded the class names as text: the vocabulary.',
              lambda: _embed_text(world, teacher, classes))
   config = toy_config(data / 'toy', classes, teacher, seed)
-  stages.run('train', f'Trained ViLD-text on base classes for {config.train.steps} steps of {config.data.batch_size} '
-             'pictures.', lambda: _train(config, run_folder))
-  metrics = stages.run('evaluate', 'Detected on the validation pictures and scored by the LVIS protocol.',
-                       lambda: _evaluate(config, run_folder))
-  stages.run('export', 'Exported a bundle with the text tower, for any class names.',
-             lambda: str(commands.export(config, run_folder, bundle, teacher=config.teacher)))
+  metrics = {}
+  for method in chosen:
+    metrics[method] = _run_method(method, stages, config, workdir)
+  best = next(method for method in ('vild_ensemble', 'vild', 'vild_text') if method in chosen)
+  bundle = workdir / _stage('bundle', best)
+  stages.run(_stage('export', best), f'Exported a bundle of {report.METHODS[best]} with the text tower, for any names.',
+             lambda: str(commands.export(_config_of(best, config, workdir), workdir / best, bundle,
+                                         teacher=config.teacher)))
   gallery = stages.measure('gallery', 'Loaded the bundle and drew its detections beside the ground truth.',
                            lambda: _gallery(bundle, config))
   made = report.Report(
     title='vild_jax on the toy world',
-    summary='ViLD-text, trained from scratch on the base classes of a procedural world. Novel classes are combinations '
-            'of shape and pattern whose annotations training never saw; they are found by their names alone.',
+    summary=f'{", ".join(report.METHODS[method] for method in chosen)}, trained from scratch on the base classes of a '
+            'procedural world. Novel classes are combinations of shape and pattern whose annotations training never '
+            'saw; they are found by their names alone.',
     seed=seed, stages=stages.done,
     data={'training': counts['train'], 'validation': counts['val']},
-    methods={'vild_text': metrics},
-    curves={'ViLD-text': writers.read_metrics(run_folder / writers.METRICS_FILE)},
-    gallery=gallery, gallery_note='Predictions with a score of 0.3 or more, of the validation pictures.',
+    methods=metrics,
+    curves={report.METHODS[method]: writers.read_metrics(workdir / method / writers.METRICS_FILE)
+            for method in chosen if method in TRAINED},
+    gallery=gallery, gallery_note=f'Predictions of {report.METHODS[best]} with a score of 0.3 or more, of the '
+                                  'validation pictures.',
     machine={'command': shlex.join(['vild-jax', *sys.argv[1:]]), 'processor cores': os.cpu_count(),
              'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'Python': platform.python_version(),
              'jax': jax.__version__, 'vild_jax': vild_jax.__version__,
@@ -84,9 +109,42 @@ def run(workdir: Path, *, seed: int = 0, json_file: str | None = None) -> report
   report.write_json(workdir / 'report.json', made)
   if json_file:
     report.write_json(json_file, made)
-  print(commands.metrics_table(metrics))
+  for method in chosen:
+    print(f'{report.METHODS[method]}\n{commands.metrics_table(metrics[method])}')
   print(f'report: {workdir / "report.html"}')
   return made
+
+
+def _run_method(method: str, stages: _Stages, config: Config, workdir: Path) -> dict[str, Any]:
+  """Trains one method where it is trained, evaluates it, and returns its metrics."""
+  of, folder, name = _config_of(method, config, workdir), workdir / method, report.METHODS[method]
+  if of.distillation.weight:
+    proposals = workdir / 'proposals'
+    stages.run('propose', 'Proposed regions of the training pictures by the network of ViLD-text.',
+               lambda: commands.propose(config, workdir / 'vild_text', config.data.train, config.data.train_split,
+                                        proposals, max_proposals=_PROPOSALS, images_per_shard=250))
+    stages.run('embed_regions', 'Embedded their 1x and 1.5x crops by the teacher.',
+               lambda: commands.embed_regions(config.teacher, config.data.train, config.data.train_split,
+                                              str(proposals), Path(of.distillation.store), max_regions=_PROPOSALS,
+                                              dtype='float32', batch_size=256, images_per_shard=250))
+  if method in TRAINED:
+    on = 'base and novel classes' if of.assignment.novel_labels else 'base classes'
+    stages.run(_stage('train', method), f'Trained {name} on {on} for {of.train.steps} steps of {of.data.batch_size} '
+               'pictures.', lambda: _train(of, folder))
+  return stages.run(_stage('evaluate', method), f'{name}: detected on the validation pictures and scored by the LVIS '
+                    'protocol.', lambda: _evaluate(of, workdir / 'vild_text' if method in SCORED else folder,
+                                                   folder / 'evaluation', SCORED.get(method, 'model')))
+
+
+def _stage(what: str, method: str) -> str:
+  return what if method == 'vild_text' else f'{what}_{method}'
+
+
+def _config_of(method: str, config: Config, workdir: Path) -> Config:
+  changes = [*TRAINED.get(method, ()), f'name={method}_toy']
+  if 'distillation.weight' in ' '.join(changes):
+    changes.append(f'distillation.store={workdir / "regions"}')
+  return config_lib.override(config, changes) if method in TRAINED else config
 
 
 def toy_config(data: Path, classes: Path, teacher: Path, seed: int) -> Config:
@@ -168,8 +226,9 @@ def _train(config: Config, folder: Path) -> None:
   commands.train(config, folder)
 
 
-def _evaluate(config: Config, folder: Path) -> dict[str, Any]:
-  metrics = commands.evaluate(config, folder, config.data.val, config.data.val_split, folder / 'evaluation')
+def _evaluate(config: Config, folder: Path, out: Path, scores: str) -> dict[str, Any]:
+  metrics = commands.evaluate(config, folder, config.data.val, config.data.val_split, out, scores=scores,
+                              teacher=config.teacher)
   return {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image')}
 
 

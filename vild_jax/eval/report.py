@@ -22,7 +22,7 @@ from vild_jax import files
 from vild_jax.eval import charts
 from vild_jax.eval.report_style import STYLE
 
-_METHODS = {'vild_text': 'ViLD-text', 'vild': 'ViLD', 'vild_ensemble': 'ViLD-ensemble', 'vild_image': 'ViLD-image',
+METHODS = {'vild_text': 'ViLD-text', 'vild': 'ViLD', 'vild_ensemble': 'ViLD-ensemble', 'vild_image': 'ViLD-image',
             'clip_crops': 'CLIP on cropped regions', 'vild_text_clip_crops': 'ViLD-text + CLIP',
             'supervised': 'Supervised'}
 _COLUMNS = (('all', 'AP', 'AP'), ('all', 'AP50', 'AP50'), ('base', 'AP', 'AP_base'), ('base', 'AP50', 'AP50_base'),
@@ -118,7 +118,7 @@ def _tiles(report: Report) -> str:
       for group in ('base', 'novel'):
         value = metrics.get(f'AP50_{group}')
         tiles.append((group, f'{kind} AP50, {group}', _percent(value) + ('' if value is None else ' %'),
-                      _METHODS.get(best, best)))
+                      METHODS.get(best, best)))
   total = sum(stage.seconds for stage in report.stages)
   tiles.append(('', 'the whole run', _duration(total), f'{len(report.stages)} stages, seed {report.seed}'))
   cards = ''.join(f'<div class="tile {group}"><span>{escape(label)}</span><strong>{value}</strong>'
@@ -148,7 +148,7 @@ def _table(kind: str, methods: Mapping[str, Mapping[str, Any]]) -> str:
   best = {key: max(values[kind].get(key) or 0 for values in methods.values()) for _, _, key in _COLUMNS}
   rows = ''
   for name, values in methods.items():
-    rows += f'<tr><th scope="row">{escape(_METHODS.get(name, name))}</th>'
+    rows += f'<tr><th scope="row">{escape(METHODS.get(name, name))}</th>'
     for i, (_, _, key) in enumerate(_COLUMNS):
       value = values[kind].get(key)
       winner = ' best' if len(methods) > 1 and value is not None and value >= best[key] else ''

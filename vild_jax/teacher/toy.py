@@ -21,7 +21,7 @@ import optax
 
 from vild_jax import progress
 from vild_jax.interop import hf_clip
-from vild_jax.nn import clip, modified_resnet
+from vild_jax.nn import clip
 from vild_jax.teacher import prompts, zero_shot
 from vild_jax.teacher.tokenizer import END, START, Tokenizer
 
@@ -150,7 +150,7 @@ def _step(params: Any, opt_state: Any, images: jax.Array, labels: jax.Array, tex
 
   (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
   updates, opt_state = _optimizer(steps).update(gradient, opt_state, params)
-  params = modified_resnet.with_statistics(optax.apply_updates(params, updates), statistics)
+  params = clip.with_statistics(optax.apply_updates(params, updates), statistics)
   return params, opt_state, loss
 
 
