@@ -43,16 +43,9 @@ def pictures() -> Pictures:
                   for i, (h, w) in enumerate(SIZES))
 
 
-def draw(seed: int = 0) -> dict:
-  """Weights whose deltas are small: boxes of all sizes, where those of `tiny` are as large as the picture."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, value: np.asarray(value) * (0.02 if 'box' in jax.tree_util.keystr(path) else 1),
-    tiny.variables(CONFIG, seed))
-
-
 @pytest.fixture(scope='module')
 def variables():
-  return draw()
+  return jax.device_get(tiny.variables(CONFIG, deltas=0.02))
 
 
 def propose(variables, out: Path, *, dataset: Pictures | None = None, config=CONFIG, **options) -> dict:
@@ -138,7 +131,7 @@ def test_shards_of_two_processes_are_the_same_store(store, variables, tmp_path):
 
 
 def test_another_job_and_a_locked_store_are_refused(store, variables, tmp_path):
-  before, other = content(store), draw(seed=1)
+  before, other = content(store), tiny.variables(CONFIG, seed=1)
   for options, words in (({'max_proposals': 7}, 'max_regions is 50 there and 7 here'),
                          ({'config': tiny.config('mesh.data=2', 'evaluation.batch_size=2', 'data.image_size=128')},
                           'origin is {')):
