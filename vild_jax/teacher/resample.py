@@ -2,8 +2,8 @@
 
 Along one axis a resized value is a weighted mean of neighbouring ones: a filter of width 2 · support · max(scale, 1)
 around its place, cut at the window's ends and normalised. PIL brings each row to its new width, then each column to
-its new height, with bytes in between; so do these, and differ from it by one level of 255 at most (its weights are
-rounded). From version 13 on PIL takes the columns first where the height shrinks by more: another rounding, and no
+its new height, with bytes in between; so do these, and differ from it by one level of 255 in few places (its weights
+are rounded). From version 13 on PIL takes the columns first where the height shrinks by more: another rounding, and no
 order of ours, so that embeddings do not depend on the version. `on_host` multiplies by blocks of the band that the
 weights are; `on_device` makes them in the graph, dense, so that windows of all sizes are one program.
 """
