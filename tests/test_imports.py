@@ -47,10 +47,10 @@ MAY_IMPORT = {
   'conversion': _WITHOUT_COMMANDS,        # `convert`: interop's weights, data's class names, teacher's vocabulary
   'alignment': _WITHOUT_COMMANDS,         # the student's embeddings beside the teacher's: detector, batches, stores
   'baselines': _WITHOUT_COMMANDS,         # `evaluation` with the teacher's crops in the place of the model's scores
-  'commands': _WITHOUT_COMMANDS | {'baselines', 'offline', 'embedding'},   # `cli` calls, `demo` strings together
+  'commands': _WITHOUT_COMMANDS | {'baselines', 'offline', 'embedding'},   # what `cli` calls, `demo` strings together
   'demo': _WITHOUT_COMMANDS | {'commands', 'offline', 'embedding', '__init__'},   # its report states the version
-  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo', 'offline', 'embedding', 'cli_regions'},
-  'cli_regions': _WITHOUT_COMMANDS | {'commands'},        # one command of `cli`
+  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo', 'offline', 'embedding', 'arguments'},
+  'arguments': set(),                     # the words of `cli`
   '__init__': set(),                      # lazy: names are looked up when they are asked for
   '__main__': {'cli'},
 }
