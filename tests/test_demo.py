@@ -26,7 +26,7 @@ def small_demo():
 
 def _tiny_config(real, *args):
   config = real(*args)
-  small = tiny.config('model.region_head.embedding_dim=64', 'train.steps=2')
+  small = tiny.config('model.region_head.embedding_dim=0', 'train.steps=2')
   return dataclasses.replace(small, name=config.name, seed=config.seed, vocabulary=config.vocabulary,
                              teacher=config.teacher, data=dataclasses.replace(small.data, train=config.data.train,
                                                                               val=config.data.val))
@@ -37,6 +37,14 @@ def made(small_demo, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('demo')
   demo.run(workdir, seed=5)
   return workdir
+
+
+@pytest.fixture(scope='module')
+def compared(made, small_demo):
+  """The same demo, asked for more methods later: (report.json, when the stages of the first call ended)."""
+  first = json.loads((made / 'stages.json').read_text())['stages']
+  demo.run(made, seed=5, methods=('vild_ensemble', 'clip_crops'))
+  return json.loads((made / 'report.json').read_text()), first
 
 
 def test_the_report_is_whole(made):
@@ -57,6 +65,28 @@ def test_a_finished_demo_is_not_run_again(made, small_demo, monkeypatch):
   monkeypatch.setattr(demo.toy, 'train', None)
   demo.run(made, seed=5)
   assert (made / 'stages.json').stat().st_mtime_ns == before
+
+
+def test_methods_share_the_work(compared, made):
+  report, first = compared
+  assert list(report['methods']) == ['vild_text', 'vild_ensemble', 'clip_crops']
+  stages = json.loads((made / 'stages.json').read_text())['stages']
+  assert {name: stages[name] for name in first} == first    # nothing was done twice
+  assert set(stages) - set(first) == {'propose', 'embed_regions', 'train_vild_ensemble', 'evaluate_vild_ensemble',
+                                      'export_vild_ensemble', 'evaluate_clip_crops'}
+  configs = [json.loads((made / name / 'config.json').read_text()) for name in ('vild_text', 'vild_ensemble')]
+  flat = [{**c, **{f'{k}.{n}': v for k, part in c.items() if isinstance(part, dict) for n, v in part.items()}}
+          for c in configs]
+  assert {key for key in flat[0] if flat[0][key] != flat[1][key] and not isinstance(flat[0][key], dict)} == {
+    'name', 'model.image_head', 'distillation.weight', 'distillation.store', 'distillation.regions_per_image'}
+  page = (made / 'report.html').read_text()
+  assert 'ViLD-ensemble' in page and 'CLIP on cropped regions' in page
+
+
+def test_unknown_methods_are_one_line(tmp_path):
+  with pytest.raises(ValueError, match="--methods has 'vild_txt'; expected some of vild_text, vild, "):
+    demo.run(tmp_path / 'w', methods=('vild_txt',))
+  assert not (tmp_path / 'w').exists()
 
 
 def test_another_seed_needs_another_folder(made):
