@@ -14,11 +14,12 @@ import pytest
 
 from tests import tiny
 from tests.data import small_set
-from vild_jax import detector, offline
-from vild_jax.data import transforms
+from vild_jax import cli, detector, offline
+from vild_jax import config as config_lib
+from vild_jax.data import prepare, transforms
 from vild_jax.data.regions import RegionStore, StoreWriter
 from vild_jax.data.schema import DataError, Example, Objects
-from vild_jax.train import weights
+from vild_jax.train import checkpoint, weights
 
 SIZES = [(40, 60), (33, 21), (64, 64), (20, 30), (64, 48), (100, 30), (17, 90)]
 CONFIG = tiny.config('mesh.data=2', 'evaluation.batch_size=2')
@@ -43,16 +44,9 @@ def pictures() -> Pictures:
                   for i, (h, w) in enumerate(SIZES))
 
 
-def draw(seed: int = 0) -> dict:
-  """Weights whose deltas are small: boxes of all sizes, where those of `tiny` are as large as the picture."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, value: np.asarray(value) * (0.02 if 'box' in jax.tree_util.keystr(path) else 1),
-    tiny.variables(CONFIG, seed))
-
-
 @pytest.fixture(scope='module')
 def variables():
-  return draw()
+  return jax.device_get(tiny.variables(CONFIG, deltas=0.02))
 
 
 def propose(variables, out: Path, *, dataset: Pictures | None = None, config=CONFIG, **options) -> dict:
@@ -138,7 +132,7 @@ def test_shards_of_two_processes_are_the_same_store(store, variables, tmp_path):
 
 
 def test_another_job_and_a_locked_store_are_refused(store, variables, tmp_path):
-  before, other = content(store), draw(seed=1)
+  before, other = content(store), tiny.variables(CONFIG, seed=1)
   for options, words in (({'max_proposals': 7}, 'max_regions is 50 there and 7 here'),
                          ({'config': tiny.config('mesh.data=2', 'evaluation.batch_size=2', 'data.image_size=128')},
                           'origin is {')):
@@ -183,3 +177,23 @@ def test_a_mesh_of_this_process(monkeypatch):
 
 def test_sizes_for_people():
   assert [offline.readable(n) for n in (0, 999, 1000, 62_040_000_000)] == ['0 bytes', '999 bytes', '1 kB', '62 GB']
+
+
+def test_the_command_refuses_what_does_not_fit_together(tmp_path, variables, capfd):
+  path, images = small_set.write(tmp_path)
+  prepare.prepare(path, images, tmp_path / 'data')
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text(config_lib.to_text(CONFIG))
+  checkpoint.save_variables(tmp_path / 'run', variables)
+  good = {'--data': tmp_path / 'data', '--checkpoint': tmp_path / 'run', '--out': tmp_path / 'store'}
+  for change, words in (({'--split': 'val'}, "has no split 'val'; expected one of train"),
+                        ({'--checkpoint': images}, 'holds no config.json; expected a work directory'),
+                        ({'--model.rpn.channels=8': None}, 'was trained with another model: model.rpn.channels'),
+                        ({'--data': tmp_path / 'nowhere'}, 'nowhere is no folder; expected the folder of a data set'),
+                        ({'--max-proposals': 0}, '--max-proposals is 0; expected at least 1'),
+                        ({'--out': images}, 'holds train2017 and no job.json; expected a new or empty folder')):
+    options = [str(word) for pair in (good | change).items() for word in pair if word is not None]
+    assert cli.main(['propose', str(tmp_path / 'run' / 'config.json'), *options]) == 2
+    error = capfd.readouterr().err
+    assert words in error and error.count('\n') == 1 and 'Traceback' not in error
+    assert not (tmp_path / 'store').exists()

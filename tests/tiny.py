@@ -29,8 +29,11 @@ def config(*overrides: str) -> Config:
     *overrides])
 
 
-def variables(of: Config, seed: int = 0) -> dict:
-  """Plausible weights drawn by NumPy: compiling the initialisers would take longer than most tests."""
+def variables(of: Config, seed: int = 0, *, deltas: float = 1.0) -> dict:
+  """Plausible weights drawn by NumPy: compiling the initialisers would take longer than most tests.
+
+  `deltas` scales what predicts boxes: as drawn, most proposals are as large as the picture, and NMS leaves one.
+  """
   rng = np.random.default_rng(seed)
 
   def draw(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -38,7 +41,8 @@ def variables(of: Config, seed: int = 0) -> dict:
     values = {'scale': 1 + 0.1 * noise, 'var': np.exp(0.3 * noise), 'bias': 0.05 * noise, 'mean': 0.1 * noise,
               'background': 0.01 * noise}
     fan_in = np.prod(shape.shape[:-1]) if len(shape.shape) > 1 else 1
-    return jax.numpy.asarray(values.get(leaf, noise * np.sqrt(2 / fan_in)), shape.dtype)
+    scale = deltas if any('box' in part.key for part in path) else 1.0
+    return jax.numpy.asarray(scale * values.get(leaf, noise * np.sqrt(2 / fan_in)), shape.dtype)
 
   shapes = jax.eval_shape(lambda: detector.init(of, jax.random.PRNGKey(0)))
   return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -14,6 +14,10 @@ from vild_jax.data.schema import Category, DataError, Example
 __all__ = ['JsonSource', 'PreparedDataset', 'decode_mask', 'open_dataset', 'prepared_folder', 'read_metadata',
            'to_lvis_json']
 
+# TFDS is imported by one thread at a time: while that goes on, it replaces the whole process's `import` by a lazy one,
+# and another thread that imports it just then waits for the first, which waits for it.
+_OPENING = threading.Lock()
+
 
 class JsonSource:
   """A LVIS- or COCO-format file and its image folder, as an indexable of `schema.Example`, in order of image id.
@@ -121,33 +125,35 @@ class PreparedDataset:
     self.has_masks: bool = record['has_masks']
     self.identity: str = record['identity']
     self._length: int = record['examples']
-    self._source, self._lock = None, threading.Lock()
+    self._opened: tuple[Any, Any] | None = None
 
   def __len__(self) -> int:
     return self._length
 
   def __getitem__(self, index: int) -> Example:
-    from vild_jax.data.tfds_builders.detection import from_features
     if not -self._length <= index < self._length:
       raise IndexError(f'example {index} of {self._length}')
-    return from_features(self._open()[index % self._length])
+    source, from_features = self._open()
+    return from_features(source[index % self._length])
 
   def __repr__(self) -> str:  # Grain shows it; the default would change from run to run
     return f'PreparedDataset({self.folder.parent.name!r}, split={self.split!r}, identity={self.identity[:12]!r})'
 
   def __getstate__(self) -> dict[str, Any]:
-    return {**self.__dict__, '_source': None, '_lock': None}
+    return {**self.__dict__, '_opened': None}
 
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state, _lock=threading.Lock())
+  def _open(self) -> tuple[Any, Any]:
+    """The records, and what makes an example of one."""
+    if self._opened is None:
+      with _OPENING:
+        if self._opened is None:
+          import tensorflow_datasets as tfds  # a second of import, for those that read pictures alone
 
-  def _open(self) -> Any:
-    with self._lock:
-      if self._source is None:
-        import tensorflow_datasets as tfds  # a second of import, for those that read pictures alone
-        builder = tfds.builder_from_directory(self.folder)
-        self._source = builder.as_data_source(self.split, decoders={'image': tfds.decode.SkipDecoding()})
-    return self._source
+          from vild_jax.data.tfds_builders.detection import from_features
+          builder = tfds.builder_from_directory(self.folder)
+          source = builder.as_data_source(self.split, decoders={'image': tfds.decode.SkipDecoding()})
+          self._opened = source, from_features
+    return self._opened
 
 
 def open_dataset(path: str | Path, split: str) -> PreparedDataset:
