@@ -45,7 +45,7 @@ def pictures() -> Pictures:
 def boxes_of(index: int, height: int, width: int) -> Regions:
   """None in picture 3, more than MOST in the others; some reach beyond the picture."""
   rng = np.random.default_rng(index)
-  corners = rng.uniform(-0.2, 1.2, (0 if index == 3 else 7 + index, 2, 2)) * [height, width]
+  corners = rng.uniform(-0.2, 1.2, (0 if index == 3 else 7 + index % 5, 2, 2)) * [height, width]
   boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
   return Regions(boxes, np.sort(rng.uniform(size=len(boxes)).astype(np.float32))[::-1].copy())
 
@@ -105,7 +105,8 @@ def test_the_embeddings_are_those_of_the_best_boxes(store, teacher, proposals):
   assert len(made[97].boxes) == 0
 
 
-def test_interrupted_at_any_picture_and_shared_by_processes_it_is_the_same_store(store, teacher, proposals, tmp_path):
+def test_interrupted_at_any_picture_and_shared_by_processes_it_is_the_same_store(store, teacher, proposals, tmp_path,
+                                                                                 capsys):
   for trap in (0, 3, 4):
     broken = pictures()
     broken.trap = trap
@@ -114,6 +115,7 @@ def test_interrupted_at_any_picture_and_shared_by_processes_it_is_the_same_store
     assert not (tmp_path / str(trap) / 'manifest.json').exists()
     made = embed(teacher, proposals, tmp_path / str(trap))
     assert made['images'] == 5 - trap // 2 * 2, 'only what was missing is computed'
+    assert ('about 0 min 00 s for the 1 images to come' in capsys.readouterr().err) == (trap != 3)
     assert content(tmp_path / str(trap)) == content(store)
   second = embed(teacher, proposals, tmp_path / 'shared', process_index=1, process_count=2)
   assert second['images'] == 2 and not second['whole']
@@ -141,6 +143,15 @@ def test_what_does_not_belong_together_is_refused(store, teacher, proposals, tmp
         pytest.raises(DataError, match='is being written by another process')):
     embed(teacher, proposals, store)
   assert content(store) == before
+
+
+def test_a_box_that_is_none_is_named_with_its_image(teacher, proposals, tmp_path):
+  with StoreWriter(tmp_path / 'p', dataclasses.replace(proposals.job, max_regions=1)) as writer:
+    wrong = Regions(np.array([[5, 0, 4, 1]], np.float32), np.ones(1, np.float32))
+    writer.write(0, ((example.image_id, wrong) for example in pictures()))
+    writer.finish()
+  with pytest.raises(DataError, match=r'image 100: box 0 is \[5.0, 0.0, 4.0, 1.0\]; expected y1 <= y2'):
+    embed(teacher, RegionStore(tmp_path / 'p'), tmp_path / 'store')
 
 
 def test_embeddings_that_are_not_finite_leave_no_shard(teacher, proposals, tmp_path):
@@ -183,7 +194,7 @@ def test_the_command_says_what_it_will_do_and_what_it_did(made, tmp_path, capsys
   lines = capsys.readouterr().err.splitlines()
   assert '4 images, at most 20 regions of dimension 8 and 800 bytes in 1 shards' in lines[0]
   assert lines[0].endswith('to do: 1 shards, 4 images, at most 40 crops')
-  assert any(line.startswith('about 0 min 00 s for the 0 images to come') for line in lines)
+  assert not any('images to come' in line for line in lines)
   found = json.loads((tmp_path / 'j').read_text())
   assert found['whole'] and found['identity'] == RegionStore(tmp_path / 'store').identity
   assert f'{found["regions"]} regions' in lines[-1]

@@ -75,7 +75,10 @@ def embed_regions(teacher: hf_clip.Teacher, dataset: sources.PreparedDataset, pr
   def embedded(examples: Iterable[int]) -> Iterator[tuple[int, Regions]]:
     with contextlib.closing(_ahead(lambda i: _read(dataset, proposals, i, max_regions), examples)) as pictures:
       for image_id, image, found in pictures:
-        rows = tower.embed(image, found.boxes).astype(np.float16)
+        try:
+          rows = tower.embed(image, found.boxes).astype(np.float16)
+        except ValueError as error:
+          raise DataError(f'image {image_id}: {error}') from error
         yield image_id, Regions(found.boxes, found.scores, rows)
 
   at_most = min(proposals.regions, len(dataset) * max_regions)
@@ -121,7 +124,7 @@ def _write(out: Path, job: Job, make: Callable[[Iterable[int]], Iterator[tuple[i
           f'{readable(size)} in {job.shards} shards; to do: {len(missing)} shards, {len(examples)} images'
           + (f', at most {round(share * at_most * crops_per_region)} crops' if crops_per_region else ''),
           file=sys.stderr)
-    with (progress.bar(len(examples), out.name, unit='image') as bar,
+    with (progress.bar(len(examples), 'embed' if crops_per_region else 'import', unit='image') as bar,
           contextlib.closing(make(examples)) as found):
       meter = _Meter(bar, len(examples), crops_per_region)
       for shard in missing:
@@ -159,7 +162,7 @@ class _Meter:
         self._after_first = self.seconds
       if self._per_region:
         self._bar.set_postfix_str(f'{self.crops / self.seconds:.0f} crops/s', refresh=False)
-        if self.images == _FIRST:
+        if self.images == _FIRST < self._total:
           left = (self.seconds - self._after_first) / (_FIRST - 1) * (self._total - _FIRST)
           self._bar.write(f'about {_duration(left)} for the {self._total - _FIRST} images to come', file=sys.stderr)
       self._bar.update()

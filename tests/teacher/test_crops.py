@@ -86,7 +86,7 @@ def test_pixels_are_pils_to_one_level(teacher, picture, change, on_device):
   found = tower.pixels(picture, BOXES)
   expected = plain_pixels(picture, BOXES, resample=preprocessor['resample'], stretch=bool(change))
   assert found.shape == expected.shape == (22, 16, 16, 3)
-  difference = np.abs(found - expected)
+  difference = np.abs(found.astype(int) - expected)
   assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
@@ -113,7 +113,7 @@ def test_photographs_agree_with_pil(shared, teacher):
     picture = np.asarray(Image.open(file).convert('RGB'))
     corners = rng.uniform(0, 1, (12, 2, 2)) * picture.shape[:2]
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-    assert np.abs(tower.pixels(picture, boxes) - plain_pixels(picture, boxes)).max() <= 1
+    assert np.abs(tower.pixels(picture, boxes).astype(int) - plain_pixels(picture, boxes)).max() <= 1
     expected = plain_embeddings(teacher, plain_pixels(picture, boxes, in_one=True))
     cosine = (expected * tower.embed(picture, boxes)).sum(axis=1)
     assert cosine.min() >= 0.999

@@ -112,21 +112,14 @@ class CropTower:
     return _add(np.concatenate(jax.device_get(rows))[:len(bounds)])
 
   def pixels(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """float32 [2 N, S, S, 3], whole numbers 0..255: the crops as `embed` makes them, all 1x first, then all 1.5x."""
+    """uint8 [2 N, S, S, 3]: the crops that `embed` makes, all 1x first, then all 1.5x; of a resize that is known."""
     _check(image)
     bounds = crop_bounds(boxes, *image.shape[:2]).reshape(-1, 4)
     chosen = resample.windows(self._tower.preprocess, bounds, self._side)
-    if self._on_device:
-      return np.asarray(resample.on_device(jnp.asarray(_padded(image)), chosen, self._tower.preprocess.resample,
-                                           self._side))
-    return np.asarray(resample.to_bytes(self.squares(image, boxes))).transpose(0, 2, 3, 1)
-
-  def squares(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """float32 [2 N, 3, S, S], made on the host and not rounded yet: what `pixels` are before `resample.to_bytes`."""
-    _check(image)
-    bounds = crop_bounds(boxes, *image.shape[:2]).reshape(-1, 4)
-    chosen = resample.windows(self._tower.preprocess, bounds, self._side)
-    return self._squares(_planes(image), chosen, range(len(bounds)), len(bounds))
+    if not self._on_device:
+      return self._squares(_planes(image), chosen, range(len(bounds)), len(bounds))
+    return np.asarray(resample.on_device(jnp.asarray(_padded(image)), chosen, self._tower.preprocess.resample,
+                                         self._side)).astype(np.uint8)
 
   def _host_batches(self, image: np.ndarray, chosen: resample.Windows) -> Iterator[jax.Array]:
     planes, count = _planes(image), len(chosen.start)
@@ -136,8 +129,8 @@ class CropTower:
       yield self._of_squares(self._params[number % len(self._params)], squares)
 
   def _squares(self, planes: np.ndarray, chosen: resample.Windows, part: range, size: int) -> np.ndarray:
-    """float32 [size, 3, S, S], a new array, since the device may read it where it lies."""
-    squares = np.zeros((size, 3, self._side, self._side), np.float32)
+    """uint8 [size, S, S, 3], a new array, since the device may read it where it lies."""
+    squares = np.zeros((size, self._side, self._side, 3), np.uint8)
     method = self._tower.preprocess.resample
     for _ in self._pool.map(lambda slot: resample.on_host(planes, chosen, part[slot], method, squares[slot]),
                             range(len(part))):
@@ -158,7 +151,7 @@ class CropTower:
 
 @functools.cache  # of towers that differ in nothing but their weights, and of one that is made again
 def _programs(config: clip.ClipConfig, dtype: Any, preprocess: image_lib.Preprocessing) -> tuple[Callable, Callable]:
-  """(parameters, float32 [C, 3, S, S] of `resample.on_host`) -> rows; (parameters, picture, its windows) -> rows."""
+  """(parameters, uint8 [C, S, S, 3]) -> rows [C, D]; (parameters, uint8 [H, W, 3], its windows) -> rows."""
   rows = image_lib.unit_rows(config, dtype)
   factor, mean, std = (np.array(v, np.float32) for v in (preprocess.factor, preprocess.mean, preprocess.std))
 
@@ -166,7 +159,7 @@ def _programs(config: clip.ClipConfig, dtype: Any, preprocess: image_lib.Preproc
     return (values * factor - mean[None, None, None]) / std[None, None, None]
 
   def of_squares(params: Any, squares: jax.Array) -> jax.Array:
-    return rows(params, normalized(resample.to_bytes(squares).transpose(0, 2, 3, 1)))
+    return rows(params, normalized(squares.astype(jnp.float32)))
 
   def of_picture(params: Any, picture: jax.Array, chosen: list[jax.Array]) -> jax.Array:
     squares = resample.on_device(picture, resample.Windows(*chosen), preprocess.resample, config.image_size)

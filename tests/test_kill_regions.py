@@ -1,0 +1,62 @@
+"""`kill -9` of a real `vild-jax embed-regions` in another process: given again, it ends at the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.data import small_set
+from tests.teacher import small_teacher
+from tests.test_embedding import content, run, write_proposals
+from vild_jax.data import sources
+from vild_jax.interop import hf_clip
+
+KILLS = int(os.environ.get('VILD_JAX_KILLS', '1'))
+COPIES = 60       # of the four pictures of the small set, a file each: long enough to be hit
+_PATIENCE = 300   # seconds until the other process must have come so far
+
+
+@pytest.fixture(scope='module')
+def command(tmp_path_factory):
+  """The words of a command whose store has a shard for every two pictures."""
+  folder = tmp_path_factory.mktemp('kill')
+  tree = small_set.annotations()
+  tree['images'] = [{**image, 'id': 1000 * copy + image['id']} for copy in range(COPIES) for image in tree['images']]
+  tree['annotations'] = tree['annotations'][:0]
+  annotations, images = small_set.write(folder, tree)
+  assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
+  write_proposals(folder / 'proposals', sources.open_dataset(folder / 'data', 'train'))
+  hf_clip.save_teacher(folder / 'teacher', small_teacher.make())
+  return ['embed-regions', '--teacher', folder / 'teacher', '--data', folder / 'data', '--proposals',
+          folder / 'proposals', '--images-per-shard', 2, '--batch-size', 16]
+
+
+def test_a_run_killed_at_random_moments_ends_at_the_same_bytes(command, tmp_path):
+  assert run(*command, '--out', tmp_path / 'undisturbed') == 0
+  whole = content(tmp_path / 'undisturbed')
+  shards = sum(name.endswith('.array_record') for name in whole)
+  seed = int.from_bytes(os.urandom(2), 'big')
+  rng, killed = np.random.default_rng(seed), tmp_path / 'killed'
+  words = [str(word) for word in (sys.executable, '-m', 'vild_jax', *command, '--out', killed)]
+  for kill in range(KILLS):
+    had = len(list(killed.glob('*.array_record')))
+    wanted = had + int(rng.integers(1, (shards - had) // (KILLS + 1 - kill)))
+    with (tmp_path / 'log').open('wb') as log:
+      process = subprocess.Popen(words, stdout=log, stderr=log)
+      deadline = time.monotonic() + _PATIENCE
+      while len(list(killed.glob('*.array_record'))) < wanted:
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / 'log').read_text()
+        time.sleep(0.001)
+      time.sleep(rng.uniform(0, 0.03))  # a shard takes about that long
+      process.send_signal(signal.SIGKILL)
+      assert process.wait() == -signal.SIGKILL
+    left = {file.name for file in killed.glob('*.array_record')}
+    assert had < len(left) < shards and not (killed / 'manifest.json').exists(), f'seed {seed}: {len(left)} shards'
+  assert run(*command, '--out', killed) == 0
+  assert content(killed) == whole, f'killed with seed {seed}'
