@@ -17,7 +17,6 @@ from tests.data import small_set
 from tests.teacher import small_teacher
 from vild_jax import baselines, cli, commands, detector
 from vild_jax import config as config_lib
-from vild_jax.core import openvocab
 from vild_jax.data import prepare, rle, sources, transforms
 from vild_jax.interop import hf_clip
 from vild_jax.structs import Vocabulary
@@ -28,8 +27,9 @@ from vild_jax.train import checkpoint
 NAMES = ('red mug', 'ant', 'tree')
 IDS = {3: 0, 1: 1, 8: 2}                       # category id -> row
 IS_BASE = np.array([True, False, True])
-# Five proposals a level at most, and a picture in less than the square: some of the 30 are padding, some lie in it.
-CONFIG = tiny.config('model.region_head.embedding_dim=8', 'model.rpn.test_pre_nms_top_k=5', 'mesh.data=1',
+# 27 proposals at most, and a picture in less than the square: some of the 30 are padding, some lie in it.
+CONFIG = tiny.config('model.region_head.embedding_dim=8', 'model.pyramid.min_level=4',
+                     'model.anchors.size=1', 'model.rpn.test_pre_nms_top_k=12', 'mesh.data=1', 'model.temperature=0.1',
                      'model.postprocess.max_detections=100', 'model.postprocess.base_weight=0.75',
                      'evaluation.batch_size=3')
 
@@ -83,7 +83,8 @@ def made(tmp_path_factory):
 def regions(made):
   """{image id: (proposals in the square, valid, objectness, refined boxes, text scores, picture, resized)}."""
   folder, words, _, _ = made
-  variables, vocabulary_rows = tiny.variables(CONFIG), Vocabulary(words.embeddings, IS_BASE, np.ones(3, bool))
+  variables, vocabulary_rows = tiny.variables(CONFIG), jax.tree.map(
+    jnp.asarray, Vocabulary(words.embeddings, IS_BASE, np.ones(3, bool)))
   predict = jax.jit(lambda image, size: detector.predict(CONFIG, variables, image, size, vocabulary_rows,
                                                          return_intermediates=True)[1])
   dataset, found = sources.open_dataset(folder / 'data', 'val'), {}
@@ -133,7 +134,7 @@ def expected_of(scores, words, tower, of_picture):
   boxes = refined if scores == 'text+clip-crops' else crops
   keep = valid & (area(crops) > 0) & (area(boxes) > 0)
   cosine = tower.embed(picture, crops[keep] / np.tile(resized.scale, 2)).astype(np.float64) @ words.embeddings.T
-  powers = np.exp((cosine - cosine.max(1, keepdims=True)) / 0.01)
+  powers = np.exp((cosine - cosine.max(1, keepdims=True)) / 0.1)
   values = powers / powers.sum(1, keepdims=True)
   if scores == 'text+clip-crops':
     exponent = np.where(IS_BASE, 0.75, 0.25)
@@ -150,7 +151,6 @@ def test_detections_are_what_the_method_says(made, regions, scores):
   folder, words, _, _ = made
   tower = PilTower(hf_clip.load_teacher(folder / 'teacher'))
   results = json.loads((folder / scores / 'results.json').read_text())
-  assert [r['image_id'] for r in results] == sorted([r['image_id'] for r in results])
   assert any(not of_picture[1].all() for of_picture in regions.values()), 'padding among the proposals'
   for image_id, of_picture in regions.items():
     boxes, labels, values = expected_of(scores, words, tower, of_picture)
@@ -209,8 +209,6 @@ def test_exponents_of_base_and_novel_are_swapped():
   joint = of(jnp.full((1, 4, 4), 0.5))
   np.testing.assert_allclose(joint[0, :, 0], 0.5**0.75 * alone[0, :, 0]**0.25, rtol=1e-5)
   np.testing.assert_allclose(joint[0, :, 1], 0.5**0.25 * alone[0, :, 1]**0.75, rtol=1e-5)
-  np.testing.assert_allclose(joint[0], openvocab.ensemble_scores(jnp.full((4, 4), 0.5), alone[0], words.is_base,
-                                                                 base_weight=0.75), rtol=1e-6)
 
 
 def test_the_tower_is_the_teachers(made):
@@ -238,7 +236,9 @@ def test_what_cannot_be_scored_is_one_line_before_anything_is_written(made, caps
     (folder / 'image' / 'config.json').write_text(config_lib.to_text(config))
     vocabulary.save(folder / 'image' / 'vocabulary.npz', vocabulary_file)
   if rest[-1] == 'other':
-    hf_clip.save_teacher(folder / 'other', small_teacher.make('other words'))
+    teacher = hf_clip.load_teacher(folder / 'teacher')
+    changed = {**teacher.params, 'text': jax.tree.map(lambda x: 2 * x, teacher.params['text'])}
+    hf_clip.save_teacher(folder / 'other', dataclasses.replace(teacher, params=changed))
   if '--teacher' in rest:
     rest[-1] = str(folder / rest[-1])
   assert cli.main(['evaluate', str(folder / name / 'config.json'), '--checkpoint', str(folder / name), '--data',

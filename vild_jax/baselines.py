@@ -34,6 +34,7 @@ from vild_jax.detector import PerImage
 from vild_jax.evaluation import Found, Timer
 from vild_jax.interop import export, hf_clip
 from vild_jax.structs import Detections, Vocabulary
+from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.teacher.crops import CropTower
 from vild_jax.teacher.vocabulary import VocabularyFile
 from vild_jax.train import sharding
@@ -92,12 +93,13 @@ def crop_scores(model: Model, variables: Any, found: Candidates, embeddings: Arr
   return jax.vmap(ensemble, in_axes=(0, 0, None))(found.text_scores, scores, vocabulary.is_base)
 
 
-def detections(model: Model, variables: Any, found: Candidates, embeddings: Array, vocabulary: Vocabulary, *,
-               with_objectness: bool = False, per_image: PerImage = jax.vmap) -> Detections:
-  """The second half: candidates and embeddings [B, R, D] of their crops, any where invalid -> detections of a batch."""
-  scores = crop_scores(model, variables, found, embeddings, vocabulary)
-  if with_objectness:
-    scores *= found.objectness[..., None]
+def detections(model: Model, variables: Any, found: Candidates, embeddings: Array, factors: Array,
+               vocabulary: Vocabulary, *, per_image: PerImage = jax.vmap) -> Detections:
+  """The second half: candidates and embeddings [B, R, D] of their crops, any where invalid -> detections of a batch.
+
+  Scores are multiplied by `factors` [B, R]: ones, or the objectness.
+  """
+  scores = crop_scores(model, variables, found, embeddings, vocabulary) * factors[..., None]
   chosen = per_image(partial(detector.choose, model))(found.boxes, found.valid, scores)
   return chosen.replace(masks=detector.masks(model, variables, found.features, chosen.boxes, chosen.valid,
                                              train=False)[0])
@@ -119,23 +121,21 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
   batch, replicated, per_image = sharding.batch_sharding(mesh), sharding.replicated(mesh), sharding.per_image(mesh)
   first_half = jax.jit(partial(candidates, config.model, with_text=scores == TEXT_AND_CROPS, per_image=per_image),
                        in_shardings=(replicated, batch, batch, replicated), out_shardings=batch)
-  second_halves = [
-    jax.jit(partial(detections, config.model, with_objectness=folder == WITH_OBJECTNESS, per_image=per_image),
-            in_shardings=(replicated, batch, batch, replicated), out_shardings=batch) for folder in folders(scores)]
+  second_half = jax.jit(partial(detections, config.model, per_image=per_image),
+                        in_shardings=(replicated, batch, batch, batch, replicated), out_shardings=batch)
   shape = (config.evaluation.batch_size, config.model.rpn.max_proposals, config.model.embedding_dim)
-  number = 0
+  ones, number = sharding.put_batch(mesh, np.ones(shape[:2], np.float32)), 0
   with progress.bar(len(dataset), 'detect', unit='image') as bar:
     for arrays in batches.eval_batches(dataset, config, batch_size=config.evaluation.batch_size):
       real = np.flatnonzero(arrays['real'])
       pictures = [_picture(dataset, number + int(i)) for i in real]
       number += len(real)
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
-
       if not timer.warm:  # compiles
         tower.embed(pictures[0], np.array([[0, 0, 1, 1]], np.float32))
         found = first_half(variables, put['image'], put['image_size'], vocabulary)
         nothing = sharding.put_batch(mesh, np.zeros(shape, np.float32))
-        jax.block_until_ready([half(variables, found, nothing, vocabulary) for half in second_halves])
+        jax.block_until_ready(second_half(variables, found, nothing, found.objectness, vocabulary))
         timer.warm = True
       start = time.perf_counter()
       found = first_half(variables, put['image'], put['image_size'], vocabulary)
@@ -143,10 +143,11 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
       crops, valid = jax.device_get((found.crops, found.valid))
       for i, picture in zip(real, pictures, strict=True):
         embeddings[i, valid[i]] = tower.embed(picture, crops[i, valid[i]] / np.tile(arrays['scale'][i], 2))
-      embeddings = sharding.put_batch(mesh, embeddings)
-      detected = [jax.device_get(second_halves[0](variables, found, embeddings, vocabulary))]
+      detect = partial(second_half, variables, found, sharding.put_batch(mesh, embeddings))
+      detected = [jax.device_get(detect(ones, vocabulary))]
       timer.add(time.perf_counter() - start, len(real))
-      detected += [jax.device_get(half(variables, found, embeddings, vocabulary)) for half in second_halves[1:]]
+      if WITH_OBJECTNESS in folders(scores):
+        detected.append(jax.device_get(detect(found.objectness, vocabulary)))
       for i in real:
         yield tuple(evaluation.to_picture(one, arrays, i) for one in detected)
         bar.update()
@@ -163,7 +164,8 @@ def crop_tower(directory: str | Path, config: Config, trained_on: VocabularyFile
     raise ValueError(f'--scores {scores} takes the scores of ViLD-text, but {kind}; expected a checkpoint of one head '
                      'with a background')
   teacher = hf_clip.load_teacher(directory)
-  export.check_teacher(teacher.text_identity, trained_on.teacher, str(directory))
+  if not vocabulary_lib.is_same_teacher(teacher.text_identity, trained_on.teacher):
+    export.check_teacher(teacher.text_identity, trained_on.teacher, str(directory))
   return CropTower(teacher)
 
 

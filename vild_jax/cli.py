@@ -129,13 +129,15 @@ def evaluate(args: argparse.Namespace) -> None:
   from vild_jax import commands
   from vild_jax import config as config_lib
 
+  _require(args.scores != 'model' or not args.teacher, '--teacher embeds crops; expected --scores clip-crops or '
+           'text+clip-crops beside it')
   config = config_lib.load(args.config, args.overrides)
   metrics = commands.evaluate(config, Path(args.checkpoint), args.data or config.data.val,
                               args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary,
                               scores=args.scores, teacher=args.teacher or config.teacher)
   print(commands.metrics_table(metrics))
-  for row in {'with_objectness'} & set(metrics):
-    print(f'{row}\n{commands.metrics_table(metrics[row])}')
+  if 'with_objectness' in metrics:
+    print(f'the same times objectness\n{commands.metrics_table(metrics["with_objectness"])}')
   _write_json(args.json, {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image', 'with_objectness')
                           if key in metrics})
 
@@ -252,24 +254,19 @@ def _parser() -> argparse.ArgumentParser:
                'vild-jax propose configs/vild_text_r50_lvis.py --checkpoint workdir/text --data data/lvis --out '
                'workdir/proposals')
   _add_config(p)
-  p.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
-  p.add_argument('--data', help='the prepared data set (default: data.train of the config)')
-  p.add_argument('--split', help='its split (default: data.train_split of the config, which is train)')
-  p.add_argument('--out', required=True, help='folder of the store; given again after an interruption, it goes on')
-  p.add_argument('--max-proposals', type=int, default=1000, metavar='N', help='keep the best N of each picture')
-  p.add_argument('--images-per-shard', type=int, default=256, metavar='N',
-                 help='pictures in a file: what an interruption costs, and what processes share')
+  cli_regions.add_propose_arguments(p)
   _add_json(p)
 
   p = _command(commands, 'embed-regions', cli_regions.embed_regions,
                'a teacher\'s embeddings of the 1x and 1.5x crops of proposals -> a region store to distil from',
                'vild-jax embed-regions --teacher clip-vit-base-patch32 --data data/lvis --proposals workdir/proposals '
                '--out workdir/regions')
-  cli_regions.add_arguments(p)
+  cli_regions.add_embed_arguments(p)
   _add_json(p)
 
   p = _command(commands, 'evaluate', evaluate, 'detections -> results file -> metrics, per-category table, plots',
-               'vild-jax evaluate configs/vild_text_r50_lvis.py --checkpoint workdir/text --out workdir/text/eval')
+               'vild-jax evaluate configs/vild_text_r50_lvis.py --checkpoint workdir/text --out workdir/text/eval; '
+               'with --scores text+clip-crops --teacher clip-vit-base-patch32 it is the ViLD-text + CLIP of the paper')
   _add_config(p)
   p.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
   p.add_argument('--data', help='the prepared data set (default: data.val of the config)')

@@ -1,4 +1,4 @@
-"""`vild-jax embed-regions`: what `cli` knows of it, in a file of its own, since it takes some explaining."""
+"""`vild-jax propose` and `embed-regions`: what `cli` knows of their arguments, which take some explaining."""
 
 from __future__ import annotations
 
@@ -23,7 +23,19 @@ def embed_regions(args: argparse.Namespace) -> None:
     files.write(args.json, json.dumps(made, indent=2) + '\n')
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_propose_arguments(parser: argparse.ArgumentParser) -> None:
+  """The arguments of propose, besides its config."""
+  add = parser.add_argument
+  add('--checkpoint', required=True, help='a work directory or a bundle')
+  add('--data', help='the prepared data set (default: data.train of the config)')
+  add('--split', help='its split (default: data.train_split of the config, which is train)')
+  add('--out', required=True, help='folder of the store; given again after an interruption, it goes on')
+  add('--max-proposals', type=int, default=1000, metavar='N', help='keep the best N of each picture')
+  add('--images-per-shard', type=int, default=256, metavar='N',
+      help='pictures in a file: what an interruption costs, and what processes share')
+
+
+def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
   """The arguments of embed-regions."""
   add = parser.add_argument
   add('--teacher', help='folder of a CLIP-family model in the Hugging Face layout')
