@@ -206,8 +206,8 @@ def _spoiled(made, tmp_path, what):
   if what == 'no distillation':
     return (*train, '--distillation.store='), 'the data holds no regions with embeddings of the teacher'
   if what.startswith('regions'):
-    dataset, changed, message = sources.open_dataset(data, 'val' if what == 'regions of other data' else 'train'), *{
-      'regions of other data': ({}, 'is of a data set with identity'),
+    changed, message = {
+      'regions of other data': ({'dataset': 'other'}, 'is of a data set with identity other, and'),
       'regions without embeddings': ({'kind': 'proposals'}, 'is a store of proposals without embeddings'),
       'regions of another teacher': ({'teacher': 'other'}, "regions has embeddings of teacher 'other', and"),
       'regions of another dimension': ({'dim': 8}, 'has embeddings of dimension 8; expected 16'),
@@ -216,7 +216,8 @@ def _spoiled(made, tmp_path, what):
       'regions embedded anew': ({'recipe': {'crops': 'other'}}, 'was trained on a region store with identity'),
     }[what]
     teacher = vocabulary.load(made / 'v.npz').teacher
-    path = planted_store.write(tmp_path / 'regions', dataset, **{'teacher': teacher, **changed})
+    path = planted_store.write(tmp_path / 'regions', sources.open_dataset(data, 'train'),
+                               **{'teacher': teacher, **changed})
     words = (*train, f'--distillation.store={path}')
     if 'anew' in what:
       shutil.copytree(made / 'run', tmp_path / 'run')

@@ -43,7 +43,7 @@ def config_file(tmp_path_factory):
                       teacher=vocabulary.load(folder / 'v.npz').teacher)
   config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', 'mesh.data=1',
                        f'train.steps={STEPS}', 'train.log_every=1', 'train.checkpoint_every=1',
-                       'distillation.weight=0.5', f'distillation.store={folder / "regions"}',
+                       'distillation.weight=10', f'distillation.store={folder / "regions"}',
                        'distillation.regions_per_image=6')
   (folder / 'config.json').write_text(config_lib.to_text(config))
   return folder / 'config.json'
@@ -53,7 +53,7 @@ def test_a_run_killed_at_a_random_step_ends_at_bit_identical_parameters(config_f
   """And learns from the teacher meanwhile."""
   assert run('train', config_file, '--workdir', tmp_path / 'undisturbed') == 0
   losses = [line['distillation_loss'] for line in writers.read_metrics(tmp_path / 'undisturbed' / writers.METRICS_FILE)]
-  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5]), losses
+  assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5]), losses
   seed = int.from_bytes(os.urandom(2), 'big')
   kill_at = int(np.random.default_rng(seed).integers(2, STEPS - 5))
   killed = tmp_path / 'killed'

@@ -88,7 +88,8 @@ def test_novel_classes_are_absent_from_the_softmax(run):
   np.testing.assert_array_equal(run(tiny.batch(), words)[0], run(tiny.batch(), other)[0])
 
 
-def test_the_references_novel_logits_of_zero_are_a_setting():
+def test_which_classes_are_in_the_softmax_is_a_setting():
+  """The reference's novel logits of zero (METHOD.md, section 4.6), and the novel labels of the supervised baseline."""
   config = tiny.config()
   zero = dataclasses.replace(config, assignment=dataclasses.replace(config.assignment, novel_logits_zero=True))
   rng = np.random.default_rng(0)
@@ -114,6 +115,11 @@ def test_the_references_novel_logits_of_zero_are_a_setting():
   np.testing.assert_allclose(found, expected(logits[..., base]), rtol=1e-5)
   found = objective.losses(zero, outputs, targets, tiny.vocabulary())['class_loss']
   np.testing.assert_allclose(found, expected(logits * base[None, None]), rtol=1e-5)
+  # The supervised baseline learns of all classes but padding.
+  words = tiny.vocabulary().replace(valid=np.arange(tiny.CLASSES) < tiny.CLASSES - 1)
+  supervised = tiny.config('assignment.novel_labels=true')
+  found = objective.losses(supervised, outputs, targets, words)['class_loss']
+  np.testing.assert_allclose(found, expected(logits[..., np.append(words.valid, True)]), rtol=1e-5)
 
 
 def test_padding_is_never_sampled():
