@@ -262,8 +262,8 @@ def _parser() -> argparse.ArgumentParser:
   _add_json(p)
 
   p = _command(commands, 'evaluate', evaluate, 'detections -> results file -> metrics, per-category table, plots',
-               'vild-jax evaluate configs/vild_text_r50_lvis.py --checkpoint workdir/text --out workdir/text/eval; with '
-               '--scores text+clip-crops --teacher clip-vit-base-patch32 it is the ViLD-text + CLIP of the paper')
+               'vild-jax evaluate configs/vild_text_r50_lvis.py --checkpoint workdir/text --out workdir/text/eval; '
+               'with --scores text+clip-crops --teacher clip-vit-base-patch32 it is the ViLD-text + CLIP of the paper')
   _add_config(p)
   p.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
   p.add_argument('--data', help='the prepared data set (default: data.val of the config)')
