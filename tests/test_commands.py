@@ -21,10 +21,12 @@ from tensorboard.backend.event_processing import event_accumulator
 import vild_jax
 from tests import tiny
 from tests.data import planted_store, small_set
+from tests.teacher import small_teacher
 from vild_jax import cli
 from vild_jax import config as config_lib
 from vild_jax import detector as detector_lib
 from vild_jax.data import sources
+from vild_jax.interop import hf_clip
 from vild_jax.teacher import vocabulary
 from vild_jax.train import step
 
@@ -200,6 +202,10 @@ def _spoiled(made, tmp_path, what):
       return ('train', config, '--workdir', tmp_path / 'run'), 'cannot be read'
     copy.unlink()
     return ('train', config, '--workdir', tmp_path / 'run'), 'holds checkpoints/ but no config.json'
+  if what == 'teacher of another dimension':
+    hf_clip.save_teacher(tmp_path / 't', small_teacher.make())
+    return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'b', '--teacher', tmp_path / 't'), \
+      f"{tmp_path / 't'} is of teacher 'clip-vit-1x16-patch8-8d:"
   if what == 'teacher of an export':
     return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'b', '--teacher', tmp_path / 'none'), \
       'none is no folder'
@@ -294,6 +300,7 @@ def _spoiled(made, tmp_path, what):
 @pytest.mark.parametrize('what', [
   'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data',
   'edited config', 'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
+  'teacher of another dimension',
   'regions of other data', 'regions without embeddings', 'regions of another teacher', 'regions of another dimension',
   'regions of fewer pictures', 'regions made anew', 'regions embedded anew',
   'vocabulary folder', 'not federated', 'no backbone', 'top level', 'broken config', 'unwritable', 'architecture',
