@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -23,6 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # as the command sets it, before NumPy is imported
 
 import jax
 import jax.numpy as jnp

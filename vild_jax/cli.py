@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   from vild_jax import arguments
 
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's and TensorStore's chatter is no news to a user
+  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # NumPy's small products are shared out by threads of ours
   absl.logging.set_verbosity(absl.logging.ERROR)  # nor is Orbax's
   parser = arguments.parser()
   args, rest = parser.parse_known_args(argv)

@@ -150,3 +150,7 @@ def test_what_cannot_be_embedded(teacher, picture):
     crops.CropTower(dataclasses.replace(teacher, preprocessor=None))
   with pytest.raises(ValueError, match=r'float64 \(41, 70, 3\); expected uint8'):
     crops.CropTower(teacher).embed(picture / 255, BOXES)
+
+
+def test_no_boxes_have_no_pixels(teacher, picture):
+  assert crops.CropTower(teacher).pixels(picture, np.zeros((0, 4))).shape == (0, 16, 16, 3)

@@ -84,7 +84,8 @@ class CropTower:
     self._side, self._batch_size = self._tower.image_size, batch_size
     accelerated = jax.default_backend() != 'cpu'
     self._on_device = accelerated if on_device is None else on_device
-    self._pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 16), 'crops')
+    self._threads = threads or min(os.cpu_count() or 1, 16)
+    self._pool = ThreadPoolExecutor(self._threads, 'crops')
     self._params = [jax.device_put(teacher.params['image'], d)
                     for d in jax.local_devices()[1:]] if accelerated else []
     self._params.insert(0, self._tower.params)
@@ -131,9 +132,10 @@ class CropTower:
   def _squares(self, planes: np.ndarray, chosen: resample.Windows, part: range, size: int) -> np.ndarray:
     """uint8 [size, S, S, 3], a new array, since the device may read it where it lies."""
     squares = np.zeros((size, self._side, self._side, 3), np.uint8)
-    method = self._tower.preprocess.resample
-    for _ in self._pool.map(lambda slot: resample.on_host(planes, chosen, part[slot], method, squares[slot]),
-                            range(len(part))):
+    method, step = self._tower.preprocess.resample, max(-(-len(part) // self._threads), 1)
+    for _ in self._pool.map(lambda start: resample.on_host(planes, chosen, part[start:start + step], method,
+                                                           squares[start:min(start + step, len(part))]),
+                            range(0, len(part), step)):
       pass
     return squares
 

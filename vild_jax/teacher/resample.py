@@ -94,28 +94,33 @@ def _band(resample: Image.Resampling, length: int, resized: int, first: int, sid
   return tuple(blocks)
 
 
-def on_host(planes: np.ndarray, chosen: Windows, i: int, resample: Image.Resampling, out: np.ndarray) -> None:
-  """Square i of a picture, into `out` uint8 [S, S, 3], on one core; threads may do so at a time.
+def on_host(planes: np.ndarray, chosen: Windows, part: range, resample: Image.Resampling, out: np.ndarray) -> None:
+  """The squares `part` of a picture, into `out` uint8 [len(part), S, S, 3], on one core; threads may do so at a time.
 
   `planes` is the picture as float32 [3, H, W], 0..255.
   """
-  side, (top, left) = out.shape[0], chosen.start[i].tolist()
-  rows, columns = (_band(resample, *(int(v[i, axis]) for v in (chosen.length, chosen.resized, chosen.first)), side)
-                   for axis in (0, 1))
-  above, below = rows[0][1].start, rows[-1][1].stop
-  middle = np.empty((3, below - above, side), np.float32)
-  window = planes[:, top + above:top + below]
-  for outputs, inputs, weights in columns:
-    np.matmul(window[:, :, left + inputs.start:left + inputs.stop], weights, out=middle[:, :, outputs])
-  np.clip(np.add(middle, 0.5, out=middle), 0, 255.5, out=middle)
-  turned = np.empty((below - above, side, 3), np.float32)
-  for channel in range(3):  # three times as fast as all of them in one call
-    np.floor(middle[channel], out=turned[:, :, channel])
-  turned, square = turned.reshape(-1, 3 * side), np.empty((side, 3 * side), np.float32)
-  for outputs, inputs, weights in rows:
-    np.matmul(weights.T, turned[inputs.start - above:inputs.stop - above], out=square[outputs])
-  np.clip(np.add(square, 0.5, out=square), 0, 255.5, out=square)
-  np.copyto(out, square.reshape(out.shape), casting='unsafe')  # cuts the fraction off
+  side = out.shape[1]
+  # Taken once: the first touch of new memory costs as much as the arithmetic.
+  middles, turneds = np.empty((2, 3 * side * planes.shape[1]), np.float32)
+  square = np.empty((side, 3 * side), np.float32)
+  for i, target in zip(part, out, strict=True):
+    top, left = chosen.start[i].tolist()
+    rows, columns = (_band(resample, *(int(v[i, axis]) for v in (chosen.length, chosen.resized, chosen.first)), side)
+                     for axis in (0, 1))
+    above, below = rows[0][1].start, rows[-1][1].stop
+    size = 3 * side * (below - above)
+    middle, turned = middles[:size].reshape(3, -1, side), turneds[:size].reshape(-1, side, 3)
+    window = planes[:, top + above:top + below]
+    for outputs, inputs, weights in columns:
+      np.matmul(window[:, :, left + inputs.start:left + inputs.stop], weights, out=middle[:, :, outputs])
+    np.clip(np.add(middle, 0.5, out=middle), 0, 255.5, out=middle)
+    for channel in range(3):  # three times as fast as all of them in one call
+      np.floor(middle[channel], out=turned[:, :, channel])
+    flat = turned.reshape(-1, 3 * side)
+    for outputs, inputs, weights in rows:
+      np.matmul(weights.T, flat[inputs.start - above:inputs.stop - above], out=square[outputs])
+    np.clip(np.add(square, 0.5, out=square), 0, 255.5, out=square)
+    np.copyto(target, square.reshape(target.shape), casting='unsafe')  # cuts the fraction off
 
 
 # --- on the device --------------------------------------------------------------------------------------------------
