@@ -10,7 +10,7 @@ from vild_jax.data import regions
 from vild_jax.data.sources import PreparedDataset
 
 
-def write(path: Path, dataset: PreparedDataset, *, teacher: str, dim: int = 16, each: int = 12, seed: int = 0,
+def write(path: Path, dataset: PreparedDataset, /, *, teacher: str, dim: int = 16, each: int = 12, seed: int = 0,
           **changed) -> Path:
   """Writes the store and returns its path; `changed` are fields of its `regions.Job`, kind='proposals' among them."""
   kind = changed.get('kind', regions.EMBEDDINGS)
