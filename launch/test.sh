@@ -8,5 +8,6 @@ launch/install.sh
 printf '[test] ruff\n'
 .venv/bin/ruff check .
 printf '[test] pytest\n'
-# Two processes: most of the time is compilation, which uses one core. Tests of a file share what they compiled.
-exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --durations=10 "$@"
+# Two processes: most of the time is compilation, which uses one core. Tests of a file share what they compiled; the
+# order of the files is that of tests/conftest.py, the longest first.
+exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder --durations=10 "$@"

@@ -21,6 +21,10 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # RGB, of pictures in [0, 1]
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 MASK_SIZE = 112                                     # side of a ground-truth mask crop
 
+# PIL warns of pictures that it reads all the same (odd EXIF, many pixels). For good, since pictures are decoded in
+# threads, and `catch_warnings` around each would put other threads' filters out of order.
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -72,15 +76,13 @@ def decode(source: bytes | str | Path, name: str = 'the picture', *, upright: bo
     except OSError as error:
       raise DataError(f'{name}: cannot be read ({error.strerror}); expected a picture file') from None
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      with Image.open(io.BytesIO(source)) as picture:
-        if upright:
-          picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith('I;16'):  # PIL would cut 16-bit grey off at 255
-          grey = (np.asarray(picture) >> 8).astype(np.uint8)
-          return np.repeat(grey[:, :, None], 3, axis=2)
-        return np.array(picture.convert('RGB'))
+    with Image.open(io.BytesIO(source)) as picture:
+      if upright:
+        picture = ImageOps.exif_transpose(picture)
+      if picture.mode.startswith('I;16'):  # PIL would cut 16-bit grey off at 255
+        grey = (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+      return np.array(picture.convert('RGB'))
   except Exception as error:  # PIL raises a dozen unrelated types on broken files
     reason = ' '.join(str(error).split()) if not isinstance(error, Image.UnidentifiedImageError) else 'unknown format'
     raise DataError(f'{name}: no readable picture ({reason}); expected a whole JPEG or PNG file') from None
