@@ -126,7 +126,7 @@ def _run_method(method: str, stages: _Stages, config: Config, workdir: Path) -> 
     stages.run('embed_regions', 'Embedded their 1x and 1.5x crops by the teacher.',
                lambda: commands.embed_regions(config.teacher, config.data.train, config.data.train_split,
                                               str(proposals), Path(of.distillation.store), max_regions=_PROPOSALS,
-                                              dtype='float32', batch_size=256, images_per_shard=250))
+                                              dtype='float32', batch_size=2 * _PROPOSALS, images_per_shard=250))
   if method in TRAINED:
     on = 'base and novel classes' if of.assignment.novel_labels else 'base classes'
     stages.run(_stage('train', method), f'Trained {name} on {on} for {of.train.steps} steps of {of.data.batch_size} '
