@@ -7,7 +7,8 @@ Gradients are compared by the norm of the difference. They pass through some thi
 themselves in float64, one rounding of float32, changes them by up to 0.8 %, so that 2 % is what their float32 values
 can be held to. Their norms agree to 1e-3, and the values after the step, in which they count little, to 1e-4, where
 XLA's convolutions round as TensorFlow's do (Eigen, in jax below 0.11). Where they do not, one rounding of the weights
-may move a norm by more than that: such a norm or value is held to the bound and what this movement adds, measured here.
+may move a norm by more than that: such a norm or value is held to the bound and what this movement adds, measured here
+and capped, at 5e-3 for norms and at the bound itself for values.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def test_every_gradient(step, moved_gradients, start, facts, golden_step):
       assert name.endswith('bias') and np.linalg.norm(found) < NO_GRADIENT, name
       continue
     rounding = max((abs(norm_of(other[name]) - norm_of(found)) for other in moved), default=0.0)
-    assert abs(norm_of(found) - norm) <= 1e-3 * norm + rounding, name
+    assert abs(norm_of(found) - norm) <= 1e-3 * norm + min(rounding, 5e-3 * norm), name
     assert abs(np.abs(found).max() - largest) <= 2e-2 * largest, name
     if (expected := golden_step.get(f'grad/{name}')) is not None:
       difference = np.linalg.norm((found.reshape(expected.shape) - expected).astype(np.float64))
@@ -209,7 +210,7 @@ def test_values_after_the_step(step, moved_gradients, start, golden_step):
     found = _at(after, table[name].path).reshape(expected.shape)
     rounding = max((reference.error(_at(other, table[name].path).reshape(expected.shape), found) for other in moved),
                    default=0.0)
-    assert_close(found, expected, reference.VALUES + rounding, what=name)
+    assert_close(found, expected, reference.VALUES + min(rounding, reference.VALUES), what=name)
     before = np.asarray(_at(variables, table[name].path)).reshape(expected.shape)
     if table[name].path[0] == 'batch_stats':   # the change itself, which is 0.3 % of the value
       np.testing.assert_allclose(found - before, expected - before, rtol=1e-3, atol=2e-6, err_msg=name)
