@@ -31,6 +31,14 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
   assert error.value.filename == str(tmp_path)
 
 
+def test_an_error_in_words_keeps_them(tmp_path):
+  with (pytest.raises(OSError, match=r'^the shard could not be written whole$'),
+        files.replacing(tmp_path / 'file') as temporary):
+    temporary.write_text('half')
+    raise OSError('the shard could not be written whole')
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_appears_when_it_is_whole_and_replaces_the_old_one(tmp_path):
   for content in ('one', 'two'):
     with files.new_folder(tmp_path / 'a' / 'folder') as folder:

@@ -50,11 +50,13 @@ def test_a_run_killed_at_random_moments_ends_at_the_same_bytes(command, tmp_path
     with (tmp_path / 'log').open('wb') as log:
       process = subprocess.Popen(words, stdout=log, stderr=log)
       deadline = time.monotonic() + _PATIENCE
-      while len(list(killed.glob('*.array_record'))) < wanted:
-        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / 'log').read_text()
-        time.sleep(0.001)
-      time.sleep(rng.uniform(0, 0.03))  # a shard takes about that long
-      process.send_signal(signal.SIGKILL)
+      try:
+        while len(list(killed.glob('*.array_record'))) < wanted:
+          assert process.poll() is None and time.monotonic() < deadline, (tmp_path / 'log').read_text()
+          time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))  # a shard takes about that long
+      finally:
+        process.send_signal(signal.SIGKILL)  # also where the test fails: it must not go on beside the others
       assert process.wait() == -signal.SIGKILL
     left = {file.name for file in killed.glob('*.array_record')}
     assert had < len(left) < shards and not (killed / 'manifest.json').exists(), f'seed {seed}: {len(left)} shards'

@@ -92,7 +92,8 @@ def run(workdir: Path, *, seed: int = 0, methods: Sequence[str] = ('vild_text',)
     title='vild_jax on the toy world',
     summary=f'{", ".join(report.METHODS[method] for method in chosen)}, trained from scratch on the base classes of a '
             'procedural world. Novel classes are combinations of shape and pattern whose annotations training never '
-            'saw; they are found by their names alone.',
+            'saw; they are found by their names alone.' + (
+              ' But for the supervised baseline, which is trained on all of them.' if 'supervised' in chosen else ''),
     seed=seed, stages=stages.done,
     data={'training': counts['train'], 'validation': counts['val']},
     methods=metrics,

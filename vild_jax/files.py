@@ -26,7 +26,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     yield temporary
     os.replace(temporary, path)
   except OSError as error:
-    if error.filename in (None, str(temporary)):
+    # Without a number it is somebody's own text, which would be lost.
+    if error.errno is not None and error.filename in (None, str(temporary)):
       raise type(error)(error.errno, error.strerror, str(path)) from error
     raise
   finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
   except KeyError as error:
     raise DataError(f'{file}: {str(error).split()[0].strip(chr(39))} is missing; expected the arrays '
                     f'{", ".join(_REQUIRED)}') from None
-  except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+  except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
     raise DataError(f'{file} is no usable .npz file ({type(error).__name__}); expected a whole one, without Python '
                     'objects') from None
   k, m, d = (*arrays['embeddings'].shape, 0, 0, 0)[:3]
