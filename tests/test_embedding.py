@@ -163,7 +163,7 @@ def test_embeddings_that_are_not_finite_leave_no_shard(teacher, proposals, tmp_p
 
 def test_a_damaged_picture_is_named(teacher, proposals, tmp_path):
   for index, change, words in ((1, {'image': b'x'}, 'image 99: no readable picture'),
-                               (4, {'height': 65}, 'image 96 has 64 x 48 pixels; expected 65 x 48')):
+                               (4, {'height': 65}, 'image 96: the picture has 64 x 48 pixels; expected 65 x 48')):
     broken = pictures()
     list.__setitem__(broken, index, dataclasses.replace(broken[index], **change))
     with pytest.raises(DataError, match=words):
@@ -251,7 +251,7 @@ def test_import(made, tmp_path):
   np.testing.assert_allclose(store[7].boxes, second['boxes'][1, :5], rtol=1e-6)
   np.save(tmp_path / 'rows.npy', np.eye(2, 4, dtype=np.float32))
   file = vocabulary.from_npy(tmp_path / 'rows.npy', ('a', 'b'), 'ours', np.zeros(2, bool))
-  assert vocabulary.is_same_teacher(store.teacher, file.teacher)
+  assert vocabulary.is_same_teacher(store.teacher, file)
   before = content(out)
   np.savez(tmp_path / 'npz/b.npz', **arrays([11, 7], seed=2, rows=8))
   assert run('embed-regions', '--data', made / 'data', '--out', out, '--import', tmp_path / 'npz', '--max-regions', 5

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vild_jax import progress
-from vild_jax.data import regions, sources, transforms
+from vild_jax.data import batch as batches
+from vild_jax.data import regions, sources
 from vild_jax.data.region_import import ImportedRegions
 from vild_jax.data.regions import Job, Regions, RegionStore
 from vild_jax.data.schema import DataError
@@ -179,11 +180,7 @@ def _read(dataset: sources.PreparedDataset, proposals: RegionStore, index: int, 
   """(image id, uint8 [H, W, 3], its best regions)."""
   example = dataset[index]
   found = proposals[example.image_id]
-  image = transforms.decode(example.image, f'image {example.image_id}')
-  if image.shape[:2] != (example.height, example.width):
-    raise DataError(f'image {example.image_id} has {image.shape[0]} x {image.shape[1]} pixels; expected '
-                    f'{example.height} x {example.width}, as the data set says')
-  return example.image_id, image, Regions(found.boxes[:max_regions], found.scores[:max_regions])
+  return example.image_id, batches.decode(example), Regions(found.boxes[:max_regions], found.scores[:max_regions])
 
 
 def _ahead(function: Callable[[int], Any], items: Iterable[int]) -> Iterator[Any]:
