@@ -223,7 +223,7 @@ def test_a_truncated_shard_of_proposals_is_named(made, teacher, tmp_path, capsys
 
 def arrays(ids, *, rows=3, seed=0, **change):
   rng = np.random.default_rng(seed)
-  corners = rng.uniform(0, 20, (len(ids), rows, 2))
+  corners = rng.uniform(0, 15, (len(ids), rows, 2))  # the smallest picture has 20 x 30 pixels
   found = {'image_ids': np.array(ids), 'embeddings': 3 * rng.normal(size=(len(ids), rows, 4)).astype(np.float32),
            'boxes': np.concatenate([corners, corners + 5], axis=2), 'teacher': np.array('ours'),
            'scores': rng.uniform(size=(len(ids), rows)), 'valid': np.arange(rows)[None] < [[rows]] * len(ids)}
@@ -259,6 +259,14 @@ def test_import(made, tmp_path):
   assert content(out) == before
 
 
+def test_a_box_may_touch_the_border_and_some_may_be_small(made, tmp_path):
+  boxes = np.array([[0, 0, 1, 0.5], [-1, -1, 21, 21.5], [3, 3, 3, 9]])
+  np.savez(tmp_path / 'a.npz', **arrays([300, 5, 11, 7], boxes=np.tile(boxes, (4, 1, 1)), scores=None))
+  out = tmp_path / 'store'
+  assert run('embed-regions', '--data', made / 'data', '--out', out, '--import', tmp_path / 'a.npz') == 0
+  np.testing.assert_array_equal(RegionStore(out)[300].boxes, boxes.astype(np.float32))
+
+
 NAN = arrays([300, 5, 11, 7])
 NAN['embeddings'][1, 2, 0] = np.nan
 
@@ -271,6 +279,13 @@ NAN['embeddings'][1, 2, 0] = np.nan
   (NAN, 'image 5: embeddings of region 2 are unusable; expected finite numbers, not all zero'),
   (arrays([300, 5, 11, 7], embeddings=np.zeros((4, 3, 4))), 'embeddings of region 0 are unusable'),
   (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [5, 0, 4, 1]), 'boxes of region 0 are unusable'),
+  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, -2, 9, 9]),
+   'box [0.0, -2.0, 9.0, 9.0] of region 0 goes beyond the picture of'),
+  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, 0, 21.5, 9]),
+   'image 300: box [0.0, 0.0, 21.5, 9.0] of region 0 goes beyond the picture of 20 x 30 pixels; expected y1, '
+   'x1, y2, x2 in pixels'),
+  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, 0, 1, 0.5]),
+   'box [0.0, 0.0, 1.0, 0.5] of region 0 has a side below 2 pixels, as all others in the picture of'),
   (arrays([300, 5, 11, 7], scores=np.full((4, 3), np.inf)), 'scores of region 0 are unusable'),
   (arrays([300, 5, 11, 7], boxes=np.ones((4, 2, 4))), 'boxes is float64 [4, 2, 4]; expected floats [4, 3, 4]'),
   (arrays([300, 5, 11, 7], embeddings=np.ones((4, 3))), 'embeddings is float64 [4, 3]; expected floats [K, M, D]'),

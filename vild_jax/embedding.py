@@ -92,7 +92,7 @@ def import_regions(arrays: ImportedRegions, dataset: sources.PreparedDataset, ou
   """Writes a store of embeddings that were computed elsewhere; arguments, results and errors as `embed_regions`.
 
   Raises ValueError also for arrays that lack a picture of the data set or have one that it lacks, or that hold anything
-  but finite numbers.
+  but finite numbers and boxes in pixels of the picture.
   """
   if len(arrays.image_ids) != len(dataset):  # if there are as many, looking up all of them finds what does not fit
     known = {dataset[i].image_id for i in range(len(dataset))}
@@ -106,9 +106,10 @@ def import_regions(arrays: ImportedRegions, dataset: sources.PreparedDataset, ou
 
   def read(examples: Iterable[int]) -> Iterator[tuple[int, Regions]]:
     for i in examples:
-      image_id = dataset[i].image_id
-      found = arrays[image_id]
-      yield image_id, Regions(found.boxes[:max_regions], found.scores[:max_regions], found.embeddings[:max_regions])
+      example = dataset[i]
+      found = arrays.of(example)
+      yield example.image_id, Regions(found.boxes[:max_regions], found.scores[:max_regions],
+                                      found.embeddings[:max_regions])
 
   return _write(Path(out), job, read, len(dataset) * max_regions, 0, process_index, process_count)
 
