@@ -10,36 +10,23 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data import small_set
+from tests.data import picture_list, small_set
+from tests.data.planted_store import content
 from tests.teacher import small_teacher
 from tests.teacher.test_crops import plain_embeddings, plain_pixels
 from vild_jax import cli, embedding
 from vild_jax.data import sources, transforms
 from vild_jax.data.regions import Job, Regions, RegionStore, StoreWriter
-from vild_jax.data.schema import DataError, Example, Objects
+from vild_jax.data.schema import DataError
 from vild_jax.interop import hf_clip
 from vild_jax.teacher import vocabulary
 
 SIZES = [(40, 60), (33, 21), (64, 64), (20, 30), (64, 48)]
-NOTHING = Objects(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0),
-                  np.zeros(0, bool), ())
 MOST = 6
 
 
-class Pictures(list):
-  """What a prepared data set is to `embed_regions`: a list that knows its identity. Trips at `trap`, if it is set."""
-
-  identity, split, folder, trap = 'd' * 64, 'train', Path('data/small/1.0.0'), None
-
-  def __getitem__(self, index):
-    if index == self.trap:
-      raise KeyboardInterrupt
-    return super().__getitem__(index)
-
-
-def pictures() -> Pictures:
-  return Pictures(Example(100 - i, small_set.picture(h, w, seed=i, kind='.png'), h, w, NOTHING)
-                  for i, (h, w) in enumerate(SIZES))
+def pictures() -> picture_list.Pictures:
+  return picture_list.make(SIZES)
 
 
 def boxes_of(index: int, height: int, width: int) -> Regions:
@@ -59,10 +46,6 @@ def write_proposals(path: Path, dataset, count: int | None = None) -> RegionStor
     writer.write(0, ((e.image_id, boxes_of(i, e.height, e.width)) for i, e in enumerate(examples)))
     assert writer.finish()
   return RegionStore(path)
-
-
-def content(path: Path) -> dict[str, bytes]:
-  return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
 @pytest.fixture(scope='module')

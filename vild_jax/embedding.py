@@ -27,7 +27,7 @@ from vild_jax.data.region_import import ImportedRegions
 from vild_jax.data.regions import Job, Regions, RegionStore
 from vild_jax.data.schema import DataError
 from vild_jax.interop import hf_clip
-from vild_jax.offline import readable
+from vild_jax.offline import outcome, readable
 from vild_jax.teacher import crops
 
 IMAGES_PER_SHARD = 64  # what a kill costs: some seconds of an accelerator
@@ -132,16 +132,8 @@ def _write(out: Path, job: Job, make: Callable[[Iterable[int]], Iterator[tuple[i
       for shard in missing:
         writer.write(shard, meter.count(itertools.islice(found, len(job.examples(shard)))))
     whole = writer.finish()
-  made = {'whole': whole, 'images': len(examples), 'crops': meter.crops, 'seconds': meter.seconds}
-  if not whole:
-    print(f'{out}: the shards of process {process_index} are written; the last of the {process_count} processes makes '
-          'the store whole', file=sys.stderr)
-    return made
-  store = RegionStore(out)
-  print(f'{out}: {store.images} images, {store.regions} regions, {readable(store.size)}; teacher {store.teacher}',
-        file=sys.stderr)
-  return made | {'identity': store.identity, 'boxes': store.boxes_identity, 'regions': store.regions,
-                 'bytes': store.size}
+  made = {'images': len(examples), 'crops': meter.crops, 'seconds': meter.seconds}
+  return made | outcome(out, whole, process_index, process_count)
 
 
 class _Meter:

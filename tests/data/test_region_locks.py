@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from tests.data.test_regions import IDS, JOB, content, make, regions
+from tests.data.planted_store import content
+from tests.data.test_regions import IDS, JOB, make, regions
 from vild_jax.data import region_format
 from vild_jax.data.regions import RegionStore, StoreWriter
 from vild_jax.data.schema import DataError

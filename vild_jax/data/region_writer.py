@@ -158,10 +158,10 @@ class StoreWriter:
       theirs = dict(json.loads(raw))
     except (ValueError, TypeError):
       raise DataError(f'{path} is damaged; expected what the store was begun with: delete the store') from None
-    key, ours = next(((k, v) for k, v in json.loads(mine).items() if theirs.get(k) != v), ('format', None))
+    key, found, ours = _difference(theirs, json.loads(mine))
     names = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in (raw, mine)]
     raise DataError(f'{self.path} belongs to another job ({names[0]}; this one is {names[1]}): {key} is '
-                    f'{_short(theirs.get(key))} there and {_short(ours)} here; expected the same, or a new folder')
+                    f'{_short(found)} there and {_short(ours)} here; expected the same, or a new folder')
 
 
 def _sidecar(shard: Path) -> Path:
@@ -178,6 +178,15 @@ def _finished(path: Path, job: Job, shard: int) -> dict[str, Any] | None:
     return content if whole and content['sha256'] else None
   except (OSError, ValueError, KeyError, TypeError):
     return None
+
+
+def _difference(theirs: Any, ours: Any, key: str = '') -> tuple[str, Any, Any]:
+  """The first value in which two trees of JSON differ: where, in dots, theirs and ours."""
+  if isinstance(theirs, dict) and isinstance(ours, dict):
+    for name in sorted(theirs.keys() | ours.keys()):
+      if theirs.get(name) != ours.get(name):
+        return _difference(theirs.get(name), ours.get(name), f'{key}.{name}' if key else name)
+  return key or 'format', theirs, ours
 
 
 def _short(value: Any) -> str:
