@@ -70,6 +70,19 @@ def test_a_store_on_a_network_file_system_has_the_same_bytes(network_file_system
   assert content(tmp_path / 'a') == content(tmp_path / 'b') and len(RegionStore(tmp_path / 'b')) == len(IDS)
 
 
+def test_a_writer_keeps_its_lock_where_it_belongs_to_the_process(tmp_path, monkeypatch):
+  """As on systems where `flock` is a lock of bytes: closing any handle of the file lets it go."""
+  monkeypatch.setattr(fcntl, 'flock', fcntl.lockf)
+  code = 'import fcntl, sys; fcntl.lockf(open(sys.argv[1], "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB)'
+  with StoreWriter(tmp_path, JOB) as writer:
+    for shard in writer.missing():
+      writer.write(shard, [(IDS[i], regions(IDS[i])) for i in JOB.examples(shard)])
+    assert writer.finish()
+    lock = region_format.lock_file(tmp_path, 0, 1)
+    found = subprocess.run([sys.executable, '-c', code, lock], capture_output=True, text=True, check=False)
+    assert 'BlockingIOError' in found.stderr
+
+
 def test_who_finishes_leaves_alone_what_another_is_writing(tmp_path):
   """Process 1 writes a damaged shard anew, of which process 0 has seen a whole one."""
   path = tmp_path / 'store'

@@ -209,14 +209,16 @@ def drop_lock(file: Path, handle: int) -> None:
   os.close(handle)
 
 
-def held_locks(path: Path) -> list[Path]:
-  """The lock files of parts in the folder of a store that a running process holds.
+def held_locks(path: Path, mine: Path | None = None) -> list[Path]:
+  """The lock files of parts in the folder of a store that a running process holds, apart from `mine`.
 
   To ask takes a shared lock for a moment, so that nobody else who asks meanwhile takes this process for one that
   writes; nothing is written, and the folder may be read-only.
   """
   held = []
   for file in sorted(path.glob('.part-*.lock')):
+    if file == mine:
+      continue  # where a lock belongs to the process and not to the handle, to close another handle would let it go
     try:
       handle = os.open(file, os.O_RDONLY)
     except FileNotFoundError:

@@ -128,7 +128,7 @@ class StoreWriter:
 
   def _sweep(self) -> None:
     """Removes what killed runs left, under both locks: of shards those of this part alone, others may be under way."""
-    held = region_format.held_locks(self.path)
+    held = region_format.held_locks(self.path, self._lock_file)
     for lock in self.path.glob('.part-*.lock'):
       if lock != self._lock_file and lock not in held:
         lock.unlink(missing_ok=True)
