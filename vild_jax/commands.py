@@ -261,9 +261,7 @@ def _open_regions(config: Config, dataset: sources.PreparedDataset,
     return None
   store = regions_lib.RegionStore(path)
   join.check_store(store, dataset, config.model.embedding_dim)
-  if not vocabulary_lib.is_same_teacher(store.teacher, vocabulary.teacher):
-    raise ValueError(f'{path} has embeddings of teacher {store.teacher!r}, and {config.vocabulary} of '
-                     f'{vocabulary.teacher!r}; expected the image and the text tower of one teacher')
+  vocabulary_lib.check_regions(path, store.teacher, vocabulary)
   return store
 
 
