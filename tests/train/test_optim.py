@@ -73,5 +73,5 @@ def test_adamw_is_that_of_its_paper_with_our_schedule_and_mask():
 
 
 def test_an_unknown_rule_is_one_line():
-  with pytest.raises(ValueError, match="optimizer.rule is adam; expected 'sgd' or 'adamw'"):
+  with pytest.raises(ValueError, match=r"optimizer\.rule is adam; expected 'sgd' or 'adamw'"):
     Optimizer(rule='adam')
