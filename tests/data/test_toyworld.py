@@ -39,7 +39,7 @@ def world(request, tmp_path_factory) -> Path:
   return path
 
 
-def test_vocabulary_has_unseen_combinations_of_seen_parts():
+def test_vocabulary_has_unseen_combinations_of_seen_parts_and_an_unseen_shape():
   table = toyworld.categories()
   assert [c.id for c in table] == list(range(1, 49))
   assert toyworld.category_names() == tuple(c.name for c in table)
@@ -48,9 +48,11 @@ def test_vocabulary_has_unseen_combinations_of_seen_parts():
   base = {tuple(look.split(' ')) for c, look in zip(table, toyworld.looks(), strict=True) if c.frequency != 'r'}
   words = {*toyworld_draw.PATTERNS, *toyworld_draw.SHAPES}
   assert not any(word in ' '.join(c.synonyms) for c in table for word in words)  # a name says nothing of the look
-  assert len(novel) == 12
+  assert len(novel) == 12 and sum(c.frequency == 'c' for c in table) == 16
   assert {pattern for pattern, _ in base} == {pattern for pattern, _ in novel} == set(toyworld_draw.PATTERNS)
-  assert {shape for _, shape in base} == {shape for _, shape in novel} == set(toyworld_draw.SHAPES)
+  seen = {shape for _, shape in base}
+  assert set(toyworld_draw.SHAPES) - seen == {'crescent'}
+  assert sum(shape in seen for _, shape in novel) == sum(shape not in seen for _, shape in novel) == 6
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])

@@ -2,9 +2,9 @@
 
 A category is a pattern and a shape with a noun of its own, which says nothing of either, as a zebra is not called a
 striped horse. Only who has seen the noun beside its object knows what it looks like: the teacher has, and what a
-detector knows of novel categories, it has from the teacher. Rare categories are the novel set; each of their shapes and
-each of their patterns also occurs among the base categories. Frequencies follow a long tail by construction: a plan
-deals out how often each category appears, then pictures are drawn to it.
+detector knows of novel categories, it has from the teacher. Rare categories are the novel set: half of them combine a
+shape and a pattern that base categories have too, half of them have a shape that no base category has. Frequencies
+follow a long tail by construction: a plan deals out how often each category appears, then pictures are drawn to it.
 Format: LVIS v1 (federated: `neg_category_ids`, `not_exhaustive_category_ids`); file names in `file_name`.
 """
 
@@ -27,7 +27,7 @@ from vild_jax.data import toyworld_draw as draw
 from vild_jax.data.schema import Category, DataError
 
 # 1 let objects hide half of others, which nobody could then name; 2 named them by pattern and shape ('striped star'),
-# so that text alone told what the unseen combinations look like.
+# so that text alone told what the unseen combinations look like, and had no novel shape.
 GENERATOR_VERSION = 3
 
 _SIDES = (112, 208)          # pixels, of a picture
@@ -50,6 +50,7 @@ _NOUNS = (
     'pirmo', 'quenta', 'rabbo', 'seldi', 'torpa', 'umbik', 'vaskol', 'wenda', 'yarlu', 'zobri', 'abmok', 'birtu',
     'cando', 'dulge', 'emsal', 'forbi', 'gantu', 'hirmo', 'isbel', 'jukla', 'kesto', 'lurda', 'marbi', 'nolgu',
     'orvik', 'pelta', 'quibo', 'rolsa', 'sunte', 'tiglo', 'urbam', 'velko', 'wimba', 'yosti', 'zarnu', 'alfeb')
+_NOVEL_SHAPE = 'crescent'
 _STREAMS = {'train': 0, 'val': 1, 'teacher': 2}
 
 
@@ -58,9 +59,13 @@ def categories() -> tuple[Category, ...]:
   table = []
   for s in range(len(draw.SHAPES)):
     for p in range(len(draw.PATTERNS)):
-      # Walking along the diagonals spreads each frequency over all shapes and patterns.
-      diagonal = (s - p) % len(draw.SHAPES)
-      frequency = 'r' if diagonal in (0, 4) else 'c' if diagonal in (2, 6) or (diagonal == 1 and p < 4) else 'f'
+      # Walking along the diagonals of the other shapes spreads each frequency over all shapes and patterns.
+      diagonal = (s - p) % (len(draw.SHAPES) - 1)
+      frequency = 'f'
+      if draw.SHAPES[s] == _NOVEL_SHAPE or diagonal == 0:
+        frequency = 'r'
+      elif diagonal in (2, 5) or (diagonal == 1 and p < 4):
+        frequency = 'c'
       name = _NOUNS[len(table)]
       table.append(Category(len(table) + 1, name, frequency, f'{name}.n.01', (name,)))
   return tuple(table)
