@@ -57,7 +57,8 @@ def train(config: Config, workdir: Path) -> TrainState:
   checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
   _keep_identity(workdir / _DATA_FILE, dataset, store)
-  if dropped := sorted({c.name for c in dataset.categories} - set(vocabulary.names)):
+  dropped = sorted({c.name for c in dataset.categories} - set(vocabulary.names))
+  if dropped and jax.process_index() == 0:
     print(f'{len(dropped)} of {len(dataset.categories)} categories of the data are not in the vocabulary, '
           f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
   return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream, mesh=mesh, pictures=pictures)
@@ -264,7 +265,8 @@ def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: regions.
     content |= {'proposals': store.boxes_identity, 'regions': store.identity}
     sources_of |= {'proposals': ('proposals', store.path), 'regions': ('a region store', store.path)}
   if not path.is_file():
-    files.write(path, json.dumps(content) + '\n')
+    if jax.process_index() == 0:
+      files.write(path, json.dumps(content) + '\n')
     return
   try:
     kept = json.loads(path.read_text(encoding='utf-8'))
@@ -285,5 +287,5 @@ def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> N
         np.array_equal(kept.embeddings, vocabulary.embeddings) and np.array_equal(kept.is_base, vocabulary.is_base)):
       raise ValueError(f'{path} differs from the given vocabulary; expected the one training began with, '
                        'or a new --workdir')
-  else:
+  elif jax.process_index() == 0:
     vocabulary_lib.save(path, vocabulary)
