@@ -172,6 +172,8 @@ def evaluate(args: argparse.Namespace) -> None:
   metrics = commands.evaluate(config, Path(args.checkpoint), args.data or config.data.val,
                               args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary,
                               scores=args.scores, teacher=args.teacher or config.teacher)
+  if metrics is None:
+    return  # the first process has them
   print(commands.metrics_table(metrics))
   if 'with_objectness' in metrics:
     print(f'the same times objectness\n{commands.metrics_table(metrics["with_objectness"])}')

@@ -66,8 +66,10 @@ def train(config: Config, workdir: Path) -> TrainState:
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
              vocabulary: str | None = None, scores: str = baselines.MODEL,
-             teacher: str | None = None) -> dict[str, Any]:
+             teacher: str | None = None) -> dict[str, Any] | None:
   """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics.
+
+  Of several processes the first returns them, and the others None.
 
   `scores`: of the model, or one of the `baselines`, which crop and embed with the teacher in the folder `teacher`.
   """
@@ -76,8 +78,6 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   if scores != baselines.MODEL and not teacher:
     raise ValueError(f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the '
                      'config')
-  if jax.process_count() > 1:
-    raise ValueError(f'evaluate runs in {jax.process_count()} processes; expected one (with any number of devices)')
   config = _same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)

@@ -48,6 +48,8 @@ def join(coordinator_address: str | None = None, num_processes: int | None = Non
     ValueError: what was told or found does not fit together.
     OSError: process 0 does not answer.
   """
+  if 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized():
+    return True  # by a command before, or by whoever called this one
   given = {'coordinator_address': coordinator_address, 'num_processes': num_processes, 'process_id': process_id}
   arguments = found(given, os.environ)
   if arguments is None:
@@ -106,7 +108,7 @@ def found(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str,
 
 
 def _told(key: str, given: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
-  word, variable = _WORDS[key]
+  variable = _WORDS[key][1]
   if given.get(key) is not None:
     return given[key]
   value = environment.get(variable) or None

@@ -71,7 +71,7 @@ def local_part(tree: Any) -> Any:
     parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}  # one of each that is repeated
     return np.concatenate([parts[start] for start in sorted(parts)])
 
-  return jax.tree.map(rows, tree)
+  return jax.tree.map(rows, tree) if jax.process_count() > 1 else jax.device_get(tree)
 
 
 def per_image(mesh: Mesh) -> Callable[[Callable], Callable]:
