@@ -38,8 +38,7 @@ class Children:
       free.bind(('localhost', 0))
       port = free.getsockname()[1]
     environment = {
-      **os.environ, 'JAX_COMPILATION_CACHE_DIR': str(self._cache), 'JAX_SHARE_BINARY_BETWEEN_HOSTS': 'true',
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      **os.environ, 'JAX_COMPILATION_CACHE_DIR': str(self._cache),
       'XLA_FLAGS': f'--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}'}
     started = []
     try:

@@ -1,4 +1,4 @@
-"""Who is one of several processes is found in what each environment sets, and what does not fit together is one line."""
+"""Who is one of several processes is found in what each environment sets; what does not fit together is one line."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_process_0_that_does_not_answer_is_one_line():
   with socket.socket() as unused:
     unused.bind(('localhost', 0))  # and does not listen
     address = f'localhost:{unused.getsockname()[1]}'
-    with pytest.raises(OSError, match=f'process 0 does not answer at {address} for 0.3 s .Connection refused.; expected'):
+    with pytest.raises(OSError, match=f'process 0 does not answer at {address} for 0.3 s .Connection refused.;'):
       processes._wait_for(address, seconds=0.3)
     unused.listen()
     processes._wait_for(address, seconds=0.3)

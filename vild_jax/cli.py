@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.debug:
       traceback.print_exc()
     expected = isinstance(error, ValueError | OSError | FloatingPointError | ImportError)
-    print(f'vild-jax {args.command}: {_one_line(error, expected)}', file=sys.stderr)
+    others = '; if another process ended before, its output says why' if joined and not expected else ''
+    print(f'vild-jax {args.command}: {_one_line(error, expected)}{others}', file=sys.stderr)
     code = 2 if expected else 1
     # What is not finite is so in all processes at once; any other error may be in this one alone.
     return _alone(code) if joined and not isinstance(error, FloatingPointError) else code
