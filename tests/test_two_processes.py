@@ -27,7 +27,7 @@ from vild_jax.train import checkpoint, writers
 
 STEPS, SAVED = 4, 2     # and the step of the checkpoint that another number of processes goes on from
 KILLS = int(os.environ.get('VILD_JAX_KILLS', '0'))
-LONG = 30               # steps of the runs that are told to end
+LONG = 40               # steps of the runs that are told to end
 _HEARTBEAT = 10         # seconds of silence
 
 
@@ -98,9 +98,18 @@ def test_two_processes_do_what_one_does(folder, children, tmp_path):
 
 @pytest.fixture(scope='module')
 def undisturbed(folder, children):
-  workdir = folder / 'undisturbed'
-  assert children.finish(['train', folder / f'{LONG}.json', '--workdir', workdir], devices=2, count=2) == [0, 0]
-  return workdir
+  """The work directory of a run by so many processes, made once."""
+  made = {}
+
+  def of(count):
+    if count not in made:
+      workdir = folder / f'undisturbed-{count}'
+      words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
+      assert children.finish(words, devices=2, count=count) == count * [0], children.said()
+      made[count] = workdir
+    return made[count]
+
+  return of
 
 
 def assert_same_end(folder, undisturbed, workdir, what):
@@ -112,21 +121,24 @@ def assert_same_end(folder, undisturbed, workdir, what):
 
 
 @pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
-def test_told_to_end_both_save_one_step_and_end_bit_identical(folder, children, undisturbed, tmp_path):
+@pytest.mark.parametrize('count', [1, 2])
+def test_told_to_end_all_save_one_step_and_end_bit_identical(folder, children, undisturbed, tmp_path, count):
   seed = int.from_bytes(os.urandom(2), 'big')
   rng, workdir, left = np.random.default_rng(seed), tmp_path / 'run', 0
   words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
+  expected = undisturbed(count)
   for kill in range(KILLS):
-    target = int(rng.integers(left + 1, left + 2 + (LONG - 4 - left) // (KILLS + 1 - kill)))
-    with children.run(words, devices=2, count=2) as started:
+    target = left + int(rng.integers(1, 2 + max(0, LONG - 4 - left) // (KILLS + 1 - kill)))
+    with children.run(words, devices=2, count=count) as started:
       children.wait(started, lambda target=target: max(losses(workdir), default=0) >= target)
-      started[rng.integers(2)].send_signal(signal.SIGTERM)
-      assert [children.code(p) for p in started] == 2 * [processes.EXIT_PREEMPTED], f'seed {seed}\n{children.said()}'
+      started[rng.integers(count)].send_signal(signal.SIGTERM)
+      codes = [children.code(process) for process in started]
+    assert codes == count * [processes.EXIT_PREEMPTED], f'seed {seed}\n{children.said()}'
     before, left = left, checkpoint.Checkpoints(workdir).latest_step()
-    print(f'seed {seed}: SIGTERM seen after step {target}, saved step {left}')
-    assert before < left < LONG and left >= target
-  assert children.finish(words, devices=2, count=2) == [0, 0], children.said()
-  assert_same_end(folder, undisturbed, workdir, f'seed {seed}')
+    print(f'seed {seed}: SIGTERM once step {target} was logged, saved step {left}')
+    assert before < target <= left < LONG
+  assert children.finish(words, devices=2, count=count) == count * [0], children.said()
+  assert_same_end(folder, expected, workdir, f'seed {seed}')
 
 
 @pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
@@ -143,7 +155,7 @@ def test_one_is_killed_and_the_other_ends_in_time_and_says_why(folder, children,
   assert code not in (0, processes.EXIT_PREEMPTED)
   assert 'another task died' in said or 'another process' in said
   assert children.finish(words, devices=2, count=2) == [0, 0], children.said()
-  assert_same_end(folder, undisturbed, workdir, f'{victim} was killed')
+  assert_same_end(folder, undisturbed(2), workdir, f'{victim} was killed')
 
 
 @pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
