@@ -143,7 +143,7 @@ def propose(args: argparse.Namespace) -> None:
   config = config_lib.load(args.config, args.overrides)
   made = commands.propose(config, Path(args.checkpoint), args.data or config.data.train,
                           args.split or config.data.train_split, Path(args.out), max_proposals=args.max_proposals,
-                          images_per_shard=args.images_per_shard)
+                          images_per_shard=args.images_per_shard, step=args.step)
   _write_json(args.json, made)
 
 
@@ -172,7 +172,7 @@ def evaluate(args: argparse.Namespace) -> None:
   config = config_lib.load(args.config, args.overrides)
   metrics = commands.evaluate(config, Path(args.checkpoint), args.data or config.data.val,
                               args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary,
-                              scores=args.scores, teacher=args.teacher or config.teacher)
+                              scores=args.scores, teacher=args.teacher or config.teacher, step=args.step)
   if metrics is None:
     return  # the first process has them
   print(commands.metrics_table(metrics))
@@ -197,7 +197,8 @@ def export(args: argparse.Namespace) -> None:
   from vild_jax import config as config_lib
 
   config = config_lib.load(args.config, args.overrides)
-  print(commands.export(config, Path(args.checkpoint), Path(args.out), teacher=args.teacher or config.teacher or None))
+  print(commands.export(config, Path(args.checkpoint), Path(args.out), teacher=args.teacher or config.teacher or None,
+                        step=args.step))
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -75,6 +75,14 @@ def test_a_checkpoint_restores_on_another_topology(undisturbed):
     assert len(a.sharding.device_set) == 4
 
 
+def test_an_older_checkpoint_is_loaded_by_its_step(undisturbed):
+  workdir, final = undisturbed
+  older = checkpoint.load_variables(workdir, tiny.config(), step=6)
+  assert (np.asarray(older['params']['background']) != np.asarray(final.params['background'])).any()
+  with pytest.raises(ValueError, match=r'holds no checkpoint of step 7; expected one of .*4, 6, 8$'):
+    checkpoint.load_variables(workdir, tiny.config(), step=7)
+
+
 def test_the_whole_state_restores_on_another_topology(undisturbed):
   """From one device onto four, momentum and step too."""
   workdir, final = undisturbed
