@@ -21,7 +21,7 @@ for words in json.loads(sys.argv[1]):
   if code := cli.main(words):
     sys.exit(code)
 """
-_PATIENCE = 400  # seconds until a process must have come to where it is awaited
+_PATIENCE = 1200  # seconds until a process must have come to where it is awaited
 
 
 class Children:
@@ -38,7 +38,7 @@ class Children:
       free.bind(('localhost', 0))
       port = free.getsockname()[1]
     environment = {
-      **os.environ, 'JAX_COMPILATION_CACHE_DIR': str(self._cache),
+      'JAX_COMPILATION_CACHE_DIR': str(self._cache), **os.environ,  # one that is kept is good for several runs
       'XLA_FLAGS': f'--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}'}
     started = []
     try:

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     config = tiny.config(
       f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
       f'train.steps={steps}', 'train.log_every=1', f'train.checkpoint_every={SAVED}', 'train.on_nan=skip',
-      'evaluation.batch_size=8', 'mesh.data=-1')
+      f'train.pictures={int(steps == LONG)}', 'evaluation.batch_size=8', 'mesh.data=-1')
     (folder / f'{steps}.json').write_text(config_lib.to_text(config))
   return folder
 

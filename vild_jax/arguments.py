@@ -73,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
   _add_json(p)
 
   p = _command(commands, 'train', 'train a detector, or resume where it stopped',
-               'vild-jax train configs/vild_text_r50_lvis.py --workdir workdir/text --data.batch_size=64')
+               'vild-jax train configs/vild_text_r50_lvis.py --workdir workdir/text --data.batch_size=64; told to end '
+               f'(SIGTERM) it saves and exits with {processes.EXIT_PREEMPTED}, and the same command goes on from there')
   _add_config(p)
   p.add_argument('--workdir', required=True, help='gets the config, checkpoints, metrics.jsonl and TensorBoard files')
   p.add_argument('--on-nan', choices=['stop', 'skip'],

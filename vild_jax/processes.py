@@ -54,6 +54,8 @@ def join(coordinator_address: str | None = None, num_processes: int | None = Non
   arguments = found(given, os.environ)
   if arguments is None:
     return False
+  if heartbeat_seconds < 1:
+    raise ValueError(f'--heartbeat-seconds is {heartbeat_seconds}; expected at least 1')
   address = arguments.get('coordinator_address')
   if address:
     print(f'process {arguments["process_id"]} of {arguments["num_processes"]}, process 0 at {address}', file=sys.stderr)
