@@ -25,7 +25,7 @@ from vild_jax.data.regions import RegionStore
 from vild_jax.interop import hf_clip
 from vild_jax.train import checkpoint, writers
 
-STEPS, SAVED = 4, 2     # and the step of the checkpoint that another number of processes goes on from
+STEPS, SAVED = 3, 1     # and the step of the checkpoint that another number of processes goes on from
 KILLS = int(os.environ.get('VILD_JAX_KILLS', '0'))
 LONG = 40               # steps of the runs that are told to end
 _HEARTBEAT = 10         # seconds of silence
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
   for steps in (STEPS, LONG):
     config = tiny.config(
       f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
-      f'train.steps={steps}', 'train.log_every=1', f'train.checkpoint_every={SAVED}', 'train.on_nan=skip',
+      f'train.steps={steps}', 'train.log_every=1', f'train.checkpoint_every={SAVED}', 'train.on_nan=skip', 'data.batch_size=4',
       f'train.pictures={int(steps == LONG)}', 'evaluation.batch_size=8', 'mesh.data=-1')
     (folder / f'{steps}.json').write_text(config_lib.to_text(config))
   return folder
@@ -73,17 +73,19 @@ def test_two_processes_do_what_one_does(folder, children, tmp_path):
   assert 'process 1' in children.log(1).read_text() and 'steps 0 to' not in children.log(1).read_text()
   went_on = tmp_path / 'went on'
   shutil.copytree(two, went_on)
-  shutil.rmtree(went_on / 'checkpoints' / str(STEPS))
+  for step in range(SAVED + 1, STEPS + 1):
+    shutil.rmtree(went_on / 'checkpoints' / str(step))
   # The last batch of eight pictures is filled up: every process takes one batch, and the second one nothing of it.
   assert children.finish(train(one), train(went_on), *others('one'), devices=4) == [0], children.said()
 
   of_two, of_one, of_both = losses(two), losses(one), losses(went_on)
   assert sorted(of_two) == sorted(of_one) == sorted(of_both) == list(range(1, STEPS + 1))
   np.testing.assert_allclose(of_two[1], of_one[1], rtol=1e-5)
-  for step in of_two:  # another order of pictures gives other losses: those of neighbouring steps differ by more
-    np.testing.assert_allclose(of_two[step], of_one[step], rtol=1e-3, err_msg=f'step {step}')
-    np.testing.assert_allclose(of_two[step], of_both[step], rtol=1e-3, err_msg=f'step {step}')
-  assert min(abs(of_one[step] / of_one[step - 1] - 1) for step in range(2, STEPS + 1)) > 0.01
+  # Other pictures give other losses. The longer the way, the more a rounding may flip a top-k.
+  assert min(abs(of_one[step] / of_one[step - 1] - 1) for step in range(2, STEPS + 1)) > 0.03, of_one
+  for step in of_two:
+    np.testing.assert_allclose(of_one[step], of_two[step], rtol=0.01, err_msg=f'step {step}')
+    np.testing.assert_allclose(of_both[step], of_two[step], rtol=1e-3, err_msg=f'step {step}')
 
   found = [json.loads((tmp_path / f'scored-{of}' / 'results.json').read_text()) for of in ('two', 'one')]
   assert len(found[0]) == len(found[1]) > 0
