@@ -59,7 +59,8 @@ def train(config: Config, workdir: Path) -> TrainState:
   checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
   _keep_identity(workdir / _DATA_FILE, dataset, store)
-  if dropped := sorted({c.name for c in dataset.categories} - set(vocabulary.names)):
+  dropped = sorted({c.name for c in dataset.categories} - set(vocabulary.names))
+  if dropped and jax.process_index() == 0:
     print(f'{len(dropped)} of {len(dataset.categories)} categories of the data are not in the vocabulary, '
           f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
   return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream, mesh=mesh, pictures=pictures)
@@ -67,8 +68,10 @@ def train(config: Config, workdir: Path) -> TrainState:
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
              vocabulary: str | None = None, scores: str = baselines.MODEL, teacher: str | None = None,
-             regions: str | Path | None = None) -> dict[str, Any]:
-  """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics.
+             regions: str | Path | None = None, step: int | None = None) -> dict[str, Any] | None:
+  """Evaluates a checkpoint of a work directory (the newest, or that of `step`) or a bundle on a prepared split.
+
+  Returns the metrics; of several processes the first does, and the others None.
 
   `scores`: of the model, or one of the `baselines`, which crop and embed with the teacher in the folder `teacher`.
   `regions`: a store of the teacher's embeddings for this split; `teacher_cosine` says how near the model's come to it.
@@ -78,8 +81,6 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   if scores != baselines.MODEL and not teacher:
     raise ValueError(f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the '
                      'config')
-  if jax.process_count() > 1:
-    raise ValueError(f'evaluate runs in {jax.process_count()} processes; expected one (with any number of devices)')
   config = _same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
@@ -90,7 +91,7 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
     predict = partial(baselines.predictions, scores=scores,
                       tower=baselines.crop_tower(teacher, config, trained_on, scores))
   mesh = sharding.make_mesh(config.mesh)
-  variables = checkpoint.load_variables(folder, config, mesh)
+  variables = checkpoint.load_variables(folder, config, mesh, step)
   cosine = {}
   if regions:
     store = regions_lib.RegionStore(regions)
@@ -98,18 +99,20 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
                                                               regions_per_image=store.max_regions)}
   metrics = evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh, predict=predict,
                                 folders=baselines.folders(scores))
+  if metrics is None:
+    return None
   if cosine:
     files.write(out / COSINE_FILE, json.dumps(cosine, indent=2) + '\n')
   return metrics | cosine
 
 
 def propose(config: Config, folder: Path, data: str, split: str, out: Path, *, max_proposals: int,
-            images_per_shard: int) -> dict[str, Any]:
+            images_per_shard: int, step: int | None = None) -> dict[str, Any]:
   """Writes the proposals of a work directory's or bundle's checkpoint for a prepared split; see `offline.propose`."""
   config = _same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   mesh = offline.local_mesh(config)
-  variables = checkpoint.load_variables(folder, config, mesh)
+  variables = checkpoint.load_variables(folder, config, mesh, step)
   return offline.propose(config, variables, dataset, out, max_proposals=max_proposals,
                          images_per_shard=images_per_shard, mesh=mesh, process_index=jax.process_index(),
                          process_count=jax.process_count())
@@ -163,11 +166,11 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
   return found
 
 
-def export(config: Config, folder: Path, out: Path, *, teacher: str | None = None) -> Path:
+def export(config: Config, folder: Path, out: Path, *, teacher: str | None = None, step: int | None = None) -> Path:
   """Writes the bundle of a work directory; `teacher` is the directory whose text tower it keeps."""
   config = _same_model(config, folder)
   path = folder / checkpoint.VOCABULARY_FILE
-  return export_lib.export_bundle(out, config, checkpoint.load_variables(folder, config), path,
+  return export_lib.export_bundle(out, config, checkpoint.load_variables(folder, config, step=step), path,
                                   vocabulary_teacher=vocabulary_lib.load(path).teacher,
                                   teacher=Path(teacher) if teacher else None)
 
@@ -273,7 +276,8 @@ def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: regions_
     content |= {'proposals': store.boxes_identity, 'regions': store.identity}
     sources_of |= {'proposals': ('proposals', store.path), 'regions': ('a region store', store.path)}
   if not path.is_file():
-    files.write(path, json.dumps(content) + '\n')
+    if jax.process_index() == 0:
+      files.write(path, json.dumps(content) + '\n')
     return
   try:
     kept = json.loads(path.read_text(encoding='utf-8'))
@@ -294,5 +298,5 @@ def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> N
         np.array_equal(kept.embeddings, vocabulary.embeddings) and np.array_equal(kept.is_base, vocabulary.is_base)):
       raise ValueError(f'{path} differs from the given vocabulary; expected the one training began with, '
                        'or a new --workdir')
-  else:
+  elif jax.process_index() == 0:
     vocabulary_lib.save(path, vocabulary)

@@ -148,8 +148,10 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Train:
-  """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off.
+  """Length and cadence of training, in steps. 0 pictures switches them off.
 
+  The newest `keep` checkpoints stay, and the `keep_best` of the lowest loss (its mean over the steps since the save
+  before). `on_nan` says what follows a loss or gradients that are not finite: stop, or skip the update and count it.
   `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; `init_first_stage` a
   work directory or bundle whose backbone, pyramid and proposal network are started from. Empty: from scratch.
   """
@@ -158,14 +160,17 @@ class Train:
   log_every: int = 50
   checkpoint_every: int = 1000
   keep: int = 3
+  keep_best: int = 1
+  on_nan: str = 'stop'
   pictures_every: int = 5000
   pictures: int = 4
   init_backbone: str = ''
   init_first_stage: str = ''
 
   def __post_init__(self):
+    require(self.on_nan in ('stop', 'skip'), 'train.on_nan', self.on_nan, 'stop or skip')
     require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every',
-                     zero=('pictures',))
+                     zero=('pictures', 'keep_best'))
     require(not (self.init_backbone and self.init_first_stage), 'train.init_first_stage', self.init_first_stage,
             "'' beside train.init_backbone: each brings a backbone")
 

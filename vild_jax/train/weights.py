@@ -26,18 +26,25 @@ def save(path: Path, tree: Any) -> None:
     checkpointer.save(Path(path).absolute(), tree)
 
 
-def locate(folder: Path) -> Path:
-  """Where the weights of a bundle are, or of a work directory's newest checkpoint. ValueError if there are none."""
+def locate(folder: Path, step: int | None = None) -> Path:
+  """Where the weights of a bundle are, or of a work directory's checkpoint: the newest, or that of `step`.
+
+  Raises ValueError if there are none.
+  """
   folder = Path(folder).absolute()
-  if (folder / VARIABLES).is_dir():
+  if (folder / VARIABLES).is_dir() and step is None:
     return folder / VARIABLES
   if not (folder / CHECKPOINTS).is_dir():
     raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
   options = lambda: ocp.CheckpointManagerOptions(read_only=True)  # made inside: it logs what read-only means
   with reading(folder / CHECKPOINTS), ocp.CheckpointManager(folder / CHECKPOINTS, options=options()) as manager:
-    step = manager.latest_step()
-  if step is None:
+    steps = manager.all_steps()
+  if not steps:
     raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {CHECKPOINTS}/')
+  step = max(steps) if step is None else step
+  if step not in steps:
+    there = ', '.join(map(str, sorted(steps)))
+    raise ValueError(f'{folder} holds no checkpoint of step {step}; expected one of {there}')
   return folder / CHECKPOINTS / str(step) / 'state'
 
 
@@ -108,6 +115,8 @@ def reading(path: Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Orbax and TensorStore raise many types, of many lines
+    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+      raise  # another process is gone, and the checkpoint may be good
     raise ValueError(f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one '
                      '(of a work directory, remove a damaged one, and the one before is taken)') from error
   finally:
