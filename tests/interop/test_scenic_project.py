@@ -157,8 +157,9 @@ def made(tmp_path_factory):
   planted_store.write(folder / 'regions', sources.open_dataset(folder / 'data', 'train'),
                       teacher=vocabulary.load(folder / 'v.npz').teacher)
   config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
-                       'mesh.data=2', 'train.steps=2', 'train.log_every=1', 'train.pictures=1', 'distillation.weight=0.5',
-                       f'distillation.store={folder / "regions"}', 'distillation.regions_per_image=6')
+                       'mesh.data=2', 'train.steps=2', 'train.log_every=1', 'train.pictures=1',
+                       'distillation.weight=0.5', f'distillation.store={folder / "regions"}',
+                       'distillation.regions_per_image=6')
   (folder / 'config.json').write_text(config_lib.to_text(config))
   (folder / 'scenic_config.py').write_text(f'''
 from vild_jax import config
