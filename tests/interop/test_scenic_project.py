@@ -109,7 +109,7 @@ def test_the_networks_parameters_are_the_detectors():
 
 def test_without_scenic_one_line_says_how_to_get_it(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'scenic', None)
-  scenic_project.get_model_cls.cache_clear()
+  scenic_project._model_cls.cache_clear()
   with pytest.raises(ImportError, match=r"google-research/scenic is not installed; expected `pip install "
                                         r"'vild_jax\[scenic\]'`, which takes it from git"):
     scenic_project.get_model_cls()

@@ -143,11 +143,15 @@ class Network(detector.ViLD):
     return features, *self.propose(features, train=train)
 
 
-@functools.cache
 def get_model_cls(model_name: str = NAME) -> type:
   """The subclass of Scenic's `BaseModel`. ValueError for another name, ImportError without Scenic."""
   if model_name != NAME:
     raise ValueError(f'model_name is {model_name!r}; expected {NAME!r}')
+  return _model_cls()
+
+
+@functools.cache
+def _model_cls() -> type:
   base_model = _scenic('model_lib.base_models.base_model')
 
   class ViLDModel(base_model.BaseModel):
