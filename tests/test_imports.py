@@ -28,12 +28,13 @@ MAY_IMPORT = {
   'config': {'settings', 'config_model'},
   'progress': set(),
   'files': set(),
+  'processes': set(),                     # who is who among several, before JAX is imported
   'core': {'structs'},
   'nn': {'core', 'structs'},
   'detector': {'nn', 'core', 'structs', 'config'},
   'objective': {'detector', 'core', 'structs', 'config'},
   'teacher': {'nn.clip', 'interop.hf_clip', 'structs', 'config'},
-  'train': _MODEL | {'teacher', 'viz'},   # no data: the caller hands the batches in
+  'train': _MODEL | {'teacher', 'viz', 'processes'},   # no data: the caller hands the batches in
   'data': {'config'},
   'eval': {'config', 'data.schema'},
   'interop': {'nn', 'config', 'structs', 'train.checkpoint'},
@@ -50,9 +51,10 @@ MAY_IMPORT = {
   'commands': _WITHOUT_COMMANDS | {'baselines', 'offline', 'embedding'},   # what `cli` calls, `demo` strings together
   'demo': _WITHOUT_COMMANDS | {'commands', 'offline', 'embedding', '__init__'},   # its report states the version
   # Scenic's front door beside `cli`: nobody imports it.
-  'interop.scenic_project': _WITHOUT_COMMANDS | {'commands'},
-  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo', 'offline', 'embedding', 'arguments'},
-  'arguments': set(),                     # the words of `cli`
+  'interop.scenic_project': _WITHOUT_COMMANDS | {'commands', 'processes'},
+  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo', 'offline', 'embedding', 'arguments',
+                              'processes'},
+  'arguments': {'processes'},             # the words of `cli`
   '__init__': set(),                      # lazy: names are looked up when they are asked for
   '__main__': {'cli'},
 }

@@ -14,12 +14,12 @@ import yaml
 
 from vild_jax import arguments
 from vild_jax import config as config_lib
+from vild_jax.processes import EXIT_PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / 'launch'
 SCRIPTS = sorted([*LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch'])
 TRAIN = ['train', 'configs/vild_r50_lvis.py', '--workdir', '/mnt/a b', '--data.batch_size=64']
-PREEMPTED = 75
 
 
 def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -124,7 +124,7 @@ def test_a_preempted_command_is_started_again_and_no_other(tmp_path, codes, ends
   assert (tmp_path / 'ran').read_text().splitlines() == [' '.join(TRAIN)] * len(codes)
 
 
-@pytest.mark.parametrize(('code', 'requeued'), [(0, False), (PREEMPTED, True), (2, False), (137, False)])
+@pytest.mark.parametrize(('code', 'requeued'), [(0, False), (EXIT_PREEMPTED, True), (2, False), (137, False)])
 def test_slurm_starts_one_process_a_node_and_requeues_the_preempted(tmp_path, code, requeued):
   """With srun and scontrol that write down what they are told."""
   for name, exits in (('srun', code), ('scontrol', 0)):
@@ -167,7 +167,7 @@ def test_the_jobset_runs_a_command_of_ours_on_every_host_and_restarts_on_the_rig
   [restart] = jobset['spec']['failurePolicy']['rules']
   assert restart == {'action': 'RestartJobSetAndIgnoreMaxRestarts', 'onJobFailureReasons': ['PodFailurePolicy']}
   codes = [rule['onExitCodes'] for rule in job['podFailurePolicy']['rules'] if 'onExitCodes' in rule]
-  assert codes == [{'containerName': container['name'], 'operator': 'In', 'values': [PREEMPTED]}]
+  assert codes == [{'containerName': container['name'], 'operator': 'In', 'values': [EXIT_PREEMPTED]}]
   conditions = [rule['onPodConditions'] for rule in job['podFailurePolicy']['rules'] if 'onPodConditions' in rule]
   assert conditions == [[{'type': 'DisruptionTarget', 'status': 'True'}]]
   mounts = {mount['name'] for mount in container['volumeMounts']}
@@ -178,4 +178,4 @@ def test_the_xpk_note_is_a_command_of_ours_too():
   text = (LAUNCH / 'gke_jobset.yaml').read_text()
   command = re.search(r'--command="([^"]*)"', text).group(1)
   check_command(shlex.split(command))
-  assert f'--restart-on-exit-codes={PREEMPTED}' in text
+  assert f'--restart-on-exit-codes={EXIT_PREEMPTED}' in text

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
+from vild_jax import processes
+
 
 class _Parser(argparse.ArgumentParser):
   """Words that do not fit are one line, as any other bad input."""
@@ -74,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
                'vild-jax train configs/vild_text_r50_lvis.py --workdir workdir/text --data.batch_size=64')
   _add_config(p)
   p.add_argument('--workdir', required=True, help='gets the config, checkpoints, metrics.jsonl and TensorBoard files')
+  p.add_argument('--on-nan', choices=['stop', 'skip'],
+                 help='after a step whose loss or gradients are not finite: stop the run, or skip the update and count '
+                      'it (default: train.on_nan of the config, which is stop)')
+  _add_processes(p)
 
   p = _command(commands, 'propose',
                'proposals of a checkpoint\'s first stage for every picture of a data set -> a region store',
@@ -87,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument('--max-proposals', type=int, default=1000, metavar='N', help='keep the best N of each picture')
   p.add_argument('--images-per-shard', type=int, default=256, metavar='N',
                  help='pictures in a file: what an interruption costs, and what processes share')
+  _add_processes(p)
   _add_json(p)
 
   p = _command(commands, 'embed-regions',
@@ -109,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
            'pixels of the original picture), embeddings [K, M, D], teacher (a text: the identity of the text tower, or '
            'the NAME of embed-text --teacher-id), optionally scores [K, M], valid [K, M] (False for rows that fill up) '
            'and image_teacher; together every picture of the split once, best in its order')
+  _add_processes(p)
   _add_json(p)
 
   p = _command(commands, 'evaluate', 'detections -> results file -> metrics, per-category table, plots',
@@ -124,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
                       'or of ViLD-text and the teacher on crops together. The last two are slow')
   p.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
   p.add_argument('--out', required=True, help='gets results.json, metrics.json, per_category.csv and plots')
+  _add_processes(p)
   _add_json(p)
 
   p = _command(commands, 'detect', 'pictures of what is found, with any class names',
@@ -168,6 +177,18 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('config', metavar='CONFIG.py',
                       help='a file with get_config(), or a saved config.json; single values are overridden by '
                            '--key.path=value, for example --data.batch_size=64')
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group(
+    'several processes', 'The same command in each, with folders that all see. Cloud TPU, SLURM and indexed Jobs of '
+    'Kubernetes are recognised; elsewhere these three, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and '
+    'JAX_PROCESS_ID, say who is who.')
+  group.add_argument('--coordinator-address', metavar='HOST:PORT', help='where process 0 runs, and a free port there')
+  group.add_argument('--num-processes', type=int, metavar='N', help='how many there are')
+  group.add_argument('--process-id', type=int, metavar='I', help='which this is, from 0')
+  group.add_argument('--heartbeat-seconds', type=int, metavar='S', default=processes.HEARTBEAT_SECONDS,
+                     help='a process that is silent for so long counts as dead, and the others end')
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -25,10 +25,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vild_jax import detector, evaluation, progress
+from vild_jax import detector, evaluation
 from vild_jax.config import Config, Model
 from vild_jax.core import boxes, openvocab
-from vild_jax.data import batch as batches
 from vild_jax.data import sources, transforms
 from vild_jax.detector import PerImage
 from vild_jax.evaluation import Found, Timer
@@ -123,16 +122,17 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
                        in_shardings=(replicated, batch, batch, replicated), out_shardings=batch)
   second_half = jax.jit(partial(detections, config.model, per_image=per_image),
                         in_shardings=(replicated, batch, batch, batch, replicated), out_shardings=batch)
-  shape = (config.evaluation.batch_size, config.model.rpn.max_proposals, config.model.embedding_dim)
-  ones, number = sharding.put_batch(mesh, np.ones(shape[:2], np.float32)), 0
-  with progress.bar(len(dataset), 'detect', unit='image') as bar:
-    for arrays in batches.eval_batches(dataset, config, batch_size=config.evaluation.batch_size):
+  size = config.evaluation.batch_size
+  local = size // jax.process_count()
+  shape = (local, config.model.rpn.max_proposals, config.model.embedding_dim)
+  ones = sharding.put_batch(mesh, np.ones(shape[:2], np.float32))
+  with evaluation.bar_of(dataset) as bar:
+    for number, arrays in enumerate(evaluation.local_batches(dataset, config)):
       real = np.flatnonzero(arrays['real'])
-      pictures = [_picture(dataset, number + int(i)) for i in real]
-      number += len(real)
+      pictures = [_picture(dataset, number * size + jax.process_index() * local + int(i)) for i in real]
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
       if not timer.warm:  # compiles
-        tower.embed(pictures[0], np.array([[0, 0, 1, 1]], np.float32))
+        tower.embed(np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 1, 1]], np.float32))
         found = first_half(variables, put['image'], put['image_size'], vocabulary)
         nothing = sharding.put_batch(mesh, np.zeros(shape, np.float32))
         jax.block_until_ready(second_half(variables, found, nothing, found.objectness, vocabulary))
@@ -140,17 +140,17 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
       start = time.perf_counter()
       found = first_half(variables, put['image'], put['image_size'], vocabulary)
       embeddings = np.zeros(shape, np.float32)
-      crops, valid = jax.device_get((found.crops, found.valid))
+      crops, valid = sharding.local_part((found.crops, found.valid))
       for i, picture in zip(real, pictures, strict=True):
         embeddings[i, valid[i]] = tower.embed(picture, crops[i, valid[i]] / np.tile(arrays['scale'][i], 2))
       detect = partial(second_half, variables, found, sharding.put_batch(mesh, embeddings))
-      detected = [jax.device_get(detect(ones, vocabulary))]
-      timer.add(time.perf_counter() - start, len(real))
+      detected = [sharding.local_part(detect(ones, vocabulary))]
+      timer.add(time.perf_counter() - start, min(size, len(dataset) - number * size))
       if WITH_OBJECTNESS in folders(scores):
-        detected.append(jax.device_get(detect(found.objectness, vocabulary)))
+        detected.append(sharding.local_part(detect(found.objectness, vocabulary)))
       for i in real:
         yield tuple(evaluation.to_picture(one, arrays, i) for one in detected)
-        bar.update()
+        bar.update(jax.process_count())
 
 
 def crop_tower(directory: str | Path, config: Config, trained_on: VocabularyFile, scores: str) -> CropTower:

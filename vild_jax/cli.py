@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import absl.logging
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
-  from vild_jax import arguments
+  from vild_jax import arguments, processes
 
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's and TensorStore's chatter is no news to a user
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # NumPy's small products are shared out by threads of ours
@@ -34,21 +35,37 @@ def main(argv: Sequence[str] | None = None) -> int:
   args.overrides = rest
   if getattr(args, 'json', None) and not Path(args.json).absolute().parent.is_dir():
     parser.error(f'--json is {args.json!r}; expected a file in a folder that exists')
+  joined = False
   try:
     with warnings.catch_warnings():
       warnings.showwarning = lambda message, *_, **__: print(f'vild-jax {args.command}: warning: {message}',
                                                              file=sys.stderr)
+      if hasattr(args, 'num_processes'):
+        joined = processes.join(args.coordinator_address, args.num_processes, args.process_id,
+                                heartbeat_seconds=args.heartbeat_seconds, saves_on_sigterm=args.command == 'train')
       COMMANDS[args.command](args)
   except KeyboardInterrupt:
     print('vild-jax: interrupted', file=sys.stderr)
-    return 130
+    return _alone(130) if joined else 130
+  except processes.Preempted as error:
+    print(f'vild-jax {args.command}: {error}', file=sys.stderr)
+    return processes.EXIT_PREEMPTED
   except Exception as error:
     if args.debug:
-      raise
+      traceback.print_exc()
     expected = isinstance(error, ValueError | OSError | FloatingPointError | ImportError)
     print(f'vild-jax {args.command}: {_one_line(error, expected)}', file=sys.stderr)
-    return 2 if expected else 1
+    code = 2 if expected else 1
+    # What is not finite is so in all processes at once; any other error may be in this one alone.
+    return _alone(code) if joined and not isinstance(error, FloatingPointError) else code
   return 0
+
+
+def _alone(code: int) -> int:
+  """Ends a process of several without waiting for the others, who may wait for it: they learn by its silence."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -113,7 +130,8 @@ def train(args: argparse.Namespace) -> None:
   from vild_jax import commands
   from vild_jax import config as config_lib
 
-  commands.train(config_lib.load(args.config, args.overrides), Path(args.workdir))
+  overrides = args.overrides + ([f'--train.on_nan={args.on_nan}'] if args.on_nan else [])
+  commands.train(config_lib.load(args.config, overrides), Path(args.workdir))
 
 
 def propose(args: argparse.Namespace) -> None:
@@ -154,6 +172,8 @@ def evaluate(args: argparse.Namespace) -> None:
   metrics = commands.evaluate(config, Path(args.checkpoint), args.data or config.data.val,
                               args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary,
                               scores=args.scores, teacher=args.teacher or config.teacher)
+  if metrics is None:
+    return  # the first process has them
   print(commands.metrics_table(metrics))
   if 'with_objectness' in metrics:
     print(f'the same times objectness\n{commands.metrics_table(metrics["with_objectness"])}')

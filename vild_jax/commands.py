@@ -99,7 +99,8 @@ def train_on(opened: Training, workdir: Path, *, stream: Callable[[int], Iterato
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
   _keep_identity(workdir / _DATA_FILE, opened.dataset, opened.regions)
   categories = opened.dataset.categories
-  if dropped := sorted({c.name for c in categories} - set(vocabulary.names)):
+  dropped = sorted({c.name for c in categories} - set(vocabulary.names))
+  if dropped and jax.process_index() == 0:
     print(f'{len(dropped)} of {len(categories)} categories of the data are not in the vocabulary, '
           f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
   return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream or opened.stream, mesh=mesh,
@@ -108,8 +109,10 @@ def train_on(opened: Training, workdir: Path, *, stream: Callable[[int], Iterato
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
              vocabulary: str | None = None, scores: str = baselines.MODEL,
-             teacher: str | None = None) -> dict[str, Any]:
+             teacher: str | None = None) -> dict[str, Any] | None:
   """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics.
+
+  Of several processes the first returns them, and the others None.
 
   `scores`: of the model, or one of the `baselines`, which crop and embed with the teacher in the folder `teacher`.
   """
@@ -118,8 +121,6 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   if scores != baselines.MODEL and not teacher:
     raise ValueError(f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the '
                      'config')
-  if jax.process_count() > 1:
-    raise ValueError(f'evaluate runs in {jax.process_count()} processes; expected one (with any number of devices)')
   config = _same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
@@ -307,7 +308,8 @@ def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: regions.
     content |= {'proposals': store.boxes_identity, 'regions': store.identity}
     sources_of |= {'proposals': ('proposals', store.path), 'regions': ('a region store', store.path)}
   if not path.is_file():
-    files.write(path, json.dumps(content) + '\n')
+    if jax.process_index() == 0:
+      files.write(path, json.dumps(content) + '\n')
     return
   try:
     kept = json.loads(path.read_text(encoding='utf-8'))
@@ -328,5 +330,5 @@ def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> N
         np.array_equal(kept.embeddings, vocabulary.embeddings) and np.array_equal(kept.is_base, vocabulary.is_base)):
       raise ValueError(f'{path} differs from the given vocabulary; expected the one training began with, '
                        'or a new --workdir')
-  else:
+  elif jax.process_index() == 0:
     vocabulary_lib.save(path, vocabulary)

@@ -143,8 +143,10 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Train:
-  """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off.
+  """Length and cadence of training, in steps. 0 pictures switches them off.
 
+  The newest `keep` checkpoints stay, and the `keep_best` of the lowest loss (its mean over the steps since the save
+  before). `on_nan` says what follows a loss or gradients that are not finite: stop, or skip the update and count it.
   `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; empty: from scratch.
   """
 
@@ -152,13 +154,16 @@ class Train:
   log_every: int = 50
   checkpoint_every: int = 1000
   keep: int = 3
+  keep_best: int = 1
+  on_nan: str = 'stop'
   pictures_every: int = 5000
   pictures: int = 4
   init_backbone: str = ''
 
   def __post_init__(self):
+    require(self.on_nan in ('stop', 'skip'), 'train.on_nan', self.on_nan, 'stop or skip')
     require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every',
-                     zero=('pictures',))
+                     zero=('pictures', 'keep_best'))
 
 
 @dataclass(frozen=True)

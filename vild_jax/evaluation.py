@@ -6,6 +6,7 @@ Predictions are a file (`results.json`, LVIS format), which `eval` then scores w
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vild_jax import inference, progress, viz
@@ -21,7 +23,7 @@ from vild_jax.config import Config
 from vild_jax.data import batch as batches
 from vild_jax.data import rle, sources, transforms
 from vild_jax.data.schema import DataError, Example
-from vild_jax.eval import coco, lvis, results, summary
+from vild_jax.eval import coco, lvis, parts, results, summary
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.teacher.vocabulary import VocabularyFile
@@ -37,8 +39,10 @@ Predict = Callable[..., Iterator[Found]]
 
 def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile,
              dataset: sources.PreparedDataset, out: Path, *, mesh: Mesh | None = None,
-             predict: Predict | None = None, folders: Sequence[str] = ('',)) -> dict[str, Any]:
+             predict: Predict | None = None, folders: Sequence[str] = ('',)) -> dict[str, Any] | None:
   """Detects on every picture of `dataset`, writes `results.json`, and scores it.
+
+  Of several processes each detects on its share of every batch, and the first merges and scores their results.
 
   Args:
     config: the experiment.
@@ -53,7 +57,8 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
 
   Returns:
     The metrics of `eval.lvis.evaluate` with `seconds_per_image` added (prediction alone, compilation aside), and under
-    the name of each further folder what its method got: `box`, `mask`, `seconds_per_image`.
+    the name of each further folder what its method got: `box`, `mask`, `seconds_per_image`. None in all processes but
+    the first.
 
   Raises DataError if a category of the data set is not in the vocabulary.
   """
@@ -67,11 +72,9 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
   out.mkdir(parents=True, exist_ok=True)
   timer = Timer()
   found = (predict or predictions)(config, variables, classes, trained_on, dataset, mesh, timer)
-  with contextlib.ExitStack() as stack:
-    writers = [stack.enter_context(results.ResultsWriter(out / folder / RESULTS_FILE)) for folder in folders]
-    for of_picture in _encoded(found, category_of_row):
-      for writer, detections in zip(writers, of_picture, strict=True):
-        writer.write(detections)
+  _write_results(_encoded(found, category_of_row), [out / folder / RESULTS_FILE for folder in folders], truth)
+  if jax.process_index() > 0:
+    return None
   base = [category.id for category, flag in zip(dataset.categories, inference.is_base(
     [c.name for c in dataset.categories], trained_on), strict=True) if flag]
   protocol = {'lvis': lvis, 'coco': coco}[config.evaluation.protocol]
@@ -94,19 +97,30 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
   vocabulary = put_vocabulary(classes, trained_on, mesh)
   predict = make_predict_step(config, mesh)
   size = config.evaluation.batch_size
-  with progress.bar(len(dataset), 'detect', unit='image') as bar:
-    for arrays in batches.eval_batches(dataset, config, batch_size=size):
+  with bar_of(dataset) as bar:
+    for number, arrays in enumerate(local_batches(dataset, config)):
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
-      run = lambda put=put: jax.device_get(predict(variables, put['image'], put['image_size'], vocabulary))
+      run = lambda put=put: sharding.local_part(predict(variables, put['image'], put['image_size'], vocabulary))
       if not timer.warm:
         run()  # compiles
         timer.warm = True
       start = time.perf_counter()
       found = run()
-      timer.add(time.perf_counter() - start, int(arrays['real'].sum()))
+      timer.add(time.perf_counter() - start, min(size, len(dataset) - number * size))
       for i in np.flatnonzero(arrays['real']):
         yield (to_picture(found, arrays, i),)
-        bar.update()
+        bar.update(jax.process_count())
+
+
+def local_batches(dataset: sources.PreparedDataset, config: Config) -> Iterator[batches.Arrays]:
+  """This process's part of every batch of a split, as many for each process."""
+  return batches.eval_batches(dataset, config, batch_size=config.evaluation.batch_size,
+                              process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def bar_of(dataset: sources.PreparedDataset) -> Any:
+  """The bar of detecting on a split, in the first process."""
+  return progress.bar(len(dataset), 'detect', unit='image', disable=jax.process_index() > 0)
 
 
 def put_vocabulary(classes: VocabularyFile, trained_on: VocabularyFile, mesh: Mesh) -> Vocabulary:
@@ -190,10 +204,32 @@ def to_picture(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) 
           'masks': inference.sigmoid(found.masks[keep])}
 
 
-def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[list[list[dict[str, Any]]]]:
-  """Pastes and encodes masks in threads while the devices go on; the order stays."""
+def _write_results(pictures: Iterator[tuple[int, list[list[results.Result]]]], paths: Sequence[Path],
+                   truth: Mapping[str, Any]) -> None:
+  """Writes the results of each method to its path: all of them, or this process's part, which the first merges."""
+  count, index = jax.process_count(), jax.process_index()
+  run = ''
+  if count > 1:
+    if index == 0:
+      for path in paths:
+        parts.remove_parts(path)
+    number = np.frombuffer(os.urandom(4), np.uint32)
+    run = f'{int(multihost_utils.broadcast_one_to_all(number)[0]):08x}'  # comes to all after the old parts are gone
+  with contextlib.ExitStack() as stack:
+    writers = [stack.enter_context(parts.PartWriter(path, run, index) if count > 1 else results.ResultsWriter(path))
+               for path in paths]
+    for image_id, of_picture in pictures:
+      for writer, found in zip(writers, of_picture, strict=True):
+        writer.write(*((image_id, found) if count > 1 else (found,)))
+  if count > 1 and index == 0:
+    for path in paths:
+      parts.merge(path, run, count, [image['id'] for image in truth['images']])
 
-  def encode(one: dict[str, Any]) -> list[dict[str, Any]]:
+
+def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[tuple[int, list[list[results.Result]]]]:
+  """(image id, results of each method). Pastes and encodes masks in threads while the devices go on; in order."""
+
+  def encode(one: dict[str, Any]) -> list[results.Result]:
     ids = category_of_row[one['labels']]
     known = ids >= 0
     return results.detections_to_results(one['image_id'], one['boxes'][known], one['scores'][known], ids[known],
@@ -202,7 +238,7 @@ def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[li
   with ThreadPoolExecutor(2) as pool:
     waiting = []
     for of_picture in found:
-      waiting.append(pool.submit(lambda every: [encode(one) for one in every], of_picture))
+      waiting.append(pool.submit(lambda every: (every[0]['image_id'], [encode(one) for one in every]), of_picture))
       if len(waiting) > 32:
         yield waiting.pop(0).result()
     for future in waiting:

@@ -35,11 +35,13 @@ class _Lines(tqdm):
         self.display()
 
 
-def bar(total: int | None, description: str, *, unit: str = 'it', initial: int = 0) -> tqdm:
-  """A tqdm bar on stderr: `update(n)`, `set_postfix_str(text)`, `close()`; also a context manager."""
+def bar(total: int | None, description: str, *, unit: str = 'it', initial: int = 0,
+        disable: bool = False) -> tqdm:
+  """A tqdm bar on stderr, unless `disable`: `update(n)`, `set_postfix_str(text)`, `close()`; also a context manager."""
   if sys.stderr.isatty():
-    return tqdm(total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True, ascii=True)
-  return _Lines(total=total, desc=description, unit=unit, initial=initial, ascii=True, ncols=100,
+    return tqdm(total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True, ascii=True,
+                disable=disable)
+  return _Lines(total=total, desc=description, unit=unit, initial=initial, ascii=True, ncols=100, disable=disable,
                 mininterval=_SECONDS_BETWEEN_LINES, maxinterval=_SECONDS_BETWEEN_LINES, delay=_QUIET_SECONDS)
 
 

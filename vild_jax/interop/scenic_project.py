@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vild_jax import commands, detector, objective
+from vild_jax import commands, detector, objective, processes
 from vild_jax import config as config_lib
 from vild_jax.config import Config
 from vild_jax.data import batch as batches
@@ -86,13 +86,21 @@ def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
   if config.data.val:
     valid = sources.open_dataset(config.data.val, config.data.val_split)
   return dataset_utils.Dataset(
-    train_iter=StepIterator(lambda step: map(to_scenic_batch, opened.stream(step))),
-    valid_iter=StepIterator(lambda _: map(to_scenic_batch, _rounds(valid, config))) if valid else None,
+    train_iter=StepIterator(lambda step: _converted(to_scenic_batch, opened.stream(step))),
+    valid_iter=StepIterator(lambda _: _converted(to_scenic_batch, _rounds(valid, config))) if valid else None,
     meta_data={
       'input_shape': (-1, config.data.image_size, config.data.image_size, 3), 'input_dtype': np.float32,
       'num_train_examples': len(opened.dataset), 'num_eval_examples': len(valid) if valid else 0,
       'num_classes': len(opened.vocabulary.names), 'class_names': opened.vocabulary.names,
       'vocabulary': opened.vocabulary, _DATASET: opened})
+
+
+def _converted(convert: Callable[[Mapping], Mapping], stream: Iterator[Mapping]) -> Iterator[Mapping]:
+  """`map` that closes the iterator, whose workers would go on, when it is closed itself."""
+  try:
+    yield from map(convert, stream)
+  finally:
+    stream.close()
 
 
 def _rounds(dataset: sources.PreparedDataset, config: Config) -> Iterator[batches.Arrays]:
@@ -234,7 +242,8 @@ def train_and_evaluate(rng: Any, config: Any, model_cls: type, dataset: Any, wor
     writer: clu's MetricWriter.
 
   Returns:
-    Scenic's `TrainState`, the metrics of the last log step, and those of the evaluation (empty without one).
+    Scenic's `TrainState`, the metrics of the last log step, and those of the evaluation (both empty where there were
+    none: in all processes but the first, for one).
   """
   del rng
   if model_cls is not get_model_cls():
@@ -247,10 +256,11 @@ def train_and_evaluate(rng: Any, config: Any, model_cls: type, dataset: Any, wor
   remembering = _Remembering(writer)
   state = commands.train_on(opened, Path(workdir), stream=functools.partial(_stream, dataset.train_iter),
                             writer=remembering)
-  metrics = {}
-  if experiment.data.val and jax.process_count() == 1:  # `vild-jax evaluate` runs in one process
+  metrics, scored = {}, None
+  if experiment.data.val:
     scored = commands.evaluate(experiment, Path(workdir), experiment.data.val, experiment.data.val_split,
                                Path(workdir) / 'evaluation')
+  if scored is not None:  # in the first of several processes
     metrics = {f'valid/{kind}_{key}': value for kind in ('box', 'mask') for key, value in (scored[kind] or {}).items()
                if value is not None}
     writer.write_scalars(int(state.step), metrics)
@@ -259,8 +269,9 @@ def train_and_evaluate(rng: Any, config: Any, model_cls: type, dataset: Any, wor
 
 
 def _stream(iterator: Any, step: int) -> Iterator[batches.Arrays]:
-  running = iterator.from_step(step) if hasattr(iterator, 'from_step') else iterator
-  return map(from_scenic_batch, running)
+  if hasattr(iterator, 'from_step'):
+    return _converted(from_scenic_batch, iterator.from_step(step))
+  return map(from_scenic_batch, iterator)
 
 
 def _scenic_state(state: TrainState, config: Config) -> Any:
@@ -285,9 +296,13 @@ class _Remembering:
 
 
 def main(rng: Any, config: Any, workdir: str, writer: Any) -> None:
-  """What Scenic's `app.run` calls."""
-  train_and_evaluate(rng=rng, config=config, model_cls=get_model_cls(config.model_name),
-                     dataset=get_dataset(config, rng), workdir=workdir, writer=writer)
+  """What Scenic's `app.run` calls. A run that was told to end (SIGTERM) saves and exits as `vild-jax train` does."""
+  try:
+    train_and_evaluate(rng=rng, config=config, model_cls=get_model_cls(config.model_name),
+                       dataset=get_dataset(config, rng), workdir=workdir, writer=writer)
+  except processes.Preempted as error:
+    print(error, file=sys.stderr)
+    sys.exit(processes.EXIT_PREEMPTED)
 
 
 def _scenic(name: str) -> Any:
@@ -309,6 +324,7 @@ def _scenic(name: str) -> Any:
 if __name__ == '__main__':
   try:
     app = _scenic('app')
-  except ImportError as error:
-    sys.exit(str(error))
+  except ImportError as missing:
+    sys.exit(str(missing))
+  processes.join(saves_on_sigterm=True)  # Scenic leaves this to its caller
   app.run(main=main)

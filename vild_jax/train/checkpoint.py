@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers as managers
 
 from vild_jax import config as config_lib
 from vild_jax import files
@@ -26,26 +27,35 @@ _FOLDER = 'checkpoints'
 # Settings that change neither what is learnt nor the shape of the state: a resume may change them.
 # What data, vocabulary and region store hold is checked where they are opened: they may move to another path.
 _FREE = ('name', 'vocabulary', 'teacher', 'distillation.store', 'data.train', 'data.val', 'data.val_split',
-         'data.workers', 'mesh.data', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.pictures',
-         'train.pictures_every',
+         'data.workers', 'mesh.data', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.keep_best',
+         'train.on_nan', 'train.pictures', 'train.pictures_every',
          *(f'evaluation.{field}' for field in config_lib.Evaluation.__dataclass_fields__))
 
 
 class Checkpoints:
-  """The checkpoints of one work directory. Saves are asynchronous; `close` waits for the last one."""
+  """The checkpoints of one work directory. Saves are asynchronous; `close` waits for the last one.
 
-  def __init__(self, workdir: Path, *, keep: int = 3):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+  The newest `keep` stay, and the `keep_best` of the lowest loss.
+  """
+
+  def __init__(self, workdir: Path, *, keep: int = 3, keep_best: int = 0):
+    loss = lambda metrics: metrics['loss']
+    # `best_fn` with `max_to_keep` would delete the newest one; here it only makes Orbax store the loss.
+    policy = managers.AnyPreservationPolicy([
+      managers.LatestN(n=keep),
+      managers.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)])
+    options = ocp.CheckpointManagerOptions(best_fn=loss, best_mode='min', preservation_policy=policy, create=True)
     self._manager = ocp.CheckpointManager((Path(workdir) / _FOLDER).absolute(), options=options)
 
   def latest_step(self) -> int | None:
     """The newest complete checkpoint; what a killed save left half-written does not count."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: TrainState) -> None:
+  def save(self, step: int, state: TrainState, loss: float) -> None:
     """Saves unless that step is there. `step` is the host's own: reading the state's waits for the device."""
     if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
+      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics={'loss': loss},
+                         force=True)
 
   def restore(self, config: Config, mesh: Mesh) -> TrainState:
     """The newest state, laid out on `mesh`, whatever topology saved it.
@@ -66,12 +76,14 @@ class Checkpoints:
 def claim_workdir(workdir: Path, config: Config) -> None:
   """Writes the resolved config into a new work directory, or checks that the one there is the same.
 
+  Every process checks, and the first writes.
+
   Raises:
     ValueError: the directory belongs to another config; the message names what differs.
     OSError: the directory cannot be written.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / CONFIG_FILE
+  path, first = workdir / CONFIG_FILE, jax.process_index() == 0
   if path.is_file():
     saved = read_config(workdir)
     differences = [d for d in config_lib.difference(saved, config) if d.partition(':')[0] not in _FREE]
@@ -79,9 +91,10 @@ def claim_workdir(workdir: Path, config: Config) -> None:
       more = f' (and {len(differences) - 1} more)' if len(differences) > 1 else ''
       raise ValueError(f'{workdir} was made with another config: {differences[0]} differ{more}; '
                        'expected the same config or a new --workdir')
-  elif (workdir / _FOLDER).is_dir():
+  elif first and (workdir / _FOLDER).is_dir():
     raise ValueError(f'{workdir} holds {_FOLDER}/ but no {CONFIG_FILE}; expected both, or a new --workdir')
-  files.write(path, config_lib.to_text(config))
+  if first:
+    files.write(path, config_lib.to_text(config))
 
 
 def read_config(workdir: Path) -> Config:

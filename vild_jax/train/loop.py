@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from clu import metrics as clu_metrics
 from jax.sharding import Mesh
 
 from vild_jax import progress
 from vild_jax.config import Config
+from vild_jax.processes import Preempted
 from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
 from vild_jax.train import sharding
 from vild_jax.train import state as state_lib
 from vild_jax.train.checkpoint import Checkpoints, claim_workdir
+from vild_jax.train.preemption import Notice
+from vild_jax.train.recorder import Recorder
 from vild_jax.train.step import make_train_step
 from vild_jax.train.writers import WorkdirWriter
 
@@ -38,51 +39,73 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
       under the names of `structs.Batch` (others are ignored), the regions to distil in a dictionary of their own. The
       same start gives the same batches.
     mesh: devices to train on; all by default.
-    writer: anything with clu's MetricWriter methods; a `WorkdirWriter` by default.
+    writer: anything with clu's MetricWriter methods; a `WorkdirWriter` by default. Only the first process writes.
     pictures: variables -> {title: uint8 [H, W, 3]}, drawn every `config.train.pictures_every` steps and at the end.
 
   Returns:
-    The final state. Raises ValueError if `workdir` belongs to another config, FloatingPointError on a loss that is
-    not finite.
+    The final state.
+
+  Raises:
+    ValueError: `workdir` belongs to another config.
+    FloatingPointError: a loss or a gradient norm is not finite.
+    Preempted: SIGTERM came; the state of the step before is saved.
   """
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
   claim_workdir(workdir, config)
-  checkpoints = Checkpoints(workdir, keep=config.train.keep)
+  first = jax.process_index() == 0
+  checkpoints = Checkpoints(workdir, keep=config.train.keep, keep_best=config.train.keep_best)
   try:
     resumed = checkpoints.latest_step() is not None
     state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh)
   except BaseException:
-    checkpoints.close()  # its threads would end with a wall of noise
+    if jax.process_count() == 1:
+      checkpoints.close()  # its threads would end with a wall of noise
     raise
   start = int(state.step)
-  print(f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
-        f'{mesh.devices.flat[0].device_kind}, in {workdir}', file=sys.stderr)
-  own_writer = writer is None
-  writer = WorkdirWriter(workdir, resume_step=start) if own_writer else writer
+  if first:
+    print(f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
+          f'{mesh.devices.flat[0].device_kind}, in {workdir}', file=sys.stderr)
+  own_writer = writer is None and first
+  writer = (WorkdirWriter(workdir, resume_step=start) if own_writer else writer) if first else None
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
   train_step = make_train_step(config, mesh)
 
-  recorder = _Recorder(config, writer)
+  recorder = Recorder(config, writer, start)
   iterator = batches(start) if start < config.train.steps else iter(())
+  together = True
   try:
-    with progress.bar(config.train.steps, 'train', unit='step', initial=start) as bar:
+    with (Notice(start) as notice,
+          progress.bar(config.train.steps, 'train', unit='step', initial=start, disable=not first) as bar):
       for step in range(start + 1, config.train.steps + 1):
-        batch = sharding.put_batch(mesh, _batch(next(iterator)))
-        state, metrics = train_step(state, batch, vocabulary)
-        if summary := recorder.add(step, metrics):
-          bar.set_postfix_str(f'loss {summary["loss"]:.3f}, {summary.get("images_per_second", 0):.1f} images/s',
-                              refresh=False)
-        if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-          _check_finite(metrics, step, step)  # a resume starts from what is saved: never from a broken state
-          checkpoints.save(step, state)
-        if pictures is not None and (step % config.train.pictures_every == 0 or step == config.train.steps):
-          writer.write_images(step, pictures(state_lib.variables(state)))
+        arrays = next(iterator)
+        state, metrics = train_step(state, sharding.put_batch(mesh, _batch(arrays)), vocabulary)
+        if summary := recorder.add(step, metrics, arrays.get('image_id')):
+          bar.set_postfix_str(f'loss {summary.get("loss", np.nan):.3f}, {summary.get("images_per_second", 0):.1f} '
+                              'images/s', refresh=False)
+        preempted, last = notice.reached(step), step == config.train.steps
+        if step % config.train.checkpoint_every == 0 or last or preempted:
+          # A resume starts from what is saved: never from a broken state.
+          checkpoints.save(step, state, loss=recorder.loss_since_save())
+        if preempted and not last:
+          raise Preempted(f'told to end (SIGTERM); step {step} of {config.train.steps} is saved in {workdir}: the same '
+                          'command goes on from there')
+        if pictures is not None and (step % config.train.pictures_every == 0 or last):
+          drawn = sharding.everywhere(mesh, state_lib.variables(state))  # by all processes: parts of it may be theirs
+          if first:
+            writer.write_images(step, pictures(drawn))
           recorder.restart_clock()
         bar.update()
+  except (FloatingPointError, Preempted):
+    raise
+  except BaseException:
+    together = jax.process_count() == 1  # the other processes are elsewhere: what waits for them would hang
+    raise
   finally:
-    checkpoints.close()
-    writer.flush()
+    if together:
+      checkpoints.close()
+    if writer is not None:
+      writer.flush()
     if own_writer:
       writer.close()  # tensorboardX writes in a thread of its own, whose last events a flush alone may miss
     if hasattr(iterator, 'close'):
@@ -95,56 +118,3 @@ def _batch(arrays: Mapping[str, Any]) -> Batch:
   if isinstance(regions := fields.get('regions'), Mapping):
     fields['regions'] = RegionTargets(**regions)
   return Batch(**fields)
-
-
-class _Recorder:
-  """Averages metrics on the device between two log steps, and measures images a second over the same steps."""
-
-  def __init__(self, config: Config, writer: Any):
-    self._config, self._writer = config, writer
-    self._compiled = False
-    self._running: clu_metrics.Collection | None = None
-    self._steps = 0
-    self._last_loss: jax.Array | None = None
-    self.restart_clock()
-
-  def restart_clock(self) -> None:
-    self._start, self._timed_steps = time.perf_counter(), 0
-
-  def add(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
-    """Takes one step's metrics; at a log step writes and returns the averages since the last one."""
-    if self._last_loss is not None:
-      self._last_loss.block_until_ready()  # the host stays at most one step ahead of the device
-    self._last_loss = metrics['loss']
-    collection = clu_metrics.Collection.create(**{key: clu_metrics.Average.from_output(key) for key in metrics})
-    update = collection.single_from_model_output(**metrics)
-    self._running = update if self._running is None else self._running.merge(update)
-    self._steps, self._timed_steps = self._steps + 1, self._timed_steps + 1
-    if not self._compiled:  # the first step waits for the compiler, and says nothing of the speed
-      metrics['loss'].block_until_ready()
-      self._compiled = True
-      self.restart_clock()
-    if step % self._config.train.log_every and step != self._config.train.steps:
-      return None
-    summary = {key: float(value) for key, value in self._running.compute().items()}
-    _check_finite(summary, step - self._steps + 1, step)
-    summary['learning_rate'] = float(metrics['learning_rate'])
-    if self._timed_steps:
-      summary['images_per_second'] = (self._timed_steps * self._config.data.batch_size
-                                      / (time.perf_counter() - self._start))
-    self._writer.write_scalars(step, summary)
-    self._writer.flush()
-    self._running, self._steps = None, 0
-    self.restart_clock()
-    return summary
-
-
-def _check_finite(metrics: Mapping[str, Any], first: int, last: int) -> None:
-  """Raises FloatingPointError unless loss and gradient norm of steps `first` to `last` are finite."""
-  if np.isfinite(float(metrics['loss'])) and np.isfinite(float(metrics['gradient_norm'])):
-    return
-  steps = f'step {first}' if first == last else f'steps {first} to {last}'
-  parts = ', '.join(f'{key} {float(value):.4g}' for key, value in metrics.items()
-                    if key.endswith('loss') or key == 'gradient_norm')
-  raise FloatingPointError(f'training is not finite in {steps}: {parts}; expected finite numbers '
-                           '(the last checkpoint before is kept)')

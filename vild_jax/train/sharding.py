@@ -57,6 +57,23 @@ def put_batch(mesh: Mesh, arrays: Any) -> Any:
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), arrays)
 
 
+def everywhere(mesh: Mesh, tree: Any) -> Any:
+  """The same arrays, with all of each in every process. All processes must call it."""
+  if jax.process_count() == 1:
+    return tree
+  return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
+def local_part(tree: Any) -> Any:
+  """Global arrays, split over their first axis -> NumPy arrays of this process's rows; undoes `put_batch`."""
+
+  def rows(x: jax.Array) -> np.ndarray:
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}  # one of each that is repeated
+    return np.concatenate([parts[start] for start in sorted(parts)])
+
+  return jax.tree.map(rows, tree) if jax.process_count() > 1 else jax.device_get(tree)
+
+
 def per_image(mesh: Mesh) -> Callable[[Callable], Callable]:
   """Maps a function of one image over a sharded batch, each device over its own images.
 

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -41,7 +42,7 @@ def _of_the_program(config: Config) -> Config:
   """Without what no program depends on: names, paths, cadence, and sizes that come with the arrays."""
   return dataclasses.replace(config, name='', seed=0, vocabulary='', teacher='', data=Data(), evaluation=Evaluation(),
                              distillation=Distillation(config.distillation.weight),
-                             train=Train(steps=config.train.steps))
+                             train=Train(steps=config.train.steps, on_nan=config.train.on_nan))
 
 
 @functools.cache
@@ -58,13 +59,23 @@ def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, d
     (_, (metrics, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = update.update(gradients, state.opt_state, state.params)
     metrics |= {'gradient_norm': optax.global_norm(gradients), 'learning_rate': rate(state.step)}
-    return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
-                         batch_stats=batch_stats, opt_state=opt_state), metrics
+    after = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
+                          batch_stats=batch_stats, opt_state=opt_state)
+    if config.train.on_nan == 'skip':
+      after = _unless_broken(after, state, metrics)
+    return after, metrics
 
   state = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   return jax.jit(train_step, in_shardings=(state, batch, replicated), out_shardings=(state, replicated),
                  donate_argnums=0)
+
+
+def _unless_broken(after: TrainState, before: TrainState, metrics: dict[str, jax.Array]) -> TrainState:
+  """The state after a step, or the one before where loss or gradients are not finite; steps are counted either way."""
+  finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
+  kept = lambda new, old: new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(finite, new, old)
+  return jax.tree.map(kept, after, before)
 
 
 @functools.cache

@@ -1,0 +1,161 @@
+"""The processes of one run: told by hand or found in the environment, and joined before anything else happens.
+
+One process on a laptop joins nothing and imports nothing. What each environment says is JAX's to read, once it is clear
+that there is one; here it is decided whether.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+# Of a run that was told to end (SIGTERM) and has saved: whoever started it starts it again (sysexits' EX_TEMPFAIL).
+EXIT_PREEMPTED = 75
+HEARTBEAT_SECONDS = 100   # of silence, after which a process counts as dead and the others end
+_JOIN_SECONDS = 300       # until all have come
+_SHUTDOWN_SECONDS = 86_400  # that the first to finish waits for the last; the dead are noticed by their silence
+_WORDS = {'coordinator_address': ('--coordinator-address', 'JAX_COORDINATOR_ADDRESS'),
+          'num_processes': ('--num-processes', 'JAX_NUM_PROCESSES'), 'process_id': ('--process-id', 'JAX_PROCESS_ID')}
+_SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')  # of a step
+
+
+class Preempted(Exception):
+  """Training was told to end and has saved its state; started again, it goes on from there."""
+
+
+def join(coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None, *,
+         heartbeat_seconds: int = HEARTBEAT_SECONDS, saves_on_sigterm: bool = False) -> bool:
+  """Sets up `jax.distributed` if this is one process of several; nothing in JAX may have been computed before.
+
+  Args:
+    coordinator_address, num_processes, process_id: HOST:PORT of process 0, how many there are, and which this is; by
+      default what the environment says, see `found`.
+    heartbeat_seconds: a process that is silent for so long counts as dead, and the others end.
+    saves_on_sigterm: SIGTERM in any process is a notice to all, which `train.preemption` takes; False: it ends them.
+
+  Returns:
+    Whether there was something to join.
+
+  Raises:
+    ValueError: what was told or found does not fit together.
+    OSError: process 0 does not answer.
+  """
+  if 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized():
+    return True  # by a command before, or by whoever called this one
+  given = {'coordinator_address': coordinator_address, 'num_processes': num_processes, 'process_id': process_id}
+  arguments = found(given, os.environ)
+  if arguments is None:
+    return False
+  address = arguments.get('coordinator_address')
+  if address:
+    print(f'process {arguments["process_id"]} of {arguments["num_processes"]}, process 0 at {address}', file=sys.stderr)
+    if arguments['process_id']:
+      _wait_for(address)  # JAX would end with a page of C++
+  import jax
+
+  try:
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat_seconds,
+                               initialization_timeout=_JOIN_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
+  except ValueError as error:
+    if arguments or 'coordinator_address' not in str(error):
+      raise
+    return False  # TPU drivers without a cluster of TPUs
+  if not saves_on_sigterm:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it for its notice
+  return True
+
+
+def found(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
+  """What to call `jax.distributed.initialize` with; None for one process that is on its own.
+
+  In this order: words of the command line or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or, in an
+  indexed Job or JobSet of Kubernetes, JOB_COMPLETION_INDEX); a step of SLURM with several tasks; a TPU; an indexed Job.
+  Raises ValueError if they do not fit together.
+  """
+  told = {key: value for key in _WORDS if (value := _told(key, given, environment)) is not None}
+  index = environment.get('JOB_COMPLETION_INDEX')
+  if 'coordinator_address' in told and 'process_id' not in told and index is not None:
+    told['process_id'] = _number('JOB_COMPLETION_INDEX', index)
+  in_slurm = all(key in environment for key in _SLURM)
+  if told and not (in_slurm and given.get('coordinator_address') is None and set(told) == {'coordinator_address'}):
+    return _checked(told)
+  if in_slurm:
+    tasks = _number('SLURM_NTASKS', environment.get('SLURM_STEP_NUM_TASKS', environment['SLURM_NTASKS']))
+    if tasks == 1:
+      return None
+    arguments: dict[str, Any] = {'cluster_detection_method': 'slurm'}  # JAX knows JAX_COORDINATOR_ADDRESS itself
+    one_each = re.fullmatch(r'(1(\(x\d+\))?,?)+', environment.get('SLURM_STEP_TASKS_PER_NODE', ''))
+    if one_each and 'JAX_LOCAL_DEVICE_IDS' not in environment:
+      arguments['local_device_ids'] = []  # all of the node: JAX would take the one with the task's local number
+    return arguments
+  if _may_hold_tpus(environment):
+    return {}  # JAX asks the machine, or its metadata server
+  if 'KUBERNETES_SERVICE_HOST' in environment and index is not None:
+    if importlib.util.find_spec('kubernetes') is None:
+      raise ValueError(f'JOB_COMPLETION_INDEX is {index}, so this is a pod of an indexed Job; expected '
+                       'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES beside it (1 if it works alone), or the package '
+                       'kubernetes to find them')
+    return {'cluster_detection_method': 'k8s'}
+  return None
+
+
+def _told(key: str, given: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
+  variable = _WORDS[key][1]
+  if given.get(key) is not None:
+    return given[key]
+  value = environment.get(variable) or None
+  return value if value is None or key == 'coordinator_address' else _number(variable, value)
+
+
+def _number(name: str, value: str) -> int:
+  if not re.fullmatch(r'\d+', value):
+    raise ValueError(f'{name} is {value!r}; expected a number')
+  return int(value)
+
+
+def _checked(told: dict[str, Any]) -> dict[str, Any] | None:
+  count, index = told.get('num_processes'), told.get('process_id')
+  if count is not None and count < 1:
+    raise ValueError(f'{_WORDS["num_processes"][0]} is {count}; expected at least 1')
+  if count == 1 and not index:
+    return None
+  if missing := [' or '.join(words) for key, words in _WORDS.items() if key not in told]:
+    raise ValueError(f'{_WORDS[next(iter(told))][0]} is given without {missing[0]}; expected all three, or none')
+  if not 0 <= index < count:
+    raise ValueError(f'{_WORDS["process_id"][0]} is {index}; expected 0 to {count - 1}, for {count} processes')
+  if not re.fullmatch(r'.+:\d+', told['coordinator_address']):
+    raise ValueError(f'{_WORDS["coordinator_address"][0]} is {told["coordinator_address"]!r}; expected HOST:PORT')
+  return told | {'cluster_detection_method': 'deactivate'}
+
+
+def _may_hold_tpus(environment: Mapping[str, str]) -> bool:
+  """Whether this is worth asking JAX: asking a metadata server that is not there would take long."""
+  platforms = environment.get('JAX_PLATFORMS', '')
+  if platforms and 'tpu' not in platforms.split(','):
+    return False
+  return importlib.util.find_spec('libtpu') is not None and bool(glob.glob('/dev/accel*') or
+                                                                 glob.glob('/dev/vfio/[0-9]*'))
+
+
+def _wait_for(address: str, seconds: float = _JOIN_SECONDS) -> None:
+  """Returns when somebody listens there. Raises OSError if nobody does for so long."""
+  host, _, port = address.rpartition(':')
+  end, problem = time.monotonic() + seconds, ''
+  while True:
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
+      return
+    except OSError as error:
+      problem = error.strerror or str(error)
+    if time.monotonic() > end:
+      raise OSError(f'process 0 does not answer at {address} for {seconds:g} s ({problem}); expected it to be started '
+                    'with the same address')
+    time.sleep(0.2)
