@@ -115,7 +115,8 @@ def test_the_tpu_script_refuses_what_it_does_not_know(words):
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ''
 
 
-@pytest.mark.parametrize(('codes', 'ends_with'), [([75, 75, 0], 0), ([75, 2], 2), ([1], 1)])
+@pytest.mark.parametrize(('codes', 'ends_with'), [([EXIT_PREEMPTED] * 2 + [0], 0), ([EXIT_PREEMPTED, 2], 2),
+                                                    ([1], 1)])
 def test_a_preempted_command_is_started_again_and_no_other(tmp_path, codes, ends_with):
   fake = program(tmp_path / 'vild-jax', f'codes=({" ".join(map(str, codes))})\nprintf "%s\\n" "$*" >>{tmp_path}/ran\n'
                  f'exit "${{codes[$(wc -l <{tmp_path}/ran) - 1]}}"')
