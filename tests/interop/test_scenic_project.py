@@ -187,9 +187,10 @@ def test_two_steps_by_scenics_app_equal_vild_jax_train(made):
     np.testing.assert_array_equal(a, b)
   # what Scenic's writer was given, read back from its TensorBoard file, and the evaluation
   from tensorboard.backend.event_processing import event_accumulator
+  from tensorboard.util import tensor_util
   events = event_accumulator.EventAccumulator(str(made / 'theirs'), size_guidance={'tensors': 0})
   events.Reload()
-  losses = [float(np.ravel(event.tensor_proto.float_val)[0]) for event in events.Tensors('loss')]
+  losses = [float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors('loss')]
   ours = [line['loss'] for line in writers.read_metrics(made / 'ours' / writers.METRICS_FILE)]
   assert losses == pytest.approx(ours, rel=1e-6) and len(losses) == 2
   assert {'valid/box_AP', 'distillation_loss'} <= set(events.Tags()['tensors'])
