@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
                'workdir/proposals')
   _add_config(p)
   p.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  _add_step(p)
   p.add_argument('--data', help='the prepared data set (default: data.train of the config)')
   p.add_argument('--split', help='its split (default: data.train_split of the config, which is train)')
   p.add_argument('--out', required=True, help='folder of the store; given again after an interruption, it goes on')
@@ -124,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
                '--scores text+clip-crops --teacher clip-vit-base-patch32 it is the ViLD-text + CLIP of the paper')
   _add_config(p)
   p.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  _add_step(p)
   p.add_argument('--data', help='the prepared data set (default: data.val of the config)')
   p.add_argument('--split', help='its split (default: data.val_split of the config)')
   p.add_argument('--vocabulary', help='classes to detect (default: those of training)')
@@ -148,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
                'vild-jax export configs/vild_text_r50_lvis.py --checkpoint workdir/text --out bundle')
   _add_config(p)
   p.add_argument('--checkpoint', required=True, help='a work directory')
+  _add_step(p)
   p.add_argument('--out', required=True, help='the bundle')
   p.add_argument('--format', choices=['bundle'], default='bundle')
   p.add_argument('--teacher', help='the teacher whose text tower the bundle keeps (default: teacher of the config)')
@@ -177,6 +180,10 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('config', metavar='CONFIG.py',
                       help='a file with get_config(), or a saved config.json; single values are overridden by '
                            '--key.path=value, for example --data.batch_size=64')
+
+
+def _add_step(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--step', type=int, metavar='N', help='which of its checkpoints (default: the newest)')
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:

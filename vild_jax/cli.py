@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.debug:
       traceback.print_exc()
     expected = isinstance(error, ValueError | OSError | FloatingPointError | ImportError)
-    print(f'vild-jax {args.command}: {_one_line(error, expected)}', file=sys.stderr)
+    others = '; if another process ended before, its output says why' if joined and not expected else ''
+    print(f'vild-jax {args.command}: {_one_line(error, expected)}{others}', file=sys.stderr)
     code = 2 if expected else 1
     # What is not finite is so in all processes at once; any other error may be in this one alone.
     return _alone(code) if joined and not isinstance(error, FloatingPointError) else code
@@ -142,7 +143,7 @@ def propose(args: argparse.Namespace) -> None:
   config = config_lib.load(args.config, args.overrides)
   made = commands.propose(config, Path(args.checkpoint), args.data or config.data.train,
                           args.split or config.data.train_split, Path(args.out), max_proposals=args.max_proposals,
-                          images_per_shard=args.images_per_shard)
+                          images_per_shard=args.images_per_shard, step=args.step)
   _write_json(args.json, made)
 
 
@@ -171,7 +172,7 @@ def evaluate(args: argparse.Namespace) -> None:
   config = config_lib.load(args.config, args.overrides)
   metrics = commands.evaluate(config, Path(args.checkpoint), args.data or config.data.val,
                               args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary,
-                              scores=args.scores, teacher=args.teacher or config.teacher)
+                              scores=args.scores, teacher=args.teacher or config.teacher, step=args.step)
   if metrics is None:
     return  # the first process has them
   print(commands.metrics_table(metrics))
@@ -196,7 +197,8 @@ def export(args: argparse.Namespace) -> None:
   from vild_jax import config as config_lib
 
   config = config_lib.load(args.config, args.overrides)
-  print(commands.export(config, Path(args.checkpoint), Path(args.out), teacher=args.teacher or config.teacher or None))
+  print(commands.export(config, Path(args.checkpoint), Path(args.out), teacher=args.teacher or config.teacher or None,
+                        step=args.step))
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -109,10 +109,10 @@ def train_on(opened: Training, workdir: Path, *, stream: Callable[[int], Iterato
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
              vocabulary: str | None = None, scores: str = baselines.MODEL,
-             teacher: str | None = None) -> dict[str, Any] | None:
-  """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics.
+             teacher: str | None = None, step: int | None = None) -> dict[str, Any] | None:
+  """Evaluates a checkpoint of a work directory (the newest, or that of `step`) or a bundle on a prepared split.
 
-  Of several processes the first returns them, and the others None.
+  Returns the metrics; of several processes the first does, and the others None.
 
   `scores`: of the model, or one of the `baselines`, which crop and embed with the teacher in the folder `teacher`.
   """
@@ -131,18 +131,18 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
     predict = partial(baselines.predictions, scores=scores,
                       tower=baselines.crop_tower(teacher, config, trained_on, scores))
   mesh = sharding.make_mesh(config.mesh)
-  variables = checkpoint.load_variables(folder, config, mesh)
+  variables = checkpoint.load_variables(folder, config, mesh, step)
   return evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh, predict=predict,
                              folders=baselines.folders(scores))
 
 
 def propose(config: Config, folder: Path, data: str, split: str, out: Path, *, max_proposals: int,
-            images_per_shard: int) -> dict[str, Any]:
+            images_per_shard: int, step: int | None = None) -> dict[str, Any]:
   """Writes the proposals of a work directory's or bundle's checkpoint for a prepared split; see `offline.propose`."""
   config = _same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   mesh = offline.local_mesh(config)
-  variables = checkpoint.load_variables(folder, config, mesh)
+  variables = checkpoint.load_variables(folder, config, mesh, step)
   return offline.propose(config, variables, dataset, out, max_proposals=max_proposals,
                          images_per_shard=images_per_shard, mesh=mesh, process_index=jax.process_index(),
                          process_count=jax.process_count())
@@ -196,11 +196,11 @@ def detect(detector: inference.Detector, images: list[Path], classes: str, out: 
   return found
 
 
-def export(config: Config, folder: Path, out: Path, *, teacher: str | None = None) -> Path:
+def export(config: Config, folder: Path, out: Path, *, teacher: str | None = None, step: int | None = None) -> Path:
   """Writes the bundle of a work directory; `teacher` is the directory whose text tower it keeps."""
   config = _same_model(config, folder)
   path = folder / checkpoint.VOCABULARY_FILE
-  return export_lib.export_bundle(out, config, checkpoint.load_variables(folder, config), path,
+  return export_lib.export_bundle(out, config, checkpoint.load_variables(folder, config, step=step), path,
                                   vocabulary_teacher=vocabulary_lib.load(path).teacher,
                                   teacher=Path(teacher) if teacher else None)
 

@@ -72,7 +72,7 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
   out.mkdir(parents=True, exist_ok=True)
   timer = Timer()
   found = (predict or predictions)(config, variables, classes, trained_on, dataset, mesh, timer)
-  _write_results(_encoded(found, category_of_row), [out / folder / RESULTS_FILE for folder in folders], truth)
+  _write_results(_encoded(found, category_of_row), [out / folder / RESULTS_FILE for folder in folders], dataset)
   if jax.process_index() > 0:
     return None
   base = [category.id for category, flag in zip(dataset.categories, inference.is_base(
@@ -205,7 +205,7 @@ def to_picture(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) 
 
 
 def _write_results(pictures: Iterator[tuple[int, list[list[results.Result]]]], paths: Sequence[Path],
-                   truth: Mapping[str, Any]) -> None:
+                   dataset: sources.PreparedDataset) -> None:
   """Writes the results of each method to its path: all of them, or this process's part, which the first merges."""
   count, index = jax.process_count(), jax.process_index()
   run = ''
@@ -222,8 +222,9 @@ def _write_results(pictures: Iterator[tuple[int, list[list[results.Result]]]], p
       for writer, found in zip(writers, of_picture, strict=True):
         writer.write(*((image_id, found) if count > 1 else (found,)))
   if count > 1 and index == 0:
+    image_ids = [dataset[i].image_id for i in range(len(dataset))]
     for path in paths:
-      parts.merge(path, run, count, [image['id'] for image in truth['images']])
+      parts.merge(path, run, count, image_ids)
 
 
 def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[tuple[int, list[list[results.Result]]]]:

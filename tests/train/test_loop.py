@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from tests import tiny
 from vild_jax import config as config_lib
-from vild_jax.structs import Batch
-from vild_jax.train import checkpoint, loop, sharding, writers
+from vild_jax import processes
+from vild_jax.structs import Batch, TrainState
+from vild_jax.train import checkpoint, loop, recorder, sharding, writers
+from vild_jax.train import state as state_lib
+from vild_jax.train.step import make_train_step
 
-CONFIG = tiny.config('train.log_every=4')  # one config, so that its step is compiled once
+CONFIG = tiny.config('train.log_every=4', 'train.on_nan=skip')  # one config, so that its step is compiled once
 
 
 class Killed(Exception):
@@ -67,6 +75,14 @@ def test_a_checkpoint_restores_on_another_topology(undisturbed):
     assert len(a.sharding.device_set) == 4
 
 
+def test_an_older_checkpoint_is_loaded_by_its_step(undisturbed):
+  workdir, final = undisturbed
+  older = checkpoint.load_variables(workdir, tiny.config(), step=6)
+  assert (np.asarray(older['params']['background']) != np.asarray(final.params['background'])).any()
+  with pytest.raises(ValueError, match=r'holds no checkpoint of step 7; expected one of .*4, 6, 8$'):
+    checkpoint.load_variables(workdir, tiny.config(), step=7)
+
+
 def test_the_whole_state_restores_on_another_topology(undisturbed):
   """From one device onto four, momentum and step too."""
   workdir, final = undisturbed
@@ -102,22 +118,102 @@ def test_an_empty_folder_is_no_checkpoint(tmp_path):
     checkpoint.read_config(tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_its_state_is_saved(tmp_path, mesh):
-  """The pictures of step 5 are poisoned; states are saved at steps 4 and 6, the next log is that of step 8."""
-  def poisoned(start):
-    for step, arrays in enumerate(_batches()(start), start + 1):
-      yield {**arrays, 'image': arrays['image'] * (np.nan if step == 5 else 1)}
+def _poisoned(step):
+  """Batches with the pictures of one step spoiled, and numbers for the pictures."""
+  def stream(start):
+    for number, arrays in enumerate(_batches()(start), start + 1):
+      yield {**arrays, 'image': arrays['image'] * (np.nan if number == step else 1),
+             'image_id': 100 * number + np.arange(8)}
+  return stream
 
-  with pytest.raises(FloatingPointError, match=r'not finite in step 6: .*gradient_norm nan'):
-    loop.train(CONFIG, tmp_path, tiny.vocabulary(), poisoned, mesh=mesh)
+
+def test_a_step_that_is_not_finite_stops_the_run_and_is_named_with_its_images(tmp_path, mesh, monkeypatch):
+  """States are saved at steps 4 and 6, the next log is that of step 8."""
+  # The program that may skip: it ends at the same losses, and is compiled already.
+  monkeypatch.setattr(loop, 'make_train_step', lambda config, mesh: make_train_step(CONFIG, mesh))
+  stops = tiny.config('train.log_every=4')
+  with pytest.raises(FloatingPointError, match=r'not finite in step 5: .*box_loss .*loss nan.*gradient_norm nan; '
+                     r'images 500, 501, .*, 507; expected finite numbers \(the checkpoint of step 4 is kept\)$'):
+    loop.train(stops, tmp_path, tiny.vocabulary(), _poisoned(5), mesh=mesh)
   assert checkpoint.Checkpoints(tmp_path).latest_step() == 4
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoint.load_variables(tmp_path, CONFIG)))
+  with pytest.raises(FloatingPointError, match=r'in step 6: .*the checkpoint of step 4 is kept'):
+    loop.train(stops, tmp_path, tiny.vocabulary(), _poisoned(6), mesh=mesh)
 
 
-def test_losses_between_two_log_steps_are_checked_too():
-  metrics = {'loss': np.float32(np.inf), 'class_loss': np.float32(np.inf), 'gradient_norm': np.float32(1)}
-  with pytest.raises(FloatingPointError, match='not finite in steps 3 to 7: class_loss inf, gradient_norm 1, loss inf'):
-    loop._check_finite(dict(sorted(metrics.items())), 3, 7)
+def test_a_step_that_is_not_finite_is_skipped_and_counted_if_the_config_says_so(undisturbed, tmp_path, mesh):
+  config = tiny.config('train.log_every=4', 'train.on_nan=skip', 'train.checkpoint_every=1', 'train.keep=9')
+  loop.train(config, tmp_path, tiny.vocabulary(), _poisoned(5), mesh=mesh)
+  states = {step: _restored(tmp_path, config, step) for step in (4, 5, 6)}
+  for key in ('params', 'batch_stats', 'opt_state'):
+    before, skipped, after = (jax.tree.leaves(getattr(states[step], key)) for step in (4, 5, 6))
+    for a, b in zip(before, skipped, strict=True):
+      np.testing.assert_array_equal(b, a + 1 if a.dtype == np.int32 else a, err_msg=key)
+    assert any((a != b).any() for a, b in zip(skipped, after, strict=True)), key
+  lines = writers.read_metrics(tmp_path / writers.METRICS_FILE)
+  assert [line['skipped_steps'] for line in lines] == [0, 1] and np.isfinite(lines[1]['loss'])
+  whole = writers.read_metrics(undisturbed[0] / writers.METRICS_FILE)
+  assert lines[0]['loss'] == whole[0]['loss'] and lines[1]['learning_rate'] == whole[1]['learning_rate']
+
+
+def _restored(workdir, config, step):
+  """The state of a step, by Orbax alone."""
+  shapes = jax.eval_shape(lambda: state_lib.create(config))
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore((workdir / 'checkpoints' / str(step) / 'state').absolute(), shapes)
+
+
+def test_only_skips_in_a_row_stop_a_run_that_skips():
+  config = tiny.config('train.on_nan=skip', 'train.steps=1000', 'train.log_every=1000')
+  bad, good = ({'loss': jnp.float32(x), 'gradient_norm': jnp.float32(1)} for x in (np.inf, 2))
+  kept = recorder.Recorder(config, None)
+  for step in range(1, 400):
+    kept.add(step, good if step % 100 == 0 else bad)
+  kept.add(400, good)
+  assert kept.loss_since_save() == 2 and kept.loss_since_save() == np.inf
+  with pytest.raises(FloatingPointError, match=r'in step 500, the 100th such step in a row: loss inf, gradient'):
+    for step in range(401, 502):
+      kept.add(step, bad)
+
+
+def test_the_newest_checkpoints_and_the_best_ones_stay(tmp_path):
+  state = TrainState(step=np.zeros(()), params={}, batch_stats={}, opt_state={}, key=np.zeros(2))
+  for resumed in range(2):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2, keep_best=1)
+    for step in (1, 2, 3, 4, 5, 6) if not resumed else (7, 8, 9):
+      checkpoints.save(step, state, loss={2: 0.1, 3: 0.5, 8: 0.05}.get(step, 1.0))
+    assert checkpoints.latest_step() == (9 if resumed else 6)
+    checkpoints.close()
+    assert {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()} == ({8, 9} if resumed else {2, 5, 6})
+
+
+@pytest.mark.parametrize('told_at', [1, 5])
+def test_sigterm_saves_the_step_and_a_resume_ends_bit_identical(undisturbed, tmp_path, mesh, told_at):
+  """The real signal, while step `told_at` is fed; in between the loop ends as it does for one process."""
+  def stream(start):
+    for step, arrays in enumerate(_batches()(start), start + 1):
+      if step == told_at and start < told_at:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield arrays
+
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(processes.Preempted, match=rf'told to end \(SIGTERM\); step {told_at} of 8 is saved in '):
+    loop.train(CONFIG, tmp_path, tiny.vocabulary(), stream, mesh=mesh)
+  assert signal.getsignal(signal.SIGTERM) is before
+  assert checkpoint.Checkpoints(tmp_path).latest_step() == told_at
+  resumed = loop.train(CONFIG, tmp_path, tiny.vocabulary(), stream, mesh=mesh)
+  for a, b in zip(jax.tree.leaves(undisturbed[1]), jax.tree.leaves(resumed), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_told_to_end_in_the_last_step_a_run_is_finished(tmp_path, mesh):
+  def stream(start):
+    for step, arrays in enumerate(_batches()(start), start + 1):
+      if step == 8:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield arrays
+
+  assert int(loop.train(CONFIG, tmp_path, tiny.vocabulary(), stream, mesh=mesh).step) == 8
 
 
 def test_the_saved_config_reads_back(undisturbed):

@@ -108,27 +108,32 @@ def read_config(workdir: Path) -> Config:
     raise config_lib.ConfigError(f'{path}: {error}') from error
 
 
-def load_variables(folder: Path, config: Config, mesh: Mesh | None = None) -> dict[str, Any]:
-  """{'params', 'batch_stats'} of a bundle, or of a work directory's newest checkpoint, without its optimiser state.
+def load_variables(folder: Path, config: Config, mesh: Mesh | None = None, step: int | None = None) -> dict[str, Any]:
+  """{'params', 'batch_stats'} of a bundle, or of a checkpoint of a work directory, without its optimiser state.
 
   Args:
     folder: the bundle or work directory.
     config: says which weights there must be.
     mesh: where they go, replicated; by default one device.
+    step: which checkpoint of the work directory; by default the newest.
 
   Raises ValueError if there is no checkpoint, or one of another architecture; the message names the first misfit.
   """
   folder = Path(folder).absolute()
   expected = abstract_variables(config, mesh)
-  if (folder / weights.VARIABLES).is_dir():
+  if (folder / weights.VARIABLES).is_dir() and step is None:
     return weights.restore(folder / weights.VARIABLES, expected)
   if not (folder / _FOLDER).is_dir():
     raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
   options = lambda: ocp.CheckpointManagerOptions(read_only=True)  # made inside: it logs what read-only means
   with weights.reading(folder / _FOLDER), ocp.CheckpointManager(folder / _FOLDER, options=options()) as manager:
-    step = manager.latest_step()
-  if step is None:
+    steps = manager.all_steps()
+  if not steps:
     raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {_FOLDER}/')
+  step = max(steps) if step is None else step
+  if step not in steps:
+    there = ', '.join(map(str, sorted(steps)))
+    raise ValueError(f'{folder} holds no checkpoint of step {step}; expected one of {there}')
   return weights.restore(folder / _FOLDER / str(step) / 'state', expected)
 
 

@@ -92,6 +92,8 @@ def reading(path: Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Orbax and TensorStore raise many types, of many lines
+    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+      raise  # another process is gone, and the checkpoint may be good
     raise ValueError(f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one '
                      '(of a work directory, remove a damaged one, and the one before is taken)') from error
   finally:

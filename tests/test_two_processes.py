@@ -1,0 +1,171 @@
+"""Two real processes do what one does: the same losses, one set of files, and a state that either number takes up.
+
+With VILD_JAX_KILLS=N also what happens when one of them is told to end, or killed, N times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.child_processes import Children
+from tests.data import small_set
+from tests.teacher import small_teacher
+from vild_jax import cli, processes
+from vild_jax import config as config_lib
+from vild_jax.data import sources
+from vild_jax.data.regions import RegionStore
+from vild_jax.interop import hf_clip
+from vild_jax.train import checkpoint, writers
+
+STEPS, SAVED = 4, 2     # and the step of the checkpoint that another number of processes goes on from
+KILLS = int(os.environ.get('VILD_JAX_KILLS', '0'))
+LONG = 40               # steps of the runs that are told to end
+_HEARTBEAT = 10         # seconds of silence
+
+
+def run(*words: object) -> int:
+  return cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Data, a vocabulary and a config whose batches are shared by all devices."""
+  folder = tmp_path_factory.mktemp('two')
+  for stem in ('small_train', 'small_val'):
+    annotations, images = small_set.write(folder, stem=stem)
+    assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
+  np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
+  assert run('embed-text', '--from-npy', folder / 'rows.npy', '--classes', annotations, '--teacher-id', 'made up',
+             '--out', folder / 'v.npz') == 0
+  for steps in (STEPS, LONG):
+    config = tiny.config(
+      f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
+      f'train.steps={steps}', 'train.log_every=1', f'train.checkpoint_every={SAVED}', 'train.on_nan=skip',
+      'evaluation.batch_size=8', 'mesh.data=-1')
+    (folder / f'{steps}.json').write_text(config_lib.to_text(config))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def children(tmp_path_factory):
+  return Children(tmp_path_factory.mktemp('cache'), tmp_path_factory.mktemp('logs'))
+
+
+def losses(workdir):
+  return {int(line['step']): line['loss'] for line in writers.read_metrics(workdir / writers.METRICS_FILE)}
+
+
+def test_two_processes_do_what_one_does(folder, children, tmp_path):
+  config, two, one = folder / f'{STEPS}.json', tmp_path / 'two', tmp_path / 'one'
+  train = lambda workdir: ['train', config, '--workdir', workdir]
+  others = lambda of: [
+    ['evaluate', config, '--checkpoint', two, '--out', tmp_path / f'scored-{of}'],
+    ['propose', config, '--checkpoint', two, '--images-per-shard', 1, '--out', tmp_path / f'store-{of}']]
+  assert children.finish(train(two), *others('two'), devices=2, count=2) == [0, 0], children.said()
+  assert 'process 1' in children.log(1).read_text() and 'steps 0 to' not in children.log(1).read_text()
+  went_on = tmp_path / 'went on'
+  shutil.copytree(two, went_on)
+  shutil.rmtree(went_on / 'checkpoints' / str(STEPS))
+  # The last batch of eight pictures is filled up: every process takes one batch, and the second one nothing of it.
+  assert children.finish(train(one), train(went_on), *others('one'), devices=4) == [0], children.said()
+
+  of_two, of_one, of_both = losses(two), losses(one), losses(went_on)
+  assert sorted(of_two) == sorted(of_one) == sorted(of_both) == list(range(1, STEPS + 1))
+  np.testing.assert_allclose(of_two[1], of_one[1], rtol=1e-5)
+  for step in of_two:  # another order of pictures gives other losses: those of neighbouring steps differ by more
+    np.testing.assert_allclose(of_two[step], of_one[step], rtol=1e-3, err_msg=f'step {step}')
+    np.testing.assert_allclose(of_two[step], of_both[step], rtol=1e-3, err_msg=f'step {step}')
+  assert min(abs(of_one[step] / of_one[step - 1] - 1) for step in range(2, STEPS + 1)) > 0.01
+
+  found = [json.loads((tmp_path / f'scored-{of}' / 'results.json').read_text()) for of in ('two', 'one')]
+  assert len(found[0]) == len(found[1]) > 0
+  for a, b in zip(*found, strict=True):
+    assert (a['image_id'], a['category_id']) == (b['image_id'], b['category_id'])
+    np.testing.assert_allclose([a['score'], *a['bbox']], [b['score'], *b['bbox']], rtol=1e-3, atol=1e-3)
+  assert not list((tmp_path / 'scored-two').glob('.*')), 'parts that are left'
+  stores = [RegionStore(tmp_path / f'store-{of}') for of in ('two', 'one')]
+  np.testing.assert_array_equal(stores[0].image_ids, stores[1].image_ids)
+  assert abs(stores[0].regions - stores[1].regions) < 0.01 * stores[1].regions
+
+
+@pytest.fixture(scope='module')
+def undisturbed(folder, children):
+  """The work directory of a run by so many processes, made once."""
+  made = {}
+
+  def of(count):
+    if count not in made:
+      workdir = folder / f'undisturbed-{count}'
+      words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
+      assert children.finish(words, devices=2, count=count) == count * [0], children.said()
+      made[count] = workdir
+    return made[count]
+
+  return of
+
+
+def assert_same_end(folder, undisturbed, workdir, what):
+  config = config_lib.load(folder / f'{LONG}.json')
+  ends = [jax.tree.leaves(checkpoint.load_variables(path, config)) for path in (undisturbed, workdir)]
+  for a, b in zip(*ends, strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=what)
+  assert losses(workdir) == losses(undisturbed), what
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.parametrize('count', [1, 2])
+def test_told_to_end_all_save_one_step_and_end_bit_identical(folder, children, undisturbed, tmp_path, count):
+  seed = int.from_bytes(os.urandom(2), 'big')
+  rng, workdir, left = np.random.default_rng(seed), tmp_path / 'run', 0
+  words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
+  expected = undisturbed(count)
+  for kill in range(KILLS):
+    target = left + int(rng.integers(1, 2 + max(0, LONG - 4 - left) // (KILLS + 1 - kill)))
+    with children.run(words, devices=2, count=count) as started:
+      children.wait(started, lambda target=target: max(losses(workdir), default=0) >= target)
+      started[rng.integers(count)].send_signal(signal.SIGTERM)
+      codes = [children.code(process) for process in started]
+    assert codes == count * [processes.EXIT_PREEMPTED], f'seed {seed}\n{children.said()}'
+    before, left = left, checkpoint.Checkpoints(workdir).latest_step()
+    print(f'seed {seed}: SIGTERM once step {target} was logged, saved step {left}')
+    assert before < target <= left < LONG
+  assert children.finish(words, devices=2, count=count) == count * [0], children.said()
+  assert_same_end(folder, expected, workdir, f'seed {seed}')
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.parametrize('victim', [0, 1])
+def test_one_is_killed_and_the_other_ends_in_time_and_says_why(folder, children, undisturbed, tmp_path, victim):
+  workdir = tmp_path / 'run'
+  words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
+  with children.run(words, devices=2, count=2, heartbeat=_HEARTBEAT) as started:
+    children.wait(started, lambda: max(losses(workdir), default=0) >= 7)
+    started[victim].send_signal(signal.SIGKILL)
+    code = started[1 - victim].wait(3 * _HEARTBEAT + 60)
+  said = children.log(1 - victim).read_text()
+  print(code, said[-3000:])
+  assert code not in (0, processes.EXIT_PREEMPTED)
+  assert 'another task died' in said or 'another process' in said
+  assert children.finish(words, devices=2, count=2) == [0, 0], children.said()
+  assert_same_end(folder, undisturbed(2), workdir, f'{victim} was killed')
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+def test_embeddings_of_two_processes_are_those_of_one(folder, children, tmp_path):
+  from tests.test_embedding import content, write_proposals
+
+  write_proposals(tmp_path / 'proposals', sources.open_dataset(folder / 'data', 'train'))
+  hf_clip.save_teacher(tmp_path / 'teacher', small_teacher.make())
+  words = ['embed-regions', '--teacher', tmp_path / 'teacher', '--data', folder / 'data', '--proposals',
+           tmp_path / 'proposals', '--images-per-shard', 1, '--batch-size', 16, '--out']
+  assert children.finish([*words, tmp_path / 'two'], devices=1, count=2) == [0, 0], children.said()
+  assert children.finish([*words, tmp_path / 'one'], devices=1) == [0], children.said()
+  assert content(tmp_path / 'two') == content(tmp_path / 'one')
