@@ -41,8 +41,11 @@ setup(
     'tf': ['tensorflow>=2.21'],        # checkpoints of the reference (convert tf-vild)
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda': ['jax[cuda12]>=0.10.2'],
-    'scenic': ['scenic @ git+https://github.com/google-research/scenic'],   # PyPI's `scenic` is another project
+    # ViLD as a Scenic project, at the commit that it was run in: PyPI's `scenic` is another project. What Scenic and
+    # clu's writers need besides, and do not declare, stands here too.
+    'scenic': ['scenic @ git+https://github.com/google-research/scenic@4a38d475ee89cb821078c0e2bf2065ee030e1535',
+               'ml_collections>=1.0', 'tensorboard>=2.19', 'tensorflow>=2.21'],
     'hub': ['huggingface_hub>=0.30'],  # teachers by their name on the Hugging Face hub, in place of a folder
-    'test': ['beartype>=0.19', 'pytest>=8.2', 'pytest-xdist>=3.6.1', 'ruff>=0.17', 'tensorboard>=2.19'],
+    'test': ['beartype>=0.19', 'pytest>=8.2', 'pytest-xdist>=3.6.1', 'pyyaml>=6.0', 'ruff>=0.17', 'tensorboard>=2.19'],
   },
 )

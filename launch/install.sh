@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv beside the project and installs into it the tested versions of everything; does nothing if that is done.
-# The other launchers call it. PYTHON=/path/to/python picks the interpreter.
+# The other launchers call it. PYTHON=/path/to/python picks the interpreter, EXTRAS=tpu or EXTRAS=cuda,test the extras.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -40,7 +40,8 @@ if [[ ! -f "$constraints" ]]; then
 fi
 
 # The folder is part of the stamp: a checkout that was moved needs its editable install again.
-stamp="$(cat setup.py pyproject.toml "$constraints" <(pwd) | cksum)"
+extras="${EXTRAS:-test}"
+stamp="$(cat setup.py pyproject.toml "$constraints" <(pwd; printf '%s\n' "$extras") | cksum)"
 if [[ "$(cat .venv/installed.stamp 2>/dev/null)" == "$stamp" ]]; then
   exit 0
 fi
@@ -50,7 +51,7 @@ say "installing vild_jax and what it needs with pip (about 1 GB, some minutes; l
 SECONDS=0
 # As environment variables the constraints also hold for what pip installs in order to build the package.
 if ! PIP_CONSTRAINT="$constraints" PIP_BUILD_CONSTRAINT="$constraints" PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    "$python" -m pip install --editable '.[test]' >"$log" 2>&1; then
+    "$python" -m pip install --editable ".[$extras]" >"$log" 2>&1; then
   tail -n 20 "$log" >&2
   fail "pip could not install; the end of $log stands above"
 fi

@@ -1,12 +1,15 @@
 """What the commands do with folders and files: open, check that things belong together, call the rooms, write.
 
-`cli` parses words into these calls; `demo` strings them together. Nothing else imports this file.
+`cli` parses words into these calls, `demo` strings them together, and Scenic's front door (`interop.scenic_project`)
+opens and trains by them. Nothing else imports this file.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,35 @@ _DATA_FILE = 'data.json'  # of a work directory: which pictures, annotations and
 
 def train(config: Config, workdir: Path) -> TrainState:
   """Trains, or resumes, in `workdir`; the vocabulary is copied beside the checkpoints, so that they stay usable."""
+  return train_on(open_training(config), workdir)
+
+
+@dataclass(frozen=True)
+class Training:
+  """What a training reads, opened and found to belong together.
+
+  Attributes:
+    config: the experiment, with the embedding dimension of the vocabulary.
+    dataset: the prepared split.
+    vocabulary: the training vocabulary.
+    regions: the store to distil from, or None.
+    labels: the vocabulary's row of each category that training may see.
+  """
+
+  config: Config
+  dataset: sources.PreparedDataset
+  vocabulary: vocabulary_lib.VocabularyFile
+  regions: regions.RegionStore | None
+  labels: batches.LabelMap
+
+  def stream(self, start_step: int) -> Iterator[batches.Arrays]:
+    """This process's part of each training batch from `start_step` on."""
+    return batches.train_batches(self.dataset, self.labels, self.config, regions=self.regions, start_step=start_step,
+                                 process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def open_training(config: Config) -> Training:
+  """Opens the data, vocabulary and regions of the config; ValueError if they do not belong together."""
   dataset = sources.open_dataset(_given(config.data.train, 'data.train'), config.data.train_split)
   vocabulary = vocabulary_lib.load(_given(config.vocabulary, 'vocabulary'))
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
@@ -44,26 +76,37 @@ def train(config: Config, workdir: Path) -> TrainState:
                              novel=config.assignment.novel_labels)
   if not dataset.has_masks:
     raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
+  return Training(config, dataset, vocabulary, store, labels)
+
+
+def train_on(opened: Training, workdir: Path, *, stream: Callable[[int], Iterator[Mapping]] | None = None,
+             writer: Any = None) -> TrainState:
+  """Trains, or resumes, in `workdir`.
+
+  Args:
+    opened: what `open_training` returned.
+    workdir: the work directory, see `train`.
+    stream: start step -> batches, for who has put a pipeline of their own around `opened.stream`, the default.
+    writer: as in `loop.train`.
+  """
+  config, vocabulary = opened.config, opened.vocabulary
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
   state.check_start(config, mesh)
-
-  def stream(start_step: int):
-    return batches.train_batches(dataset, labels, config, regions=store, start_step=start_step,
-                                 process_index=jax.process_index(), process_count=jax.process_count())
-
   pictures = None
   if config.train.pictures:
-    shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else dataset
+    shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else opened.dataset
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
   checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
   _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
-  _keep_identity(workdir / _DATA_FILE, dataset, store)
-  dropped = sorted({c.name for c in dataset.categories} - set(vocabulary.names))
+  _keep_identity(workdir / _DATA_FILE, opened.dataset, opened.regions)
+  categories = opened.dataset.categories
+  dropped = sorted({c.name for c in categories} - set(vocabulary.names))
   if dropped and jax.process_index() == 0:
-    print(f'{len(dropped)} of {len(dataset.categories)} categories of the data are not in the vocabulary, '
+    print(f'{len(dropped)} of {len(categories)} categories of the data are not in the vocabulary, '
           f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
-  return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream, mesh=mesh, pictures=pictures)
+  return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream or opened.stream, mesh=mesh,
+                    writer=writer, pictures=pictures)
 
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
