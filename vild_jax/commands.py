@@ -43,7 +43,7 @@ def train(config: Config, workdir: Path) -> TrainState:
   if not dataset.has_masks:
     raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
   mesh = sharding.make_mesh(config.mesh)
-  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
+  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
   state.check_start(config, mesh)
 
   def stream(start_step: int):
@@ -232,7 +232,7 @@ def _same_model(config: Config, folder: Path) -> Config:
   parts, saved = ('model.', 'data.image_size'), checkpoint.read_config(folder)
   config = with_embedding_dim(config, saved.model.embedding_dim)
   differences = [d for d in difference(saved, config)
-                 if d.startswith(parts) and not d.startswith('model.postprocess.')]
+                 if d.startswith(parts) and not d.startswith(('model.postprocess.', 'model.backbone.remat:'))]
   if differences:
     raise ValueError(f'{folder} was trained with another model: {differences[0]} differ; expected the config that it '
                      'was trained with, overrides included (its config.json can be given as CONFIG)')

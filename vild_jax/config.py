@@ -145,6 +145,7 @@ class Optimizer:
 class Train:
   """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off.
 
+  `accumulate` microbatches make one batch (`data.batch_size`): less memory, the same losses (see `train.accumulate`).
   `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; empty: from scratch.
   """
 
@@ -154,21 +155,29 @@ class Train:
   keep: int = 3
   pictures_every: int = 5000
   pictures: int = 4
+  accumulate: int = 1
   init_backbone: str = ''
 
   def __post_init__(self):
-    require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every',
+    require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every', 'accumulate',
                      zero=('pictures',))
 
 
 @dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis of the mesh; -1 takes all that are left."""
+  """Devices along each axis of the mesh; `data` = -1 takes all that the others leave.
+
+  `data` and `fsdp` share the pictures of a batch, and `fsdp` splits parameters and momentum besides. `spatial` splits
+  the height of every picture, for more devices than pictures. `train.sharding` has the rules.
+  """
 
   data: int = -1
+  fsdp: int = 1
+  spatial: int = 1
 
   def __post_init__(self):
     require(self.data == -1 or self.data > 0, 'mesh.data', self.data, '-1 or a positive number of devices')
+    require_positive(self, 'mesh', 'fsdp', 'spatial')
 
 
 @dataclass(frozen=True)
@@ -211,6 +220,9 @@ class Config:
     stride = 2**self.model.pyramid.max_level
     require(self.data.image_size % stride == 0, 'data.image_size', self.data.image_size,
             f'a multiple of {stride}, the stride of the top level of model.pyramid')
+    rows = stride * self.mesh.spatial
+    require(self.data.image_size % rows == 0, 'data.image_size', self.data.image_size,
+            f'a multiple of {rows}, so that mesh.spatial = {self.mesh.spatial} devices share the rows of its top level')
 
 
 def with_embedding_dim(config: Config, dim: int) -> Config:

@@ -46,7 +46,7 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
     not finite.
   """
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
-  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
+  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
   claim_workdir(workdir, config)
   checkpoints = Checkpoints(workdir, keep=config.train.keep)
   try:
@@ -58,6 +58,7 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   start = int(state.step)
   print(f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
         f'{mesh.devices.flat[0].device_kind}, in {workdir}', file=sys.stderr)
+  print(sharding.describe(mesh, state), file=sys.stderr)
   own_writer = writer is None
   writer = WorkdirWriter(workdir, resume_step=start) if own_writer else writer
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
