@@ -220,9 +220,10 @@ class Config:
     stride = 2**self.model.pyramid.max_level
     require(self.data.image_size % stride == 0, 'data.image_size', self.data.image_size,
             f'a multiple of {stride}, the stride of the top level of model.pyramid')
-    rows = stride * self.mesh.spatial
-    require(self.data.image_size % rows == 0, 'data.image_size', self.data.image_size,
-            f'a multiple of {rows}, so that mesh.spatial = {self.mesh.spatial} devices share the rows of its top level')
+    # With one row of the top level on a device XLA (jax 0.10.2) computes wrong gradients: it sums them over `data`.
+    rows, spatial = 2 * stride * self.mesh.spatial, self.mesh.spatial
+    require(spatial == 1 or self.data.image_size % rows == 0, 'data.image_size', self.data.image_size,
+            f'a multiple of {rows}, so that each of mesh.spatial = {spatial} devices has two rows of the top level')
 
 
 def with_embedding_dim(config: Config, dim: int) -> Config:
