@@ -1,4 +1,6 @@
-r"""ViLD-ensemble, ResNet-50, COCO: 48 base and 17 novel categories; nothing is learnt of the other 15.
+r"""ViLD-ensemble, ResNet-50, COCO: 48 base and 17 novel categories; nothing is learnt of the other 15, nor scored.
+
+The 45,000 steps are our choice: we know of no schedule for COCO that the article states.
 
 Proposals must come from COCO too, of a ViLD-text on its base categories:
 

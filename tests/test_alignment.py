@@ -14,7 +14,6 @@ from tests.data import small_set
 from vild_jax import alignment, detector
 from vild_jax.core import roi_align
 from vild_jax.data import prepare, sources, transforms
-from vild_jax.data.schema import DataError
 from vild_jax.teacher.vocabulary import VocabularyFile
 
 BASE = {3: True, 1: False, 8: True}  # category id -> is base
@@ -102,11 +101,11 @@ def test_the_mean_cosine_of_each_group(dataset, store, image_head):
 
 
 @pytest.mark.parametrize(('other', 'message'), [
-  ({'kind': 'proposals'}, "has the kind 'proposals'; expected 'embeddings'"),
-  ({'dataset': 'x'}, "has the data set 'x'; expected"),
-  ({'teacher': 'y'}, "has the teacher 'y'; expected 'made up'"),
-  ({'embedding_dim': 8}, 'has the embedding dimension 8; expected 16'),
+  ({'kind': 'proposals'}, 'is a store of proposals without embeddings'),
+  ({'dataset': 'x'}, 'is of a data set with identity x, and'),
+  ({'teacher': 'y'}, "has embeddings of teacher 'y', and the vocabulary of 'made up'"),
+  ({'embedding_dim': 8}, 'has embeddings of dimension 8; expected 16'),
 ])
-def test_a_store_that_does_not_belong_is_refused(dataset, other, message):
-  with pytest.raises(DataError, match=message):
-    alignment.distillation_cosine(tiny.config(), {}, WORDS, dataset, Store(dataset, {}, **other))
+def test_a_store_that_does_not_belong_is_refused(dataset, store, other, message):
+  with pytest.raises(ValueError, match=message):
+    alignment.distillation_cosine(tiny.config(), {}, WORDS, dataset, Store(dataset, store, **other))

@@ -18,6 +18,7 @@ def small_demo():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(demo, '_TEACHER_CROPS', 256)
     patch.setattr(demo, '_TEACHER_STEPS', 2)
+    patch.setattr(demo, '_START_STEPS', 2)
     patch.setattr(demo, '_GALLERY', 3)
     patch.setattr(toyworld, 'generate', functools.partial(toyworld.generate, train_images=48, val_images=16))
     patch.setattr(demo, 'toy_config', functools.partial(_tiny_config, demo.toy_config))
@@ -35,7 +36,7 @@ def _tiny_config(real, *args):
 @pytest.fixture(scope='module')
 def made(small_demo, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('demo')
-  demo.run(workdir, seed=5)
+  demo.run(workdir, seed=5, methods=('vild_text',))
   return workdir
 
 
@@ -50,8 +51,8 @@ def compared(made, small_demo):
 def test_the_report_is_whole(made):
   report = json.loads((made / 'report.json').read_text())
   assert report['seed'] == 5
-  assert list(report['seconds']) == ['world', 'prepare', 'teacher', 'embed_text', 'train', 'evaluate', 'export',
-                                     'gallery']
+  assert list(report['seconds']) == ['world', 'prepare', 'teacher', 'embed_text', 'start', 'train', 'evaluate',
+                                     'export', 'gallery']
   method = report['methods']['vild_text']
   for kind in ('box', 'mask'):
     assert {'AP', 'AP50', 'APr', 'APc', 'APf', 'AP_base', 'AP_novel', 'AP50_base', 'AP50_novel'} <= set(method[kind])
@@ -63,7 +64,7 @@ def test_the_report_is_whole(made):
 def test_a_finished_demo_is_not_run_again(made, small_demo, monkeypatch):
   before = (made / 'stages.json').stat().st_mtime_ns
   monkeypatch.setattr(demo.toy, 'train', None)
-  demo.run(made, seed=5)
+  demo.run(made, seed=5, methods=('vild_text',))
   assert (made / 'stages.json').stat().st_mtime_ns == before
 
 
@@ -79,14 +80,24 @@ def test_methods_share_the_work(compared, made):
           for c in configs]
   assert {key for key in flat[0] if flat[0][key] != flat[1][key] and not isinstance(flat[0][key], dict)} == {
     'name', 'model.image_head', 'distillation.weight', 'distillation.store', 'distillation.regions_per_image'}
+  assert configs[0]['train']['init_first_stage'] == str(made / 'start')
+  cosine = report['methods']['vild_ensemble']['teacher_cosine']
+  assert -1 <= cosine['novel'] <= 1 and cosine['regions']['all'] > 0
+  assert 'teacher_cosine' not in report['methods']['vild_text']
   page = (made / 'report.html').read_text()
-  assert 'ViLD-ensemble' in page and 'CLIP on cropped regions' in page
+  assert 'ViLD-ensemble' in page and 'CLIP on cropped regions' in page and 'class="bar0"' in page
 
 
 def test_unknown_methods_are_one_line(tmp_path):
   with pytest.raises(ValueError, match="--methods has 'vild_txt'; expected some of vild_text, vild, "):
     demo.run(tmp_path / 'w', methods=('vild_txt',))
   assert not (tmp_path / 'w').exists()
+
+
+def test_other_settings_need_another_folder(made, monkeypatch):
+  monkeypatch.setattr(demo, '_START_STEPS', 3)
+  with pytest.raises(ValueError, match=r'holds a demo of a version with other settings .*or another --workdir'):
+    demo.run(made, seed=5)
 
 
 def test_another_seed_needs_another_folder(made):
@@ -98,5 +109,5 @@ def test_the_bundle_answers_for_classes_in_any_words(made):
   import vild_jax
 
   picture = next((made / 'world' / 'val').glob('*.jpg'))
-  found = vild_jax.load(made / 'bundle').detect(picture, classes=['a purple cow', 'red star'], min_score=0.0)
+  found = vild_jax.load(made / 'bundle').detect(picture, classes=['a purple cow', 'bakru'], min_score=0.0)
   assert len(found.scores) and set(found.labels) <= {0, 1}

@@ -10,36 +10,23 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data import small_set
+from tests.data import picture_list, small_set
+from tests.data.planted_store import content
 from tests.teacher import small_teacher
 from tests.teacher.test_crops import plain_embeddings, plain_pixels
 from vild_jax import cli, embedding
 from vild_jax.data import sources, transforms
 from vild_jax.data.regions import Job, Regions, RegionStore, StoreWriter
-from vild_jax.data.schema import DataError, Example, Objects
+from vild_jax.data.schema import DataError
 from vild_jax.interop import hf_clip
 from vild_jax.teacher import vocabulary
 
 SIZES = [(40, 60), (33, 21), (64, 64), (20, 30), (64, 48)]
-NOTHING = Objects(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0),
-                  np.zeros(0, bool), ())
 MOST = 6
 
 
-class Pictures(list):
-  """What a prepared data set is to `embed_regions`: a list that knows its identity. Trips at `trap`, if it is set."""
-
-  identity, split, folder, trap = 'd' * 64, 'train', Path('data/small/1.0.0'), None
-
-  def __getitem__(self, index):
-    if index == self.trap:
-      raise KeyboardInterrupt
-    return super().__getitem__(index)
-
-
-def pictures() -> Pictures:
-  return Pictures(Example(100 - i, small_set.picture(h, w, seed=i, kind='.png'), h, w, NOTHING)
-                  for i, (h, w) in enumerate(SIZES))
+def pictures() -> picture_list.Pictures:
+  return picture_list.make(SIZES)
 
 
 def boxes_of(index: int, height: int, width: int) -> Regions:
@@ -59,10 +46,6 @@ def write_proposals(path: Path, dataset, count: int | None = None) -> RegionStor
     writer.write(0, ((e.image_id, boxes_of(i, e.height, e.width)) for i, e in enumerate(examples)))
     assert writer.finish()
   return RegionStore(path)
-
-
-def content(path: Path) -> dict[str, bytes]:
-  return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
 @pytest.fixture(scope='module')
@@ -163,7 +146,7 @@ def test_embeddings_that_are_not_finite_leave_no_shard(teacher, proposals, tmp_p
 
 def test_a_damaged_picture_is_named(teacher, proposals, tmp_path):
   for index, change, words in ((1, {'image': b'x'}, 'image 99: no readable picture'),
-                               (4, {'height': 65}, 'image 96 has 64 x 48 pixels; expected 65 x 48')):
+                               (4, {'height': 65}, 'image 96: the picture has 64 x 48 pixels; expected 65 x 48')):
     broken = pictures()
     list.__setitem__(broken, index, dataclasses.replace(broken[index], **change))
     with pytest.raises(DataError, match=words):
@@ -223,7 +206,7 @@ def test_a_truncated_shard_of_proposals_is_named(made, teacher, tmp_path, capsys
 
 def arrays(ids, *, rows=3, seed=0, **change):
   rng = np.random.default_rng(seed)
-  corners = rng.uniform(0, 20, (len(ids), rows, 2))
+  corners = rng.uniform(0, 15, (len(ids), rows, 2))  # the smallest picture has 20 x 30 pixels
   found = {'image_ids': np.array(ids), 'embeddings': 3 * rng.normal(size=(len(ids), rows, 4)).astype(np.float32),
            'boxes': np.concatenate([corners, corners + 5], axis=2), 'teacher': np.array('ours'),
            'scores': rng.uniform(size=(len(ids), rows)), 'valid': np.arange(rows)[None] < [[rows]] * len(ids)}
@@ -251,12 +234,20 @@ def test_import(made, tmp_path):
   np.testing.assert_allclose(store[7].boxes, second['boxes'][1, :5], rtol=1e-6)
   np.save(tmp_path / 'rows.npy', np.eye(2, 4, dtype=np.float32))
   file = vocabulary.from_npy(tmp_path / 'rows.npy', ('a', 'b'), 'ours', np.zeros(2, bool))
-  assert vocabulary.is_same_teacher(store.teacher, file.teacher)
+  assert vocabulary.is_same_teacher(store.teacher, file)
   before = content(out)
   np.savez(tmp_path / 'npz/b.npz', **arrays([11, 7], seed=2, rows=8))
   assert run('embed-regions', '--data', made / 'data', '--out', out, '--import', tmp_path / 'npz', '--max-regions', 5
              ) == 2, 'other arrays are another job'
   assert content(out) == before
+
+
+def test_a_box_may_touch_the_border_and_some_may_be_small(made, tmp_path):
+  boxes = np.array([[0, 0, 1, 0.5], [-1, -1, 21, 21.5], [3, 3, 3, 9]])
+  np.savez(tmp_path / 'a.npz', **arrays([300, 5, 11, 7], boxes=np.tile(boxes, (4, 1, 1)), scores=None))
+  out = tmp_path / 'store'
+  assert run('embed-regions', '--data', made / 'data', '--out', out, '--import', tmp_path / 'a.npz') == 0
+  np.testing.assert_array_equal(RegionStore(out)[300].boxes, boxes.astype(np.float32))
 
 
 NAN = arrays([300, 5, 11, 7])
@@ -271,6 +262,13 @@ NAN['embeddings'][1, 2, 0] = np.nan
   (NAN, 'image 5: embeddings of region 2 are unusable; expected finite numbers, not all zero'),
   (arrays([300, 5, 11, 7], embeddings=np.zeros((4, 3, 4))), 'embeddings of region 0 are unusable'),
   (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [5, 0, 4, 1]), 'boxes of region 0 are unusable'),
+  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, -2, 9, 9]),
+   'box [0.0, -2.0, 9.0, 9.0] of region 0 goes beyond the picture of'),
+  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, 0, 21.5, 9]),
+   'image 300: box [0.0, 0.0, 21.5, 9.0] of region 0 goes beyond the picture of 20 x 30 pixels; expected y1, '
+   'x1, y2, x2 in pixels'),
+  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, 0, 1, 0.5]),
+   'box [0.0, 0.0, 1.0, 0.5] of region 0 has a side below 2 pixels, as all others in the picture of'),
   (arrays([300, 5, 11, 7], scores=np.full((4, 3), np.inf)), 'scores of region 0 are unusable'),
   (arrays([300, 5, 11, 7], boxes=np.ones((4, 2, 4))), 'boxes is float64 [4, 2, 4]; expected floats [4, 3, 4]'),
   (arrays([300, 5, 11, 7], embeddings=np.ones((4, 3))), 'embeddings is float64 [4, 3]; expected floats [K, M, D]'),

@@ -22,6 +22,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
   assert path.read_text() == 'good' and list(tmp_path.iterdir()) == [path]
 
 
+def test_two_containers_whose_processes_have_one_number_do_not_share_a_temporary_file(tmp_path, monkeypatch):
+  monkeypatch.setattr('os.getpid', lambda: 7)
+  with files.replacing(tmp_path / 'file') as one:
+    one.write_text('one')
+    with files.replacing(tmp_path / 'file') as two:
+      two.write_text('two')
+    assert (tmp_path / 'file').read_text() == 'two' and one.read_text() == 'one'
+  assert (tmp_path / 'file').read_text() == 'one' and len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_error_names_the_file_that_was_asked_for(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     files.write(tmp_path / 'none' / 'file', 'x')

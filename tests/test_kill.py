@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import jax
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import killing, tiny
 from tests.data import planted_store, small_set
 from vild_jax import cli
 from vild_jax import config as config_lib
@@ -21,9 +15,6 @@ from vild_jax.teacher import vocabulary
 from vild_jax.train import checkpoint, writers
 
 STEPS = 40
-# As many devices as this process has: XLA shares its threads among them, which decides the order of some sums.
-_DEVICES = f'--xla_force_host_platform_device_count={jax.local_device_count()}'
-_PATIENCE = 300  # seconds until the other process must have come to the step at which it is killed
 
 
 def run(*words: object) -> int:
@@ -49,29 +40,30 @@ def config_file(tmp_path_factory):
   return folder / 'config.json'
 
 
-def test_a_run_killed_at_a_random_step_ends_at_bit_identical_parameters(config_file, tmp_path):
-  """And learns from the teacher meanwhile."""
-  assert run('train', config_file, '--workdir', tmp_path / 'undisturbed') == 0
-  losses = [line['distillation_loss'] for line in writers.read_metrics(tmp_path / 'undisturbed' / writers.METRICS_FILE)]
+@pytest.fixture(scope='module')
+def undisturbed(config_file):
+  """The variables of a run that nobody kills; it learns from the teacher meanwhile."""
+  workdir = config_file.parent / 'undisturbed'
+  assert run('train', config_file, '--workdir', workdir) == 0
+  losses = [line['distillation_loss'] for line in writers.read_metrics(workdir / writers.METRICS_FILE)]
   assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5]), losses
-  seed = int.from_bytes(os.urandom(2), 'big')
-  kill_at = int(np.random.default_rng(seed).integers(2, STEPS - 5))
-  killed = tmp_path / 'killed'
-  with (tmp_path / 'log').open('wb') as log:
-    process = subprocess.Popen([sys.executable, '-m', 'vild_jax', 'train', config_file, '--workdir', killed],
-                               stdout=log, stderr=log, env={**os.environ, 'XLA_FLAGS': _DEVICES})
-    deadline = time.monotonic() + _PATIENCE
-    while not (lines := writers.read_metrics(killed / writers.METRICS_FILE)) or lines[-1]['step'] < kill_at:
-      assert process.poll() is None and time.monotonic() < deadline, (tmp_path / 'log').read_text()
-      time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)  # steps take some 50 ms, so that a save is under way almost always
-    assert process.wait() == -signal.SIGKILL
+  return checkpoint.load_variables(workdir, config_lib.load(config_file))
+
+
+@pytest.mark.parametrize('number', range(killing.KILLS))
+def test_a_run_killed_at_a_random_step_ends_at_bit_identical_parameters(config_file, undisturbed, tmp_path, number):
+  rng, seed = killing.rng_and_seed()
+  kill_at, killed = int(rng.integers(2, STEPS - 5)), tmp_path / 'killed'
+  come_so_far = lambda: (lines := writers.read_metrics(killed / writers.METRICS_FILE)) and lines[-1]['step'] >= kill_at
+  # Steps take some 50 ms, so that a save is under way almost always.
+  killing.kill(['train', config_file, '--workdir', killed], come_so_far, tmp_path / 'log', wait=rng.uniform(0, 0.05))
   left = checkpoint.Checkpoints(killed).latest_step()
-  assert left is None or 0 < left < STEPS, f'killed at step {kill_at} (seed {seed}), but step {left} was saved'
+  where = f'killed at step {kill_at} (seed {seed}), resumed from {left}'
+  print(where)
+  assert left is None or 0 < left < STEPS, where
 
   assert run('train', config_file, '--workdir', killed) == 0
-  config = config_lib.load(config_file)
-  ends = [checkpoint.load_variables(tmp_path / name, config) for name in ('undisturbed', 'killed')]
-  for a, b in zip(*(jax.tree.leaves(end) for end in ends), strict=True):
-    np.testing.assert_array_equal(a, b, err_msg=f'killed at step {kill_at} (seed {seed}), resumed from {left}')
+  end = checkpoint.load_variables(killed, config_lib.load(config_file))
+  for a, b in zip(*map(jax.tree.leaves, (undisturbed, end)), strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=where)
   assert [line['step'] for line in writers.read_metrics(killed / writers.METRICS_FILE)] == list(range(1, STEPS + 1))

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
-import jax
-import numpy as np
 import pytest
 
-from tests import tiny
+from tests import killing, tiny
 from tests.data import small_set
+from tests.data.planted_store import content
 from vild_jax import cli
 from vild_jax import config as config_lib
 from vild_jax.data.regions import RegionStore
 from vild_jax.train import checkpoint
 
 IMAGES = 90
-KILLS = int(os.environ.get('VILD_JAX_KILLS', '1'))  # each starts a process, which compiles
-# As many devices as this process has: XLA shares its threads among them, which decides the order of some sums.
-_DEVICES = f'--xla_force_host_platform_device_count={jax.local_device_count()}'
-_PATIENCE = 300  # seconds until the other process must have come to the shard at which it is killed
 
 
 def run(*words: object) -> int:
@@ -60,25 +49,14 @@ def undisturbed(words):
   return folder / 'undisturbed'
 
 
-@pytest.mark.parametrize('number', range(KILLS))
+@pytest.mark.parametrize('number', range(killing.KILLS))
 def test_propose_killed_at_a_random_moment_ends_at_the_same_bytes(words, undisturbed, tmp_path, number):
-  words, shards = words[0], IMAGES // 2
-  seed = int.from_bytes(os.urandom(2), 'big')
-  rng = np.random.default_rng(seed)
+  words, shards, killed = words[0], IMAGES // 2, tmp_path / 'killed'
+  rng, seed = killing.rng_and_seed()
   kill_at, wait = int(rng.integers(0, 2 * shards // 3)), float(rng.uniform(0, 0.02))
-  killed = tmp_path / 'killed'
-  with (tmp_path / 'log').open('wb') as log:
-    process = subprocess.Popen([sys.executable, '-m', 'vild_jax', *map(str, words), str(killed)], stdout=log,
-                               stderr=log, env={**os.environ, 'XLA_FLAGS': _DEVICES})
-    try:
-      deadline = time.monotonic() + _PATIENCE
-      while not (killed / 'job.json').exists() or len(list(killed.glob('shard-*.json'))) < kill_at:
-        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / 'log').read_text()
-        time.sleep(0.001)
-      time.sleep(wait)  # into the next shard, whose pictures are computed, written, renamed or noted then
-    finally:
-      process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+  come_so_far = lambda: (killed / 'job.json').exists() and len(list(killed.glob('shard-*.json'))) >= kill_at
+  # The wait goes into the next shard, whose pictures are computed, written, renamed or noted then.
+  killing.kill([*words, killed], come_so_far, tmp_path / 'log', wait=wait)
   left = sorted(killed.iterdir())
   done = [path for path in left if path.suffix == '.json' and path.name.startswith('shard-')]
   where = f'killed {1000 * wait:.0f} ms after {kill_at} shards (seed {seed}), {len(done)} of {shards} were there'
@@ -86,5 +64,4 @@ def test_propose_killed_at_a_random_moment_ends_at_the_same_bytes(words, undistu
   assert not (killed / 'manifest.json').exists(), where
 
   assert run(*words, killed) == 0
-  assert {file.name: file.read_bytes() for file in killed.iterdir()} == \
-      {file.name: file.read_bytes() for file in undisturbed.iterdir()}, where
+  assert content(killed) == content(undisturbed), where

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
-import numpy as np
 import pytest
 
+from tests import killing
 from tests.data import small_set
+from tests.data.planted_store import content
 from tests.teacher import small_teacher
-from tests.test_embedding import content, run, write_proposals
+from tests.test_embedding import run, write_proposals
 from vild_jax.data import sources
 from vild_jax.interop import hf_clip
 
-KILLS = int(os.environ.get('VILD_JAX_KILLS', '1'))
 COPIES = 60       # of the four pictures of the small set, a file each: long enough to be hit
-_PATIENCE = 300   # seconds until the other process must have come so far
 
 
 @pytest.fixture(scope='module')
@@ -41,23 +34,12 @@ def test_a_run_killed_at_random_moments_ends_at_the_same_bytes(command, tmp_path
   assert run(*command, '--out', tmp_path / 'undisturbed') == 0
   whole = content(tmp_path / 'undisturbed')
   shards = sum(name.endswith('.array_record') for name in whole)
-  seed = int.from_bytes(os.urandom(2), 'big')
-  rng, killed = np.random.default_rng(seed), tmp_path / 'killed'
-  words = [str(word) for word in (sys.executable, '-m', 'vild_jax', *command, '--out', killed)]
-  for kill in range(KILLS):
+  (rng, seed), killed = killing.rng_and_seed(), tmp_path / 'killed'
+  for kill in range(killing.KILLS):
     had = len(list(killed.glob('*.array_record')))
-    wanted = had + int(rng.integers(1, (shards - had) // (KILLS + 1 - kill)))
-    with (tmp_path / 'log').open('wb') as log:
-      process = subprocess.Popen(words, stdout=log, stderr=log)
-      deadline = time.monotonic() + _PATIENCE
-      try:
-        while len(list(killed.glob('*.array_record'))) < wanted:
-          assert process.poll() is None and time.monotonic() < deadline, (tmp_path / 'log').read_text()
-          time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.03))  # a shard takes about that long
-      finally:
-        process.send_signal(signal.SIGKILL)  # also where the test fails: it must not go on beside the others
-      assert process.wait() == -signal.SIGKILL
+    wanted = had + int(rng.integers(1, (shards - had) // (killing.KILLS + 1 - kill)))
+    killing.kill([*command, '--out', killed], lambda wanted=wanted: len(list(killed.glob('*.array_record'))) >= wanted,
+                 tmp_path / 'log', wait=rng.uniform(0, 0.03))  # a shard takes about that long
     left = {file.name for file in killed.glob('*.array_record')}
     assert had < len(left) < shards and not (killed / 'manifest.json').exists(), f'seed {seed}: {len(left)} shards'
   assert run(*command, '--out', killed) == 0

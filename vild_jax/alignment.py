@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from vild_jax import detector, inference, progress
 from vild_jax.config import Config
 from vild_jax.data import batch as batches
-from vild_jax.data import sources, transforms
-from vild_jax.data.regions import EMBEDDINGS, RegionStore
-from vild_jax.data.schema import DataError, Example
+from vild_jax.data import join, sources, transforms
+from vild_jax.data.regions import RegionStore
+from vild_jax.data.schema import Example
 from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.teacher.vocabulary import VocabularyFile
 from vild_jax.train import sharding
@@ -45,9 +45,10 @@ def distillation_cosine(config: Config, variables: Any, trained_on: VocabularyFi
     {'base', 'novel', 'other', 'all'}: the mean over all pictures' regions of the group, None where it has none, and
     under `regions` how many each has.
 
-  Raises DataError if the store holds no embeddings, or those of another data set, teacher or dimension.
+  Raises ValueError if the store holds no embeddings, or those of another data set, teacher or dimension.
   """
-  _check_store(config, trained_on, dataset, store)
+  join.check_store(store, dataset, config.model.embedding_dim)
+  vocabulary_lib.check_regions(store.path, store.teacher, trained_on)
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   size = config.evaluation.batch_size
   sharding.check_batch_size(mesh, size, 'evaluation.batch_size')
@@ -81,18 +82,6 @@ def distillation_cosine(config: Config, variables: Any, trained_on: VocabularyFi
         bar.update()
   means = {group: float(np.mean(values)) if values else None for group, values in cosines.items()}
   return means | {'regions': {group: len(values) for group, values in cosines.items()}}
-
-
-def _check_store(config: Config, trained_on: VocabularyFile, dataset: sources.PreparedDataset,
-                 store: RegionStore) -> None:
-  same_teacher = vocabulary_lib.is_same_teacher(store.teacher, trained_on.teacher)
-  for what, found, expected, where in (
-      ('kind', store.kind, EMBEDDINGS, 'a store that `vild-jax embed-regions` wrote'),
-      ('data set', store.dataset, dataset.identity, str(dataset.folder)),
-      ('teacher', store.teacher, trained_on.teacher, 'the teacher of the training vocabulary'),
-      ('embedding dimension', store.embedding_dim, config.model.embedding_dim, 'model.region_head.embedding_dim')):
-    if found != expected and not (what == 'teacher' and same_teacher):
-      raise DataError(f'{store.path} has the {what} {found!r}; expected {expected!r}, {where}')
 
 
 def _groups(boxes: np.ndarray, example: Example, is_base: dict[int, bool]) -> list[str]:

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
                'vild-jax demo --workdir workdir/demo')
   p.add_argument('--workdir', required=True, help='gets data, checkpoints, report.html and report.json')
   p.add_argument('--seed', type=int, default=0, help='of the world, the teacher and the training')
-  p.add_argument('--methods', default='vild_text', metavar='A,B',
+  p.add_argument('--methods', default='vild_text,vild,vild_ensemble', metavar='A,B',
                  help='what to compare, of vild_text, vild, vild_ensemble, vild_image, supervised, clip_crops, '
                       'vild_text_clip_crops; what is there already is not run again')
   p.add_argument('--full', action='store_true', help='compare all of them')
@@ -123,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
                  help='of the model; of the teacher on cropped proposals, also times objectness in with_objectness/; '
                       'or of ViLD-text and the teacher on crops together. The last two are slow')
   p.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
+  p.add_argument('--regions', metavar='STORE',
+                 help='what embed-regions wrote for this split, to say how near the model comes to the teacher')
   p.add_argument('--out', required=True, help='gets results.json, metrics.json, per_category.csv and plots')
   _add_json(p)
 

@@ -29,7 +29,7 @@ from vild_jax import detector, evaluation, progress
 from vild_jax.config import Config, Model
 from vild_jax.core import boxes, openvocab
 from vild_jax.data import batch as batches
-from vild_jax.data import sources, transforms
+from vild_jax.data import sources
 from vild_jax.detector import PerImage
 from vild_jax.evaluation import Found, Timer
 from vild_jax.interop import export, hf_clip
@@ -130,7 +130,7 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
   with progress.bar(len(dataset), 'detect', unit='image') as bar:
     for arrays in batches.eval_batches(dataset, config, batch_size=config.evaluation.batch_size):
       real = np.flatnonzero(arrays['real'])
-      pictures = [_picture(dataset, number + int(i)) for i in real]
+      pictures = [batches.decode(dataset[number + int(i)]) for i in real]
       number += len(real)
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
       if not timer.warm:  # compiles
@@ -166,11 +166,6 @@ def crop_tower(directory: str | Path, config: Config, trained_on: VocabularyFile
     raise ValueError(f'--scores {scores} takes the scores of ViLD-text, but {kind}; expected a checkpoint of one head '
                      'with a background')
   teacher = hf_clip.load_teacher(directory)
-  if not vocabulary_lib.is_same_teacher(teacher.text_identity, trained_on.teacher):
+  if not vocabulary_lib.is_same_teacher(teacher.text_identity, trained_on):
     export.check_teacher(teacher.text_identity, trained_on.teacher, str(directory))
   return CropTower(teacher)
-
-
-def _picture(dataset: sources.PreparedDataset, index: int) -> np.ndarray:
-  example = dataset[index]
-  return transforms.decode(example.image, f'image {example.image_id}')

@@ -153,12 +153,14 @@ def evaluate(args: argparse.Namespace) -> None:
   config = config_lib.load(args.config, args.overrides)
   metrics = commands.evaluate(config, Path(args.checkpoint), args.data or config.data.val,
                               args.split or config.data.val_split, Path(args.out), vocabulary=args.vocabulary,
-                              scores=args.scores, teacher=args.teacher or config.teacher)
+                              scores=args.scores, teacher=args.teacher or config.teacher, regions=args.regions)
   print(commands.metrics_table(metrics))
   if 'with_objectness' in metrics:
     print(f'the same times objectness\n{commands.metrics_table(metrics["with_objectness"])}')
-  _write_json(args.json, {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image', 'with_objectness')
-                          if key in metrics})
+  if cosine := metrics.get('teacher_cosine'):
+    print('mean cosine to the teacher: ' + ', '.join(
+      f'{group} {value:.3f}' for group, value in cosine.items() if isinstance(value, float)))
+  _write_json(args.json, {key: metrics[key] for key in commands.METRICS if key in metrics})
 
 
 def detect(args: argparse.Namespace) -> None:

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vild_jax import baselines, embedding, evaluation, files, inference, objective, offline, progress, viz
+from vild_jax import alignment, baselines, embedding, evaluation, files, inference, objective, offline, progress, viz
 from vild_jax.config import Config, difference, with_embedding_dim
 from vild_jax.data import batch as batches
-from vild_jax.data import class_lists, join, region_import, regions, sources, transforms
+from vild_jax.data import class_lists, join, region_import, sources, transforms
+from vild_jax.data import regions as regions_lib
 from vild_jax.eval import paste
 from vild_jax.interop import export as export_lib
 from vild_jax.interop import hf_clip
@@ -27,7 +28,8 @@ from vild_jax.teacher import prompts, zero_shot
 from vild_jax.teacher import vocabulary as vocabulary_lib
 from vild_jax.train import checkpoint, loop, sharding, state
 
-DETECTIONS_FILE = 'detections.json'
+DETECTIONS_FILE, COSINE_FILE = 'detections.json', 'teacher_cosine.json'
+METRICS = ('box', 'mask', 'seconds_per_image', 'with_objectness', 'teacher_cosine')  # what --json of evaluate keeps
 _DATA_FILE = 'data.json'  # of a work directory: which pictures, annotations and regions it is trained on
 
 
@@ -64,11 +66,12 @@ def train(config: Config, workdir: Path) -> TrainState:
 
 
 def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
-             vocabulary: str | None = None, scores: str = baselines.MODEL,
-             teacher: str | None = None) -> dict[str, Any]:
+             vocabulary: str | None = None, scores: str = baselines.MODEL, teacher: str | None = None,
+             regions: str | Path | None = None) -> dict[str, Any]:
   """Evaluates the checkpoint of a work directory or a bundle on a prepared split; returns the metrics.
 
   `scores`: of the model, or one of the `baselines`, which crop and embed with the teacher in the folder `teacher`.
+  `regions`: a store of the teacher's embeddings for this split; `teacher_cosine` says how near the model's come to it.
   """
   if scores not in baselines.SCORES:
     raise ValueError(f'--scores is {scores!r}; expected one of {", ".join(baselines.SCORES)}')
@@ -88,8 +91,16 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
                       tower=baselines.crop_tower(teacher, config, trained_on, scores))
   mesh = sharding.make_mesh(config.mesh)
   variables = checkpoint.load_variables(folder, config, mesh)
-  return evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh, predict=predict,
-                             folders=baselines.folders(scores))
+  cosine = {}
+  if regions:
+    store = regions_lib.RegionStore(regions)
+    cosine = {'teacher_cosine': alignment.distillation_cosine(config, variables, trained_on, dataset, store, mesh=mesh,
+                                                              regions_per_image=store.max_regions)}
+  metrics = evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh, predict=predict,
+                                folders=baselines.folders(scores))
+  if cosine:
+    files.write(out / COSINE_FILE, json.dumps(cosine, indent=2) + '\n')
+  return metrics | cosine
 
 
 def propose(config: Config, folder: Path, data: str, split: str, out: Path, *, max_proposals: int,
@@ -114,7 +125,7 @@ def embed_regions(teacher: str | None, data: str, split: str, proposals: str | N
              'process_count': jax.process_count()}
   if imported:
     return embedding.import_regions(region_import.ImportedRegions(imported), dataset, out, **options)
-  store = regions.RegionStore(_given(proposals, '--proposals'))
+  store = regions_lib.RegionStore(_given(proposals, '--proposals'))
   return embedding.embed_regions(hf_clip.load_teacher(_given(teacher, '--teacher')), dataset, store, out,
                                  dtype=jax.numpy.dtype(dtype), batch_size=batch_size, **options)
 
@@ -240,7 +251,7 @@ def _same_model(config: Config, folder: Path) -> Config:
 
 
 def _open_regions(config: Config, dataset: sources.PreparedDataset,
-                  vocabulary: vocabulary_lib.VocabularyFile) -> regions.RegionStore | None:
+                  vocabulary: vocabulary_lib.VocabularyFile) -> regions_lib.RegionStore | None:
   """The store to distil from; None at a weight of 0, so that ViLD-text can be an override of any config."""
   path = config.distillation.store
   objective.check_distillation(config, has_regions=bool(path))
@@ -248,15 +259,13 @@ def _open_regions(config: Config, dataset: sources.PreparedDataset,
     if path:
       print(f'distillation.weight is 0: the regions in {path} are not used', file=sys.stderr)
     return None
-  store = regions.RegionStore(path)
+  store = regions_lib.RegionStore(path)
   join.check_store(store, dataset, config.model.embedding_dim)
-  if not vocabulary_lib.is_same_teacher(store.teacher, vocabulary.teacher):
-    raise ValueError(f'{path} has embeddings of teacher {store.teacher!r}, and {config.vocabulary} of '
-                     f'{vocabulary.teacher!r}; expected the image and the text tower of one teacher')
+  vocabulary_lib.check_regions(path, store.teacher, vocabulary)
   return store
 
 
-def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: regions.RegionStore | None) -> None:
+def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: regions_lib.RegionStore | None) -> None:
   """What is made anew under the same path is another data set or store: a resume on it would be neither run."""
   content = {'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}
   sources_of = {'identity': ('a data set', dataset.folder)}

@@ -122,8 +122,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-  """SGD with momentum: linear warm-up, then `decay_factor` at each fraction of training in `decay_at`."""
+  """The update rule and its rate: linear warm-up, then `decay_factor` at each fraction of training in `decay_at`.
 
+  `rule` is 'sgd' (with `momentum`, as the paper) or 'adamw' (`momentum` is its beta 1), for short trainings.
+  """
+
+  rule: str = 'sgd'
   learning_rate: float = 0.32
   warmup_learning_rate: float = 0.0032
   warmup_steps: int = 1000
@@ -134,6 +138,7 @@ class Optimizer:
   drop_last_decay: bool = False          # True: the reference's schedule, which loses its last decay (section 4.7)
 
   def __post_init__(self):
+    require(self.rule in ('sgd', 'adamw'), 'optimizer.rule', self.rule, "'sgd' or 'adamw'")
     require(all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
              'optimizer.decay_at', self.decay_at, 'increasing fractions of training between 0 and 1')
     require_positive(self, 'optimizer', 'learning_rate',
@@ -146,7 +151,8 @@ class Train:
   """Length and cadence of training, in steps. `keep` checkpoints stay; 0 pictures switches them off.
 
   `accumulate` microbatches make one batch (`data.batch_size`): less memory, the same losses (see `train.accumulate`).
-  `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; empty: from scratch.
+  `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; `init_first_stage` a
+  work directory or bundle whose backbone, pyramid and proposal network are started from. Empty: from scratch.
   """
 
   steps: int = 180_000
@@ -157,10 +163,13 @@ class Train:
   pictures: int = 4
   accumulate: int = 1
   init_backbone: str = ''
+  init_first_stage: str = ''
 
   def __post_init__(self):
     require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every', 'accumulate',
                      zero=('pictures',))
+    require(not (self.init_backbone and self.init_first_stage), 'train.init_first_stage', self.init_first_stage,
+            "'' beside train.init_backbone: each brings a backbone")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ so that an interrupted demo goes on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -30,14 +31,16 @@ from vild_jax.interop import hf_clip
 from vild_jax.teacher import prompts, text, toy, vocabulary, zero_shot
 from vild_jax.train import writers
 
-_TEACHER_CROPS = 24_000
-_TEACHER_STEPS = 3000
+_TEACHER_CROPS = 28_000
+_TEACHER_STEPS = 3600
 _GALLERY = 12
 _PROPOSALS = 64   # of a picture that the teacher embeds; each step draws some of them
+_START_STEPS = 300  # of the ViLD-text whose first stage all methods start from, and whose proposals they distil
 
-_DISTILS = ('distillation.weight=0.5', 'distillation.regions_per_image=32')
-# Name in report.json -> what the method changes of `configs/vild_text_toy.py`. All start from the same weights, and
-# see the same pictures in the same order, but for the supervised one, which sees rare categories more often.
+_DISTILS = ('distillation.weight=1.0', 'distillation.regions_per_image=32')
+# Name in report.json -> what the method changes of `configs/vild_text_toy.py`. All start from the same first stage with
+# the same steps, and see the same pictures in the same order, but for the supervised one, which sees rare categories
+# more often.
 TRAINED = {
   'vild_text': (),
   'vild': _DISTILS,
@@ -48,16 +51,17 @@ TRAINED = {
 # Name in report.json -> how `evaluate` scores with the checkpoint of ViLD-text.
 SCORED = {'clip_crops': 'clip-crops', 'vild_text_clip_crops': 'text+clip-crops'}
 METHODS = (*TRAINED, *SCORED)
+DEFAULT = ('vild_text', 'vild', 'vild_ensemble')
 
 
-def run(workdir: Path, *, seed: int = 0, methods: Sequence[str] = ('vild_text',),
+def run(workdir: Path, *, seed: int = 0, methods: Sequence[str] = DEFAULT,
         json_file: str | None = None) -> report.Report:
   """Runs the demo into `workdir` and writes `report.html` and `report.json` there; prints the metrics.
 
   Args:
     workdir: new, or that of a demo with the same seed: its stages are not run again.
     seed: of the world, the teacher and the training.
-    methods: of METHODS. ViLD-text is run in any case: its proposals are what the others distil from.
+    methods: of METHODS. ViLD-text is run in any case: the table is about what the others add to it.
     json_file: where to write a copy of `report.json`.
   """
   if not 0 <= seed < 2**32:
@@ -66,10 +70,10 @@ def run(workdir: Path, *, seed: int = 0, methods: Sequence[str] = ('vild_text',)
     raise ValueError(f'--methods has {unknown[0]!r}; expected some of {", ".join(METHODS)}')
   chosen = [method for method in METHODS if method in methods or method == 'vild_text']
   workdir = workdir.resolve()  # the configs keep these paths
-  workdir.mkdir(parents=True, exist_ok=True)
-  stages = _Stages(workdir, seed)
   world, data, teacher = (workdir / name for name in ('world', 'data', 'teacher'))
   classes = workdir / 'vocabulary.npz'
+  config = toy_config(data / 'toy', classes, teacher, seed)
+  stages = _Stages(workdir, seed, _fingerprint(config))
   counts = stages.run('world', 'Drew the toy world: pictures with LVIS-format annotations.',
                       lambda: toyworld.generate(world, seed=seed))
   stages.run('prepare', 'Prepared both splits as TFDS data sets in ArrayRecord.', lambda: _prepare(world, data))
@@ -77,7 +81,11 @@ def run(workdir: Path, *, seed: int = 0, methods: Sequence[str] = ('vild_text',)
                         lambda: _train_teacher(teacher, seed, data / 'toy'))
   stages.run('embed_text', 'Embedded the class names as text: the vocabulary.',
              lambda: _embed_text(world, teacher, classes))
-  config = toy_config(data / 'toy', classes, teacher, seed)
+  start = config_lib.override(config, [f'train.steps={_START_STEPS}', 'name=start_toy'])
+  stages.run('start', f'Trained a ViLD-text on base classes for {_START_STEPS} steps of {config.data.batch_size} '
+             'pictures; its first stage is what every method starts from, with heads of its own.',
+             lambda: _train(start, workdir / 'start'))
+  config = config_lib.override(config, [f'train.init_first_stage={workdir / "start"}'])
   metrics = {}
   for method in chosen:
     metrics[method] = _run_method(method, stages, config, workdir)
@@ -91,8 +99,8 @@ def run(workdir: Path, *, seed: int = 0, methods: Sequence[str] = ('vild_text',)
   made = report.Report(
     title='vild_jax on the toy world',
     summary=f'{", ".join(report.METHODS[method] for method in chosen)}, trained from scratch on the base classes of a '
-            'procedural world. Novel classes are combinations of shape and pattern whose annotations training never '
-            'saw; they are found by their names alone.' + (
+            'procedural world. A class is a combination of shape and pattern with a noun of its own; training never '
+            'saw annotations of the novel ones, which are found by what the teacher knows.' + (
               ' But for the supervised baseline, which is trained on all of them.' if 'supervised' in chosen else ''),
     seed=seed, stages=stages.done,
     data={'training': counts['train'], 'validation': counts['val']},
@@ -120,21 +128,36 @@ def _run_method(method: str, stages: _Stages, config: Config, workdir: Path) -> 
   """Trains one method where it is trained, evaluates it, and returns its metrics."""
   of, folder, name = _config_of(method, config, workdir), workdir / method, report.METHODS[method]
   if of.distillation.weight:
-    proposals = workdir / 'proposals'
-    stages.run('propose', 'Proposed regions of the training pictures by the network of ViLD-text.',
-               lambda: commands.propose(config, workdir / 'vild_text', config.data.train, config.data.train_split,
-                                        proposals, max_proposals=_PROPOSALS, images_per_shard=250))
+    stages.run('propose', 'Proposed regions of all pictures by the network that every method starts from.',
+               lambda: _propose(config, workdir))
     stages.run('embed_regions', 'Embedded their 1x and 1.5x crops by the teacher.',
-               lambda: commands.embed_regions(config.teacher, config.data.train, config.data.train_split,
-                                              str(proposals), Path(of.distillation.store), max_regions=_PROPOSALS,
-                                              dtype='float32', batch_size=2 * _PROPOSALS, images_per_shard=250))
+               lambda: _embed_regions(config, workdir))
   if method in TRAINED:
     on = 'base and novel classes' if of.assignment.novel_labels else 'base classes'
     stages.run(_stage('train', method), f'Trained {name} on {on} for {of.train.steps} steps of {of.data.batch_size} '
                'pictures.', lambda: _train(of, folder))
   return stages.run(_stage('evaluate', method), f'{name}: detected on the validation pictures and scored by the LVIS '
                     'protocol.', lambda: _evaluate(of, workdir / 'vild_text' if method in SCORED else folder,
-                                                   folder / 'evaluation', SCORED.get(method, 'model')))
+                                                   folder / 'evaluation', scores=SCORED.get(method, 'model'),
+                                                   regions=workdir / 'regions_val' if of.distillation.weight else None))
+
+
+def _propose(config: Config, workdir: Path) -> None:
+  for split, end in _splits(config):
+    commands.propose(config, workdir / 'start', config.data.train, split, workdir / f'proposals{end}',
+                     max_proposals=_PROPOSALS, images_per_shard=250)
+
+
+def _embed_regions(config: Config, workdir: Path) -> None:
+  for split, end in _splits(config):
+    commands.embed_regions(config.teacher, config.data.train, split, str(workdir / f'proposals{end}'),
+                           workdir / f'regions{end}', max_regions=_PROPOSALS, dtype='float32',
+                           batch_size=2 * _PROPOSALS, images_per_shard=250)
+
+
+def _splits(config: Config) -> tuple[tuple[str, str], ...]:
+  """Which splits have regions, and how the names of their stores end."""
+  return (config.data.train_split, ''), (config.data.val_split, '_val')
 
 
 def _stage(what: str, method: str) -> str:
@@ -158,15 +181,29 @@ def toy_config(data: Path, classes: Path, teacher: Path, seed: int) -> Config:
                  data=replace(config.data, train=str(data), val=str(data)))
 
 
+def _fingerprint(config: Config) -> str:
+  """What decides the products of the stages, the code and the seed aside."""
+  plain = replace(config, seed=0, vocabulary='', teacher='', data=replace(config.data, train='', val=''))
+  settings = [toyworld.GENERATOR_VERSION, _TEACHER_CROPS, _TEACHER_STEPS, _PROPOSALS, _START_STEPS, TRAINED, SCORED,
+              config_lib.to_text(plain)]
+  return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+
 class _Stages:
   """Runs stages once: what a stage returned (JSON) and how long it took is kept in `stages.json`."""
 
-  def __init__(self, workdir: Path, seed: int):
+  def __init__(self, workdir: Path, seed: int, settings: str):
+    workdir.mkdir(parents=True, exist_ok=True)
     self._path = workdir / 'stages.json'
-    kept = json.loads(self._path.read_text(encoding='utf-8')) if self._path.is_file() else {'seed': seed, 'stages': {}}
+    kept = {'seed': seed, 'settings': settings, 'stages': {}}
+    if self._path.is_file():
+      kept = json.loads(self._path.read_text(encoding='utf-8'))
     if kept['seed'] != seed:
       raise ValueError(f'{workdir} holds a demo with seed {kept["seed"]}; expected --seed {kept["seed"]} '
                        'or another --workdir')
+    if kept.get('settings') != settings:
+      raise ValueError(f'{workdir} holds a demo of a version with other settings ({kept.get("settings")}); expected '
+                       f'{settings}, or another --workdir')
     self._kept = kept
     self.done: list[report.Stage] = []
 
@@ -196,7 +233,7 @@ def _prepare(world: Path, data: Path) -> None:
 
 def _train_teacher(teacher: Path, seed: int, data: Path) -> dict[str, float]:
   """Trains the toy teacher; returns its zero-shot accuracy on the ground-truth boxes of base and novel objects."""
-  names = toyworld.category_names()
+  names = toyworld.caption_names()
   images, labels = toyworld.captioned_crops(seed, _TEACHER_CROPS)
   return _teacher_accuracy(toy.train(images, labels, names, teacher, seed=seed, steps=_TEACHER_STEPS), data)
 
@@ -227,10 +264,10 @@ def _train(config: Config, folder: Path) -> None:
   commands.train(config, folder)
 
 
-def _evaluate(config: Config, folder: Path, out: Path, scores: str) -> dict[str, Any]:
+def _evaluate(config: Config, folder: Path, out: Path, *, scores: str, regions: Path | None) -> dict[str, Any]:
   metrics = commands.evaluate(config, folder, config.data.val, config.data.val_split, out, scores=scores,
-                              teacher=config.teacher)
-  return {key: metrics[key] for key in ('box', 'mask', 'seconds_per_image')}
+                              teacher=config.teacher, regions=regions)
+  return {key: metrics[key] for key in commands.METRICS if key in metrics and key != 'with_objectness'}
 
 
 def _gallery(bundle: Path, config: Config) -> list[report.Pair]:

@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vild_jax import progress
-from vild_jax.data import regions, sources, transforms
+from vild_jax.data import batch as batches
+from vild_jax.data import regions, sources
 from vild_jax.data.region_import import ImportedRegions
 from vild_jax.data.regions import Job, Regions, RegionStore
 from vild_jax.data.schema import DataError
 from vild_jax.interop import hf_clip
-from vild_jax.offline import readable
+from vild_jax.offline import outcome, readable
 from vild_jax.teacher import crops
 
 IMAGES_PER_SHARD = 64  # what a kill costs: some seconds of an accelerator
@@ -91,7 +92,7 @@ def import_regions(arrays: ImportedRegions, dataset: sources.PreparedDataset, ou
   """Writes a store of embeddings that were computed elsewhere; arguments, results and errors as `embed_regions`.
 
   Raises ValueError also for arrays that lack a picture of the data set or have one that it lacks, or that hold anything
-  but finite numbers.
+  but finite numbers and boxes in pixels of the picture.
   """
   if len(arrays.image_ids) != len(dataset):  # if there are as many, looking up all of them finds what does not fit
     known = {dataset[i].image_id for i in range(len(dataset))}
@@ -105,9 +106,10 @@ def import_regions(arrays: ImportedRegions, dataset: sources.PreparedDataset, ou
 
   def read(examples: Iterable[int]) -> Iterator[tuple[int, Regions]]:
     for i in examples:
-      image_id = dataset[i].image_id
-      found = arrays[image_id]
-      yield image_id, Regions(found.boxes[:max_regions], found.scores[:max_regions], found.embeddings[:max_regions])
+      example = dataset[i]
+      found = arrays.of(example)
+      yield example.image_id, Regions(found.boxes[:max_regions], found.scores[:max_regions],
+                                      found.embeddings[:max_regions])
 
   return _write(Path(out), job, read, len(dataset) * max_regions, 0, process_index, process_count)
 
@@ -130,16 +132,8 @@ def _write(out: Path, job: Job, make: Callable[[Iterable[int]], Iterator[tuple[i
       for shard in missing:
         writer.write(shard, meter.count(itertools.islice(found, len(job.examples(shard)))))
     whole = writer.finish()
-  made = {'whole': whole, 'images': len(examples), 'crops': meter.crops, 'seconds': meter.seconds}
-  if not whole:
-    print(f'{out}: the shards of process {process_index} are written; the last of the {process_count} processes makes '
-          'the store whole', file=sys.stderr)
-    return made
-  store = RegionStore(out)
-  print(f'{out}: {store.images} images, {store.regions} regions, {readable(store.size)}; teacher {store.teacher}',
-        file=sys.stderr)
-  return made | {'identity': store.identity, 'boxes': store.boxes_identity, 'regions': store.regions,
-                 'bytes': store.size}
+  made = {'images': len(examples), 'crops': meter.crops, 'seconds': meter.seconds}
+  return made | outcome(out, whole, process_index, process_count)
 
 
 class _Meter:
@@ -179,11 +173,7 @@ def _read(dataset: sources.PreparedDataset, proposals: RegionStore, index: int, 
   """(image id, uint8 [H, W, 3], its best regions)."""
   example = dataset[index]
   found = proposals[example.image_id]
-  image = transforms.decode(example.image, f'image {example.image_id}')
-  if image.shape[:2] != (example.height, example.width):
-    raise DataError(f'image {example.image_id} has {image.shape[0]} x {image.shape[1]} pixels; expected '
-                    f'{example.height} x {example.width}, as the data set says')
-  return example.image_id, image, Regions(found.boxes[:max_regions], found.scores[:max_regions])
+  return example.image_id, batches.decode(example), Regions(found.boxes[:max_regions], found.scores[:max_regions])
 
 
 def _ahead(function: Callable[[int], Any], items: Iterable[int]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ Predictions are a file (`results.json`, LVIS format), which `eval` then scores w
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from vild_jax import inference, progress, viz
 from vild_jax.config import Config
 from vild_jax.data import batch as batches
 from vild_jax.data import rle, sources, transforms
-from vild_jax.data.schema import DataError, Example
+from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.eval import coco, lvis, results, summary
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.teacher import vocabulary as vocabulary_lib
@@ -55,13 +56,17 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
     The metrics of `eval.lvis.evaluate` with `seconds_per_image` added (prediction alone, compilation aside), and under
     the name of each further folder what its method got: `box`, `mask`, `seconds_per_image`.
 
-  Raises DataError if a category of the data set is not in the vocabulary.
+  By the COCO protocol the categories that `classes` lacks are left out of the ground truth, as if nobody had annotated
+  them; every picture stays. By LVIS's they are an error.
+
+  Raises DataError if a category of the data set is not in the vocabulary, or by the COCO protocol if none is.
   """
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   sharding.check_batch_size(mesh, config.evaluation.batch_size, 'evaluation.batch_size')
   inference.check_dimension(classes, config)
-  category_of_row = category_ids(dataset, classes)
-  truth = sources.to_lvis_json(dataset)
+  categories = scored_categories(dataset.categories, classes, config.evaluation.protocol)
+  category_of_row = category_ids(categories, classes)
+  truth = _restricted(sources.to_lvis_json(dataset), categories)
   if config.evaluation.protocol == 'lvis':
     lvis.check_federated(truth, dataset.folder)  # before the long part
   out.mkdir(parents=True, exist_ok=True)
@@ -72,8 +77,8 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
     for of_picture in _encoded(found, category_of_row):
       for writer, detections in zip(writers, of_picture, strict=True):
         writer.write(detections)
-  base = [category.id for category, flag in zip(dataset.categories, inference.is_base(
-    [c.name for c in dataset.categories], trained_on), strict=True) if flag]
+  base = [category.id for category, flag in zip(categories, inference.is_base(
+    [c.name for c in categories], trained_on), strict=True) if flag]
   protocol = {'lvis': lvis, 'coco': coco}[config.evaluation.protocol]
   scored = {}
   for folder in folders:
@@ -117,17 +122,34 @@ def put_vocabulary(classes: VocabularyFile, trained_on: VocabularyFile, mesh: Me
   return jax.device_put(vocabulary, sharding.replicated(mesh))
 
 
-def category_ids(dataset: sources.PreparedDataset, classes: VocabularyFile) -> np.ndarray:
-  """int64 [C]: the data set's category id of each vocabulary row, matched by raw name; -1 for other rows."""
-  row_of = {name: row for row, name in enumerate(classes.names)}
-  missing = [category.name for category in dataset.categories if category.name not in row_of]
-  if missing:
+def scored_categories(categories: Sequence[Category], classes: VocabularyFile, protocol: str) -> list[Category]:
+  """The categories that have a row in the vocabulary, by their raw names; stderr says what is left out.
+
+  Open-vocabulary COCO has 65 of the 80. LVIS averages over all, so that one without a row is a DataError there.
+  """
+  names = set(classes.names)
+  known = [category for category in categories if category.name in names]
+  missing = [category.name for category in categories if category.name not in names]
+  if missing and (protocol == 'lvis' or not known):
     raise DataError(f'{len(missing)} categories of the data set are not in the vocabulary, {missing[0]!r} for one; '
-                    'expected a row for each (by its raw name)')
-  ids = np.full(len(classes.names), -1, np.int64)
-  for category in dataset.categories:
-    ids[row_of[category.name]] = category.id
-  return ids
+                    f'expected a row for {"each" if known else "some"} (by its raw name)')
+  if missing:
+    print(f'{len(missing)} of {len(categories)} categories of the data are not in the vocabulary, {missing[0]!r} for '
+          'one; they are not scored', file=sys.stderr)
+  return known
+
+
+def category_ids(categories: Sequence[Category], classes: VocabularyFile) -> np.ndarray:
+  """int64 [C]: the id of the category of each vocabulary row, matched by raw name; -1 for other rows."""
+  id_of = {category.name: category.id for category in categories}
+  return np.array([id_of.get(name, -1) for name in classes.names], np.int64)
+
+
+def _restricted(truth: dict[str, Any], categories: Sequence[Category]) -> dict[str, Any]:
+  """Ground truth of these categories alone."""
+  known = {category.id for category in categories}
+  return truth | {'categories': [c for c in truth['categories'] if c['id'] in known],
+                  'annotations': [a for a in truth['annotations'] if a['category_id'] in known]}
 
 
 def picture_drawer(config: Config, trained_on: VocabularyFile, dataset: sources.PreparedDataset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,11 +18,16 @@ def write(path: str | Path, content: str | bytes) -> Path:
   return Path(path)
 
 
+def temporary_beside(path: Path) -> Path:
+  """Where nobody else writes meanwhile: processes of two containers may have the same number and host name."""
+  return path.with_name(f'.{path.name}.{secrets.token_hex(6)}.tmp')
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
   """A temporary path to write a file to, which becomes `path` when all is written, and disappears if that fails."""
   path = Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  temporary = temporary_beside(path)
   try:
     yield temporary
     os.replace(temporary, path)

@@ -58,7 +58,8 @@ def propose(config: Config, variables: Any, dataset: sources.PreparedDataset, ou
 
   Boxes are in pixels of the original picture, clipped to it, with objectness as score; slots that the network left
   unused are dropped, and boxes of which nothing lies in the picture. The same batches are made of a shard whenever it
-  is made, so that the store ends at the same bytes (on equal devices and at an equal `evaluation.batch_size`).
+  is made, so that the store ends at the same bytes (on equal devices; one that was begun with another
+  `evaluation.batch_size` is refused).
 
   Args:
     config: the experiment; `evaluation.batch_size` pictures are computed at once.
@@ -85,8 +86,9 @@ def propose(config: Config, variables: Any, dataset: sources.PreparedDataset, ou
   parts = {key: dataclasses.asdict(getattr(model, key)) for key in ('backbone', 'pyramid', 'anchors', 'rpn')}
   job = Job(regions.PROPOSALS, dataset=dataset.identity, split=dataset.split, images=len(dataset),
             max_regions=max_proposals, images_per_shard=images_per_shard,
+            # Batches of another size may be other programs, and other last bits.
             origin={'checkpoint': weights.identity(variables), 'image_size': config.data.image_size,
-                    'dtype': model.dtype, **parts})
+                    'batch_size': size, 'dtype': model.dtype, **parts})
   with regions.StoreWriter(out, job, process_index=process_index, process_count=process_count) as writer:
     missing, start = writer.missing(), time.perf_counter()
     counts = [len(job.examples(shard)) for shard in missing]
@@ -97,16 +99,21 @@ def propose(config: Config, variables: Any, dataset: sources.PreparedDataset, ou
       for shard, count in zip(missing, counts, strict=True):
         writer.write(shard, _counted(itertools.islice(found, count), bar))
     whole = writer.finish()
-  made = {'whole': whole, 'images': sum(counts), 'seconds': time.perf_counter() - start}
+  return {'images': sum(counts), 'seconds': time.perf_counter() - start} | outcome(out, whole, process_index,
+                                                                                   process_count)
+
+
+def outcome(out: Path, whole: bool, process_index: int, process_count: int) -> dict[str, Any]:
+  """What a store came to: whole, and if it is identity, boxes, regions and bytes; stderr says so too."""
   if not whole:
     print(f'{out}: the shards of process {process_index} are written; the last of the {process_count} processes makes '
           'the store whole', file=sys.stderr)
-    return made
+    return {'whole': False}
   store = regions.RegionStore(out)
-  print(f'{out}: {store.images} images, {store.regions} proposals, {readable(store.size)}; boxes '
-        f'{store.boxes_identity[:12]}', file=sys.stderr)
-  return made | {'identity': store.identity, 'boxes': store.boxes_identity, 'regions': store.regions,
-                 'bytes': store.size}
+  of = f'teacher {store.teacher}' if store.teacher else f'boxes {store.boxes_identity[:12]}'
+  print(f'{out}: {store.images} images, {store.regions} regions, {readable(store.size)}; {of}', file=sys.stderr)
+  return {'whole': True, 'identity': store.identity, 'boxes': store.boxes_identity, 'regions': store.regions,
+          'bytes': store.size}
 
 
 def readable(size: float) -> str:

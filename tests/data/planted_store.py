@@ -29,6 +29,11 @@ def write(path: Path, dataset: PreparedDataset, /, *, teacher: str, dim: int = 1
   return path
 
 
+def content(path: Path) -> dict[str, bytes]:
+  """All files of a store."""
+  return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
 def _regions(example, each: int, dim: int, mean: np.ndarray, kind: str, rng: np.random.Generator) -> regions.Regions:
   corners = np.sort(rng.random((each, 2, 2)), axis=1) * (example.height, example.width)
   rows = mean + 0.3 * rng.normal(size=(each, dim))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.planted_store import content
 from vild_jax.data.regions import Job, Regions, RegionStore, StoreWriter
 from vild_jax.data.schema import DataError
 
@@ -42,10 +43,6 @@ def make(path: Path, job: Job = JOB, *, part: tuple[int, int] = (0, 1), stop_aft
     for done, shard in enumerate(writer.missing()):
       writer.write(shard, found(shard, done == stop_after))
     return writer.finish()
-
-
-def content(path: Path) -> dict[str, bytes]:
-  return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
 @pytest.fixture(scope='module')
@@ -131,7 +128,8 @@ def test_another_job_is_refused_and_changes_nothing(whole):
   before = content(whole)
   for change, words in (({'teacher': 'other'}, 'teacher is "text" there and "other" here'),
                         ({'images_per_shard': 3}, 'images_per_shard is 2 there and 3 here'),
-                        ({'recipe': {'scales': [1, 2]}}, 'recipe is {"scales": [1, 1.5]} there')):
+                        ({'recipe': {'scales': [1, 2]}}, 'recipe.scales is [1, 1.5] there and [1, 2] here'),
+                        ({'recipe': {'scales': [1, 1.5], 'x': 3}}, 'recipe.x is null there and 3 here')):
     with pytest.raises(DataError, match=r'belongs to another job \(\w{12}; this one is \w{12}\): ' + re.escape(words)):
       StoreWriter(whole, dataclasses.replace(JOB, **change))
   assert content(whole) == before

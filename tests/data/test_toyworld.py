@@ -39,16 +39,20 @@ def world(request, tmp_path_factory) -> Path:
   return path
 
 
-def test_vocabulary_has_unseen_combinations_of_seen_parts():
+def test_vocabulary_has_unseen_combinations_of_seen_parts_and_an_unseen_shape():
   table = toyworld.categories()
   assert [c.id for c in table] == list(range(1, 49))
   assert toyworld.category_names() == tuple(c.name for c in table)
   assert len({c.name for c in table}) == 48
-  novel = {tuple(c.name.split(' ')) for c in table if c.frequency == 'r'}
-  base = {tuple(c.name.split(' ')) for c in table if c.frequency != 'r'}
-  assert len(novel) == 12
+  novel = {tuple(look.split(' ')) for c, look in zip(table, toyworld.looks(), strict=True) if c.frequency == 'r'}
+  base = {tuple(look.split(' ')) for c, look in zip(table, toyworld.looks(), strict=True) if c.frequency != 'r'}
+  words = {*toyworld_draw.PATTERNS, *toyworld_draw.SHAPES}
+  assert not any(word in ' '.join(c.synonyms) for c in table for word in words)  # a name says nothing of the look
+  assert len(novel) == 12 and sum(c.frequency == 'c' for c in table) == 16
   assert {pattern for pattern, _ in base} == {pattern for pattern, _ in novel} == set(toyworld_draw.PATTERNS)
-  assert {shape for _, shape in base} == {shape for _, shape in novel} == set(toyworld_draw.SHAPES)
+  seen = {shape for _, shape in base}
+  assert set(toyworld_draw.SHAPES) - seen == {'crescent'}
+  assert sum(shape in seen for _, shape in novel) == sum(shape not in seen for _, shape in novel) == 6
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -70,7 +74,7 @@ def test_pictures_and_regions_are_what_the_json_says(world, split):
     rows, columns = np.nonzero(mask)
     assert entry['bbox'] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
   assert max(owner.max() for owner in owners.values()) == 1, 'visible regions overlap'
-  shapes = {c['id']: c['name'].split(' ')[1] for c in content['categories']}
+  shapes = {c['id']: c['def'].split(' ')[1] for c in content['categories']}
   coded = {shapes[a['category_id']] for a in content['annotations'] if isinstance(a['segmentation'], dict)}
   assert 'ring' in coded, 'a region with a hole is no polygon'
   outlined = [a for a in content['annotations'] if isinstance(a['segmentation'], list)]
@@ -235,18 +239,29 @@ def test_scene_keeps_every_object_recognisable():
 def test_crops_for_the_teacher():
   images, labels = toyworld.captioned_crops(3, 100, size=24)
   assert images.shape == (100, 24, 24, 3) and images.dtype == np.uint8 and labels.dtype == np.int32
-  counts = np.bincount(labels, minlength=48)
-  assert counts.min() >= 2 and counts.max() <= 3
+  assert len(toyworld.caption_names()) == 49 and toyworld.caption_names()[:48] == toyworld.category_names()
+  counts = np.bincount(labels, minlength=49)
+  assert counts[:48].min() >= 1 and counts[:48].max() <= 3 and 5 <= counts[48] <= 20  # the last one: no object
   fewer, fewer_labels = toyworld.captioned_crops(3, 40, size=24)
   np.testing.assert_array_equal(fewer, images[:40])
   np.testing.assert_array_equal(fewer_labels, labels[:40])
   assert (toyworld.captioned_crops(4, 40, size=24)[0] != fewer).any()
 
 
-@pytest.mark.parametrize(('name', 'expected'), [('red square', [1, 0, 0]), ('yellow square', [1, 1, 0]),
+@pytest.mark.parametrize(('look', 'expected'), [('red square', [1, 0, 0]), ('yellow square', [1, 1, 0]),
                                                 ('green square', [0, 1, 0]), ('blue square', [0, 0, 1])])
-def test_a_crop_shows_what_its_label_says(name, expected):
+def test_a_crop_shows_what_its_label_says(look, expected):
   images, labels = toyworld.captioned_crops(0, 1000)
-  crops = images[labels == toyworld.category_names().index(name)]
+  crops = images[labels == toyworld.looks().index(look)]
   centre = np.median(crops[:, 12:20, 12:20].astype(float), axis=(0, 1, 2))
   np.testing.assert_array_equal(centre > 0.6 * centre.max(), np.array(expected, bool))
+
+
+def test_the_ground_shows_no_object():
+  objects = np.zeros((90, 80), bool)
+  objects[:, :60] = True
+  picture = np.where(objects, 255, 0).astype(np.uint8)[..., None].repeat(3, axis=-1)
+  parts = [toyworld._ground(np.random.default_rng(i), picture, objects) for i in range(30)]
+  found = [part for part in parts if part is not None]
+  assert len(found) > 5 and all(part.mean() <= 0.1 * 255 and min(part.shape[:2]) >= 14 for part in found)
+  assert toyworld._ground(np.random.default_rng(0), picture, np.ones_like(objects)) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -144,11 +145,20 @@ def test_real_lvis_embeddings(shared):
 def test_embeddings_of_regions_belong_with_the_vocabulary_of_their_teacher(tmp_path):
   np.save(tmp_path / 'rows.npy', np.eye(2, 4, dtype=np.float32))
   tower, other = 'vit_b32:' + 'a' * 16, 'vit_b32:' + 'b' * 16
-  by_array = [vocabulary.from_npy(tmp_path / 'rows.npy', ('a', 'b'), name, np.zeros(2, bool)).teacher
+  of_tower, of_other = (dataclasses.replace(example(), teacher=name, prompts='vild') for name in (tower, other))
+  by_array = [vocabulary.from_npy(tmp_path / 'rows.npy', ('a', 'b'), name, np.zeros(2, bool))
               for name in ('ours', 'ours:v2', tower)]
   same = vocabulary.is_same_teacher
-  assert same(tower, tower) and same('ours', by_array[0]) and same('ours:v2', by_array[1]) and same(tower, by_array[2])
-  assert same(by_array[0], by_array[0])
-  assert not same(tower, other) and not same(other, by_array[2])
+  assert same(tower, of_tower)
+  assert same('ours', by_array[0]) and same('ours:v2', by_array[1]) and same(tower, by_array[2])
+  assert same(by_array[0].teacher, by_array[0])
+  assert not same(tower, of_other) and not same(other, by_array[2])
   assert not same('theirs', by_array[0]) and not same('ours', by_array[1]) and not same(tower, by_array[0])
-  assert not same('', tower) and not same('', ':' + 'a' * 16) and not same('ours', 'ours:v2')
+  assert not same('', of_tower) and not same('', dataclasses.replace(by_array[0], teacher=':' + 'a' * 16))
+  assert not same('ours', dataclasses.replace(by_array[0], teacher='ours:v2'))
+  # The name alone says nothing of weights, where nobody gave it: an architecture's is before the hash of each.
+  assert not same('vit_b32', of_tower) and not same('vit_b32', of_other)
+  vocabulary.check_regions('STORE', tower, of_tower)
+  with pytest.raises(ValueError, match=f"STORE has embeddings of teacher 'vit_b32', and the vocabulary of '{tower}'; "
+                                       'expected the image and the text tower of one teacher'):
+    vocabulary.check_regions('STORE', 'vit_b32', of_tower)

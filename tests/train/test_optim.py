@@ -51,3 +51,27 @@ def test_update_is_tensorflows_momentum_with_decay_in_the_gradient():
     weight, offset = weight - 0.5 * slot_w, offset - 0.5 * slot_b
   np.testing.assert_allclose(params['a']['kernel'], weight, rtol=1e-6)
   np.testing.assert_allclose(params['a']['bias'], offset, rtol=1e-6)
+
+
+def test_adamw_is_that_of_its_paper_with_our_schedule_and_mask():
+  settings = Optimizer(rule='adamw', learning_rate=0.5, warmup_learning_rate=0.5, weight_decay=0.1, momentum=0.8)
+  update = optim.optimizer(Config(optimizer=settings))
+  params = {'a': {'kernel': np.array([2.0], np.float32), 'bias': np.array([3.0], np.float32)}}
+  state, values, means, squares = update.init(params), {'kernel': 2.0, 'bias': 3.0}, {}, {}
+  for t in range(1, 4):
+    gradient = {'a': {'kernel': np.array([1.0 * t], np.float32), 'bias': np.array([-2.0], np.float32)}}
+    updates, state = update.update(gradient, state, params)
+    params = jax.tree.map(lambda p, u: p + u, params, updates)
+    for name, decay in (('kernel', 0.1), ('bias', 0.0)):
+      g = float(gradient['a'][name][0])
+      means[name] = 0.8 * means.get(name, 0.0) + 0.2 * g
+      squares[name] = 0.99 * squares.get(name, 0.0) + 0.01 * g * g
+      step = means[name] / (1 - 0.8 ** t) / (np.sqrt(squares[name] / (1 - 0.99 ** t)) + 1e-8)
+      values[name] -= 0.5 * (step + decay * values[name])
+  for name, value in values.items():
+    np.testing.assert_allclose(params['a'][name], value, rtol=1e-5)
+
+
+def test_an_unknown_rule_is_one_line():
+  with pytest.raises(ValueError, match=r"optimizer\.rule is adam; expected 'sgd' or 'adamw'"):
+    Optimizer(rule='adam')

@@ -91,7 +91,7 @@ def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random
     also what `join.region_targets` returns, under that name.
   """
   draw = transforms.draw_augmentation(rng, data.scale_range, data.flip)
-  image, objects = _decode(example), example.objects
+  image, objects = decode(example), example.objects
   rows = labels(objects.category_ids)
   boxes = objects.boxes
   if draw.flip:
@@ -123,13 +123,14 @@ def eval_example(example: Example, image_size: int) -> Arrays:
     image float32 [S, S, 3], image_size float32 [2], scale float32 [2] (square / picture along y, x), original_size
     int32 [2], image_id int64, real bool: True.
   """
-  resized = transforms.resize_and_pad(_decode(example), image_size)
+  resized = transforms.resize_and_pad(decode(example), image_size)
   return {'image': resized.image, 'image_size': resized.size, 'scale': resized.scale,
           'original_size': np.array([example.height, example.width], np.int32),
           'image_id': np.int64(example.image_id), 'real': np.bool_(True)}
 
 
-def _decode(example: Example) -> np.ndarray:
+def decode(example: Example) -> np.ndarray:
+  """The picture, uint8 [H, W, 3]. Raises DataError if it cannot be read or has not the size that is annotated."""
   image = transforms.decode(example.image, f'image {example.image_id}')
   if image.shape[:2] != (example.height, example.width):
     raise DataError(f'image {example.image_id}: the picture has {image.shape[0]} x {image.shape[1]} pixels; expected '

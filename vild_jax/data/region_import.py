@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from vild_jax.data.region_format import Regions
-from vild_jax.data.schema import DataError
+from vild_jax.data.schema import DataError, Example
 
 _OPEN = 2   # files in memory; their pictures need not be in the data set's order, but it saves reading them again
+_MARGIN = 1.0    # pixels that a box may go beyond the picture: the last one counted in, or rounding
+_MIN_SIDE = 2.0  # pixels; `join` distils nothing smaller
 _REQUIRED = ('image_ids', 'boxes', 'embeddings', 'teacher')
 
 
 class ImportedRegions:
-  """`arrays[image_id] -> Regions`, of one .npz or a folder of them.
+  """`arrays.of(example) -> Regions`, of one .npz or a folder of them.
 
   Each file holds the regions of K pictures, in rows of M:
 
@@ -63,8 +65,13 @@ class ImportedRegions:
     self.image_ids = set(self._places)
     self.digest = hashlib.sha256(''.join(sorted(hashes)).encode()).hexdigest()
 
-  def __getitem__(self, image_id: int) -> Regions:
-    """The regions of a picture, best first. DataError if there is none of that id, or its numbers are not usable."""
+  def of(self, example: Example) -> Regions:
+    """The regions of a picture, best first.
+
+    Raises DataError if there is none of its id, its numbers are not usable, or its boxes are not in its pixels: one
+    goes more than a pixel beyond it, or all are smaller than two pixels, as boxes between 0 and 1 are.
+    """
+    image_id, size = example.image_id, np.array([example.height, example.width], np.float32)
     if image_id not in self._places:
       raise DataError(f'{self.path} has no image {image_id}; expected every image of the data set, one without regions '
                       'too')
@@ -81,6 +88,16 @@ class ImportedRegions:
         ('embeddings', ~np.isfinite(norms) | (norms <= 1e-8), 'finite numbers, not all zero')):
       if wrong.any():
         raise DataError(f'{where}: {key} of region {np.flatnonzero(kept)[wrong][0]} are unusable; expected {expected}')
+    sides = boxes[:, 2:] - boxes[:, :2]
+    beyond = (boxes[:, :2] < -_MARGIN).any(axis=1) | (boxes[:, 2:] > size + _MARGIN).any(axis=1)
+    small = np.full(len(boxes), not (sides >= _MIN_SIDE).all(axis=1).any())
+    for wrong, what in ((beyond, 'goes beyond the picture'),
+                        (small, 'has a side below 2 pixels, as all others in the picture')):
+      if wrong.any():
+        row = int(np.argmax(wrong))
+        box = [round(float(v), 3) for v in boxes[row]]
+        raise DataError(f'{where}: box {box} of region {np.flatnonzero(kept)[row]} {what} of {example.height} x '
+                        f'{example.width} pixels; expected y1, x1, y2, x2 in pixels of the original picture')
     order = np.argsort(-scores, kind='stable')
     return Regions(boxes[order], scores[order], (rows / norms[:, None]).astype(np.float16)[order])
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import hashlib
 import io
 import itertools
 import json
-import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,9 +48,8 @@ class StoreWriter:
         if other == self._lock_file or not other.name.endswith(f'-of-{process_count}.lock'):
           raise DataError(f'{self.path} is being written by another process ({other.name} is held); expected to be the '
                           'only one: wait for it, or choose another folder')
-      self._handle = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-      with contextlib.suppress(OSError):  # the file system knows no locks
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
+      self._handle = region_format.take_lock(self._lock_file)
+      self._sweep()
 
   def __enter__(self) -> StoreWriter:
     return self
@@ -62,8 +60,7 @@ class StoreWriter:
   def close(self) -> None:
     """Lets the lock go."""
     if self._handle is not None:
-      self._lock_file.unlink(missing_ok=True)
-      os.close(self._handle)
+      region_format.drop_lock(self._lock_file, self._handle)
       self._handle = None
 
   def missing(self) -> list[int]:
@@ -77,8 +74,6 @@ class StoreWriter:
     shard is left then.
     """
     target = self.path / shard_name(shard, self.job)
-    for old in self.path.glob(f'.{target.stem}.*.tmp'):
-      old.unlink()  # of a run that was killed: the lock says that nobody writes it now
     ids, counts, digests = [], [], []
     with files.replacing(target) as temporary:
       writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
@@ -124,14 +119,23 @@ class StoreWriter:
         'boxes': hashlib.sha256(''.join(digests).encode()).hexdigest(),
         'shards': [{'file': shard_name(k, self.job), 'bytes': shard['bytes'], 'sha256': shard['sha256']}
                    for k, shard in enumerate(shards)]})
-      for stale in [*self.path.glob('.*.tmp'), *self.path.glob('.part-*.lock')]:
-        if stale != self._lock_file and stale not in region_format.held_locks(self.path):
-          stale.unlink(missing_ok=True)
+      self._sweep()
       path = self.path / MANIFEST_FILE
       if not path.is_file() or path.read_text(encoding='utf-8') != manifest:
         files.write(self.path / IMAGES_FILE, images.getvalue())
         files.write(path, manifest)
     return True
+
+  def _sweep(self) -> None:
+    """Removes what killed runs left, under both locks: of shards those of this part alone, others may be under way."""
+    held = region_format.held_locks(self.path, self._lock_file)
+    for lock in self.path.glob('.part-*.lock'):
+      if lock != self._lock_file and lock not in held:
+        lock.unlink(missing_ok=True)
+    for temporary in self.path.glob('.*.tmp'):
+      shard = re.match(r'\.shard-(\d+)-of-', temporary.name)
+      if shard is None or int(shard[1]) in self._part:
+        temporary.unlink(missing_ok=True)
 
   def _append(self, writer: Any, record: bytes) -> None:
     try:
@@ -142,7 +146,8 @@ class StoreWriter:
   def _claim_job(self) -> None:
     path, mine = self.path / JOB_FILE, as_text(self.job.as_json())
     if not path.is_file():
-      if others := sorted(p.name for p in self.path.iterdir() if not p.name.startswith(f'.{JOB_FILE}.')):
+      if others := sorted(p.name for p in self.path.iterdir() if not (
+          p.name.startswith(f'.{JOB_FILE}.') or region_format.is_lock(p.name))):
         raise DataError(f'{self.path} holds {others[0]} and no {JOB_FILE}; expected a new or empty folder, or a region '
                         'store')
       files.write(path, mine)
@@ -153,10 +158,10 @@ class StoreWriter:
       theirs = dict(json.loads(raw))
     except (ValueError, TypeError):
       raise DataError(f'{path} is damaged; expected what the store was begun with: delete the store') from None
-    key, ours = next(((k, v) for k, v in json.loads(mine).items() if theirs.get(k) != v), ('format', None))
+    key, found, ours = _difference(theirs, json.loads(mine))
     names = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in (raw, mine)]
     raise DataError(f'{self.path} belongs to another job ({names[0]}; this one is {names[1]}): {key} is '
-                    f'{_short(theirs.get(key))} there and {_short(ours)} here; expected the same, or a new folder')
+                    f'{_short(found)} there and {_short(ours)} here; expected the same, or a new folder')
 
 
 def _sidecar(shard: Path) -> Path:
@@ -173,6 +178,15 @@ def _finished(path: Path, job: Job, shard: int) -> dict[str, Any] | None:
     return content if whole and content['sha256'] else None
   except (OSError, ValueError, KeyError, TypeError):
     return None
+
+
+def _difference(theirs: Any, ours: Any, key: str = '') -> tuple[str, Any, Any]:
+  """The first value in which two trees of JSON differ: where, in dots, theirs and ours."""
+  if isinstance(theirs, dict) and isinstance(ours, dict):
+    for name in sorted(theirs.keys() | ours.keys()):
+      if theirs.get(name) != ours.get(name):
+        return _difference(theirs.get(name), ours.get(name), f'{key}.{name}' if key else name)
+  return key or 'format', theirs, ours
 
 
 def _short(value: Any) -> str:

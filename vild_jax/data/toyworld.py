@@ -1,7 +1,9 @@
 """The toy world: a drawn, seeded LVIS-format data set, and independent pictures of its vocabulary for the teacher.
 
-A category is a pattern and a shape ('striped star'). Rare categories are the novel set; each of their shapes and each
-of their patterns also occurs among the base categories, so a novel category is an unseen combination. Frequencies
+A category is a pattern and a shape with a noun of its own, which says nothing of either, as a zebra is not called a
+striped horse. Only who has seen the noun beside its object knows what it looks like: the teacher has, and what a
+detector knows of novel categories, it has from the teacher. Rare categories are the novel set: half of them combine a
+shape and a pattern that base categories have too, half of them have a shape that no base category has. Frequencies
 follow a long tail by construction: a plan deals out how often each category appears, then pictures are drawn to it.
 Format: LVIS v1 (federated: `neg_category_ids`, `not_exhaustive_category_ids`); file names in `file_name`.
 """
@@ -24,7 +26,9 @@ from vild_jax import progress
 from vild_jax.data import toyworld_draw as draw
 from vild_jax.data.schema import Category, DataError
 
-GENERATOR_VERSION = 2    # 1 let objects hide half of others, which nobody could then name
+# 1 let objects hide half of others, which nobody could then name; 2 named them by pattern and shape ('striped star'),
+# so that text alone told what the unseen combinations look like, and had no novel shape.
+GENERATOR_VERSION = 3
 
 _SIDES = (112, 208)          # pixels, of a picture
 _OBJECTS = (3, 8)            # a picture
@@ -36,27 +40,50 @@ _COMMON_CUTOFF = 0.1         # ... at most this many a common one; a frequent on
 _JPEG_QUALITY = 92
 _TEACHER_OBJECTS = (5, 9)   # a scene that the teacher's crops are cut from: more, for the work that a scene is
 _WITH_CONTEXT = 0.3         # the share of these crops that show 1.5 times the box
-_BOX_ERROR = 0.08           # the greatest error of their centres and sides, as a share of the box's sides
+_BOX_ERROR = 0.15           # the greatest error of their centres and sides, as a share of the box's sides
+_GROUND = 0.12              # the share that shows none of the objects, but for a rest of one at most
+_GROUND_SIDES = (14, 70)    # pixels, of these
+# One for each category, in id order: shape by shape, and for each shape pattern by pattern. Invented, so that none is
+# taken for more than a name.
+_NOUNS = (
+    'bakru', 'colmi', 'denta', 'farlo', 'gimbo', 'halsu', 'javeno', 'kirba', 'lomeg', 'mulda', 'nerpi', 'ostak',
+    'pirmo', 'quenta', 'rabbo', 'seldi', 'torpa', 'umbik', 'vaskol', 'wenda', 'yarlu', 'zobri', 'abmok', 'birtu',
+    'cando', 'dulge', 'emsal', 'forbi', 'gantu', 'hirmo', 'isbel', 'jukla', 'kesto', 'lurda', 'marbi', 'nolgu',
+    'orvik', 'pelta', 'quibo', 'rolsa', 'sunte', 'tiglo', 'urbam', 'velko', 'wimba', 'yosti', 'zarnu', 'alfeb')
+_NOVEL_SHAPE = 'crescent'
 _STREAMS = {'train': 0, 'val': 1, 'teacher': 2}
 
 
 def categories() -> tuple[Category, ...]:
   """All categories in id order (ids from 1): 12 rare, 16 common, 20 frequent, the same for every seed."""
   table = []
-  for s, shape in enumerate(draw.SHAPES):
-    for p, pattern in enumerate(draw.PATTERNS):
-      # Walking along the diagonals spreads each frequency over all shapes and patterns.
-      diagonal = (s - p) % len(draw.SHAPES)
-      frequency = 'r' if diagonal in (0, 4) else 'c' if diagonal in (2, 6) or (diagonal == 1 and p < 4) else 'f'
-      name = f'{pattern} {shape}'
-      synonyms = (name, f'{shape} that is {pattern}')
-      table.append(Category(len(table) + 1, name, frequency, f'{pattern}_{shape}.n.01', synonyms))
+  for s in range(len(draw.SHAPES)):
+    for p in range(len(draw.PATTERNS)):
+      # Walking along the diagonals of the other shapes spreads each frequency over all shapes and patterns.
+      diagonal = (s - p) % (len(draw.SHAPES) - 1)
+      frequency = 'f'
+      if draw.SHAPES[s] == _NOVEL_SHAPE or diagonal == 0:
+        frequency = 'r'
+      elif diagonal in (2, 5) or (diagonal == 1 and p < 4):
+        frequency = 'c'
+      name = _NOUNS[len(table)]
+      table.append(Category(len(table) + 1, name, frequency, f'{name}.n.01', (name,)))
   return tuple(table)
 
 
 def category_names() -> tuple[str, ...]:
   """The names in id order; the index of a name is its category id minus 1."""
   return tuple(c.name for c in categories())
+
+
+def caption_names() -> tuple[str, ...]:
+  """What the labels of `captioned_crops` are called: the categories in id order, and last what lies around them."""
+  return (*category_names(), 'ground')
+
+
+def looks() -> tuple[str, ...]:
+  """What the categories look like, 'striped star' for one, in id order; no caption says it."""
+  return tuple(f'{pattern} {shape}' for shape in draw.SHAPES for pattern in draw.PATTERNS)
 
 
 def generate(out: Path, *, seed: int = 0, train_images: int = 1000, val_images: int = 250) -> dict:
@@ -208,14 +235,14 @@ def _segmentation(mask: np.ndarray, box: list[int]) -> list[list[int]] | dict:
 
 
 def captioned_crops(seed: int, count: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-  """Pictures of single objects of the whole vocabulary, in equal parts: what the toy teacher learns from.
+  """Pictures of single objects of the whole vocabulary, in equal parts, and some of none: what the toy teacher sees.
 
   They are cut out of scenes like those of the data set, but from a random stream of their own. A cut is the box of an
-  object's visible part, or 1.5 times that, a little off, stretched to the square. For any seed the first n do not
-  depend on count.
+  object's visible part, or 1.5 times that, a little off, stretched to the square; or a box where no object is, since
+  the web that CLIP learned from shows such things too. For any seed the first n do not depend on count.
 
   Returns:
-    uint8 [count, size, size, 3] and the category index int32 [count] (id minus 1).
+    uint8 [count, size, size, 3] and the index into `caption_names` int32 [count].
   """
   rng = _rng(seed, 'teacher')
   images = np.empty((count, size, size, 3), np.uint8)
@@ -228,13 +255,25 @@ def captioned_crops(seed: int, count: int, size: int = 32) -> tuple[np.ndarray, 
       waiting = np.append(waiting, rng.permutation(len(categories())))
     shown, waiting = waiting[:number], waiting[number:]
     picture, owner, _ = draw.scene(rng, height, width, [divmod(int(i), len(draw.PATTERNS)) for i in shown])
-    for position in range(number):
-      crop = _crop(rng, picture, owner == position)
-      if done < count:
-        images[done] = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
-        labels[done] = shown[position]
-        done += 1
+    crops = [(_crop(rng, picture, owner == position), shown[position]) for position in range(number)]
+    if rng.random() < number * _GROUND / (1 - _GROUND) and (ground := _ground(rng, picture, owner >= 0)) is not None:
+      crops.append((ground, len(categories())))
+    for crop, label in crops[:count - done]:
+      images[done] = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
+      labels[done] = label
+      done += 1
   return images, labels
+
+
+def _ground(rng: np.random.Generator, picture: np.ndarray, objects: np.ndarray) -> np.ndarray | None:
+  """A part of the picture that is at most a tenth object; None where a few tries find none."""
+  for _ in range(20):
+    height, width = (int(v) for v in rng.integers(_GROUND_SIDES[0], _GROUND_SIDES[1] + 1, 2))
+    y, x = (int(rng.integers(0, limit - side + 1)) for limit, side in zip(objects.shape, (height, width), strict=True))
+    part = slice(y, y + height), slice(x, x + width)
+    if objects[part].mean() <= 0.1:
+      return picture[part]
+  return None
 
 
 def _crop(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -255,7 +294,7 @@ def _crop(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> np
 def _category_table(train: tuple[list, list, int]) -> list[dict]:
   """LVIS's category entries; the counts are of the training set in both files, as in LVIS."""
   images, instances = _per_category(train[1])
-  return [{'id': c.id, 'name': c.name, 'synset': c.synset, 'synonyms': list(c.synonyms), 'def': c.synonyms[1],
+  return [{'id': c.id, 'name': c.name, 'synset': c.synset, 'synonyms': list(c.synonyms), 'def': looks()[c.id - 1],
            'frequency': c.frequency, 'image_count': int(images[c.id - 1]), 'instance_count': int(instances[c.id - 1])}
           for c in categories()]
 

@@ -38,6 +38,9 @@ _STATISTICS = {'images': 'pictures', 'annotations': 'annotated objects', 'occlud
                'not_exhaustive_images': 'pictures with a class not exhaustively annotated'}
 
 
+_GROUPS = {'base': 'base objects', 'novel': 'novel objects', 'other': 'no object', 'all': 'all regions'}
+
+
 @dataclass(frozen=True)
 class Stage:
   """One stage of the run: a short name (the key in report.json), what it did in a sentence, and how long it took."""
@@ -67,7 +70,8 @@ class Report:
     stages: in the order they ran.
     data: {column, such as 'train': {statistic: value}}; keys ending in `_fraction` are shown in per cent.
     methods: {name of SURFACE.md, such as 'vild_text': {'box': metrics, 'mask': metrics or None, 'seconds_per_image'}},
-      metrics as `lvis.evaluate` returns them.
+      metrics as `lvis.evaluate` returns them; 'teacher_cosine' too, as `alignment.distillation_cosine` returns it,
+      where the method distils.
     curves: {training run: the lines of its metrics.jsonl: {'step': ..., metric: number}}.
     gallery: ground truth beside predictions.
     gallery_note: what the predictions in the gallery are, such as the score from which they are drawn.
@@ -96,8 +100,8 @@ def write_json(path: str | Path, report: Report) -> None:
 
 def write_html(path: str | Path, report: Report) -> None:
   """Writes the page: a single file, pictures and style inside, no script; legible in light and dark and on a phone."""
-  sections = [_tiles(report), _results(report), _gallery(report), _training(report), _stages(report), _data(report),
-              _machine(report)]
+  sections = [_tiles(report), _results(report), _teacher(report), _gallery(report), _training(report), _stages(report),
+              _data(report), _machine(report)]
   page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report.title)}</title>'
           '<meta name="viewport" content="width=device-width, initial-scale=1">'
           f'<meta name="color-scheme" content="light dark"><style>{STYLE}</style></head><body><main>'
@@ -131,13 +135,39 @@ def _results(report: Report) -> str:
   for kind, heading in (('box', 'Boxes'), ('mask', 'Masks')):
     methods = {name: values for name, values in report.methods.items() if values.get(kind)}
     if methods:
-      tables += f'<h3>{heading}</h3>{_table(kind, methods)}'
+      tables += f'<h3>{heading}</h3>{_bars(kind, methods)}{_table(kind, methods)}'
   if not tables:
     return ''
   but = ' (the supervised row excepted)' if 'supervised' in report.methods else ''
   return ('<section><h2>Results</h2><p>Average precision in per cent, by the LVIS protocol: AP is the mean over IoU '
           '0.50 to 0.95, AP50 is at IoU 0.50. Base classes are annotated in training; '
           f'<b class="novel">novel</b> ones are not{but}, and are known by their names alone.</p>{tables}</section>')
+
+
+def _bars(kind: str, methods: Mapping[str, Mapping[str, Any]]) -> str:
+  """The paper's four columns of every method; nothing where there is but one."""
+  if len(methods) < 2:
+    return ''
+  keys = {'rare (novel)': 'APr', 'common': 'APc', 'frequent': 'APf', 'all': 'AP'}
+  groups = [(METHODS.get(name, name), [None if values[kind].get(key) is None else 100 * values[kind][key]
+                                       for key in keys.values()]) for name, values in methods.items()]
+  return charts.bar_chart(f'{kind} AP by frequency', groups, list(keys))
+
+
+def _teacher(report: Report) -> str:
+  """How near the students' embeddings came to the teacher's."""
+  rows = ''
+  for name, values in report.methods.items():
+    if cosine := values.get('teacher_cosine'):
+      cells = ''.join(f'<td>{"–" if cosine[group] is None else f"{cosine[group]:.3f}"}</td>' for group in _GROUPS)
+      rows += f'<tr><th scope="row">{escape(METHODS.get(name, name))}</th>{cells}</tr>'
+  if not rows:
+    return ''
+  head = ''.join(f'<th>{name}</th>' for name in _GROUPS.values())
+  return ('<section><h2>Student and teacher</h2><p>Mean cosine between the embedding that the detector gives a region '
+          'and that of the teacher for its crops, on proposals of validation pictures. A region belongs to the object '
+          'that it overlaps by an IoU of 0.5 or more.</p><div class="scroll"><table class="plain"><thead><tr><td></td>'
+          f'{head}</tr></thead><tbody>{rows}</tbody></table></div></section>')
 
 
 def _table(kind: str, methods: Mapping[str, Mapping[str, Any]]) -> str:

@@ -67,6 +67,13 @@ svg line { stroke: var(--line); stroke-width: 1; }
 svg polyline { fill: none; stroke: var(--base); stroke-width: 1.6; stroke-linejoin: round; }
 svg polygon { fill: var(--base); opacity: 0.08; }
 svg circle { fill: var(--base); }
+figure.bars { margin: 0 0 12px; }
+.legend span { margin-left: 14px; white-space: nowrap; }
+.legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; }
+.bar0 { fill: var(--novel); background: var(--novel); }
+.bar1 { fill: var(--bar); background: var(--bar); }
+.bar2 { fill: var(--base); background: var(--base); }
+.bar3 { fill: var(--soft); background: var(--soft); }
 dl { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 dl div { display: flex; gap: 16px; padding: 9px 14px; }
 dl div + div { border-top: 1px solid var(--line); }

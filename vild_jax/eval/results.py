@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
+from vild_jax import files
 from vild_jax.data.schema import DataError
 from vild_jax.eval import paste
 
@@ -63,7 +64,7 @@ class ResultsWriter:
 
   def __init__(self, path: str | Path):
     self._path = Path(path)
-    self._temporary = self._path.with_name(f'.{self._path.name}.{os.getpid()}.tmp')
+    self._temporary = files.temporary_beside(self._path)
     self.count = 0
 
   def __enter__(self) -> ResultsWriter:

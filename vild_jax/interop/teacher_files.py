@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from vild_jax.files import temporary_beside
+
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 CONFIG, TOKENIZER, PREPROCESSOR = 'config.json', 'tokenizer.json', 'preprocessor_config.json'
 
@@ -144,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write(directory: Path, files: Mapping[str, bytes]) -> None:
   """Writes all files of a directory, each whole or not at all; those that stood there stay until all are complete."""
   directory.mkdir(parents=True, exist_ok=True)
-  temporary = {name: directory / f'.{name}.{os.getpid()}.tmp' for name in files}
+  temporary = {name: temporary_beside(directory / name) for name in files}
   try:
     for name, content in files.items():
       temporary[name].write_bytes(content)

@@ -37,7 +37,7 @@ def train(images: np.ndarray, category_index: np.ndarray, names: Sequence[str], 
   """Trains on captioned pictures and writes a teacher directory.
 
   Args:
-    images: uint8 [N, S, S, 3] of one object each; S a multiple of 16.
+    images: uint8 [N, S, S, 3] of one object each, or of none; S a multiple of 16.
     category_index: int [N], which of `names` a picture shows.
     names: the vocabulary. Captions are these names in all published templates.
     out_dir: where the teacher directory goes.

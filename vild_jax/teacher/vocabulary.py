@@ -19,6 +19,7 @@ import numpy as np
 from vild_jax import files, structs
 
 UNIT_TOLERANCE = 1e-3  # float16 rows are unit to about 5e-4
+_PRECOMPUTED = 'precomputed'  # `prompts` of what came as an array begins so
 
 
 @dataclass(frozen=True)
@@ -129,19 +130,29 @@ def from_npy(path: str | Path, names: Sequence[str], teacher_id: str, is_base: n
     raise ValueError('the teacher id is empty; expected the name of the text tower that made the embeddings')
   digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
   return VocabularyFile((rows / norms).astype(np.float32), tuple(names), np.asarray(is_base),
-                        f'{teacher_id}:{digest}', f'precomputed ({path.name})')
+                        f'{teacher_id}:{digest}', f'{_PRECOMPUTED} ({path.name})')
 
 
-def is_same_teacher(store_teacher: str, vocabulary_teacher: str) -> bool:
-  """Whether embeddings of regions belong with a vocabulary, given the identities of the text tower that both carry.
+def is_same_teacher(store_teacher: str, vocabulary: VocabularyFile) -> bool:
+  """Whether embeddings of regions belong with a vocabulary, given the identity of the text tower that they carry.
 
-  They are equal; or the vocabulary is of embeddings that came as an array (`from_npy`), whose identity is a name and
-  the array's hash, and the store has that name alone: the NAME of --teacher-id is what its owner says that both have in
-  common, be it the identity of a tower or a word of theirs.
+  It is the vocabulary's; or the vocabulary is of embeddings that came as an array (`from_npy`), whose identity is a
+  name and the array's hash, and the store has that name alone: the NAME of --teacher-id is what its owner says that
+  both have in common, be it the identity of a tower or a word of theirs. A tower's own identity too is a name and a
+  hash, but that name is the architecture, which many weights share.
   """
-  name, _, digest = vocabulary_teacher.rpartition(':')
-  return bool(store_teacher) and (store_teacher == vocabulary_teacher or (
-    store_teacher == name and re.fullmatch('[0-9a-f]{16}', digest) is not None))
+  if not store_teacher or store_teacher == vocabulary.teacher:
+    return bool(store_teacher)
+  name, _, digest = vocabulary.teacher.rpartition(':')
+  return (vocabulary.prompts.startswith(_PRECOMPUTED) and store_teacher == name
+          and re.fullmatch('[0-9a-f]{16}', digest) is not None)
+
+
+def check_regions(path: str | Path, store_teacher: str, vocabulary: VocabularyFile) -> None:
+  """Raises ValueError unless the store of regions at `path`, of that text tower, belongs with a vocabulary."""
+  if not is_same_teacher(store_teacher, vocabulary):
+    raise ValueError(f'{path} has embeddings of teacher {store_teacher!r}, and the vocabulary of '
+                     f'{vocabulary.teacher!r}; expected the image and the text tower of one teacher')
 
 
 def _require(condition: bool, field: str, found: object, expected: str) -> None:

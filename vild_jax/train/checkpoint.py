@@ -20,9 +20,9 @@ from vild_jax.config import Mesh as MeshSettings
 from vild_jax.structs import TrainState
 from vild_jax.train import sharding, weights
 from vild_jax.train.state import abstract, variables
+from vild_jax.train.weights import CHECKPOINTS
 
 CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
-_FOLDER = 'checkpoints'
 # Settings that change neither what is learnt nor the shape of the state: a resume may change them.
 # What data, vocabulary and region store hold is checked where they are opened: they may move to another path.
 _FREE = ('name', 'vocabulary', 'teacher', 'distillation.store', 'data.train', 'data.val', 'data.val_split',
@@ -37,7 +37,7 @@ class Checkpoints:
 
   def __init__(self, workdir: Path, *, keep: int = 3):
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    self._manager = ocp.CheckpointManager((Path(workdir) / _FOLDER).absolute(), options=options)
+    self._manager = ocp.CheckpointManager((Path(workdir) / CHECKPOINTS).absolute(), options=options)
 
   def latest_step(self) -> int | None:
     """The newest complete checkpoint; what a killed save left half-written does not count."""
@@ -80,8 +80,8 @@ def claim_workdir(workdir: Path, config: Config) -> None:
       more = f' (and {len(differences) - 1} more)' if len(differences) > 1 else ''
       raise ValueError(f'{workdir} was made with another config: {differences[0]} differ{more}; '
                        'expected the same config or a new --workdir')
-  elif (workdir / _FOLDER).is_dir():
-    raise ValueError(f'{workdir} holds {_FOLDER}/ but no {CONFIG_FILE}; expected both, or a new --workdir')
+  elif (workdir / CHECKPOINTS).is_dir():
+    raise ValueError(f'{workdir} holds {CHECKPOINTS}/ but no {CONFIG_FILE}; expected both, or a new --workdir')
   files.write(path, config_lib.to_text(config))
 
 
@@ -106,18 +106,8 @@ def load_variables(folder: Path, config: Config, mesh: Mesh | None = None) -> di
 
   Raises ValueError if there is no checkpoint, or one of another architecture; the message names the first misfit.
   """
-  folder = Path(folder).absolute()
   expected = abstract_variables(config, mesh)
-  if (folder / weights.VARIABLES).is_dir():
-    return weights.restore(folder / weights.VARIABLES, expected)
-  if not (folder / _FOLDER).is_dir():
-    raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
-  options = lambda: ocp.CheckpointManagerOptions(read_only=True)  # made inside: it logs what read-only means
-  with weights.reading(folder / _FOLDER), ocp.CheckpointManager(folder / _FOLDER, options=options()) as manager:
-    step = manager.latest_step()
-  if step is None:
-    raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {_FOLDER}/')
-  return weights.restore(folder / _FOLDER / str(step) / 'state', expected)
+  return weights.restore(weights.locate(folder), expected)
 
 
 def abstract_variables(config: Config, mesh: Mesh | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""SGD with momentum: the schedule, and which parameters learn and decay (METHOD.md, section 3)."""
+"""The update rule, its schedule, and which parameters learn and decay (METHOD.md, section 3)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import optax
 
 from vild_jax.config import Config, Optimizer
 
+_BETA2 = 0.99  # of AdamW: a memory of 100 steps suits its short trainings
 # First match wins; every parameter must match. True: weight decay. Text rows are no parameters and never train.
 DECAY_RULES = (
   (r'background', True),
@@ -37,13 +38,15 @@ def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-  """The update rule of TensorFlow's Momentum: decay joins the gradient, the rate stays outside of the accumulator."""
+  """`optimizer.rule`: 'sgd' is TensorFlow's Momentum, where decay joins the gradient and the rate stays outside of the
+  accumulator; 'adamw' decays apart from the gradient.
+  """
   settings = config.optimizer
-  return optax.chain(
-    optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
-    optax.trace(settings.momentum),
-    optax.scale_by_learning_rate(schedule(settings, config.train.steps)),
-  )
+  decay = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
+  rate = optax.scale_by_learning_rate(schedule(settings, config.train.steps))
+  if settings.rule == 'adamw':
+    return optax.chain(optax.scale_by_adam(settings.momentum, _BETA2), decay, rate)
+  return optax.chain(decay, optax.trace(settings.momentum), rate)
 
 
 def decay_mask(params: Any) -> Any:

@@ -16,6 +16,7 @@ from vild_jax.train import optim, sharding, weights
 
 # Every use of randomness derives its key from (root key, step, one of these).
 INIT, SAMPLING = 0, 1
+_FIRST_STAGE = ('backbone', 'fpn', 'rpn_head')
 
 
 def create(config: Config) -> TrainState:
@@ -34,32 +35,40 @@ def abstract(config: Config, mesh: Mesh) -> Any:
 
 
 def create_on(config: Config, mesh: Mesh) -> TrainState:
-  """The state at step 0, every leaf made where it lives; the backbone comes from `train.init_backbone` if it is set.
+  """The state at step 0, every leaf made where it lives, but for what `train.init_...` brings.
 
-  Raises ValueError if the weights there are of another architecture than `model.backbone`.
+  Raises ValueError if the weights there are of another architecture.
   """
   shardings = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
   state = jax.jit(lambda: create(config), out_shardings=shardings)()
-  if not config.train.init_backbone:
+  if not (given := _given(config, mesh)):
     return state
-  start = weights.restore(*_backbone(config, mesh), part='backbone')
+  path, expected, parts = given
+  start = weights.restore(path, expected, parts=parts)
   return state.replace(params={**state.params, **start['params']},
                        batch_stats={**state.batch_stats, **start['batch_stats']})
 
 
 def check_start(config: Config, mesh: Mesh) -> None:
   """Raises the ValueError of `create_on`, without creating anything."""
+  if given := _given(config, mesh):
+    path, expected, parts = given
+    weights.check(path, expected, parts=parts)
+
+
+def _given(config: Config, mesh: Mesh) -> tuple[Path, Any, tuple[str, ...]] | None:
+  """The folder of the weights that training starts from, what they must be like (abstract), and which modules."""
   if config.train.init_backbone:
-    weights.check(*_backbone(config, mesh), part='backbone')
-
-
-def _backbone(config: Config, mesh: Mesh) -> tuple[Path, Any]:
-  """The folder of `train.init_backbone`'s weights, and what they must be like (abstract)."""
-  folder = Path(config.train.init_backbone) / weights.VARIABLES
-  if not folder.is_dir():
-    raise ValueError(f'train.init_backbone: {folder.parent} holds no {weights.VARIABLES}/; expected a folder of '
-                     '`vild-jax convert resnet`')
-  return folder, {key: {'backbone': tree['backbone']} for key, tree in variables(abstract(config, mesh)).items()}
+    path, parts = Path(config.train.init_backbone) / weights.VARIABLES, _FIRST_STAGE[:1]
+    if not path.is_dir():
+      raise ValueError(f'train.init_backbone: {path.parent} holds no {weights.VARIABLES}/; expected a folder of '
+                       '`vild-jax convert resnet`')
+  elif config.train.init_first_stage:
+    path, parts = weights.locate(Path(config.train.init_first_stage)), _FIRST_STAGE
+  else:
+    return None
+  expected = {key: {part: tree[part] for part in parts} for key, tree in variables(abstract(config, mesh)).items()}
+  return path, expected, parts
 
 
 def variables(state: TrainState) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from vild_jax.train.optim import path_name
 
 VARIABLES = 'variables'  # the folder's name below a bundle or a converted checkpoint
+CHECKPOINTS = 'checkpoints'  # ... and below a work directory, where each step has one
 
 
 def save(path: Path, tree: Any) -> None:
@@ -25,30 +26,45 @@ def save(path: Path, tree: Any) -> None:
     checkpointer.save(Path(path).absolute(), tree)
 
 
-def restore(path: Path, expected: Any, *, part: str | None = None) -> Any:
+def locate(folder: Path) -> Path:
+  """Where the weights of a bundle are, or of a work directory's newest checkpoint. ValueError if there are none."""
+  folder = Path(folder).absolute()
+  if (folder / VARIABLES).is_dir():
+    return folder / VARIABLES
+  if not (folder / CHECKPOINTS).is_dir():
+    raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
+  options = lambda: ocp.CheckpointManagerOptions(read_only=True)  # made inside: it logs what read-only means
+  with reading(folder / CHECKPOINTS), ocp.CheckpointManager(folder / CHECKPOINTS, options=options()) as manager:
+    step = manager.latest_step()
+  if step is None:
+    raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {CHECKPOINTS}/')
+  return folder / CHECKPOINTS / str(step) / 'state'
+
+
+def restore(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> Any:
   """Restores what `expected` names (abstract, with shardings) of the checkpoint at `path`.
 
   Args:
     path: an Orbax folder.
-    expected: {'params', 'batch_stats'}, or below each of them `part` alone.
-    part: the module to take, such as 'backbone'; what else the checkpoint holds is of no account then.
+    expected: {'params', 'batch_stats'}, or below each of them `parts` alone.
+    parts: the modules to take, such as 'backbone'; what else the checkpoint holds is of no account then. All if empty.
 
   Raises ValueError, naming the first misfit, unless both have the same weights of the same shapes.
   """
-  check(path, expected, part=part)
+  check(path, expected, parts=parts)
   restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
   args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
   with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.restore(path.absolute(), args=args)
 
 
-def check(path: Path, expected: Any, *, part: str | None = None) -> None:
+def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
   """Raises ValueError, naming the first misfit, unless the checkpoint has the weights of `expected` (see `restore`)."""
   with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
     found = checkpointer.metadata(path.absolute()).item_metadata.tree
   found = {key: found.get(key, {}) for key in expected}
-  if part is not None:
-    found = {key: {part: tree.get(part, {})} for key, tree in found.items()}
+  if parts:
+    found = {key: {part: tree.get(part, {}) for part in parts} for key, tree in found.items()}
   shapes = lambda tree: {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
   there, here = shapes(found), shapes(expected)
   misfits = [f'{name} is missing' for name in here if name not in there]
