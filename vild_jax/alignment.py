@@ -53,8 +53,8 @@ def distillation_cosine(config: Config, variables: Any, trained_on: VocabularyFi
   size = config.evaluation.batch_size
   sharding.check_batch_size(mesh, size, 'evaluation.batch_size')
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  embed = jax.jit(partial(detector.student_embeddings, config.model), in_shardings=(replicated, batch, batch, batch),
-                  out_shardings=batch)
+  embed = jax.jit(partial(detector.student_embeddings, config.model, per_image=sharding.per_image(mesh)),
+                  in_shardings=(replicated, sharding.image_sharding(mesh), batch, batch), out_shardings=batch)
   is_base = dict(zip((c.id for c in dataset.categories),
                      inference.is_base([c.name for c in dataset.categories], trained_on), strict=True))
   cosines: dict[str, list[float]] = {group: [] for group in GROUPS}
@@ -70,7 +70,8 @@ def distillation_cosine(config: Config, variables: Any, trained_on: VocabularyFi
         boxes[i, :count], teacher[i, :count] = regions.boxes[:count], regions.embeddings[:count]
       square = np.clip(boxes * np.tile(arrays['scale'], 2)[:, None], 0, config.data.image_size - 1).astype(np.float32)
       valid = transforms.is_visible(square.reshape(-1, 4)).reshape(square.shape[:2])
-      student = jax.device_get(embed(variables, *sharding.put_batch(mesh, (arrays['image'], square, valid))))
+      put = sharding.put_batch(mesh, {'image': arrays['image'], 'boxes': square, 'valid': valid})
+      student = jax.device_get(embed(variables, put['image'], put['boxes'], put['valid']))
       cosine = np.sum(_unit(student.astype(np.float64)) * _unit(teacher), axis=-1)
       for i in real:
         groups = _groups(boxes[i, valid[i]], dataset[number], is_base)

@@ -75,7 +75,7 @@ def candidates(model: Model, variables: Any, image: Array, image_size: Array, vo
   final, text_scores = crops, None
   if with_text:
     second, _ = detector.second_stage(model, variables, first.features, found.boxes, found.valid, vocabulary,
-                                      train=False)
+                                      train=False, per_image=per_image)
     final = jax.vmap(detector.refine)(found.boxes, second.deltas, image_size)
     text_scores = detector.class_scores(model, second, vocabulary)
   valid = found.valid & (boxes.area(crops) > 0) & (boxes.area(final) > 0)
@@ -102,7 +102,7 @@ def detections(model: Model, variables: Any, found: Candidates, embeddings: Arra
   scores = crop_scores(model, variables, found, embeddings, vocabulary) * factors[..., None]
   chosen = per_image(partial(detector.choose, model))(found.boxes, found.valid, scores)
   return chosen.replace(masks=detector.masks(model, variables, found.features, chosen.boxes, chosen.valid,
-                                             train=False)[0])
+                                             train=False, per_image=per_image)[0])
 
 
 def folders(scores: str) -> tuple[str, ...]:
@@ -119,14 +119,16 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
   """
   vocabulary = evaluation.put_vocabulary(classes, trained_on, mesh)
   batch, replicated, per_image = sharding.batch_sharding(mesh), sharding.replicated(mesh), sharding.per_image(mesh)
+  image = sharding.image_sharding(mesh)
   first_half = jax.jit(partial(candidates, config.model, with_text=scores == TEXT_AND_CROPS, per_image=per_image),
-                       in_shardings=(replicated, batch, batch, replicated), out_shardings=batch)
+                       in_shardings=(replicated, image, batch, replicated), out_shardings=batch)
   second_half = jax.jit(partial(detections, config.model, per_image=per_image),
                         in_shardings=(replicated, batch, batch, batch, replicated), out_shardings=batch)
   size = config.evaluation.batch_size
   local = size // jax.process_count()
   shape = (local, config.model.rpn.max_proposals, config.model.embedding_dim)
-  ones = sharding.put_batch(mesh, np.ones(shape[:2], np.float32))
+  put_one = lambda name, array: sharding.put_batch(mesh, {name: array})[name]
+  ones = put_one('factors', np.ones(shape[:2], np.float32))
   with evaluation.bar_of(dataset) as bar:
     for number, arrays in enumerate(evaluation.local_batches(dataset, config)):
       real = np.flatnonzero(arrays['real'])
@@ -136,7 +138,7 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
       if not timer.warm:  # compiles
         tower.embed(np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 1, 1]], np.float32))
         found = first_half(variables, put['image'], put['image_size'], vocabulary)
-        nothing = sharding.put_batch(mesh, np.zeros(shape, np.float32))
+        nothing = put_one('embeddings', np.zeros(shape, np.float32))
         jax.block_until_ready(second_half(variables, found, nothing, found.objectness, vocabulary))
         timer.warm = True
       start = time.perf_counter()
@@ -145,7 +147,7 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
       crops, valid = sharding.local_part((found.crops, found.valid))
       for i, picture in zip(real, pictures, strict=True):
         embeddings[i, valid[i]] = tower.embed(picture, crops[i, valid[i]] / np.tile(arrays['scale'][i], 2))
-      detect = partial(second_half, variables, found, sharding.put_batch(mesh, embeddings))
+      detect = partial(second_half, variables, found, put_one('embeddings', embeddings))
       detected = [sharding.local_part(detect(ones, vocabulary))]
       timer.add(time.perf_counter() - start, min(size, len(dataset) - number * size))
       if WITH_OBJECTNESS in folders(scores):

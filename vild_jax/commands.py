@@ -91,7 +91,7 @@ def train_on(opened: Training, workdir: Path, *, stream: Callable[[int], Iterato
   """
   config, vocabulary = opened.config, opened.vocabulary
   mesh = sharding.make_mesh(config.mesh)
-  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
+  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
   state.check_start(config, mesh)
   pictures = None
   if config.train.pictures:
@@ -289,7 +289,7 @@ def _same_model(config: Config, folder: Path) -> Config:
   parts, saved = ('model.', 'data.image_size'), checkpoint.read_config(folder)
   config = with_embedding_dim(config, saved.model.embedding_dim)
   differences = [d for d in difference(saved, config)
-                 if d.startswith(parts) and not d.startswith('model.postprocess.')]
+                 if d.startswith(parts) and not d.startswith(('model.postprocess.', 'model.backbone.remat:'))]
   if differences:
     raise ValueError(f'{folder} was trained with another model: {differences[0]} differ; expected the config that it '
                      'was trained with, overrides included (its config.json can be given as CONFIG)')

@@ -152,6 +152,7 @@ class Train:
 
   The newest `keep` checkpoints stay, and the `keep_best` of the lowest loss (its mean over the steps since the save
   before). `on_nan` says what follows a loss or gradients that are not finite: stop, or skip the update and count it.
+  `accumulate` microbatches make one batch (`data.batch_size`): less memory, the same losses (see `train.accumulate`).
   `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; `init_first_stage` a
   work directory or bundle whose backbone, pyramid and proposal network are started from. Empty: from scratch.
   """
@@ -164,12 +165,13 @@ class Train:
   on_nan: str = 'stop'
   pictures_every: int = 5000
   pictures: int = 4
+  accumulate: int = 1
   init_backbone: str = ''
   init_first_stage: str = ''
 
   def __post_init__(self):
     require(self.on_nan in ('stop', 'skip'), 'train.on_nan', self.on_nan, 'stop or skip')
-    require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every',
+    require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every', 'accumulate',
                      zero=('pictures', 'keep_best'))
     require(not (self.init_backbone and self.init_first_stage), 'train.init_first_stage', self.init_first_stage,
             "'' beside train.init_backbone: each brings a backbone")
@@ -177,12 +179,19 @@ class Train:
 
 @dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis of the mesh; -1 takes all that are left."""
+  """Devices along each axis of the mesh; `data` = -1 takes all that the others leave.
+
+  `data` and `fsdp` share the pictures of a batch, and `fsdp` splits parameters and momentum besides. `spatial` splits
+  the height of every picture, for more devices than pictures. `train.sharding` has the rules.
+  """
 
   data: int = -1
+  fsdp: int = 1
+  spatial: int = 1
 
   def __post_init__(self):
     require(self.data == -1 or self.data > 0, 'mesh.data', self.data, '-1 or a positive number of devices')
+    require_positive(self, 'mesh', 'fsdp', 'spatial')
 
 
 @dataclass(frozen=True)
@@ -225,6 +234,10 @@ class Config:
     stride = 2**self.model.pyramid.max_level
     require(self.data.image_size % stride == 0, 'data.image_size', self.data.image_size,
             f'a multiple of {stride}, the stride of the top level of model.pyramid')
+    # With one row of the top level on a device XLA (jax 0.10.2) computes wrong gradients: it sums them over `data`.
+    rows, spatial = 2 * stride * self.mesh.spatial, self.mesh.spatial
+    require(spatial == 1 or self.data.image_size % rows == 0, 'data.image_size', self.data.image_size,
+            f'a multiple of {rows}, so that each of mesh.spatial = {spatial} devices has two rows of the top level')
 
 
 def with_embedding_dim(config: Config, dim: int) -> Config:

@@ -14,10 +14,14 @@ _DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
 
 @dataclass(frozen=True)
 class Backbone:
-  """ResNet v1.5. `depth` is one of 10, 14, 18, 26, 34, 50, 101, 152; `width` the channels of the stem."""
+  """ResNet v1.5. `depth` is one of 10, 14, 18, 26, 34, 50, 101, 152; `width` the channels of the stem.
+
+  `remat` keeps of each residual block its input alone for the backward pass, which computes the rest again.
+  """
 
   depth: int = 50
   width: int = 64
+  remat: bool = False
 
   def __post_init__(self):
     require(self.depth in _DEPTHS, 'model.backbone.depth', self.depth, f'one of {", ".join(map(str, _DEPTHS))}')

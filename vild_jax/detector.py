@@ -48,7 +48,7 @@ class ViLD(nn.Module):
     dtype = jnp.bfloat16 if model.dtype == 'bfloat16' else None
     common = {'dtype': dtype, 'momentum': model.batch_norm_momentum}
     head, rpn = model.region_head, model.rpn
-    self.backbone = ResNet(model.backbone.depth, model.backbone.width, **common)
+    self.backbone = ResNet(model.backbone.depth, model.backbone.width, model.backbone.remat, **common)
     self.fpn = FPN(model.pyramid.min_level, model.pyramid.max_level, model.pyramid.channels, **common)
     per_location = len(model.anchors.aspect_ratios) * model.anchors.num_scales
     self.rpn_head = RPNHead(rpn.num_convs, rpn.channels, per_location, **common)
@@ -151,7 +151,7 @@ def first_stage(model: Model, variables: Any, image: Array, *, train: bool,
 
 def second_stage(model: Model, variables: Any, features: dict[int, Array], rois: Array, valid: Array,
                  vocabulary: Vocabulary, *, train: bool, distilled: RegionTargets | None = None,
-                 ) -> tuple[SecondStage, Any]:
+                 per_image: PerImage = jax.vmap) -> tuple[SecondStage, Any]:
   """Boxes [B, R, 4] with validity [B, R] -> (outputs, variables); invalid rows stay out of batch statistics.
 
   The regions to distil go through the head that learns from them: the image head, which sees nothing else in training,
@@ -162,10 +162,11 @@ def second_stage(model: Model, variables: Any, features: dict[int, Array], rois:
   if distilled is not None and not model.image_head:
     rois = jnp.concatenate([rois, distilled.boxes.astype(rois.dtype)], axis=1)
     valid = jnp.concatenate([valid, distilled.valid], axis=1)
-  pooled = _pool(features, rois, size)
+  pool = partial(_pool, size=size, per_image=per_image)
+  pooled = pool(features, rois)
   (embeddings, deltas), variables = head(variables, ViLD.regions, pooled, valid)
   if distilled is not None and model.image_head:
-    student, variables = head(variables, ViLD.image_regions, _pool(features, distilled.boxes, size), distilled.valid)
+    student, variables = head(variables, ViLD.image_regions, pool(features, distilled.boxes), distilled.valid)
   elif distilled is not None:
     embeddings, student, deltas = embeddings[:, :count], embeddings[:, count:], deltas[:, :count]
   image_logits = None
@@ -176,14 +177,15 @@ def second_stage(model: Model, variables: Any, features: dict[int, Array], rois:
                      student), variables
 
 
-def student_embeddings(model: Model, variables: Any, image: Array, rois: Array, valid: Array) -> Array:
+def student_embeddings(model: Model, variables: Any, image: Array, rois: Array, valid: Array, *,
+                       per_image: PerImage = jax.vmap) -> Array:
   """What the head that learns from the teacher says at inference, not normalised.
 
   Images [B, S, S, 3] and boxes [B, M, 4] with validity [B, M] -> embeddings [B, M, D].
   """
   features, _ = _apply(model, variables, ViLD.features, image, train=False)
   network = ViLD.image_regions if model.image_head else ViLD.regions
-  pooled = _pool(features, rois, model.region_head.roi_size)
+  pooled = _pool(features, rois, size=model.region_head.roi_size, per_image=per_image)
   outputs, _ = _on_regions(model, variables, network, pooled, valid, train=False)
   return outputs if model.image_head else outputs[0]
 
@@ -230,9 +232,9 @@ def choose(model: Model, rois: Array, valid: Array, scores: Array) -> Detections
 
 
 def masks(model: Model, variables: Any, features: dict[int, Array], rois: Array, valid: Array, *,
-          train: bool) -> tuple[Array, Any]:
+          train: bool, per_image: PerImage = jax.vmap) -> tuple[Array, Any]:
   """Boxes [B, K, 4] with validity [B, K] -> (mask logits [B, K, 28, 28], variables)."""
-  pooled = _pool(features, rois, model.mask_head.roi_size)
+  pooled = _pool(features, rois, size=model.mask_head.roi_size, per_image=per_image)
   return _on_regions(model, variables, ViLD.masks, pooled, valid, train=train)
 
 
@@ -241,10 +243,12 @@ def predict_batch(model: Model, variables: Any, image: Array, image_size: Array,
   """Images [B, S, S, 3], content sizes [B, 2] -> (detections [B, K, ...], intermediates of `predict`)."""
   first, _ = first_stage(model, variables, image, train=False, per_image=per_image)
   found = first.proposals
-  second, _ = second_stage(model, variables, first.features, found.boxes, found.valid, vocabulary, train=False)
+  second, _ = second_stage(model, variables, first.features, found.boxes, found.valid, vocabulary, train=False,
+                           per_image=per_image)
   choose = partial(_choose, model)
   detections = per_image(choose)(found, second.deltas, class_scores(model, second, vocabulary), image_size)
-  mask_logits, _ = masks(model, variables, first.features, detections.boxes, detections.valid, train=False)
+  mask_logits, _ = masks(model, variables, first.features, detections.boxes, detections.valid, train=False,
+                         per_image=per_image)
   intermediates = {'features': first.features, 'proposals': found, 'text_logits': second.logits,
                    'image_logits': second.image_logits, 'box_deltas': second.deltas, 'mask_logits': mask_logits}
   return detections.replace(masks=mask_logits), intermediates
@@ -277,9 +281,10 @@ def _choose(model: Model, found: Proposals, deltas: Array, scores: Array, image_
   return choose(model, refine(found.boxes, deltas, image_size), found.valid, scores)
 
 
-def _pool(features: dict[int, Array], rois: Array, size: int) -> Array:
+def _pool(features: dict[int, Array], rois: Array, *, size: int, per_image: PerImage) -> Array:
   """RoI features [B, R, size, size, C] of boxes [B, R, 4]; no gradient flows into the boxes."""
-  return jax.vmap(partial(roi_align.multilevel_roi_align, output_size=size))(features, jax.lax.stop_gradient(rois))
+  pool = partial(roi_align.multilevel_roi_align, output_size=size)
+  return per_image(lambda features, rois: pool(features, rois))(features, jax.lax.stop_gradient(rois))
 
 
 def _on_regions(model: Model, variables: Any, network: Callable, pooled: Array, valid: Array, *,

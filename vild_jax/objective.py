@@ -1,11 +1,13 @@
 """The training objective: detector outputs + Batch -> targets -> losses (METHOD.md, sections 3 and 4).
 
 Two public halves: `assign` decides what every anchor and region should learn, `losses` measures it. `objective` is the
-whole of it, one read from top to bottom: first stage, assign, second stage on the sampled regions, losses.
+whole of it, one read from top to bottom: first stage, assign, second stage on the sampled regions, losses. Where a
+batch comes in parts (`train.accumulate`), `loss_of` is given what the whole batch's losses are means over.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.struct
@@ -82,23 +84,47 @@ def objective(config: Config, variables: Any, batch: Batch, vocabulary: Vocabula
   check_distillation(config, has_regions=batch.regions is not None)
   first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
   targets = assign(config, first, batch, vocabulary, key, per_image=per_image)
-  outputs, variables = outputs_of(config, variables, first, targets, vocabulary)
-  parts = losses(config, outputs, targets, vocabulary)
+  return loss_of(config, variables, first, targets, vocabulary, count(targets), per_image=per_image)
+
+
+def loss_of(config: Config, variables: Any, first: FirstStage, targets: Targets, vocabulary: Vocabulary,
+            counts: dict[str, Any], *, per_image: PerImage = jax.vmap) -> tuple[Array, tuple[dict[str, Array], Any]]:
+  """The rest of `objective`, from the targets on.
+
+  Loss and metrics are means over `counts` elements: with those of a whole batch, what its parts give adds up.
+  """
+  outputs, variables = outputs_of(config, variables, first, targets, vocabulary, per_image=per_image)
+  parts = losses(config, outputs, targets, vocabulary, counts)
   total = sum(parts.values())
+  positive = sum(jnp.sum(p, dtype=jnp.float32) for p in targets.rpn_positive.values())
   metrics = {'loss': total, **parts,
-             'foreground_regions': targets.foreground.sum(1).mean(dtype=jnp.float32),
-             'positive_anchors': sum(p.sum(1) for p in targets.rpn_positive.values()).mean(dtype=jnp.float32)}
+             'foreground_regions': jnp.sum(targets.foreground, dtype=jnp.float32) / counts['images'],
+             'positive_anchors': positive / counts['images']}
   return total, (metrics, variables['batch_stats'])
 
 
-def outputs_of(config: Config, variables: Any, first: FirstStage, targets: Targets,
-               vocabulary: Vocabulary) -> tuple[Outputs, Any]:
+def count(targets: Targets) -> dict[str, Any]:
+  """How many elements each loss is a mean over; targets may have more leading axes than B."""
+  number = lambda mask: jnp.sum(mask, dtype=jnp.float32)
+  numbers = core_losses.rpn_box_mask(targets.rpn_deltas, targets.rpn_positive)
+  return {
+    'images': math.prod(targets.valid.shape[:-1]),
+    'rpn_box': {level: number(mask) for level, mask in numbers.items()},
+    'class': number(targets.valid),
+    'box': number(targets.foreground),
+    'mask': number(targets.mask_foreground),
+    'distillation': None if targets.regions is None else number(targets.regions.valid),
+  }
+
+
+def outputs_of(config: Config, variables: Any, first: FirstStage, targets: Targets, vocabulary: Vocabulary, *,
+               per_image: PerImage = jax.vmap) -> tuple[Outputs, Any]:
   """What the detector says in training mode about the regions of `targets`, and the variables after it."""
   model = config.model
   second, variables = detector.second_stage(model, variables, first.features, targets.rois, targets.valid, vocabulary,
-                                            train=True, distilled=targets.regions)
+                                            train=True, distilled=targets.regions, per_image=per_image)
   mask_logits, variables = detector.masks(model, variables, first.features, targets.mask_rois, targets.mask_valid,
-                                          train=True)
+                                          train=True, per_image=per_image)
   return Outputs(first, second, mask_logits), variables
 
 
@@ -106,7 +132,7 @@ def assign(config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabula
            per_image: PerImage = jax.vmap) -> Targets:
   """Chooses anchors and regions to learn from, and says what each should be; no gradient flows through it.
 
-  The regions to distil are the batch's own, chosen offline.
+  The regions to distil are the batch's own, chosen offline. `key` is the step's, or one for each image [B, 2].
   """
   rules = config.assignment
   background = vocabulary.embeddings.shape[0]
@@ -119,18 +145,21 @@ def assign(config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabula
                    **_assign_regions(rules, config, found, gt_boxes, gt_labels, gt_masks, gt_valid, background,
                                      region_key))
 
-  keys = jax.random.split(key, batch.image.shape[0])
+  keys = key if key.ndim > 1 else jax.random.split(key, batch.image.shape[0])
   targets = per_image(of_one_image)(first.proposals, batch.boxes, batch.labels, batch.masks, batch.valid, keys)
   distils = config.distillation.weight > 0
   return jax.lax.stop_gradient(targets.replace(regions=batch.regions if distils else None))
 
 
-def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocabulary) -> dict[str, Array]:
+def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocabulary,
+           counts: dict[str, Any] | None = None) -> dict[str, Array]:
   """The five losses of ViLD-text and, where regions are distilled, that of ViLD-image.
 
-  Each is normalised over the global batch and carries its weight already: 1, and `distillation.weight` for the last.
+  Each is normalised over the global batch (its `counts`; by default `targets` are all of it) and carries its weight
+  already: 1, and `distillation.weight` for the last.
   ViLD-image (`model.background=False`) has no `class_loss`: it learns its embeddings from the teacher alone.
   """
+  counts = count(targets) if counts is None else counts
   logits, novel = outputs.second.logits, config.assignment.novel_labels
   allowed = vocabulary.valid if novel else vocabulary.valid & vocabulary.is_base
   if config.assignment.novel_logits_zero:
@@ -139,17 +168,21 @@ def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocab
     logits, allowed = jnp.where(trained, logits, 0), vocabulary.valid
   parts = {
     'rpn_score_loss': core_losses.rpn_score(outputs.first.objectness, targets.rpn_labels,
-                                            samples_per_image=config.assignment.rpn_samples),
-    'rpn_box_loss': core_losses.rpn_box(outputs.first.deltas, targets.rpn_deltas, targets.rpn_positive),
-    'class_loss': core_losses.region_class(logits, targets.labels, targets.valid, jnp.append(allowed, True)),
-    'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground),
-    'mask_loss': core_losses.mask(outputs.mask_logits, targets.masks, targets.mask_foreground),
+                                            samples_per_image=config.assignment.rpn_samples,
+                                            images=counts['images']),
+    'rpn_box_loss': core_losses.rpn_box(outputs.first.deltas, targets.rpn_deltas, targets.rpn_positive,
+                                        counts=counts['rpn_box']),
+    'class_loss': core_losses.region_class(logits, targets.labels, targets.valid, jnp.append(allowed, True),
+                                           count=counts['class']),
+    'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground,
+                                       count=counts['box']),
+    'mask_loss': core_losses.mask(outputs.mask_logits, targets.masks, targets.mask_foreground, count=counts['mask']),
   }
   if not config.model.background:
     del parts['class_loss']
   if targets.regions is not None:
     parts['distillation_loss'] = config.distillation.weight * core_losses.distillation(
-      outputs.second.student, targets.regions.embeddings, targets.regions.valid)
+      outputs.second.student, targets.regions.embeddings, targets.regions.valid, count=counts['distillation'])
   return parts
 
 

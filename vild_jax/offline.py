@@ -35,8 +35,10 @@ def local_mesh(config: Config) -> Mesh:
   """A mesh over this process's own devices: each process works through its shards alone, at its own pace."""
   settings = config.mesh
   if settings.data > 0:  # which counts the devices of all processes
-    settings = dataclasses.replace(settings, data=max(settings.data // jax.process_count(), 1))
-  return sharding.make_mesh(settings, jax.local_devices())
+    data = max(settings.data * settings.fsdp // jax.process_count(), 1)
+    settings = dataclasses.replace(settings, data=data)
+  # No optimiser, nothing to split over `fsdp`, which may span processes.
+  return sharding.make_mesh(dataclasses.replace(settings, fsdp=1), jax.local_devices())
 
 
 def with_proposals(config: Config, count: int) -> Config:
@@ -153,7 +155,7 @@ def _proposals(config: Config, variables: Any, dataset: sources.PreparedDataset,
   with contextlib.closing(stream):
     waiting = None
     for number, arrays in enumerate(stream):
-      running = step(variables, sharding.put_batch(mesh, arrays['image']))
+      running = step(variables, sharding.put_batch(mesh, {'image': arrays['image']})['image'])
       if waiting is not None:
         yield from _rows(*waiting)  # while the devices go on
       waiting = running, arrays, is_real[number]

@@ -1,4 +1,4 @@
-"""One device and eight mean the same: losses, gradients, parameters; and the program moves nothing it need not."""
+"""One device and eight mean the same, however they are arranged; and the program moves nothing it need not."""
 
 from __future__ import annotations
 
@@ -10,30 +10,56 @@ import numpy as np
 import pytest
 
 from tests import test_distillation, tiny
-from vild_jax import objective
-from vild_jax.train import optim, sharding, state, step
+from vild_jax import config as config_lib
+from vild_jax.config import ConfigError
+from vild_jax.structs import Batch
+from vild_jax.train import accumulate, checkpoint, optim, sharding, state, step
+
+# Two levels compile in half the time of five; pictures of 128 px have the rows that `spatial` asks for.
+BASE = ('model.pyramid.min_level=4', 'model.pyramid.max_level=5', 'model.anchors.size=1.5', 'data.image_size=128',
+        'distillation.weight=0.5')
+ONE = tiny.config(*BASE, 'mesh.data=1')
+MANY = {'8 data': (), '4 data x 2 fsdp': ('mesh.fsdp=2',),
+        '2 data x 2 fsdp x 2 spatial': ('mesh.fsdp=2', 'mesh.spatial=2')}
 
 
-def _first_gradients(config, devices, batch):
-  mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
-  start = state.create_on(config, mesh)
-
-  def loss(params, batch, vocabulary):
-    return objective.objective(config, {'params': params, 'batch_stats': start.batch_stats}, batch, vocabulary,
-                               state.step_key(start, state.SAMPLING), per_image=sharding.per_image(mesh))
-
-  program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(
-    start.params, sharding.put_batch(mesh, batch), jax.device_put(tiny.vocabulary(), sharding.replicated(mesh)))
-  compiled = program.compile()
-  (_, (metrics, _)), gradients = compiled(start.params, sharding.put_batch(mesh, batch),
-                                          jax.device_put(tiny.vocabulary(), sharding.replicated(mesh)))
-  return jax.device_get(metrics), jax.device_get(gradients), compiled.as_text()
+def _batch(seed=0):
+  regions = test_distillation.batch(seed).regions
+  regions.valid[:3] = False  # the devices hold different numbers of regions; the mean is over all of them
+  return tiny.batch(seed, side=128).replace(regions=regions)
 
 
-def test_first_step_is_the_same_on_one_device_and_on_eight_and_gathers_nothing():
-  config, batch = tiny.config(), tiny.batch()
-  metrics, gradients, _ = _first_gradients(config, 1, batch)
-  metrics8, gradients8, text = _first_gradients(config, 8, batch)
+def _start(config, mesh, wide=lambda x: x):
+  """A state at step 0 of drawn weights: compiling the initialisers on every mesh would take longer than the rest."""
+  drawn = jax.device_get(tiny.variables(config, deltas=0.1))
+  state_of = lambda a: a.replace(
+    step=np.int32(0), key=np.asarray(jax.random.PRNGKey(0)), params=drawn['params'], batch_stats=drawn['batch_stats'],
+    opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), a.opt_state))
+  abstract = state.abstract(config, mesh)
+  return jax.tree.map(lambda x, a: jax.device_put(wide(x), a.sharding), state_of(abstract), abstract)
+
+
+def _first_gradients(config):
+  mesh = sharding.make_mesh(config.mesh)
+  program = jax.jit(lambda *args: accumulate.gradients(config, mesh, *args))
+  arguments = (_start(config, mesh), sharding.put_batch(mesh, _batch()),
+               jax.device_put(tiny.vocabulary(), sharding.replicated(mesh)))
+  compiled = program.lower(*arguments).compile()
+  gradients, metrics, _ = jax.device_get(compiled(*arguments))
+  return metrics, gradients, compiled.as_text()
+
+
+@pytest.fixture(scope='module')
+def on_one_device():
+  return _first_gradients(ONE)
+
+
+@pytest.mark.parametrize('arranged', MANY)
+def test_first_step_is_the_same_on_one_device_and_on_eight(on_one_device, arranged):
+  metrics, gradients, _ = on_one_device
+  config = tiny.config(*BASE, *MANY[arranged])
+  metrics8, gradients8, text = _first_gradients(config)
+  assert metrics['distillation_loss'] > 0
   for name, value in metrics.items():
     np.testing.assert_allclose(metrics8[name], value, rtol=1e-5, err_msg=name)
   names = [optim.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(gradients)[0]]
@@ -42,69 +68,132 @@ def test_first_step_is_the_same_on_one_device_and_on_eight_and_gathers_nothing()
   for name, one, eight in zip(names, jax.tree.leaves(gradients), jax.tree.leaves(gradients8), strict=True):
     # A bias in front of a batch normalisation has no gradient but rounding: there the floor decides.
     assert norm(one.astype(np.float64) - eight) <= 1e-5 * max(norm(one), 1e-3 * whole), name
-  collectives = {kind: len(re.findall(rf'{kind}(?:-start)?\(', text)) for kind in ('all-gather', 'all-to-all',
-                                                                                'all-reduce')}
-  assert collectives['all-reduce'] > 0
-  assert collectives['all-gather'] == collectives['all-to-all'] == 0
+  _check_collectives(text, config, gradients)
+
+
+def _check_collectives(text, config, params):
+  """Parameters are gathered, and rows of a picture over `spatial`; pictures never are, and no loop waits for others."""
+  assert re.search(r'all-reduce(?:-start)?\(', text) and not re.search(r'all-to-all(?:-start)?\(', text)
+  held = config.data.batch_size // (8 // config.mesh.spatial)
+  shapes = {x.shape for x in jax.tree.leaves(params)}
+  gathers = re.findall(r'= \w+\[([\d,]+)\]\S* all-gather\(.*dimensions=\{(\d+)\}.*op_name="([^"]*)"', text)
+  assert len(gathers) == len(re.findall(r'all-gather(?:-start)?\(', text))
+  for shape, axis, name in gathers:
+    shape = tuple(map(int, shape.split(',')))
+    is_parameter = config.mesh.fsdp > 1 and name.endswith('sharding_constraint') and shape in shapes
+    is_picture = config.mesh.spatial > 1 and shape[0] == held and axis == '1'
+    assert is_parameter or is_picture, (shape, axis, name)
+  assert config.mesh.fsdp == 1 or gathers
   # Loops are printed apart from their bodies, so each body is looked up: a collective there would run in every round.
   bodies = re.findall(r'(?:body|condition)=%?([\w.-]+)', text)
   assert bodies
   for body in bodies:
     block = text[text.index(f'%{body} ('):]
-    assert not re.search(r'all-(?:reduce|gather|to-all)(?:-start)?\(', block[:block.index('\n}')]), body
-
-
-def test_losses_are_the_same_on_one_device_and_on_eight_with_regions_to_distil():
-  config, variables = test_distillation.ONE_HEAD, tiny.variables(test_distillation.ONE_HEAD)
-  batch = test_distillation.batch()
-  batch.regions.valid[:3] = False  # the devices hold different numbers of regions; the mean is over all of them
-  found = []
-  for devices in (1, 8):
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
-    run = jax.jit(lambda *args, mesh=mesh: objective.objective(config, *args, jax.random.PRNGKey(3),
-                                                               per_image=sharding.per_image(mesh))[1][0])
-    everywhere = lambda x, mesh=mesh: jax.device_put(x, sharding.replicated(mesh))
-    found.append(run(everywhere(variables), sharding.put_batch(mesh, batch), everywhere(tiny.vocabulary())))
-  assert found[0]['distillation_loss'] > 0
-  for name, value in found[0].items():
-    np.testing.assert_allclose(found[1][name], value, rtol=1e-5, err_msg=name)
+    assert not re.search(r'(all-(?:reduce|gather|to-all)|collective-permute)(?:-start)?\(',
+                         block[:block.index('\n}')]), body
 
 
 def test_ten_steps_end_at_the_same_parameters():
   """In float64: in float32 a rounding can flip a top-k, which says nothing about the sharding."""
   with jax.enable_x64(True):
-    config = tiny.config()
     ends = []
-    for devices in (1, 8):
-      mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
-      current = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
-                             state.create_on(config, mesh))
-      train_step = step.make_train_step(config, mesh)
+    for overrides in (('mesh.data=1',), MANY['2 data x 2 fsdp x 2 spatial']):  # compiling for all four takes minutes
+      config = tiny.config(*BASE, *overrides)
+      mesh = sharding.make_mesh(config.mesh)
+      current = _start(config, mesh, _wide)
+      start, train_step = jax.device_get(current.params), step.make_train_step(config, mesh)
       vocabulary = jax.device_put(jax.tree.map(_wide, tiny.vocabulary()), sharding.replicated(mesh))
       for seed in range(10):
-        batch = sharding.put_batch(mesh, jax.tree.map(_wide, tiny.batch(seed)))
+        batch = sharding.put_batch(mesh, jax.tree.map(_wide, _batch(seed)))
         current, metrics = train_step(current, batch, vocabulary)
       assert metrics['loss'].dtype == jnp.float64
       ends.append(jax.device_get(current.params))
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ends[0], jax.device_get(
-      state.create_on(config, sharding.make_mesh(config.mesh, jax.devices()[:1])).params))
-    assert max(jax.tree.leaves(moved)) > 1e-3
-    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), *ends)
-    assert max(jax.tree.leaves(difference)) < 1e-6, difference
+    distance = lambda a, b: max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), a, b)))
+    assert distance(ends[0], start) > 1e-3
+    assert distance(*ends) < 1e-6
 
 
 def _wide(x):
   return x.astype(np.float64) if x.dtype == np.float32 else x
 
 
-def test_a_leaf_without_a_rule_is_an_error_that_names_it():
+@pytest.mark.parametrize('name', ['vild_r50_lvis', 'vild_ensemble_r152_lvis'])
+def test_fsdp_of_eight_leaves_a_device_a_seventh_of_the_full_size_state_at_most(name):
+  config = config_lib.load(f'configs/{name}.py', ['mesh.fsdp=8'])
+  one = sharding.make_mesh(ONE.mesh)
+  whole, split = (sharding.bytes_per_device((s.params, s.opt_state)) for s in (
+    state.abstract(config, one), state.abstract(config, sharding.make_mesh(config.mesh))))
+  assert 2 * 4 * 40e6 < whole < 2 * 4 * 120e6  # parameters and momentum, float32
+  assert whole / 8 <= split <= whole / 7
+
+
+def test_the_largest_dimension_is_split_and_what_is_small_or_indivisible_is_whole():
+  mesh = sharding.make_mesh(tiny.config('mesh.fsdp=4').mesh)
+  spec = lambda *shape: tuple(sharding.split_largest(shape, mesh))
+  assert spec(3, 3, 64, 128) == (None, None, None, 'fsdp')
+  assert spec(3, 3, 128, 64) == (None, None, 'fsdp')
+  assert spec(64, 64) == (None, 'fsdp')
+  assert spec(98, 64) == (None, 'fsdp')  # 98 is larger, but 4 does not divide it
+  assert spec(99, 99) == spec(1024) == spec() == ()
+
+
+def test_a_state_saved_on_one_mesh_is_the_same_on_others(tmp_path):
+  config, rng = tiny.config(*BASE, 'mesh.fsdp=2'), np.random.default_rng(0)
+  mesh = sharding.make_mesh(config.mesh)
+  saved = _start(config, mesh, lambda x: (x + 100 * rng.normal(size=x.shape)).astype(x.dtype))
+  for part in (saved.params, saved.opt_state):
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(part))
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(3, saved)
+  checkpoints.close()
+  for overrides in (('mesh.data=1',), (), ('mesh.fsdp=8',)):
+    other = tiny.config(*BASE, *overrides)
+    mesh = sharding.make_mesh(other.mesh)
+    found = checkpoint.Checkpoints(tmp_path).restore(other, mesh)
+    for a, b, expected in zip(*map(jax.tree.leaves, (found, saved, state.abstract(other, mesh))), strict=True):
+      np.testing.assert_array_equal(a, b)
+      assert a.sharding == expected.sharding
+
+
+def test_leaves_and_fields_without_a_rule_are_errors_that_name_them():
   mesh = sharding.make_mesh(tiny.config().mesh)
   with pytest.raises(ValueError, match="no rule of sharding matches 'surprise'"):
     sharding.state_shardings(mesh, {'surprise': np.zeros(3)})
+  with pytest.raises(ValueError, match="no rule of sharding matches 'regions/colours'"):
+    sharding.put_batch(mesh, {'regions': {'colours': np.zeros(8)}})
 
 
-def test_mesh_and_batch_that_do_not_fit_say_so():
-  with pytest.raises(ValueError, match=r'mesh\.data is 16, but there are 8 devices'):
-    sharding.make_mesh(tiny.config('mesh.data=16').mesh)
-  with pytest.raises(ValueError, match='expected a multiple'):
-    sharding.check_batch_size(sharding.make_mesh(tiny.config().mesh), 12, 'data.batch_size')
+def test_every_field_of_a_batch_has_a_rule_and_only_pictures_are_split_by_rows():
+  mesh = sharding.make_mesh(tiny.config('data.image_size=256', 'mesh.spatial=2').mesh)
+  found = sharding.batch_shardings(mesh, _batch())
+  assert isinstance(found, Batch) and tuple(found.image.spec) == (('data', 'fsdp'), 'spatial')
+  others = jax.tree.leaves(found.replace(image=None))
+  assert len(others) == 8 and all(tuple(s.spec) == (('data', 'fsdp'),) for s in others)
+
+
+@pytest.mark.parametrize(('overrides', 'message'), [
+  (['mesh.data=16'], r'mesh\.data is 16, fsdp 1, spatial 1: 16 devices, but there are 8; expected at most that many'),
+  (['mesh.data=3', 'mesh.fsdp=4'], '12 devices, but there are 8'),
+  (['mesh.fsdp=3'], r'mesh\.fsdp is 3 and mesh\.spatial 1, which do not divide 8 devices; expected 8 to be a multiple'),
+  (['mesh.fsdp=0'], r'mesh\.fsdp is 0; expected a positive number'),
+  (['mesh.spatial=2'], r'data\.image_size is 64; expected a multiple of 256, so that each of mesh\.spatial = 2'),
+])
+def test_a_mesh_that_does_not_fit_says_so(overrides, message):
+  with pytest.raises((ConfigError, ValueError), match=message):
+    sharding.make_mesh(tiny.config(*overrides).mesh)
+
+
+def test_a_batch_that_does_not_fit_says_so():
+  mesh = sharding.make_mesh(tiny.config('mesh.fsdp=2', 'data.image_size=256', 'mesh.spatial=2').mesh)
+  sharding.check_batch_size(mesh, 12, 'data.batch_size')
+  with pytest.raises(ValueError, match=r'data\.batch_size is 10, which 4 devices .* expected a multiple of 4'):
+    sharding.check_batch_size(mesh, 10, 'data.batch_size')
+  with pytest.raises(ValueError, match='evenly in 2 microbatches; expected a multiple of 8'):
+    sharding.check_batch_size(mesh, 12, 'data.batch_size', accumulate=2)
+
+
+def test_what_a_device_holds_is_said():
+  text = sharding.describe(mesh := sharding.make_mesh(tiny.config('mesh.fsdp=8').mesh),
+                           state.abstract(tiny.config('mesh.fsdp=8'), mesh))
+  assert re.fullmatch(r'mesh 1 data x 8 fsdp x 1 spatial of \S+; on each device: parameters \d+\.\d MiB, '
+                      r'optimiser \d+\.\d MiB', text)

@@ -1,6 +1,7 @@
 """The losses: whole batch in, scalar over global normalisers out, in float32 (METHOD.md, section 3 "Losses").
 
-Each is 0 with zero gradient when nothing takes part in it.
+Each is 0 with zero gradient when nothing takes part in it. The normaliser is how much is there, or what the caller says
+(`count`, `counts`, `images`): given the whole batch's, the losses of its parts add up to its own.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from vild_jax.core import openvocab
 from vild_jax.core.precision import at_least_float32
 
 
-def _mean(values, mask):
+def _mean(values, mask, count=None):
   """Mean of `values` where `mask`; 0 where it is empty. What `mask` leaves out may be anything, NaN included."""
-  count = jnp.sum(mask, dtype=jnp.float32)
+  count = jnp.sum(mask, dtype=jnp.float32) if count is None else count
   return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(count, 1.0)
 
 
@@ -31,15 +32,19 @@ def _cross_entropy(logits, targets):
 
 
 def rpn_score(
-  logits: dict[int, Float[Array, 'b _']], labels: dict[int, Int[Array, 'b _']], *, samples_per_image: int = 256
+  logits: dict[int, Float[Array, 'b _']],
+  labels: dict[int, Int[Array, 'b _']],
+  *,
+  samples_per_image: int = 256,
+  images: int | None = None,
 ) -> Float[Array, '']:
-  """Objectness: cross-entropy summed over anchors with label 1 or 0 (-1: ignored) / (B * samples_per_image)."""
+  """Objectness: cross-entropy summed over anchors with label 1 or 0 (-1: ignored) / (images * samples_per_image)."""
   total = jnp.zeros((), jnp.float32)
   for level, level_logits in logits.items():
     label = labels[level]
     level_logits = jnp.where(label >= 0, at_least_float32(level_logits), 0.0)
     entropy = _cross_entropy(level_logits, (label == 1).astype(jnp.float32))
-    total += jnp.sum(jnp.where(label >= 0, entropy, 0.0)) / (label.shape[0] * samples_per_image)
+    total += jnp.sum(jnp.where(label >= 0, entropy, 0.0)) / ((images or label.shape[0]) * samples_per_image)
   return total
 
 
@@ -47,18 +52,27 @@ def rpn_box(
   deltas: dict[int, Float[Array, 'b _ 4']],
   targets: dict[int, Float[Array, 'b _ 4']],
   positive: dict[int, Bool[Array, 'b _']],
+  *,
+  counts: dict[int, Float[Array, '']] | None = None,
 ) -> Float[Array, '']:
   """Anchor regression: Huber (delta 1/9), a mean for each level, summed over levels.
 
   The mean is over elements of positive anchors; an element whose target is exactly 0 counts neither above nor below
   the line, as in the reference.
   """
+  mask = rpn_box_mask(targets, positive)
   total = jnp.zeros((), jnp.float32)
   for level, level_deltas in deltas.items():
-    counts = positive[level][..., None] & (targets[level] != 0.0)
-    error = jnp.where(counts, at_least_float32(level_deltas) - targets[level], 0.0)
-    total += _mean(_huber(error, 1.0 / 9.0), counts)
+    error = jnp.where(mask[level], at_least_float32(level_deltas) - targets[level], 0.0)
+    total += _mean(_huber(error, 1.0 / 9.0), mask[level], None if counts is None else counts[level])
   return total
+
+
+def rpn_box_mask(
+  targets: dict[int, Float[Array, '*b _ 4']], positive: dict[int, Bool[Array, '*b _']]
+) -> dict[int, Bool[Array, '*b _ 4']]:
+  """Which numbers of `targets` take part in `rpn_box`."""
+  return {level: positive[level][..., None] & (targets[level] != 0.0) for level in targets}
 
 
 def region_class(
@@ -66,6 +80,8 @@ def region_class(
   labels: Int[Array, 'b r'],
   valid: Bool[Array, 'b r'],
   allowed: Bool[Array, 'columns'],
+  *,
+  count: Float[Array, ''] | None = None,
 ) -> Float[Array, '']:
   """Classification (L_text): softmax cross-entropy, mean over valid regions.
 
@@ -78,30 +94,44 @@ def region_class(
   # A row of padding has to stay finite, or its gradient is NaN although nothing comes of it.
   logits = jnp.where(valid[..., None], logits, 0.0)
   label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-  return _mean(jax.nn.logsumexp(logits, axis=-1) - label_logit, valid)
+  return _mean(jax.nn.logsumexp(logits, axis=-1) - label_logit, valid, count)
 
 
 def region_box(
-  deltas: Float[Array, 'b r 4'], targets: Float[Array, 'b r 4'], foreground: Bool[Array, 'b r']
+  deltas: Float[Array, 'b r 4'],
+  targets: Float[Array, 'b r 4'],
+  foreground: Bool[Array, 'b r'],
+  *,
+  count: Float[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """Box refinement: Huber (delta 1), mean over the four numbers of the foreground regions."""
+  """Box refinement: Huber (delta 1), mean over the four numbers of the (`count`) foreground regions."""
   counts = jnp.broadcast_to(foreground[..., None], deltas.shape)
-  return _mean(_huber(jnp.where(counts, at_least_float32(deltas) - targets, 0.0), 1.0), counts)
+  return _mean(_huber(jnp.where(counts, at_least_float32(deltas) - targets, 0.0), 1.0), counts,
+               None if count is None else 4 * count)
 
 
 def mask(
-  logits: Float[Array, 'b k s s'], targets: Float[Array, 'b k s s'], foreground: Bool[Array, 'b k']
+  logits: Float[Array, 'b k s s'],
+  targets: Float[Array, 'b k s s'],
+  foreground: Bool[Array, 'b k'],
+  *,
+  count: Float[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """Masks: binary cross-entropy with soft targets, mean over the pixels of the foreground regions."""
+  """Masks: binary cross-entropy with soft targets, mean over the pixels of the (`count`) foreground regions."""
   counts = jnp.broadcast_to(foreground[..., None, None], logits.shape)
-  return _mean(_cross_entropy(jnp.where(counts, at_least_float32(logits), 0.0), targets), counts)
+  return _mean(_cross_entropy(jnp.where(counts, at_least_float32(logits), 0.0), targets), counts,
+               None if count is None else logits.shape[-1] * logits.shape[-2] * count)
 
 
 def distillation(
-  student: Float[Array, 'b m d'], teacher: Float[Array, 'b m d'], valid: Bool[Array, 'b m']
+  student: Float[Array, 'b m d'],
+  teacher: Float[Array, 'b m d'],
+  valid: Bool[Array, 'b m'],
+  *,
+  count: Float[Array, ''] | None = None,
 ) -> Float[Array, '']:
   """L_image: L1 distance of the normalised embeddings, mean over the valid regions of the batch, unweighted."""
   # Padding may hold anything: NaN times a zero cotangent would still be NaN.
   student = jnp.where(valid[..., None], student, 0.0)
   difference = openvocab.normalize(student) - openvocab.normalize(teacher)
-  return _mean(jnp.sum(jnp.abs(difference), axis=-1), valid)
+  return _mean(jnp.sum(jnp.abs(difference), axis=-1), valid, count)

@@ -33,7 +33,7 @@ class Block(nn.Module):
   momentum: float
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     def conv_bn(x: Array, channels: int, size: int, stride: int, name: str) -> Array:
       x = conv(channels, size, stride=stride, use_bias=False, init=BACKBONE_INIT, dtype=self.dtype, name=name)(x)
       return BatchNorm(self.dtype, self.momentum, name=f'{name}_bn')(x, train=train)
@@ -51,24 +51,29 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Image [B, S, S, 3] -> {level: [B, S / 2**level, S / 2**level, channels]} for levels 2 to 5."""
+  """Image [B, S, S, 3] -> {level: [B, S / 2**level, S / 2**level, channels]} for levels 2 to 5.
+
+  `remat` changes what is kept for the gradient, not the names of parameters.
+  """
 
   depth: int
   width: int = 64
+  remat: bool = False
   dtype: jax.typing.DTypeLike | None = None
   momentum: float = 0.997
 
   @nn.compact
   def __call__(self, image: Array, *, train: bool) -> dict[int, Array]:
     groups, bottleneck = LAYOUTS[self.depth]
+    block_type = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 of __call__: train
     x = conv(self.width, 7, stride=2, use_bias=False, init=BACKBONE_INIT, dtype=self.dtype, name='stem')(image)
     x = nn.relu(BatchNorm(self.dtype, self.momentum, name='stem_bn')(x, train=train))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
     features = {}
     for group, blocks in enumerate(groups):
       for block in range(blocks):
-        x = Block(channels=self.width * 2**group, stride=2 if group > 0 and block == 0 else 1, bottleneck=bottleneck,
-                  project=block == 0, dtype=self.dtype, momentum=self.momentum,
-                  name=f'group{group + 1}_block{block + 1}')(x, train=train)
+        x = block_type(channels=self.width * 2**group, stride=2 if group > 0 and block == 0 else 1,
+                       bottleneck=bottleneck, project=block == 0, dtype=self.dtype, momentum=self.momentum,
+                       name=f'group{group + 1}_block{block + 1}')(x, train)
       features[group + 2] = x
     return features

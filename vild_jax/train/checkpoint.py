@@ -27,8 +27,9 @@ CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
 # Settings that change neither what is learnt nor the shape of the state: a resume may change them.
 # What data, vocabulary and region store hold is checked where they are opened: they may move to another path.
 _FREE = ('name', 'vocabulary', 'teacher', 'distillation.store', 'data.train', 'data.val', 'data.val_split',
-         'data.workers', 'mesh.data', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.keep_best',
-         'train.on_nan', 'train.pictures', 'train.pictures_every',
+         'data.workers', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.keep_best', 'train.on_nan',
+         'train.pictures', 'train.pictures_every', 'model.backbone.remat',
+         *(f'mesh.{field}' for field in MeshSettings.__dataclass_fields__),
          *(f'evaluation.{field}' for field in config_lib.Evaluation.__dataclass_fields__))
 
 
@@ -126,7 +127,9 @@ def load_variables(folder: Path, config: Config, mesh: Mesh | None = None, step:
 def abstract_variables(config: Config, mesh: Mesh | None = None) -> dict[str, Any]:
   """Shapes, types and shardings of {'params', 'batch_stats'}, replicated on `mesh`; by default on one device."""
   mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
-  return variables(abstract(config, mesh))
+  whole = sharding.replicated(mesh)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+                      variables(abstract(config, mesh)))
 
 
 def save_variables(folder: Path, variables: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
     Preempted: SIGTERM came; the state of the step before is saved.
   """
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
-  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size')
+  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
   claim_workdir(workdir, config)
   first = jax.process_index() == 0
   checkpoints = Checkpoints(workdir, keep=config.train.keep, keep_best=config.train.keep_best)
@@ -65,7 +65,7 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   start = int(state.step)
   if first:
     print(f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
-          f'{mesh.devices.flat[0].device_kind}, in {workdir}', file=sys.stderr)
+          f'{mesh.devices.flat[0].device_kind}, in {workdir}\n{sharding.describe(mesh, state)}', file=sys.stderr)
   own_writer = writer is None and first
   writer = (WorkdirWriter(workdir, resume_step=start) if own_writer else writer) if first else None
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))

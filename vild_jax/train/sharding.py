@@ -1,4 +1,12 @@
-"""The mesh and who holds what on it. The only file that names mesh axes."""
+"""The mesh and who holds what on it. The only file that names mesh axes.
+
+  data      pictures of the batch
+  fsdp      pictures of the batch; and parameters and momentum, which are gathered for each step
+  spatial   rows of a picture, up to the end of the first stage: convolutions ask their neighbours for the rows at the
+            border. A region may lie anywhere in its picture, so the second stage has all rows, and runs on every device
+
+A `model` axis would be one more of AXES, named in the rules below.
+"""
 
 from __future__ import annotations
 
@@ -12,49 +20,113 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vild_jax.config import Mesh as MeshSettings
 from vild_jax.train.optim import first_match, path_name
 
-# First match wins, over the names of the abstract state; every leaf must match. Data parallel: all is replicated.
+AXES = ('data', 'fsdp', 'spatial')
+BATCH_AXES = ('data', 'fsdp')
+REPLICATED, BATCH_SPEC = PartitionSpec(), PartitionSpec(BATCH_AXES)
+# A leaf of fewer elements is replicated: to gather it would cost more than it saves.
+MIN_SPLIT = 4096
+
+
+def split_largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+  """Over `fsdp` along the largest dimension that it divides (the last of equal ones); whole if small, or none does."""
+  size = mesh.shape['fsdp']
+  divisible = [axis for axis, length in enumerate(shape) if length % size == 0]
+  if size == 1 or not divisible or np.prod(shape) < MIN_SPLIT:
+    return REPLICATED
+  largest = max(divisible, key=lambda axis: (shape[axis], axis))
+  return PartitionSpec(*(None,) * largest, 'fsdp')
+
+
+# First match wins, over the names of the leaves; every leaf must match. A function chooses by the leaf's shape.
 STATE_RULES = (
-  (r'(params|batch_stats|opt_state)/.*', PartitionSpec()),
-  (r'step|key', PartitionSpec()),
+  (r'(params|opt_state)/.*', split_largest),
+  (r'batch_stats/.*|step|key', REPLICATED),
 )
-BATCH_SPEC = PartitionSpec('data')
+BATCH_RULES = (
+  (r'image', PartitionSpec(BATCH_AXES, 'spatial')),
+  (r'image_size|labels|masks|factors|(regions/)?(boxes|embeddings|valid)', BATCH_SPEC),
+)
 
 
 def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
-  """A mesh over `devices` (all by default). Raises ValueError if the axes do not multiply to their number."""
-  devices = jax.devices() if devices is None else devices
-  data = len(devices) if settings.data == -1 else settings.data
-  if data > len(devices):
-    raise ValueError(f'mesh.data is {data}, but there are {len(devices)} devices; expected at most that many, or -1')
-  return Mesh(np.asarray(devices[:data]), ('data',), axis_types=(AxisType.Auto,))
+  """A mesh over `devices` (all by default). Raises ValueError if the axes do not fit their number or the processes."""
+  devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
+  count, others = len(devices), settings.fsdp * settings.spatial
+  if settings.data == -1 and count % others:
+    raise ValueError(f'mesh.fsdp is {settings.fsdp} and mesh.spatial {settings.spatial}, which do not divide '
+                     f'{count} devices; expected {count} to be a multiple of their product, {others}')
+  sizes = (count // others if settings.data == -1 else settings.data, settings.fsdp, settings.spatial)
+  needed, processes = int(np.prod(sizes)), {d.process_index for d in devices}
+  if needed > count or (needed < count and len(processes) > 1):
+    bound = 'at most that many' if len(processes) == 1 else f'all of those of {len(processes)} processes'
+    raise ValueError(f'mesh.data is {sizes[0]}, fsdp {sizes[1]}, spatial {sizes[2]}: {needed} devices, but there are '
+                     f'{count}; expected {bound}, or mesh.data = -1')
+  if len(processes) > 1 and (count // len(processes)) % settings.spatial:
+    raise ValueError(f'mesh.spatial is {settings.spatial}, but a process has {count // len(processes)} devices; '
+                     'expected a divisor of that: a picture is read by one process')
+  return Mesh(np.asarray(devices[:needed]).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
   """A sharding for each leaf of the (abstract) state, by STATE_RULES."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: NamedSharding(mesh, first_match(STATE_RULES, path_name(path), 'sharding')), state)
+  return _by_rules(mesh, STATE_RULES, state)
+
+
+def batch_shardings(mesh: Mesh, batch: Any) -> Any:
+  """A sharding for each field of a (host or abstract) batch, by BATCH_RULES."""
+  return _by_rules(mesh, BATCH_RULES, batch)
+
+
+def _by_rules(mesh: Mesh, rules: tuple[tuple[str, Any], ...], tree: Any) -> Any:
+  def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
+    rule = first_match(rules, path_name(path), 'sharding')
+    return NamedSharding(mesh, rule(np.shape(leaf), mesh) if callable(rule) else rule)
+
+  return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Batches are split over their first axis."""
+  """What there is of each picture, whole: split over the first axis."""
   return NamedSharding(mesh, BATCH_SPEC)
+
+
+def image_sharding(mesh: Mesh) -> NamedSharding:
+  """The pictures themselves."""
+  return NamedSharding(mesh, first_match(BATCH_RULES, 'image', 'sharding'))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same array on every device: vocabularies, scalars."""
-  return NamedSharding(mesh, PartitionSpec())
+  return NamedSharding(mesh, REPLICATED)
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, key: str) -> None:
-  """Raises ValueError unless the global batch splits evenly over the mesh."""
-  if batch_size % mesh.size:
-    raise ValueError(f'{key} is {batch_size}, which {mesh.size} devices cannot share evenly; expected a multiple')
+def check_batch_size(mesh: Mesh, batch_size: int, key: str, *, accumulate: int = 1) -> None:
+  """Raises ValueError unless the global batch, in `accumulate` parts, splits evenly over the mesh."""
+  groups = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+  if batch_size % (groups * accumulate):
+    parts = f' in {accumulate} microbatches' if accumulate > 1 else ''
+    raise ValueError(f'{key} is {batch_size}, which {groups} devices (data x fsdp) cannot share evenly{parts}; '
+                     f'expected a multiple of {groups * accumulate}')
 
 
 def put_batch(mesh: Mesh, arrays: Any) -> Any:
-  """Host arrays of this process (its part of the global batch) -> one global, sharded array each."""
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), arrays)
+  """Host arrays of this process (its part of the global batch) -> one global, sharded array each, by BATCH_RULES."""
+  put = lambda x, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(x))
+  return jax.tree.map(put, arrays, batch_shardings(mesh, arrays))
+
+
+def gathered(mesh: Mesh, tree: Any) -> Any:
+  """Inside a program: every leaf whole on every device.
+
+  Parameters that are split have to be gathered before they are used: left alone, the partitioner may rather gather
+  activations and split channels.
+  """
+  return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def split_like_params(mesh: Mesh, gradients: Any) -> Any:
+  """Inside a program: gradients lie where their parameters do."""
+  return jax.lax.with_sharding_constraint(gradients, state_shardings(mesh, {'params': gradients})['params'])
 
 
 def everywhere(mesh: Mesh, tree: Any) -> Any:
@@ -75,13 +147,29 @@ def local_part(tree: Any) -> Any:
 
 
 def per_image(mesh: Mesh) -> Callable[[Callable], Callable]:
-  """Maps a function of one image over a sharded batch, each device over its own images.
+  """Maps a function of one image over a sharded batch, each device over its own images, which it has whole.
 
   Without `shard_map`, the partitioner turns a batched top-k into an all-gather of the whole batch, and a vmapped
   while-loop into an all-reduce in every round.
   """
 
+  # An axis that is not named is one to sum gradients over; naming one of size 1 saves a sum over one device.
+  spec = BATCH_SPEC if mesh.shape['spatial'] > 1 else PartitionSpec(AXES)
+
   def wrap(function: Callable) -> Callable:
-    return jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=BATCH_SPEC, out_specs=BATCH_SPEC, check_vma=False)
+    return jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
   return wrap
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Bytes of an (abstract) tree of sharded arrays on one device."""
+  return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def describe(mesh: Mesh, state: Any) -> str:
+  """One line: the axes, and what a device holds of the (abstract) state."""
+  axes = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items())
+  held = ', '.join(f'{name} {bytes_per_device(tree) / 2**20:,.1f} MiB' for name, tree in (
+    ('parameters', state.params), ('optimiser', state.opt_state)))
+  return f'mesh {axes} of {mesh.devices.flat[0].device_kind}; on each device: {held}'

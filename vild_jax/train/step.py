@@ -13,10 +13,9 @@ from jax.sharding import Mesh
 
 from vild_jax import detector
 from vild_jax.config import Config, Data, Distillation, Evaluation, Train
-from vild_jax.objective import objective
 from vild_jax.structs import Batch, Detections, Proposals, TrainState, Vocabulary
-from vild_jax.train import optim, sharding
-from vild_jax.train.state import SAMPLING, abstract, step_key
+from vild_jax.train import accumulate, optim, sharding
+from vild_jax.train.state import abstract
 
 
 def make_train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -42,21 +41,17 @@ def _of_the_program(config: Config) -> Config:
   """Without what no program depends on: names, paths, cadence, and sizes that come with the arrays."""
   return dataclasses.replace(config, name='', seed=0, vocabulary='', teacher='', data=Data(), evaluation=Evaluation(),
                              distillation=Distillation(config.distillation.weight),
-                             train=Train(steps=config.train.steps, on_nan=config.train.on_nan))
+                             train=Train(steps=config.train.steps, on_nan=config.train.on_nan,
+                                         accumulate=config.train.accumulate))
 
 
 @functools.cache
 def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   update = optim.optimizer(config)
   rate = optim.schedule(config.optimizer, config.train.steps)
-  per_image = sharding.per_image(mesh)
 
   def train_step(state: TrainState, batch: Batch, vocabulary: Vocabulary) -> tuple[TrainState, dict[str, jax.Array]]:
-    def loss(params):
-      return objective(config, {'params': params, 'batch_stats': state.batch_stats}, batch, vocabulary,
-                       step_key(state, SAMPLING), per_image=per_image)
-
-    (_, (metrics, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    gradients, metrics, batch_stats = accumulate.gradients(config, mesh, state, batch, vocabulary)
     updates, opt_state = update.update(gradients, state.opt_state, state.params)
     metrics |= {'gradient_norm': optax.global_norm(gradients), 'learning_rate': rate(state.step)}
     after = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
@@ -66,7 +61,8 @@ def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, d
     return after, metrics
 
   state = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
-  batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  batch = Batch(**{field: sharding.batch_sharding(mesh) for field in Batch.__dataclass_fields__})
+  batch, replicated = batch.replace(image=sharding.image_sharding(mesh)), sharding.replicated(mesh)
   return jax.jit(train_step, in_shardings=(state, batch, replicated), out_shardings=(state, replicated),
                  donate_argnums=0)
 
@@ -86,7 +82,8 @@ def _predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
     return detector.predict_batch(config.model, variables, image, image_size, vocabulary, per_image=per_image)[0]
 
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  return jax.jit(predict_step, in_shardings=(replicated, batch, batch, replicated), out_shardings=batch)
+  return jax.jit(predict_step, in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated),
+                 out_shardings=batch)
 
 
 @functools.cache
@@ -96,5 +93,5 @@ def _propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
   def propose_step(variables, image: jax.Array) -> Proposals:
     return detector.first_stage(config.model, variables, image, train=False, per_image=per_image)[0].proposals
 
-  batch = sharding.batch_sharding(mesh)
-  return jax.jit(propose_step, in_shardings=(sharding.replicated(mesh), batch), out_shardings=batch)
+  return jax.jit(propose_step, in_shardings=(sharding.replicated(mesh), sharding.image_sharding(mesh)),
+                 out_shardings=sharding.batch_sharding(mesh))

@@ -1,0 +1,62 @@
+"""A batch in microbatches means what it means at once, up to batch statistics, which are each microbatch's own."""
+
+from __future__ import annotations
+
+import flax.linen
+import jax
+import numpy as np
+
+from tests import test_distillation, tiny
+from vild_jax import detector
+from vild_jax.structs import TrainState
+from vild_jax.train import accumulate, optim, sharding
+
+# One level of the pyramid and no convolutions in the heads compile fastest.
+BASE = ('model.pyramid.min_level=5', 'model.pyramid.max_level=5', 'model.anchors.size=1', 'model.rpn.num_convs=0',
+        'model.region_head.num_convs=0', 'model.mask_head.num_convs=0', 'distillation.weight=0.5')
+ONE, PARTS = tiny.config(*BASE, 'mesh.data=1'), tiny.config(*BASE, 'mesh.data=1', 'train.accumulate=2')
+SPREAD = tiny.config(*BASE, 'mesh.data=2', 'mesh.fsdp=2', 'train.accumulate=2')
+VARIABLES = jax.device_get(tiny.variables(ONE, deltas=0.1))
+
+
+def _batch():
+  batch = test_distillation.batch()
+  batch.regions.valid[:3] = False  # the microbatches hold different numbers of regions
+  return batch
+
+
+def _gradients(config):
+  mesh = sharding.make_mesh(config.mesh)
+  state = TrainState(step=np.int32(0), key=np.asarray(jax.random.PRNGKey(0)), opt_state=(), **VARIABLES)
+  state = jax.device_put(state, sharding.state_shardings(mesh, state))
+  words = jax.device_put(tiny.vocabulary(), sharding.replicated(mesh))
+  program = jax.jit(lambda *arguments: accumulate.gradients(config, mesh, *arguments))
+  return jax.device_get(program(state, sharding.put_batch(mesh, _batch()), words))
+
+
+def test_with_frozen_statistics_microbatches_add_up_to_the_batch(monkeypatch):
+  """On four devices, whose parameters are split by two, against one."""
+  normalise = flax.linen.BatchNorm
+  monkeypatch.setattr(flax.linen, 'BatchNorm',
+                      lambda use_running_average, **options: normalise(use_running_average=True, **options))
+  whole, whole_metrics, _ = _gradients(ONE)
+  parts, metrics, _ = _gradients(SPREAD)
+  assert set(metrics) == set(whole_metrics)
+  for name, value in whole_metrics.items():
+    assert value > 0, name
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+  norm = lambda x: np.linalg.norm(x.astype(np.float64))
+  floor = 1e-3 * np.sqrt(sum(norm(g) ** 2 for g in jax.tree.leaves(whole)))
+  for (path, one), two in zip(jax.tree_util.tree_flatten_with_path(whole)[0], jax.tree.leaves(parts), strict=True):
+    assert norm(one.astype(np.float64) - two) <= 1e-5 * max(norm(one), floor), optim.path_name(path)
+
+
+def test_moving_statistics_take_one_step_towards_the_mean_of_the_microbatches():
+  _, metrics, found = _gradients(PARTS)
+  assert all(np.isfinite(value) for value in metrics.values())
+  first_stage = jax.jit(lambda image: detector.first_stage(ONE.model, VARIABLES, image, train=True)[1]['batch_stats'])
+  image = _batch().image
+  halves = [jax.device_get(first_stage(image[part::2])) for part in range(2)]
+  for network in ('backbone', 'fpn'):
+    for a, b, c in zip(*(jax.tree.leaves(tree[network]) for tree in (found, *halves)), strict=True):
+      np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,80 @@
+"""The gradients of one step, of the batch at once or in `train.accumulate` microbatches, for less memory.
+
+In parts it is the same objective: each loss is the sum over all parts divided by the count of the whole batch. Those
+counts (sampled regions, foreground) follow from the proposals, so that the first stage runs twice: once forward through
+all parts, which gives targets and counts, and again under the gradient.
+
+One thing is another: batch statistics are those of a microbatch (of all devices). It is normalised by its own, and the
+moving statistics take one step towards their mean over the microbatches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vild_jax import detector, objective
+from vild_jax.config import Config
+from vild_jax.structs import Batch, TrainState, Vocabulary
+from vild_jax.train import sharding
+from vild_jax.train.state import SAMPLING, step_key
+
+Result = tuple[Any, dict[str, jax.Array], Any]
+
+
+def gradients(config: Config, mesh: Mesh, state: TrainState, batch: Batch, vocabulary: Vocabulary) -> Result:
+  """(gradients, metrics, batch statistics after the step) of a global batch, inside a program on `mesh`."""
+  params, key = sharding.gathered(mesh, state.params), step_key(state, SAMPLING)
+  variables = {'params': params, 'batch_stats': state.batch_stats}
+  if config.train.accumulate > 1:
+    return _in_parts(config, mesh, variables, batch, vocabulary, key)
+
+  def loss(params):
+    return objective.objective(config, {**variables, 'params': params}, batch, vocabulary, key,
+                               per_image=sharding.per_image(mesh))
+
+  (_, (metrics, batch_stats)), found = jax.value_and_grad(loss, has_aux=True)(params)
+  return sharding.split_like_params(mesh, found), metrics, batch_stats
+
+
+def _in_parts(config: Config, mesh: Mesh, variables: Any, batch: Batch, vocabulary: Vocabulary,
+              key: jax.Array) -> Result:
+  objective.check_distillation(config, has_regions=batch.regions is not None)
+  number, per_image = config.train.accumulate, sharding.per_image(mesh)
+  # The same key for an image as in one batch, so that the same anchors and regions are drawn.
+  parts = _split((batch, jax.random.split(key, batch.image.shape[0])), number)
+
+  def first_stage(params, image):
+    return detector.first_stage(config.model, {**variables, 'params': params}, image, train=True, per_image=per_image)
+
+  def assign(_, part):
+    microbatch, keys = part
+    first, _ = first_stage(variables['params'], microbatch.image)
+    return None, objective.assign(config, first, microbatch, vocabulary, keys, per_image=per_image)
+
+  _, targets = jax.lax.scan(assign, None, parts)
+  counts = objective.count(targets)
+
+  def of_part(part):
+    image, targets = part
+
+    def loss(params):
+      first, after = first_stage(params, image)
+      return objective.loss_of(config, after, first, targets, vocabulary, counts, per_image=per_image)
+
+    (_, (metrics, batch_stats)), found = jax.value_and_grad(loss, has_aux=True)(variables['params'])
+    share = jax.tree.map(lambda x: x / number, batch_stats)
+    return sharding.split_like_params(mesh, found), metrics, share
+
+  parts = parts[0].image, targets
+  shapes = jax.eval_shape(lambda: of_part(jax.tree.map(lambda x: x[0], parts)))
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), nothing, parts)[0]
+
+
+def _split(tree: Any, number: int) -> Any:
+  """Leaves [B, ...] -> [number, B / number, ...], every microbatch with pictures of every device: nothing moves."""
+  return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, number, *x.shape[1:]), 0, 1), tree)
