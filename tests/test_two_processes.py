@@ -27,7 +27,7 @@ from vild_jax.train import checkpoint, writers
 
 STEPS, SAVED = 3, 1     # and the step of the checkpoint that another number of processes goes on from
 KILLS = int(os.environ.get('VILD_JAX_KILLS', '0'))
-LONG = 40               # steps of the runs that are told to end
+LONG = 60               # steps of the runs that are told to end
 _HEARTBEAT = 10         # seconds of silence
 
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     config = tiny.config(
       f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
       f'train.steps={steps}', 'train.log_every=1', f'train.checkpoint_every={SAVED}', 'train.on_nan=skip',
-      'data.batch_size=4', f'train.pictures={int(steps == LONG)}', 'evaluation.batch_size=8', 'mesh.data=-1')
+      'data.batch_size=4', 'evaluation.batch_size=8', 'mesh.data=-1')
     (folder / f'{steps}.json').write_text(config_lib.to_text(config))
   return folder
 
