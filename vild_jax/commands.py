@@ -56,7 +56,7 @@ class Training:
   config: Config
   dataset: sources.PreparedDataset
   vocabulary: vocabulary_lib.VocabularyFile
-  regions: regions.RegionStore | None
+  regions: regions_lib.RegionStore | None
   labels: batches.LabelMap
 
   def stream(self, start_step: int) -> Iterator[batches.Arrays]:
