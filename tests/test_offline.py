@@ -141,7 +141,7 @@ def test_weights_that_are_not_finite_and_devices_that_cannot_share_are_refused(v
   broken['params']['background'][0] = np.nan
   with pytest.raises(ValueError, match=r'params/background of the checkpoint is not finite'):
     propose(broken, tmp_path / 'store')
-  with pytest.raises(ValueError, match=r'evaluation.batch_size is 3, which 2 devices cannot share'):
+  with pytest.raises(ValueError, match=r'evaluation.batch_size is 3, which 2 devices \(data x fsdp\) cannot share'):
     propose(variables, tmp_path / 'store', config=tiny.config('mesh.data=2', 'evaluation.batch_size=3'))
   assert not (tmp_path / 'store').exists()
 
