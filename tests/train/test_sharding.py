@@ -144,7 +144,7 @@ def test_a_state_saved_on_one_mesh_is_the_same_on_others(tmp_path):
   for part in (saved.params, saved.opt_state):
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(part))
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  checkpoints.save(3, saved)
+  checkpoints.save(3, saved, 1.0)
   checkpoints.close()
   for overrides in (('mesh.data=1',), (), ('mesh.fsdp=8',)):
     other = tiny.config(*BASE, *overrides)
