@@ -48,8 +48,8 @@ def folder(tmp_path_factory):
   for steps in (STEPS, LONG):
     config = tiny.config(
       f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
-      f'train.steps={steps}', 'train.log_every=1', f'train.checkpoint_every={SAVED if steps == STEPS else 5}', 'train.on_nan=skip',
-      'data.batch_size=4', 'evaluation.batch_size=8', 'mesh.data=-1')
+      f'train.steps={steps}', f'train.checkpoint_every={SAVED if steps == STEPS else 5}', 'train.log_every=1',
+      'train.on_nan=skip', 'data.batch_size=4', 'evaluation.batch_size=8', 'mesh.data=-1')
     (folder / f'{steps}.json').write_text(config_lib.to_text(config))
   return folder
 
