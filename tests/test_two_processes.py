@@ -27,7 +27,7 @@ from vild_jax.train import checkpoint, writers
 
 STEPS, SAVED = 3, 1     # and the step of the checkpoint that another number of processes goes on from
 KILLS = int(os.environ.get('VILD_JAX_KILLS', '0'))
-LONG = 60               # steps of the runs that are told to end
+LONG = 60 * (KILLS + 1)  # steps of the runs that are told to end; JAX looks for the signal once a second
 _HEARTBEAT = 10         # seconds of silence
 
 
@@ -48,8 +48,8 @@ def folder(tmp_path_factory):
   for steps in (STEPS, LONG):
     config = tiny.config(
       f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
-      f'train.steps={steps}', 'train.log_every=1', f'train.checkpoint_every={SAVED}', 'train.on_nan=skip',
-      'data.batch_size=4', 'evaluation.batch_size=8', 'mesh.data=-1')
+      f'train.steps={steps}', f'train.checkpoint_every={SAVED if steps == STEPS else 5}', 'train.log_every=1',
+      'train.on_nan=skip', 'data.batch_size=4', 'evaluation.batch_size=8', 'mesh.data=-1')
     (folder / f'{steps}.json').write_text(config_lib.to_text(config))
   return folder
 
@@ -129,8 +129,8 @@ def test_told_to_end_all_save_one_step_and_end_bit_identical(folder, children, u
   rng, workdir, left = np.random.default_rng(seed), tmp_path / 'run', 0
   words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
   expected = undisturbed(count)
-  for kill in range(KILLS):
-    target = left + int(rng.integers(1, 2 + max(0, LONG - 4 - left) // (KILLS + 1 - kill)))
+  for _ in range(KILLS):
+    target = left + int(rng.integers(1, 20))
     with children.run(words, devices=2, count=count) as started:
       children.wait(started, lambda target=target: max(losses(workdir), default=0) >= target)
       started[rng.integers(count)].send_signal(signal.SIGTERM)
