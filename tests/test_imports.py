@@ -48,7 +48,8 @@ MAY_IMPORT = {
   'conversion': _WITHOUT_COMMANDS,        # `convert`: interop's weights, data's class names, teacher's vocabulary
   'alignment': _WITHOUT_COMMANDS,         # the student's embeddings beside the teacher's: detector, batches, stores
   'baselines': _WITHOUT_COMMANDS,         # `evaluation` with the teacher's crops in the place of the model's scores
-  'commands': _WITHOUT_COMMANDS | {'alignment', 'baselines', 'offline', 'embedding'},   # what `cli` calls, `demo` strings together
+  # What `cli` calls, `demo` strings together.
+  'commands': _WITHOUT_COMMANDS | {'alignment', 'baselines', 'offline', 'embedding'},
   'demo': _WITHOUT_COMMANDS | {'commands', 'offline', 'embedding', '__init__'},   # its report states the version
   # Scenic's front door beside `cli`: nobody imports it.
   'interop.scenic_project': _WITHOUT_COMMANDS | {'commands', 'processes'},
