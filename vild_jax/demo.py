@@ -36,7 +36,7 @@ _TEACHER_STEPS = 3600
 _GALLERY = 12
 _PROPOSALS = 48   # of a picture that the teacher embeds; each step draws some of them
 
-# The paper's weight is 0.5 at D = 512. The loss is a sum over D, here 64, that grows with its root: 1.4 would be as much.
+# The paper's weight is 0.5 at D = 512. The loss is a sum over D, here 64, and grows with its root: 1.4 would be equal.
 _DISTILS = ('distillation.weight=1.0', 'distillation.regions_per_image=24')
 # Name in report.json -> what the method changes of `configs/vild_text_toy.py`. All start from the same first stage with
 # the same steps, and see the same pictures in the same order, but for the supervised one, which sees rare categories
