@@ -18,7 +18,6 @@ def small_demo():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(demo, '_TEACHER_CROPS', 256)
     patch.setattr(demo, '_TEACHER_STEPS', 2)
-    patch.setattr(demo, '_START_STEPS', 2)
     patch.setattr(demo, '_GALLERY', 3)
     patch.setattr(toyworld, 'generate', functools.partial(toyworld.generate, train_images=48, val_images=16))
     patch.setattr(demo, 'toy_config', functools.partial(_tiny_config, demo.toy_config))
@@ -95,7 +94,7 @@ def test_unknown_methods_are_one_line(tmp_path):
 
 
 def test_other_settings_need_another_folder(made, monkeypatch):
-  monkeypatch.setattr(demo, '_START_STEPS', 3)
+  monkeypatch.setattr(demo, '_PROPOSALS', 47)
   with pytest.raises(ValueError, match=r'holds a demo of a version with other settings .*or another --workdir'):
     demo.run(made, seed=5)
 
