@@ -5,10 +5,9 @@ Sizes are those of one device. What a loop repeats counts as often as it is repe
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +16,6 @@ COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast',
                'ragged-all-to-all', 'reduce-scatter')
 _NO_BUFFER = ('parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'while', 'conditional', 'call',
               'optimization-barrier', 'after-all')  # of their own: they name what others made
-_HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+)(?: \(.*)? \{$|^(ENTRY )?%?([\w.\-]+) .*-> .* \{$')
 _NAME = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?')
 _OPCODE = re.compile(r'([a-z][\w\-]*)\(')
@@ -90,7 +88,7 @@ class Collective:
 
 def parse(text: str) -> Program:
   """The text of a compiled module -> its computations. Raises ValueError if there is no entry."""
-  computations, entry, current = {}, None, None
+  computations, entry, current, where = {}, None, None, ''
   for line in text.splitlines():
     if not line.startswith(' '):
       if line.endswith('{') and not line.startswith('HloModule'):
@@ -134,7 +132,7 @@ def _closing(text: str, start: int) -> int:
 
 def arrays(shape: str) -> list[Array]:
   """The arrays of a type, of a tuple all of them: (f32[2]{0}, bf16[3,4]{1,0}) is two."""
-  return [Array(f'{kind}[{dims}]', _bits(kind) * _padded(dims, layout or '') // 8, not re.search(r'S\([1-9]', layout or ''))
+  return [Array(f'{kind}[{dims}]', _bits(kind) * _padded(dims, layout) // 8, not re.search(r'S\([1-9]', layout))
           for kind, dims, layout in _ARRAY.findall(shape)]
 
 
@@ -229,15 +227,31 @@ def axes(attributes: str, mesh_shape: dict[str, int]) -> tuple[str, ...] | None:
 def _groups(attributes: str, devices: int) -> list[list[int]] | None:
   iota = re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes)
   if iota:
-    numbers = np.arange(devices).reshape([int(n) for n in iota.group(3).split(',')])
-    if iota.group(4):
-      numbers = numbers.transpose([int(n) for n in iota.group(4).split(',')])
-    return numbers.reshape(int(iota.group(1)), int(iota.group(2))).tolist()
+    return _iota(devices, iota.group(3), iota.group(4)).reshape(_numbers(iota.group(1, 2))).tolist()
+  # A mesh of the compiler's own, the order of its devices if it is not the plain one, and the axes of the groups.
+  named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
+                    r"\{((?:'\w+',?\s?)*)\}", attributes)
+  if named:
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
+    numbers = _iota(devices, named.group(2) or str(devices), named.group(3)).reshape(tuple(sizes.values()))
+    chosen = [list(sizes).index(name) for name in re.findall(r'\w+', named.group(4))]
+    others = [place for place in range(len(sizes)) if place not in chosen]
+    members = math.prod(numbers.shape[place] for place in chosen)
+    return numbers.transpose(others + chosen).reshape(-1, members).tolist()
   listed = re.search(r'(replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}', attributes)
   if not listed:
     return None
-  groups = [[int(n) for n in group.split(',')] for group in re.findall(r'\{([\d,]+)\}', listed.group(2))]
+  groups = [_numbers(group.split(',')) for group in re.findall(r'\{([\d,]+)\}', listed.group(2))]
   return groups or [list(range(devices))]
+
+
+def _iota(devices: int, shape: str, order: str | None) -> np.ndarray:
+  numbers = np.arange(devices).reshape(_numbers(shape.split(',')))
+  return numbers.transpose(_numbers(order.split(','))) if order else numbers
+
+
+def _numbers(words: Iterable[str]) -> list[int]:
+  return [int(word) for word in words]
 
 
 def sources(program: Program, instruction: Instruction) -> set[str]:
@@ -295,12 +309,11 @@ def _is_argument(program: Program, instruction: Instruction) -> bool:
   return instruction.opcode == 'parameter' and instruction.computation == program.entry
 
 
-@functools.cache
-def refused(message: str) -> dict[str, float | list[str]] | None:
+def refused(message: str) -> dict[str, int] | None:
   """What the TPU compiler says when memory does not suffice: bytes needed and available; None if it is another error."""
   found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
   if not found:
     return None
   used, unit, limit, limit_unit = found.groups()
   units = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-  return {'needed': float(used) * units[unit], 'available': float(limit) * units[limit_unit]}
+  return {'needed': int(float(used) * units[unit]), 'available': int(float(limit) * units[limit_unit])}

@@ -1,0 +1,307 @@
+"""What a training would take on devices that are not here: its very step, compiled for them, and what comes of it.
+
+Nothing is allocated: state, batch and vocabulary are shapes, types and shardings. What was once compiled is kept by the
+hash of the lowered program, for a TPU's compiler takes minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vild_jax import files
+from vild_jax.config import Config, with_embedding_dim
+from vild_jax.structs import Batch, RegionTargets, Vocabulary
+from vild_jax.train import flops, hlo, sharding, state
+from vild_jax.train.step import make_train_step
+
+CLASSES, EMBEDDING_DIM = 1203, 512   # of LVIS v1 and a CLIP ViT-B/32
+_MASK_SIDE = 112                     # of `structs.Batch`
+_VERSION = 1                         # of what is kept: another one is compiled anew
+_STATE = r'state\.(params|opt_state)\b'
+_LARGEST = 10
+# Bytes on a chip, for where the compiler does not say; whether a program fits is for the compiler to decide.
+_HBM = {'v4': 32 * 2**30, 'v5e': 16 * 2**30, 'v5p': 95 * 2**30, 'v6e': 32 * 2**30}
+_MOST_CHIPS = {'v5e': 256, 'v6e': 256}   # the compiler aborts the process beyond
+# libtpu asks for a TPU's metadata otherwise, and waits.
+_NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+           'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+
+
+@dataclass(frozen=True)
+class Target:
+  """The devices to compile for: those of a TPU `topology` that is not here (v5e:16x16), or emulated ones (cpu:8)."""
+
+  topology: str
+  platform: str
+
+  @property
+  def kind(self) -> str:
+    """v5e, cpu."""
+    return self.topology.partition(':')[0]
+
+  @property
+  def sizes(self) -> list[int]:
+    """Chips along each dimension."""
+    return [int(size) for size in self.topology.partition(':')[2].split('x')]
+
+
+def target(topology: str, platform: str | None = None) -> Target:
+  """Reads KIND:NxN; of platform cpu, as many devices as that has chips. ValueError if it is something else."""
+  if not re.fullmatch(r'(cpu|v\d+\w*):[1-9]\d*(x[1-9]\d*){0,2}', topology):
+    raise ValueError(f'--topology is {topology!r}; expected v5e:16x16, v5p:4x4x4, cpu:8 or the like')
+  found = Target(topology, platform or ('cpu' if topology.startswith('cpu:') else 'tpu'))
+  if found.platform == 'tpu' and found.kind == 'cpu':
+    raise ValueError(f'--topology is {topology!r}, which is no TPU; expected --platform cpu, or v5e:16x16 or the like')
+  most = _MOST_CHIPS.get(found.kind, math.inf)
+  if found.platform == 'tpu' and math.prod(found.sizes) > most:
+    raise ValueError(f'--topology is {topology!r}, {math.prod(found.sizes)} chips; expected at most {most} of '
+                     f'{found.kind}')
+  return found
+
+
+def devices(of: Target) -> list[jax.Device]:
+  """The devices to compile for. Call it before anything is computed: it decides on the backend of this process.
+
+  Raises ImportError without libtpu, ValueError if there is no such topology, or JAX runs already with fewer devices.
+  """
+  count = math.prod(of.sizes)
+  if of.platform == 'cpu':
+    with contextlib.suppress(RuntimeError):  # it runs already
+      jax.config.update('jax_platforms', 'cpu')
+      jax.config.update('jax_num_cpu_devices', count)
+    here = jax.devices('cpu')
+    if len(here) < count:
+      raise ValueError(f'--topology is {of.topology!r}, but JAX runs already with {len(here)} devices')
+    return here[:count]
+  if importlib.util.find_spec('libtpu') is None:
+    raise ImportError("the compiler for TPUs is not installed; expected libtpu: pip install 'vild_jax[tpu]'")
+  for name, value in _NO_TPU.items():
+    os.environ.setdefault(name, value)
+  with contextlib.suppress(RuntimeError):
+    jax.config.update('jax_platforms', 'cpu')
+  from jax.experimental import topologies
+
+  one = {'chips_per_host_bounds': [1] * 3} if count == 1 else {}
+  try:
+    return list(topologies.get_topology_desc(platform='tpu', topology_name=of.topology, **one).devices)
+  except Exception as error:  # whatever the plugin raises
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(f'--topology is {of.topology!r}, which libtpu does not know ({reason})') from error
+
+
+def abstract_batch(config: Config, mesh: Mesh) -> Batch:
+  """A global batch as `train` feeds it: shapes, types and shardings."""
+  count, side, objects = config.data.batch_size, config.data.image_size, config.data.max_instances
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
+  regions = None
+  if config.distillation.weight:
+    number = config.distillation.regions_per_image
+    regions = RegionTargets(boxes=of(np.float32, number, 4), valid=of(np.bool_, number),
+                            embeddings=of(np.float32, number, config.model.embedding_dim))
+  batch = Batch(image=of(np.float32, side, side, 3), image_size=of(np.float32, 2), boxes=of(np.float32, objects, 4),
+                labels=of(np.int32, objects), masks=of(np.uint8, objects, _MASK_SIDE, _MASK_SIDE),
+                valid=of(np.bool_, objects), regions=regions)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch,
+                      sharding.batch_shardings(mesh, batch))
+
+
+def abstract_vocabulary(config: Config, mesh: Mesh, classes: int) -> Vocabulary:
+  """Shapes, types and shardings of a vocabulary of so many rows."""
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct((classes, *shape), dtype, sharding=sharding.replicated(mesh))
+  return Vocabulary(embeddings=of(np.float32, config.model.embedding_dim), is_base=of(np.bool_), valid=of(np.bool_))
+
+
+def program(config: Config, mesh: Mesh, classes: int) -> tuple[Callable, tuple[Any, Batch, Vocabulary]]:
+  """The jit function that `train` calls, and abstract arguments for it."""
+  arguments = state.abstract(config, mesh), abstract_batch(config, mesh), abstract_vocabulary(config, mesh, classes)
+  return make_train_step(config, mesh), arguments
+
+
+def plan(config: Config, of: Target, *, classes: int = CLASSES, hbm: int | None = None, effort: float = 0.0,
+         cache: Path | None = None) -> dict[str, Any]:
+  """Compiles the train step of a config for devices that are not here, and measures it.
+
+  Args:
+    config: the experiment; `data.batch_size` is the global batch.
+    of: the devices.
+    classes: rows of the vocabulary.
+    hbm: bytes that there are on a device; None for what is known of the kind.
+    effort: of the compiler, from -1 (fast) to 1; 0 is its own choice.
+    cache: a folder that keeps what was measured.
+
+  Returns:
+    What `--json` writes: sizes in bytes of one device, FLOPs of one step.
+  """
+  config = with_embedding_dim(config, EMBEDDING_DIM)
+  mesh = sharding.make_mesh(config.mesh, devices(of))
+  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
+  train_step, arguments = program(config, mesh, classes)
+  start = time.monotonic()
+  traced = train_step.trace(*arguments)
+  lowered = traced.lower()
+  lowering = time.monotonic() - start
+  options = {'exec_time_optimization_effort': effort} if effort else {}
+  file = cache and cache / f'{_key(lowered.as_text(), of, options)}.json'
+  found = _kept(file)
+  if found is None:
+    found = _measured(lowered, mesh, options)
+    found['model_flops'] = flops.count(traced.jaxpr)
+    if file:
+      cache.mkdir(parents=True, exist_ok=True)
+      files.write(file, json.dumps(found, indent=2) + '\n')
+  return {'config': config.name, 'topology': of.topology, 'platform': of.platform,
+          'mesh': dict(mesh.shape), 'batch': config.data.batch_size, 'lowering_seconds': lowering,
+          'batch_per_device': config.data.batch_size / mesh.size,
+          'state_bytes': sharding.bytes_per_device(arguments[0])} | _fitted(found, hbm or _HBM.get(of.kind))
+
+
+def _fitted(found: dict[str, Any], available: int | None) -> dict[str, Any]:
+  """With what there is of memory, and whether it suffices: by the compiler's word first, None if nobody knows."""
+  memory = {'available': available} | found['memory']
+  fits = found['compiled'] and (memory['available'] is None or memory['needed'] <= memory['available'])
+  return found | {'memory': memory, 'fits': None if fits and memory['available'] is None else fits}
+
+
+def _key(text: str, of: Target, options: dict[str, Any]) -> str:
+  """Of the lowered program, and of all else that its compilation depends on."""
+  versions = [jax.__version__, importlib.metadata.version('jaxlib')]
+  if of.platform == 'tpu':
+    versions.append(importlib.metadata.version('libtpu'))
+  else:
+    versions.append(os.environ.get('XLA_FLAGS', ''))
+  parts = json.dumps([_VERSION, dataclasses.asdict(of), options, versions])
+  return hashlib.sha256(f'{parts}\n{text}'.encode()).hexdigest()
+
+
+def _kept(file: Path | None) -> dict[str, Any] | None:
+  """What was measured before, None if it was not or cannot be read."""
+  if not (file and file.is_file()):
+    return None
+  try:
+    found = json.loads(file.read_text(encoding='utf-8'))
+  except ValueError:
+    return None
+  return found | {'cached': True} if isinstance(found, dict) and 'memory' in found else None
+
+
+def _measured(lowered: Any, mesh: Mesh, options: dict[str, Any]) -> dict[str, Any]:
+  start = time.monotonic()
+  try:
+    with _stderr() as said:
+      compiled = lowered.compile(compiler_options=options or None)
+  except jax.errors.JaxRuntimeError as error:
+    memory = hlo.refused(str(error))
+    if memory is None:
+      raise
+    return {'cached': False, 'compiled': False, 'compile_seconds': time.monotonic() - start, 'memory': memory}
+  seconds = time.monotonic() - start
+  cost, text = compiled.cost_analysis(), hlo.parse(compiled.as_text())
+  collectives = hlo.collectives(text, dict(mesh.shape), _STATE)
+  return {
+    'cached': False, 'compiled': True, 'compile_seconds': seconds,
+    'memory': _memory(compiled.memory_analysis()),
+    'xla_flops': cost['flops'] * mesh.size, 'bytes_accessed': cost['bytes accessed'],
+    'collectives': _by_kind(collectives),
+    'gathered': [dataclasses.asdict(c) for c in collectives if _suspicious(c)],
+    'rematerialised_by_the_partitioner': len(re.findall('nvoluntary full rematerialization', said[0])),
+    'largest': [{'bytes': size, 'type': kind, 'from': where} for size, kind, where in hlo.largest(text, _LARGEST)],
+  }
+
+
+def _memory(stats: Any) -> dict[str, int]:
+  """Bytes on one device. Donated arguments become results, and count once."""
+  parts = {'arguments': stats.argument_size_in_bytes, 'results': stats.output_size_in_bytes,
+           'shared': stats.alias_size_in_bytes, 'temporaries': stats.temp_size_in_bytes,
+           'code': stats.generated_code_size_in_bytes}
+  total = sum(parts.values()) - 2 * parts['shared']
+  return {'needed': total, 'peak': getattr(stats, 'peak_memory_in_bytes', 0) or total, **parts}
+
+
+def _suspicious(collective: hlo.Collective) -> bool:
+  """Whether it may bring the pictures of other devices here, which nothing in the step asks for."""
+  along = collective.axes is None or set(collective.axes) & set(sharding.BATCH_AXES)
+  return collective.kind == 'all-gather' and bool(along) and not collective.of_state
+
+
+def _by_kind(collectives: list[hlo.Collective]) -> list[dict[str, Any]]:
+  """One entry for each kind and axes: places in the program, how often in a step, and bytes of all."""
+  places, times, size = Counter(), Counter(), Counter()
+  for c in collectives:
+    key = c.kind, c.axes
+    places[key] += 1
+    times[key] += c.times
+    size[key] += c.times * c.bytes
+  return [{'kind': kind, 'axes': axes and list(axes), 'places': places[kind, axes], 'times': times[kind, axes],
+           'bytes': size[kind, axes]} for kind, axes in sorted(places, key=lambda key: -size[key])]
+
+
+@contextlib.contextmanager
+def _stderr() -> Iterator[list[str]]:
+  """What the compiler, which is C++, says meanwhile; the list has it at the end."""
+  said: list[str] = []
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with tempfile.TemporaryFile() as file:
+    os.dup2(file.fileno(), 2)
+    try:
+      yield said
+    finally:
+      os.dup2(kept, 2)
+      os.close(kept)
+      file.seek(0)
+      said.append(file.read().decode(errors='replace'))
+
+
+def fit(config: Config, measure: Callable[[Config], dict[str, Any]], unit: int) -> tuple[int, dict[int, int]]:
+  """The largest global batch that fits, 0 if none does, and the bytes that each batch tried would need.
+
+  `measure` plans a config; a batch is a multiple of `unit`. Doubling, then bisection.
+  """
+  needed: dict[int, int] = {}
+
+  def fits(units: int) -> bool:
+    data = dataclasses.replace(config.data, batch_size=units * unit)
+    found = measure(dataclasses.replace(config, data=data))
+    if found['memory']['available'] is None:
+      raise ValueError('how much memory a device has is not known; expected --hbm GIB beside --fit')
+    needed[units * unit] = found['memory']['needed']
+    return found['fits']
+
+  return largest_that(fits) * unit, needed
+
+
+def largest_that(fits: Callable[[int], bool]) -> int:
+  """The largest number from 1 that fits, if all smaller ones do; 0 if none does."""
+  good, bad = 0, 1
+  while fits(bad):
+    good, bad = bad, 2 * bad
+  while bad - good > 1:
+    middle = (good + bad) // 2
+    good, bad = (middle, bad) if fits(middle) else (good, middle)
+  return good
+
+
+def unit(config: Config, of: Target) -> int:
+  """The smallest batch that all devices share evenly, in all microbatches; every batch is a multiple."""
+  mesh = sharding.make_mesh(config.mesh, devices(of))
+  return math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES) * config.train.accumulate
