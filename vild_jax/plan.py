@@ -165,7 +165,7 @@ def plan(config: Config, of: Target, *, classes: int = CLASSES, hbm: int | None 
   found = _kept(file)
   if found is None:
     found = _measured(lowered, mesh, options)
-    found['model_flops'] = flops.count(traced.jaxpr)
+    found['model_flops'] = _model_flops(config, mesh, classes, traced)
     if file:
       cache.mkdir(parents=True, exist_ok=True)
       files.write(file, json.dumps(found, indent=2) + '\n')
@@ -173,6 +173,17 @@ def plan(config: Config, of: Target, *, classes: int = CLASSES, hbm: int | None 
           'mesh': dict(mesh.shape), 'batch': config.data.batch_size, 'lowering_seconds': lowering,
           'batch_per_device': config.data.batch_size / mesh.size,
           'state_bytes': sharding.bytes_per_device(arguments[0])} | _fitted(found, hbm or _HBM.get(of.kind))
+
+
+def _model_flops(config: Config, mesh: Mesh, classes: int, traced: Any) -> int:
+  """Of one step of all devices, without what is computed twice to save memory."""
+  backbone = dataclasses.replace(config.model.backbone, remat=False)
+  plain = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone),
+                              train=dataclasses.replace(config.train, accumulate=1))
+  if plain != config:
+    train_step, arguments = program(plain, mesh, classes)
+    traced = train_step.trace(*arguments)
+  return flops.count(traced.jaxpr)
 
 
 def _fitted(found: dict[str, Any], available: int | None) -> dict[str, Any]:
@@ -272,22 +283,61 @@ def _stderr() -> Iterator[list[str]]:
       said.append(file.read().decode(errors='replace'))
 
 
-def fit(config: Config, measure: Callable[[Config], dict[str, Any]], unit: int) -> tuple[int, dict[int, int]]:
-  """The largest global batch that fits, 0 if none does, and the bytes that each batch tried would need.
+def report(found: dict[str, Any]) -> str:
+  """What `plan` returned, to read."""
+  memory, lines = found['memory'], []
+  mesh = ' x '.join(f'{size} {axis}' for axis, size in found['mesh'].items())
+  lines.append(f'{found["config"]} on {found["topology"]} ({found["platform"]}), mesh {mesh}')
+  lines.append(f'batch            {found["batch"]}, {found["batch_per_device"]:g} on a device')
+  available = 'not known (--hbm GIB says)' if memory['available'] is None else _size(memory['available'])
+  lines.append(f'memory needed    {_size(memory["needed"])} of {available}: ' + {
+    True: 'fits', False: 'does NOT fit', None: 'see for yourself'}[found['fits']])
+  if found['compiled']:
+    lines.append('                 ' + ', '.join(f'{name} {_size(memory[name])}' for name in (
+      'peak', 'arguments', 'results', 'shared', 'temporaries', 'code')))
+    lines.append(f'FLOPs of a step  model {found["model_flops"]:.3e}, XLA {found["xla_flops"]:.3e}, all devices')
+    lines.append(f'bytes accessed   {_size(found["bytes_accessed"])} on a device')
+    for c in found['collectives']:
+      axes = 'axes not known' if c['axes'] is None else ' x '.join(c['axes']) or 'nobody else'
+      lines.append(f'{c["kind"]:<16} {_size(c["bytes"])} in {c["times"]} a step, over {axes}')
+    lines += [f'large            {_size(row["bytes"])} {row["type"]} {row["from"][-60:]}' for row in found['largest']]
+    lines += [f'WARNING          all-gather of no parameter, {_size(c["bytes"])}: {c["op_name"][-60:]}'
+              for c in found['gathered']]
+    if number := found['rematerialised_by_the_partitioner']:
+      lines.append(f'WARNING          involuntary full rematerialisation by the partitioner, {number} times')
+  if 'largest_batch' in found:
+    lines.append(f'largest batch    {found["largest_batch"]}')
+  kept = ' (kept from before)' if found['cached'] else ''
+  lines.append(f'compiled in      {found["compile_seconds"]:.0f} s{kept}, lowered in {found["lowering_seconds"]:.0f} s')
+  return '\n'.join(lines)
 
-  `measure` plans a config; a batch is a multiple of `unit`. Doubling, then bisection.
+
+def _size(number: float) -> str:
+  return f'{number / 2**30:.2f} GiB' if number >= 2**30 else f'{number / 2**20:.2f} MiB'
+
+
+def planned(config: Config, of: Target, *, fit: bool = False, **how: Any) -> dict[str, Any]:
+  """`plan`, with `fit` of the largest global batch that fits (of the smallest, where none does): doubling, bisection.
+
+  `tried` is then {batch: bytes needed on a device}. Raises ValueError if nobody knows what memory there is.
   """
-  needed: dict[int, int] = {}
+  if not fit:
+    return plan(config, of, **how)
+  mesh = sharding.make_mesh(config.mesh, devices(of))
+  unit = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES) * config.train.accumulate
+  plans: dict[int, dict[str, Any]] = {}
 
   def fits(units: int) -> bool:
     data = dataclasses.replace(config.data, batch_size=units * unit)
-    found = measure(dataclasses.replace(config, data=data))
+    plans[units] = found = plan(dataclasses.replace(config, data=data), of, **how)
     if found['memory']['available'] is None:
-      raise ValueError('how much memory a device has is not known; expected --hbm GIB beside --fit')
-    needed[units * unit] = found['memory']['needed']
+      raise ValueError(f'how much memory a device of {of.topology} has is not known; expected --hbm GIB beside --fit')
+    print(f'batch {units * unit}: {_size(found["memory"]["needed"])} needed', file=sys.stderr)
     return found['fits']
 
-  return largest_that(fits) * unit, needed
+  best = largest_that(fits)
+  tried = {units * unit: found['memory']['needed'] for units, found in sorted(plans.items())}
+  return plans[max(best, 1)] | {'largest_batch': best * unit, 'tried': tried}
 
 
 def largest_that(fits: Callable[[int], bool]) -> int:
@@ -299,9 +349,3 @@ def largest_that(fits: Callable[[int], bool]) -> int:
     middle = (good + bad) // 2
     good, bad = (middle, bad) if fits(middle) else (good, middle)
   return good
-
-
-def unit(config: Config, of: Target) -> int:
-  """The smallest batch that all devices share evenly, in all microbatches; every batch is a multiple."""
-  mesh = sharding.make_mesh(config.mesh, devices(of))
-  return math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES) * config.train.accumulate
