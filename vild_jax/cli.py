@@ -140,9 +140,10 @@ def plan(args: argparse.Namespace) -> None:
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '1'  # the partitioner's warnings are news here
   from vild_jax import config as config_lib
   from vild_jax import plan as plan_lib
+  from vild_jax.train import topology
 
   overrides = args.overrides + ([] if args.batch is None else [f'--data.batch_size={args.batch}'])
-  config, target = config_lib.load(args.config, overrides), plan_lib.target(args.topology, args.platform)
+  config, target = config_lib.load(args.config, overrides), topology.target(args.topology, args.platform)
   _require(args.classes > 0, f'--classes is {args.classes}; expected a positive number')
   _require(args.hbm is None or args.hbm > 0, f'--hbm is {args.hbm}; expected a positive number of GiB')
   _require(-1 <= args.effort <= 1, f'--effort is {args.effort}; expected a number from -1 to 1')

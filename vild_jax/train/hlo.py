@@ -1,6 +1,6 @@
 """Reads the text of a compiled program: what devices tell each other, and which arrays are large.
 
-Sizes are those of one device. What a loop repeats counts as often as it is repeated, where the compiler knows how often.
+Sizes are those of one device. What a loop repeats counts as often, where the compiler knows how often that is.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def collectives(program: Program, mesh_shape: dict[str, int], is_state: str) -> 
 
 def _payload(instruction: Instruction) -> int:
   """Bytes that come out; the type of a start is (what goes in, what comes out, ...), but for an all-reduce."""
-  shape = instruction.shape
-  if instruction.opcode.endswith('-start') and shape.startswith('(') and not instruction.opcode.startswith('all-reduce'):
+  shape, opcode = instruction.shape, instruction.opcode
+  if opcode.endswith('-start') and shape.startswith('(') and not opcode.startswith('all-reduce'):
     shape = _elements(shape)[1]
   return sum(array.bytes for array in arrays(shape))
 
@@ -296,7 +296,8 @@ def largest(program: Program, count: int) -> list[tuple[int, str, str]]:
     if name in inner:  # inside of a fusion nothing is stored
       continue
     for instruction in instructions.values():
-      if instruction.opcode in _NO_BUFFER and not _is_argument(program, instruction):
+      named = instruction.opcode in _NO_BUFFER or instruction.opcode.endswith('-start')  # its done has the result
+      if named and not _is_argument(program, instruction):
         continue
       for array in arrays(instruction.shape):
         if array.in_hbm and array.bytes:
@@ -310,7 +311,7 @@ def _is_argument(program: Program, instruction: Instruction) -> bool:
 
 
 def refused(message: str) -> dict[str, int] | None:
-  """What the TPU compiler says when memory does not suffice: bytes needed and available; None if it is another error."""
+  """Bytes needed and available, as the TPU compiler says when memory does not suffice; None if it is another error."""
   found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
   if not found:
     return None
