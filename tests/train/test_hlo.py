@@ -45,16 +45,20 @@ ENTRY %main (p: f32[8,16], i: f32[4]) -> f32[8] {
   %weight = f32[8,16]{1,0} parameter(0), metadata={op_name="state.params['kernel']"}
   %image = f32[4]{0} parameter(1), metadata={op_name="batch.image"}
   %small = bf16[8,16]{1,0} fusion(%weight, %image), kind=kLoop, calls=%fused
-  %ag.s = (f32[8,16]{1,0}, f32[8,32]{1,0}) all-gather-start(%weight), replica_groups=[4,2]<=[8], dimensions={1}, metadata={op_name="jit(step)/gather"}
+  %ag.s = (f32[8,16]{1,0}, f32[8,32]{1,0}) all-gather-start(%weight), replica_groups=[4,2]<=[8], dimensions={1}, \
+metadata={op_name="jit(step)/gather"}
   %ag.d = f32[8,32]{1,0} all-gather-done(%ag.s)
-  %bad = f32[16]{0} all-gather(%image), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}, metadata={op_name="jit(step)/conv"}
+  %bad = f32[16]{0} all-gather(%image), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}, \
+metadata={op_name="jit(step)/conv"}
   %pair = (f32[4]{0}, bf16[16]{0}) all-reduce(%image, %other), replica_groups={}, to_apply=%add
   %other = bf16[16]{0:T(128)(2,1)} convert(%bad)
   %cp.s = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%image), source_target_pairs={{0,1},{1,0}}
   %cp.d = f32[4]{0} collective-permute-done(%cp.s)
-  %named = f32[4]{0} all-to-all(%image), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}, dimensions={0}
+  %named = f32[4]{0} all-to-all(%image), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}, \
+dimensions={0}
   %start = (s32[], f32[10]{0}) tuple(%image, %image)
-  %loop = (s32[], f32[10]{0}) while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %loop = (s32[], f32[10]{0}) while(%start), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
   ROOT %rs = f32[8]{0} fusion(%loop), kind=kCustom, calls=%all-reduce-scatter.1
 }
 '''
