@@ -18,6 +18,11 @@ CONFIG = tiny.config('mesh.fsdp=2', 'data.batch_size=4')
 OF = topology.target('cpu:2')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _eight_devices():
+  assert len(jax.devices()) == 8  # now JAX runs, and no plan can give this process others
+
+
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   """(what the first plan says, the folder that keeps it): one compilation for the tests of this file."""

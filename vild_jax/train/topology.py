@@ -58,7 +58,7 @@ def devices(of: Target) -> list[jax.Device]:
   if of.platform == 'cpu':
     with contextlib.suppress(RuntimeError):  # it runs already
       jax.config.update('jax_platforms', 'cpu')
-      jax.config.update('jax_num_cpu_devices', count)
+      jax.config.update('jax_num_cpu_devices', max(count, jax.config.jax_num_cpu_devices))
     here = jax.devices('cpu')
     if len(here) < count:
       raise ValueError(f'--topology is {of.topology!r}, but JAX runs already with {len(here)} devices')
