@@ -74,6 +74,15 @@ def test_what_was_measured_is_kept_and_memory_is_judged_anew(made):
   assert [json.loads(file.read_text())['compiled'] for file in cache.iterdir()] == [True]
 
 
+def test_the_compiler_for_tpus_has_the_first_word_and_a_given_limit_the_next():
+  fits = lambda needed, hbm, of, **more: plan._fitted(
+    {'compiled': True, 'memory': {'needed': needed}} | more, hbm, topology.target(of))['fits']
+  assert fits(17 * 2**30, None, 'v5e:2x2') is True and fits(17 * 2**30, 2**34, 'v5e:2x2') is False
+  assert fits(1, None, 'cpu:2') is None and fits(1, 2, 'cpu:2') is True
+  refused = {'compiled': False, 'memory': {'needed': 3, 'available': 2}}
+  assert fits(3, None, 'v5e:2x2', **refused) is False and fits(3, 9, 'v5e:2x2', **refused) is False
+
+
 @pytest.mark.parametrize('most', [0, 1, 2, 5, 8, 23])
 def test_the_largest_that_fits(most):
   tried = []

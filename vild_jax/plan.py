@@ -105,7 +105,7 @@ def plan(config: Config, of: Target, *, classes: int = CLASSES, hbm: int | None 
   return {'config': config.name, 'topology': of.topology, 'platform': of.platform,
           'mesh': dict(mesh.shape), 'batch': config.data.batch_size, 'lowering_seconds': lowering,
           'batch_per_device': config.data.batch_size / mesh.size,
-          'state_bytes': sharding.bytes_per_device(arguments[0])} | _fitted(found, hbm or _HBM.get(of.kind))
+          'state_bytes': sharding.bytes_per_device(arguments[0])} | _fitted(found, hbm, of)
 
 
 def _model_flops(config: Config, mesh: Mesh, classes: int, traced: Any) -> int:
@@ -119,11 +119,20 @@ def _model_flops(config: Config, mesh: Mesh, classes: int, traced: Any) -> int:
   return flops.count(traced.jaxpr)
 
 
-def _fitted(found: dict[str, Any], available: int | None) -> dict[str, Any]:
-  """With what there is of memory, and whether it suffices: by the compiler's word first, None if nobody knows."""
-  memory = {'available': available} | found['memory']
-  fits = found['compiled'] and (memory['available'] is None or memory['needed'] <= memory['available'])
-  return found | {'memory': memory, 'fits': None if fits and memory['available'] is None else fits}
+def _fitted(found: dict[str, Any], hbm: int | None, of: Target) -> dict[str, Any]:
+  """With what there is of memory, and whether it suffices; None if nobody knows.
+
+  A compiler for TPUs refuses what does not fit; the sum of the parts, which need not live at once, is no better judge.
+  """
+  known = _HBM.get(of.kind) if of.platform == 'tpu' else None
+  memory = {'available': hbm or known} | found['memory']
+  if not found['compiled']:
+    fits = False
+  elif hbm:
+    fits = memory['needed'] <= hbm
+  else:
+    fits = True if of.platform == 'tpu' else None
+  return found | {'memory': memory, 'fits': fits}
 
 
 def _key(text: str, of: Target, options: dict[str, Any]) -> str:
