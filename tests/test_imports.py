@@ -48,12 +48,13 @@ MAY_IMPORT = {
   'conversion': _WITHOUT_COMMANDS,        # `convert`: interop's weights, data's class names, teacher's vocabulary
   'alignment': _WITHOUT_COMMANDS,         # the student's embeddings beside the teacher's: detector, batches, stores
   'baselines': _WITHOUT_COMMANDS,         # `evaluation` with the teacher's crops in the place of the model's scores
+  'plan': _MODEL | {'train'},             # the train step on devices that are not here: no data, no files of ours
   # What `cli` calls, `demo` strings together.
   'commands': _WITHOUT_COMMANDS | {'alignment', 'baselines', 'offline', 'embedding'},
   'demo': _WITHOUT_COMMANDS | {'commands', 'offline', 'embedding', '__init__'},   # its report states the version
   # Scenic's front door beside `cli`: nobody imports it.
   'interop.scenic_project': _WITHOUT_COMMANDS | {'commands', 'processes'},
-  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo', 'offline', 'embedding', 'arguments',
+  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo', 'plan', 'offline', 'embedding', 'arguments',
                               'processes'},
   'arguments': {'processes'},             # the words of `cli`
   '__init__': set(),                      # lazy: names are looked up when they are asked for

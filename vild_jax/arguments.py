@@ -82,6 +82,22 @@ def parser() -> argparse.ArgumentParser:
                       'it (default: train.on_nan of the config, which is stop)')
   _add_processes(p)
 
+  p = _command(commands, 'plan', 'whether a training fits devices that are not here: its step, compiled for them',
+               'vild-jax plan configs/vild_r50_lvis.py --topology v5e:16x16')
+  _add_config(p)
+  p.add_argument('--topology', required=True, metavar='KIND:NxN',
+                 help='v5e:16x16, v6e:8x8, v5p:4x4x4, ... (needs the extra [tpu]), or cpu:8 for 8 emulated devices')
+  p.add_argument('--platform', choices=['tpu', 'cpu'],
+                 help='cpu emulates as many devices as the topology has chips (default: by the topology)')
+  p.add_argument('--batch', type=int, metavar='N', help='the global batch (default: data.batch_size of the config)')
+  p.add_argument('--classes', type=int, default=1203, metavar='C', help='rows of the vocabulary; LVIS has 1203')
+  p.add_argument('--fit', action='store_true', help='find the largest batch that fits, by as many compilations')
+  p.add_argument('--hbm', type=float, metavar='GIB', help='memory of a device (default: what is known of its kind)')
+  p.add_argument('--effort', type=float, default=0.0, metavar='E',
+                 help='of the compiler: -1 takes the least time, and 0 is its own choice')
+  p.add_argument('--cache', metavar='DIR', help='keeps what was measured (default: ~/.cache/vild_jax/plan)')
+  _add_json(p)
+
   p = _command(commands, 'propose',
                'proposals of a checkpoint\'s first stage for every picture of a data set -> a region store',
                'vild-jax propose configs/vild_text_r50_lvis.py --checkpoint workdir/text --data data/lvis --out '

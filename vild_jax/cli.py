@@ -135,6 +135,25 @@ def train(args: argparse.Namespace) -> None:
   commands.train(config_lib.load(args.config, overrides), Path(args.workdir))
 
 
+def plan(args: argparse.Namespace) -> None:
+  """The train step, compiled for devices that are not here."""
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '1'  # the partitioner's warnings are news here
+  from vild_jax import config as config_lib
+  from vild_jax import plan as plan_lib
+  from vild_jax.train import topology
+
+  overrides = args.overrides + ([] if args.batch is None else [f'--data.batch_size={args.batch}'])
+  config, target = config_lib.load(args.config, overrides), topology.target(args.topology, args.platform)
+  _require(args.classes > 0, f'--classes is {args.classes}; expected a positive number')
+  _require(args.hbm is None or args.hbm > 0, f'--hbm is {args.hbm}; expected a positive number of GiB')
+  _require(-1 <= args.effort <= 1, f'--effort is {args.effort}; expected a number from -1 to 1')
+  cache = Path(args.cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'vild_jax' / 'plan')
+  found = plan_lib.planned(config, target, fit=args.fit, classes=args.classes, effort=args.effort, cache=cache,
+                           hbm=None if args.hbm is None else int(args.hbm * 2**30))
+  print(plan_lib.report(found))
+  _write_json(args.json, found)
+
+
 def propose(args: argparse.Namespace) -> None:
   """A checkpoint's proposals for a data set -> a region store."""
   from vild_jax import commands
@@ -230,6 +249,7 @@ COMMANDS = {
   'embed-text': embed_text,
   'classify': classify,
   'train': train,
+  'plan': plan,
   'propose': propose,
   'embed-regions': embed_regions,
   'evaluate': evaluate,

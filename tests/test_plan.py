@@ -1,0 +1,137 @@
+"""The plan of a training: the very step that `train` calls, measured without a single array of it."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from vild_jax import cli, plan
+from vild_jax import config as config_lib
+from vild_jax.train import flops, loop, sharding, step, topology
+
+CONFIG = tiny.config('mesh.fsdp=2', 'data.batch_size=4')
+OF = topology.target('cpu:2')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _eight_devices():
+  assert len(jax.devices()) == 8  # now JAX runs, and no plan can give this process others
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """(what the first plan says, the folder that keeps it): one compilation for the tests of this file."""
+  cache = tmp_path_factory.mktemp('plan') / 'cache'
+  return plan.plan(CONFIG, OF, classes=tiny.CLASSES, hbm=2**30, cache=cache), cache
+
+
+def test_the_planned_program_is_the_one_that_train_calls():
+  mesh = sharding.make_mesh(CONFIG.mesh, topology.devices(OF))
+  assert loop.make_train_step is step.make_train_step  # one mesh, one config: one function
+  assert plan.program(CONFIG, mesh, 6)[0] is loop.make_train_step(CONFIG, mesh)
+
+
+@pytest.mark.parametrize('overrides', [[], ['distillation.weight=0.5', 'distillation.regions_per_image=7']])
+def test_the_abstract_arguments_are_like_those_of_training(overrides):
+  config = config_lib.override(CONFIG, overrides)
+  mesh = sharding.make_mesh(config.mesh, topology.devices(OF))
+  _, batch, vocabulary = plan.program(config, mesh, tiny.CLASSES)[1]
+  like = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert like(batch.replace(regions=None)) == like(tiny.batch(size=4))
+  assert like(vocabulary) == like(tiny.vocabulary())
+  assert (batch.regions is None) == (not overrides)
+  if overrides:
+    assert batch.regions.embeddings.shape == (4, 7, 16) and batch.regions.boxes.sharding.spec == sharding.BATCH_SPEC
+
+
+def test_a_plan_says_what_a_device_holds_and_what_it_tells_others(made):
+  found, _ = made
+  memory = found['memory']
+  assert (found['batch'], found['batch_per_device'], found['fits']) == (4, 2, True)
+  batch = 2 * (64 * 64 * 3 * 4 + 8 + 5 * (16 + 4 + 112 * 112 + 1))
+  assert memory['arguments'] == pytest.approx(found['state_bytes'] + batch, rel=0.01)
+  assert memory['shared'] == pytest.approx(found['state_bytes'], rel=0.01)  # the state is donated
+  assert memory['needed'] > memory['arguments'] + memory['temporaries'] > memory['temporaries'] > 0
+  kinds = {(row['kind'], *row['axes']) for row in found['collectives']}
+  assert {('all-gather', 'fsdp')} <= kinds and {kind for kind, *_ in kinds} <= {
+    'all-gather', 'all-reduce', 'reduce-scatter'}
+  assert found['gathered'] == [] and found['rematerialised_by_the_partitioner'] == 0
+  assert 0.3 < found['model_flops'] / found['xla_flops'] < 1.5
+  assert len(found['largest']) == 10 and found['largest'][0]['bytes'] >= found['largest'][-1]['bytes'] > 0
+  assert 'fits' in plan.report(found) and 'all-gather' in plan.report(found)
+
+
+def test_what_was_measured_is_kept_and_memory_is_judged_anew(made):
+  found, cache = made
+  again = plan.plan(CONFIG, OF, classes=tiny.CLASSES, hbm=1000, cache=cache)
+  assert again['cached'] and not found['cached'] and not again['fits']
+  assert again['collectives'] == found['collectives'] and again['model_flops'] == found['model_flops']
+  assert [json.loads(file.read_text())['compiled'] for file in cache.iterdir()] == [True]
+
+
+def test_the_compiler_for_tpus_has_the_first_word_and_a_given_limit_the_next():
+  fits = lambda needed, hbm, of, **more: plan._fitted(
+    {'compiled': True, 'memory': {'needed': needed}} | more, hbm, topology.target(of))['fits']
+  assert fits(17 * 2**30, None, 'v5e:2x2') is True and fits(17 * 2**30, 2**34, 'v5e:2x2') is False
+  assert fits(1, None, 'cpu:2') is None and fits(1, 2, 'cpu:2') is True
+  refused = {'compiled': False, 'memory': {'needed': 3, 'available': 2}}
+  assert fits(3, None, 'v5e:2x2', **refused) is False and fits(3, 9, 'v5e:2x2', **refused) is False
+
+
+@pytest.mark.parametrize('most', [0, 1, 2, 5, 8, 23])
+def test_the_largest_that_fits(most):
+  tried = []
+  assert plan.largest_that(lambda n: tried.append(n) or n <= most) == most
+  assert len(set(tried)) == len(tried) <= 2 + 2 * most.bit_length()
+
+
+def test_fit_takes_batches_that_the_mesh_can_share(monkeypatch):
+  def measured(config, of, **_):
+    return {'memory': {'needed': config.data.batch_size, 'available': 30}, 'fits': config.data.batch_size <= 30}
+
+  monkeypatch.setattr(plan, 'plan', measured)
+  found = plan.planned(tiny.config('mesh.fsdp=2', 'train.accumulate=3'), OF, fit=True)
+  assert found['largest_batch'] == found['memory']['needed'] == 30
+  assert all(batch % 6 == 0 for batch in found['tried']) and 36 in found['tried']
+
+
+def test_flops_are_those_of_the_mathematics():
+  def of(function, *shapes):
+    return flops.count(jax.make_jaxpr(function)(*(jnp.zeros(shape) for shape in shapes)))
+
+  assert of(jnp.dot, (3, 4), (4, 5)) == 2 * 3 * 4 * 5
+  assert of(lambda x, y: jax.lax.scan(lambda c, _: (c @ y, None), x, None, length=7)[0], (4, 4), (4, 4)) == 7 * 128
+  conv = lambda stride: lambda x, k: jax.lax.conv_general_dilated(x, k, (stride,), 'SAME')
+  assert of(conv(1), (2, 3, 10), (5, 3, 3)) == 2 * 2 * 3 * 5 * (3 * 10 - 2)  # less what falls on the padding
+  forward = of(conv(2), (2, 3, 10), (5, 3, 3))
+  both = of(jax.grad(lambda x, k: conv(2)(x, k).sum(), (0, 1)), (2, 3, 10), (5, 3, 3))
+  assert both in (2 * forward, 3 * forward)  # each gradient has the products of the forward pass, and no zeros
+  mesh = sharding.make_mesh(CONFIG.mesh, topology.devices(OF))
+  split = sharding.per_image(mesh)(lambda x: x @ x)
+  assert of(split, (4, 3, 3)) == 4 * 2 * 27
+
+
+@pytest.mark.parametrize(('topology_name', 'platform', 'message'), [
+  ('v5e', None, "--topology is 'v5e'; expected v5e:16x16"),
+  ('v5e:0x4', None, 'expected v5e:16x16'),
+  ('v5e:32x32', None, '1024 chips; expected at most 256 of v5e'),
+  ('cpu:8', 'tpu', 'is no TPU; expected --platform cpu'),
+  ('cpu:9', None, 'JAX runs already with 8 devices'),
+])
+def test_devices_that_cannot_be(topology_name, platform, message):
+  with pytest.raises(ValueError, match=message):
+    topology.devices(topology.target(topology_name, platform))
+
+
+def test_without_the_compiler_for_tpus_one_line_says_so(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
+  (tmp_path / 'c.json').write_text(config_lib.to_text(CONFIG))
+  assert cli.main(['plan', str(tmp_path / 'c.json'), '--topology', 'v5e:2x2', '--cache', str(tmp_path)]) == 2
+  assert capsys.readouterr().err == ('vild-jax plan: the compiler for TPUs is not installed; expected libtpu: pip '
+                                     "install 'vild_jax[tpu]'\n")
+  assert np.prod(topology.target('v5e:4x4', 'cpu').sizes) == 16  # emulated it needs none

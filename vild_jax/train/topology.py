@@ -1,0 +1,79 @@
+"""Devices that are not here, to compile for: the chips of a TPU topology, or CPU devices that stand for them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import re
+from dataclasses import dataclass
+
+import jax
+
+_MOST_CHIPS = {'v5e': 256, 'v6e': 256}   # the compiler aborts the process beyond
+# libtpu asks for a TPU's metadata otherwise, and waits.
+_NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+           'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+
+
+@dataclass(frozen=True)
+class Target:
+  """The devices to compile for: those of a TPU `topology` that is not here (v5e:16x16), or emulated ones (cpu:8)."""
+
+  topology: str
+  platform: str
+
+  @property
+  def kind(self) -> str:
+    """v5e, cpu."""
+    return self.topology.partition(':')[0]
+
+  @property
+  def sizes(self) -> list[int]:
+    """Chips along each dimension."""
+    return [int(size) for size in self.topology.partition(':')[2].split('x')]
+
+
+def target(topology: str, platform: str | None = None) -> Target:
+  """Reads KIND:NxN; of platform cpu, as many devices as that has chips. ValueError if it is something else."""
+  if not re.fullmatch(r'(cpu|v\d+\w*):[1-9]\d*(x[1-9]\d*){0,2}', topology):
+    raise ValueError(f'--topology is {topology!r}; expected v5e:16x16, v5p:4x4x4, cpu:8 or the like')
+  found = Target(topology, platform or ('cpu' if topology.startswith('cpu:') else 'tpu'))
+  if found.platform == 'tpu' and found.kind == 'cpu':
+    raise ValueError(f'--topology is {topology!r}, which is no TPU; expected --platform cpu, or v5e:16x16 or the like')
+  most = _MOST_CHIPS.get(found.kind, math.inf)
+  if found.platform == 'tpu' and math.prod(found.sizes) > most:
+    raise ValueError(f'--topology is {topology!r}, {math.prod(found.sizes)} chips; expected at most {most} of '
+                     f'{found.kind}')
+  return found
+
+
+def devices(of: Target) -> list[jax.Device]:
+  """The devices to compile for. Call it before anything is computed: it decides on the backend of this process.
+
+  Raises ImportError without libtpu, ValueError if there is no such topology, or JAX runs already with fewer devices.
+  """
+  count = math.prod(of.sizes)
+  if of.platform == 'cpu':
+    with contextlib.suppress(RuntimeError):  # it runs already
+      jax.config.update('jax_platforms', 'cpu')
+      jax.config.update('jax_num_cpu_devices', max(count, jax.config.jax_num_cpu_devices))
+    here = jax.devices('cpu')
+    if len(here) < count:
+      raise ValueError(f'--topology is {of.topology!r}, but JAX runs already with {len(here)} devices')
+    return here[:count]
+  if importlib.util.find_spec('libtpu') is None:
+    raise ImportError("the compiler for TPUs is not installed; expected libtpu: pip install 'vild_jax[tpu]'")
+  for name, value in _NO_TPU.items():
+    os.environ.setdefault(name, value)
+  with contextlib.suppress(RuntimeError):
+    jax.config.update('jax_platforms', 'cpu')
+  from jax.experimental import topologies
+
+  one = {'chips_per_host_bounds': [1] * 3} if count == 1 else {}
+  try:
+    return list(topologies.get_topology_desc(platform='tpu', topology_name=of.topology, **one).devices)
+  except Exception as error:  # whatever the plugin raises
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(f'--topology is {of.topology!r}, which libtpu does not know ({reason})') from error
