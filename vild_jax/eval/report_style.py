@@ -67,7 +67,7 @@ svg line { stroke: var(--line); stroke-width: 1; }
 svg polyline { fill: none; stroke: var(--base); stroke-width: 1.6; stroke-linejoin: round; }
 svg polygon { fill: var(--base); opacity: 0.08; }
 svg circle { fill: var(--base); }
-figure.bars { margin: 0 0 12px; }
+figure.bars { margin: 0 0 12px; max-width: 780px; }
 .legend span { margin-left: 14px; white-space: nowrap; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; }
 .bar0 { fill: var(--novel); background: var(--novel); }
