@@ -19,10 +19,10 @@ from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
 import vild_jax
-from tests import tiny
+from tests import small_experiment, tiny
 from tests.data import planted_store, small_set
+from tests.small_experiment import run
 from tests.teacher import small_teacher
-from vild_jax import cli
 from vild_jax import config as config_lib
 from vild_jax import detector as detector_lib
 from vild_jax.data import sources
@@ -31,10 +31,6 @@ from vild_jax.teacher import vocabulary
 from vild_jax.train import step
 
 NAMES = ('ant', 'red mug', 'tree')
-
-
-def run(*words: object) -> int:
-  return cli.main([str(word) for word in words])
 
 
 def sections(kind: type) -> list[type]:
@@ -70,14 +66,8 @@ def made(tmp_path_factory, settings_read):
   The training distils from a planted store, so that every setting has its reader.
   """
   folder = tmp_path_factory.mktemp('made')
-  for stem in ('small_train', 'small_val'):
-    annotations, images = small_set.write(folder, stem=stem)
-    assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
-  np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
-  assert run('embed-text', '--from-npy', folder / 'rows.npy', '--classes', annotations, '--teacher-id', 'made up',
-             '--out', folder / 'v.npz') == 0
-  planted_store.write(folder / 'regions', sources.open_dataset(folder / 'data', 'train'),
-                      teacher=vocabulary.load(folder / 'v.npz').teacher)
+  small_experiment.prepare(folder)
+  small_experiment.plant_regions(folder)
   config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
                        'train.steps=2', 'train.pictures=1', 'distillation.weight=0.5',
                        f'distillation.store={folder / "regions"}', 'distillation.regions_per_image=6')
@@ -150,6 +140,15 @@ def test_evaluate_writes_results_and_metrics(made, capsys):
   assert run('evaluate', made / 'config.json', '--checkpoint', made / 'bundle', '--out', made / 'again') == 0
   assert 'box' in capsys.readouterr().out
   assert json.loads((made / 'again' / 'results.json').read_text()) == results
+
+
+def test_evaluate_says_how_near_the_student_comes_to_the_teacher(made, capsys):
+  assert run('evaluate', made / 'config.json', '--checkpoint', made / 'run', '--split', 'train', '--regions',
+             made / 'regions', '--out', made / 'near', '--json', made / 'near.json') == 0
+  assert 'mean cosine to the teacher: ' in capsys.readouterr().out
+  cosine = json.loads((made / 'near' / 'teacher_cosine.json').read_text())['teacher_cosine']
+  assert json.loads((made / 'near.json').read_text())['teacher_cosine'] == cosine
+  assert cosine['regions']['all'] > 0 and -1 <= cosine['all'] <= 1
 
 
 def test_detect_writes_pictures_and_json(made):
@@ -236,6 +235,11 @@ def _spoiled(made, tmp_path, what):
             '--out', made), f'{made}: Is a directory'
   if what == 'no backbone':
     return (*train, f'--train.init_backbone={tmp_path}'), 'holds no variables/; expected a folder of `vild-jax convert'
+  if what == 'no first stage':
+    return (*train, f'--train.init_first_stage={tmp_path}'), 'holds no checkpoint; expected a work directory'
+  if what == 'no store':
+    return ('evaluate', config, '--checkpoint', made / 'run', '--regions', data, '--out',
+            tmp_path / 'o'), f'{data} is no region store'
   if what == 'top level':
     return (*train, '--model.pyramid.max_level=7'), 'data.image_size is 64; expected a multiple of 128'
   if what == 'not federated':
@@ -300,11 +304,10 @@ def _spoiled(made, tmp_path, what):
 @pytest.mark.parametrize('what', [
   'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data',
   'edited config', 'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
-  'teacher of another dimension',
-  'regions of other data', 'regions without embeddings', 'regions of another teacher', 'regions of another dimension',
-  'regions of fewer pictures', 'regions made anew', 'regions embedded anew',
-  'vocabulary folder', 'not federated', 'no backbone', 'top level', 'broken config', 'unwritable', 'architecture',
-  'other meaning', 'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json',
+  'teacher of another dimension', 'regions of other data', 'regions without embeddings', 'regions of another teacher',
+  'regions of another dimension', 'regions of fewer pictures', 'regions made anew', 'regions embedded anew',
+  'vocabulary folder', 'not federated', 'no backbone', 'no first stage', 'no store', 'top level', 'broken config',
+  'unwritable', 'architecture', 'other meaning', 'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json',
   'export over a folder'])
 def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
   words, message = _spoiled(made, tmp_path, what)

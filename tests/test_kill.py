@@ -6,32 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from tests import killing, tiny
-from tests.data import planted_store, small_set
-from vild_jax import cli
+from tests import killing, small_experiment, tiny
+from tests.small_experiment import run
 from vild_jax import config as config_lib
-from vild_jax.data import sources
-from vild_jax.teacher import vocabulary
 from vild_jax.train import checkpoint, writers
 
 STEPS = 40
-
-
-def run(*words: object) -> int:
-  return cli.main([str(word) for word in words])
 
 
 @pytest.fixture(scope='module')
 def config_file(tmp_path_factory):
   """A tiny config on one of the machine's eight devices; a short run, saved at every step."""
   folder = tmp_path_factory.mktemp('kill')
-  annotations, images = small_set.write(folder)
-  assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
-  np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
-  assert run('embed-text', '--from-npy', folder / 'rows.npy', '--classes', annotations, '--teacher-id', 'made up',
-             '--out', folder / 'v.npz') == 0
-  planted_store.write(folder / 'regions', sources.open_dataset(folder / 'data', 'train'),
-                      teacher=vocabulary.load(folder / 'v.npz').teacher)
+  small_experiment.prepare(folder, stems=('small_train',))
+  small_experiment.plant_regions(folder)
   config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', 'mesh.data=1',
                        f'train.steps={STEPS}', 'train.log_every=1', 'train.checkpoint_every=1',
                        'distillation.weight=10', f'distillation.store={folder / "regions"}',

@@ -14,12 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import small_experiment, tiny
 from tests.child_processes import Children
-from tests.data import small_set
 from tests.teacher import small_teacher
-from vild_jax import cli, processes
 from vild_jax import config as config_lib
+from vild_jax import processes
 from vild_jax.data import sources
 from vild_jax.data.regions import RegionStore
 from vild_jax.interop import hf_clip
@@ -31,20 +30,11 @@ LONG = 60 * (KILLS + 1)  # steps of the runs that are told to end; JAX looks for
 _HEARTBEAT = 10         # seconds of silence
 
 
-def run(*words: object) -> int:
-  return cli.main([str(word) for word in words])
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """Data, a vocabulary and a config whose batches are shared by all devices."""
   folder = tmp_path_factory.mktemp('two')
-  for stem in ('small_train', 'small_val'):
-    annotations, images = small_set.write(folder, stem=stem)
-    assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
-  np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
-  assert run('embed-text', '--from-npy', folder / 'rows.npy', '--classes', annotations, '--teacher-id', 'made up',
-             '--out', folder / 'v.npz') == 0
+  small_experiment.prepare(folder)
   for steps in (STEPS, LONG):
     config = tiny.config(
       f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',

@@ -124,6 +124,9 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   if scores != baselines.MODEL and not teacher:
     raise ValueError(f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the '
                      'config')
+  if regions and jax.process_count() > 1:
+    raise ValueError(f'--regions compares in one process, and this is one of {jax.process_count()}; expected evaluate '
+                     'without it, or one process')
   config = _same_model(config, folder)
   dataset = sources.open_dataset(_given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)

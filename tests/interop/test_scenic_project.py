@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
-from tests.data import planted_store, small_set
-from vild_jax import cli
+from tests import small_experiment, tiny
+from tests.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax import objective as objective_lib
 from vild_jax.config import ConfigError
-from vild_jax.data import sources
 from vild_jax.interop import scenic_config, scenic_project
 from vild_jax.structs import Batch
 from vild_jax.teacher import vocabulary
@@ -140,22 +138,12 @@ needs_scenic = pytest.mark.skipif(not (_has('scenic.train_lib') and _has('tensor
                                   reason="google-research/scenic is not installed (pip install 'vild_jax[scenic]')")
 
 
-def run(*words: object) -> int:
-  return cli.main([str(word) for word in words])
-
-
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   """A config that distils, on a prepared set of a few pictures, and two steps of `vild-jax train` with it."""
   folder = tmp_path_factory.mktemp('made')
-  for stem in ('small_train', 'small_val'):
-    annotations, images = small_set.write(folder, stem=stem)
-    assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
-  np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
-  assert run('embed-text', '--from-npy', folder / 'rows.npy', '--classes', annotations, '--teacher-id', 'made up',
-             '--out', folder / 'v.npz') == 0
-  planted_store.write(folder / 'regions', sources.open_dataset(folder / 'data', 'train'),
-                      teacher=vocabulary.load(folder / 'v.npz').teacher)
+  small_experiment.prepare(folder)
+  small_experiment.plant_regions(folder)
   config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
                        'mesh.data=2', 'train.steps=2', 'train.log_every=1', 'train.pictures=1',
                        'distillation.weight=0.5', f'distillation.store={folder / "regions"}',

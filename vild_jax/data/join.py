@@ -54,7 +54,7 @@ def check_store(store: _Store, dataset: _Dataset, embedding_dim: int) -> None:
                     'embed-regions`')
   if store.dataset != dataset.identity:
     raise DataError(f'{store.path} is of a data set with identity {store.dataset[:12]}, and {dataset.folder} has '
-                    f'{dataset.identity[:12]}; expected the regions of the data that is trained on')
+                    f'{dataset.identity[:12]}; expected the regions of that one')
   if len(store) != len(dataset):
     raise DataError(f'{store.path} holds the regions of {len(store)} pictures; expected {len(dataset)}, all of '
                     f'{dataset.folder}')

@@ -141,7 +141,7 @@ def _results(report: Report) -> str:
   but = ' (the supervised row excepted)' if 'supervised' in report.methods else ''
   return ('<section><h2>Results</h2><p>Average precision in per cent, by the LVIS protocol: AP is the mean over IoU '
           '0.50 to 0.95, AP50 is at IoU 0.50. Base classes are annotated in training; '
-          f'<b class="novel">novel</b> ones are not{but}, and are known by their names alone.</p>{tables}</section>')
+          f'<b class="novel">novel</b> ones are not{but}.</p>{tables}</section>')
 
 
 def _bars(kind: str, methods: Mapping[str, Mapping[str, Any]]) -> str:
