@@ -302,13 +302,13 @@ def _spoiled(made, tmp_path, what):
 
 
 @pytest.mark.parametrize('what', [
-  'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data',
-  'edited config', 'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
-  'teacher of another dimension', 'regions of other data', 'regions without embeddings', 'regions of another teacher',
-  'regions of another dimension', 'regions of fewer pictures', 'regions made anew', 'regions embedded anew',
-  'vocabulary folder', 'not federated', 'no backbone', 'no first stage', 'no store', 'top level', 'broken config',
-  'unwritable', 'architecture', 'other meaning', 'other teacher', 'empty classes', 'no picture', 'no bundle', 'damaged bundle', 'no json',
-  'export over a folder'])
+  'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data', 'edited config',
+  'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
+  'teacher of another dimension', 'regions of other data', 'regions without embeddings',
+  'regions of another teacher', 'regions of another dimension', 'regions of fewer pictures', 'regions made anew',
+  'regions embedded anew', 'vocabulary folder', 'not federated', 'no backbone', 'no first stage', 'no store',
+  'top level', 'broken config', 'unwritable', 'architecture', 'other meaning', 'other teacher', 'empty classes',
+  'no picture', 'no bundle', 'damaged bundle', 'no json', 'export over a folder'])
 def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
   words, message = _spoiled(made, tmp_path, what)
   before = {path: path.stat().st_mtime_ns for path in made.rglob('*') if path.is_file()}
