@@ -12,9 +12,10 @@ import pytest
 
 from tests.data import picture_list, small_set
 from tests.data.planted_store import content
+from tests.small_experiment import run
 from tests.teacher import small_teacher
 from tests.teacher.test_crops import plain_embeddings, plain_pixels
-from vild_jax import cli, embedding
+from vild_jax import embedding
 from vild_jax.data import sources, transforms
 from vild_jax.data.regions import Job, Regions, RegionStore, StoreWriter
 from vild_jax.data.schema import DataError
@@ -154,10 +155,6 @@ def test_a_damaged_picture_is_named(teacher, proposals, tmp_path):
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
-
-
-def run(*words: object) -> int:
-  return cli.main([str(word) for word in words])
 
 
 @pytest.fixture(scope='module')

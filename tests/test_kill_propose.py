@@ -7,16 +7,12 @@ import pytest
 from tests import killing, tiny
 from tests.data import small_set
 from tests.data.planted_store import content
-from vild_jax import cli
+from tests.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax.data.regions import RegionStore
 from vild_jax.train import checkpoint
 
 IMAGES = 90
-
-
-def run(*words: object) -> int:
-  return cli.main([str(word) for word in words])
 
 
 @pytest.fixture(scope='module')

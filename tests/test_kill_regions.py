@@ -7,8 +7,9 @@ import pytest
 from tests import killing
 from tests.data import small_set
 from tests.data.planted_store import content
+from tests.small_experiment import run
 from tests.teacher import small_teacher
-from tests.test_embedding import run, write_proposals
+from tests.test_embedding import write_proposals
 from vild_jax.data import sources
 from vild_jax.interop import hf_clip
 

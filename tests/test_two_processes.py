@@ -16,6 +16,7 @@ import pytest
 
 from tests import small_experiment, tiny
 from tests.child_processes import Children
+from tests.data import planted_store
 from tests.teacher import small_teacher
 from vild_jax import config as config_lib
 from vild_jax import processes
@@ -152,12 +153,11 @@ def test_one_is_killed_and_the_other_ends_in_time_and_says_why(folder, children,
 
 @pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
 def test_embeddings_of_two_processes_are_those_of_one(folder, children, tmp_path):
-  from tests.test_embedding import content, write_proposals
-
-  write_proposals(tmp_path / 'proposals', sources.open_dataset(folder / 'data', 'train'))
+  planted_store.write(tmp_path / 'proposals', sources.open_dataset(folder / 'data', 'train'), teacher='',
+                      kind='proposals')
   hf_clip.save_teacher(tmp_path / 'teacher', small_teacher.make())
   words = ['embed-regions', '--teacher', tmp_path / 'teacher', '--data', folder / 'data', '--proposals',
            tmp_path / 'proposals', '--images-per-shard', 1, '--batch-size', 16, '--out']
   assert children.finish([*words, tmp_path / 'two'], devices=1, count=2) == [0, 0], children.said()
   assert children.finish([*words, tmp_path / 'one'], devices=1) == [0], children.said()
-  assert content(tmp_path / 'two') == content(tmp_path / 'one')
+  assert planted_store.content(tmp_path / 'two') == planted_store.content(tmp_path / 'one')

@@ -9,15 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.small_experiment import run
 from tests.teacher import small_teacher
-from vild_jax import cli
 from vild_jax.data import class_lists
 from vild_jax.interop import hf_clip
 from vild_jax.teacher import prompts, text, vocabulary, zero_shot
-
-
-def run(*words: object) -> int:
-  return cli.main([str(word) for word in words])
 
 
 @pytest.fixture(scope='module')
