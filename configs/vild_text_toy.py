@@ -39,6 +39,6 @@ def get_config() -> Config:
     # SGD at the paper's settings needs many more steps than a demo has, that of the distillation loss most of all.
     optimizer=Optimizer(rule='adamw', learning_rate=0.003, warmup_learning_rate=0.0001, warmup_steps=50,
                         decay_at=(0.7, 0.9), weight_decay=0.01),
-    train=Train(steps=250, log_every=25, checkpoint_every=100, pictures_every=250),
+    train=Train(steps=200, log_every=25, checkpoint_every=100, pictures_every=200),
     evaluation=Evaluation(batch_size=16),
   )
