@@ -35,10 +35,10 @@ def get_config() -> Config:
       temperature=0.05,    # of the toy teacher, as 0.01 is that of CLIP
     ),
     assignment=Assignment(roi_samples=64, mask_samples=12),
-    data=Data(image_size=128, scale_range=(0.8, 1.25), max_instances=16, batch_size=16, workers=0),
+    data=Data(image_size=128, scale_range=(0.8, 1.25), max_instances=16, batch_size=8, workers=0),
     # SGD at the paper's settings needs many more steps than a demo has, that of the distillation loss most of all.
     optimizer=Optimizer(rule='adamw', learning_rate=0.003, warmup_learning_rate=0.0001, warmup_steps=50,
                         decay_at=(0.7, 0.9), weight_decay=0.01),
-    train=Train(steps=200, log_every=25, checkpoint_every=100, pictures_every=200),
+    train=Train(steps=375, log_every=25, checkpoint_every=125, pictures_every=375),
     evaluation=Evaluation(batch_size=16),
   )
