@@ -15,10 +15,10 @@ from pathlib import Path
 
 # Commands in one process, one after the other, up to the first that fails.
 _PROGRAM = """
-import json, sys
-from vild_jax import cli
-for words in json.loads(sys.argv[1]):
-  if code := cli.main(words):
+import importlib, json, sys
+main = importlib.import_module(sys.argv[1]).main
+for words in json.loads(sys.argv[2]):
+  if code := main(words):
     sys.exit(code)
 """
 _PATIENCE = 1200  # seconds until a process must have come to where it is awaited
@@ -31,9 +31,12 @@ class Children:
     self._cache, self._logs = cache, logs
 
   @contextlib.contextmanager
-  def run(self, *commands: list[object], devices: int, count: int = 1, heartbeat: int = 30
-          ) -> Iterator[list[subprocess.Popen]]:
-    """`count` processes that run the commands together; what is left of them at the end of the block is killed."""
+  def run(self, *commands: list[object], devices: int, count: int = 1, heartbeat: int = 30,
+          of: str = 'vild_jax.cli') -> Iterator[list[subprocess.Popen]]:
+    """`count` processes that run the commands together; what is left of them at the end of the block is killed.
+
+    `of` is the module whose `main` takes the words of a command.
+    """
     with socket.socket() as free:
       free.bind(('localhost', 0))
       port = free.getsockname()[1]
@@ -48,8 +51,8 @@ class Children:
           words = [[*command, '--coordinator-address', f'localhost:{port}', '--num-processes', str(count),
                     '--process-id', str(index), '--heartbeat-seconds', str(heartbeat)] for command in words]
         with self.log(index).open('wb') as log:
-          started.append(subprocess.Popen([sys.executable, '-c', _PROGRAM, json.dumps(words)], stdout=log, stderr=log,
-                                          env=environment))
+          command = [sys.executable, '-c', _PROGRAM, of, json.dumps(words)]
+          started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
       yield started
     finally:
       for process in started:
@@ -57,7 +60,7 @@ class Children:
           process.send_signal(signal.SIGKILL)
         process.wait()
 
-  def finish(self, *commands: list[object], **options: int) -> list[int]:
+  def finish(self, *commands: list[object], **options: object) -> list[int]:
     """Runs the commands to their end; the exit codes."""
     with self.run(*commands, **options) as started:
       return [self.code(process) for process in started]

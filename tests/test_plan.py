@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +67,31 @@ def test_a_plan_says_what_a_device_holds_and_what_it_tells_others(made):
   assert 0.3 < found['model_flops'] / found['xla_flops'] < 1.5
   assert len(found['largest']) == 10 and found['largest'][0]['bytes'] >= found['largest'][-1]['bytes'] > 0
   assert 'fits' in plan.report(found) and 'all-gather' in plan.report(found)
+
+
+@pytest.mark.parametrize('topology_name', ['cpu:8', 'v5e:2x4'])
+def test_the_partitioner_is_heard_where_it_brings_an_array_together(topology_name):
+  """In a process of its own: this one has silenced XLA. To P('b a') it finds no way but over the whole array."""
+  if topology_name != 'cpu:8' and importlib.util.find_spec('libtpu') is None:
+    pytest.skip('the compiler for TPUs is not installed')
+  program = f"""
+import os
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '1'
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from vild_jax import plan
+from vild_jax.train import hlo, topology
+mesh = Mesh(np.reshape(topology.devices(topology.target('{topology_name}')), (2, 2, 2)), ('a', 'b', 'c'))
+of = lambda *axes: NamedSharding(mesh, P(*axes))
+for end in (of('a', 'b', 'c'), of(('b', 'a'))):
+  function = lambda x: jnp.cos(jax.lax.with_sharding_constraint(jnp.sin(x).reshape(16, 8, 16), end))
+  lowered = jax.jit(function).lower(jax.ShapeDtypeStruct((8, 16, 16), jnp.float32, sharding=of('a', 'b', 'c')))
+  with plan._stderr() as said:
+    lowered.compile()
+  print(hlo.rematerialised(said[0]))
+"""
+  ran = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=600)
+  assert ran.stdout.split() == ['0', '1'], ran.stderr
 
 
 def test_what_was_measured_is_kept_and_memory_is_judged_anew(made):

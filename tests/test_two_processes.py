@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests import small_experiment, tiny
+from tests import same_training, small_experiment, tiny
 from tests.child_processes import Children
-from tests.data import planted_store
+from tests.data import planted_store, small_set
 from tests.teacher import small_teacher
 from vild_jax import config as config_lib
 from vild_jax import processes
@@ -54,6 +54,39 @@ def losses(workdir):
   return {int(line['step']): line['loss'] for line in writers.read_metrics(workdir / writers.METRICS_FILE)}
 
 
+def assert_same_results(of_two, of_one):
+  found = [json.loads((out / 'results.json').read_text()) for out in (of_two, of_one)]
+  assert len(found[0]) == len(found[1]) > 0
+  for a, b in zip(*found, strict=True):
+    assert (a['image_id'], a['category_id']) == (b['image_id'], b['category_id'])
+    np.testing.assert_allclose([a['score'], *a['bbox']], [b['score'], *b['bbox']], rtol=1e-3, atol=1e-3)
+  assert not list(of_two.glob('.*')), 'parts that are left'
+
+
+def same_training_by(children, tmp_path, *words):
+  """What `tests.same_training` computes on one device, and on the eight of two processes."""
+  found = []
+  for name, mesh, devices, count in (('one', 1, 1, 1), ('two', -1, 4, 2)):
+    out = tmp_path / f'{name}.npz'
+    codes = children.finish([f'mesh.data={mesh}', *words, '--out', out], devices=devices, count=count,
+                            of='tests.same_training')
+    assert codes == count * [0], children.said()
+    found.append(same_training.load(out))
+  return found
+
+
+def test_first_step_is_the_same_by_two_processes_of_four_devices(children, tmp_path):
+  one, two = same_training_by(children, tmp_path)
+  assert one['metrics']['distillation_loss'] > 0
+  same_training.assert_same_first_step(*((found['metrics'], found['gradients']) for found in (one, two)))
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+def test_ten_steps_by_two_processes_of_four_devices_end_at_the_same_parameters(children, tmp_path):
+  one, two = same_training_by(children, tmp_path, '--ten-steps')
+  same_training.assert_same_end(one['after'], two['after'], one['before'])
+
+
 def test_two_processes_do_what_one_does(folder, children, tmp_path):
   config, two, one = folder / f'{STEPS}.json', tmp_path / 'two', tmp_path / 'one'
   train = lambda workdir: ['train', config, '--workdir', workdir]
@@ -78,12 +111,7 @@ def test_two_processes_do_what_one_does(folder, children, tmp_path):
     np.testing.assert_allclose(of_one[step], of_two[step], rtol=0.01, err_msg=f'step {step}')
     np.testing.assert_allclose(of_both[step], of_two[step], rtol=1e-3, err_msg=f'step {step}')
 
-  found = [json.loads((tmp_path / f'scored-{of}' / 'results.json').read_text()) for of in ('two', 'one')]
-  assert len(found[0]) == len(found[1]) > 0
-  for a, b in zip(*found, strict=True):
-    assert (a['image_id'], a['category_id']) == (b['image_id'], b['category_id'])
-    np.testing.assert_allclose([a['score'], *a['bbox']], [b['score'], *b['bbox']], rtol=1e-3, atol=1e-3)
-  assert not list((tmp_path / 'scored-two').glob('.*')), 'parts that are left'
+  assert_same_results(tmp_path / 'scored-two', tmp_path / 'scored-one')
   stores = [RegionStore(tmp_path / f'store-{of}') for of in ('two', 'one')]
   np.testing.assert_array_equal(stores[0].image_ids, stores[1].image_ids)
   assert abs(stores[0].regions - stores[1].regions) < 0.01 * stores[1].regions
@@ -161,3 +189,24 @@ def test_embeddings_of_two_processes_are_those_of_one(folder, children, tmp_path
   assert children.finish([*words, tmp_path / 'two'], devices=1, count=2) == [0, 0], children.said()
   assert children.finish([*words, tmp_path / 'one'], devices=1) == [0], children.said()
   assert planted_store.content(tmp_path / 'two') == planted_store.content(tmp_path / 'one')
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+def test_pictures_in_training_and_scores_of_crops_by_two_processes(children, tmp_path):
+  annotations, images = small_set.write(tmp_path, stem='small_train')
+  hf_clip.save_teacher(tmp_path / 'teacher', small_teacher.make('red mug ant tree'))
+  words, run, data = tmp_path / 'v.npz', tmp_path / 'run', tmp_path / 'data'
+  for command in (['prepare', '--annotations', annotations, '--images', images, '--out', data],
+                  ['embed-text', '--teacher', tmp_path / 'teacher', '--classes', annotations, '--out', words]):
+    assert small_experiment.run(*command) == 0
+  config = tiny.config(f'vocabulary={words}', f'data.train={data}', f'data.val={data}', 'data.val_split=train',
+                       'model.region_head.embedding_dim=8', 'train.steps=1', 'train.pictures=2', 'data.batch_size=4',
+                       'evaluation.batch_size=4')
+  (tmp_path / 'config.json').write_text(config_lib.to_text(config))
+  evaluate = lambda out: ['evaluate', tmp_path / 'config.json', '--checkpoint', run, '--scores', 'text+clip-crops',
+                          '--teacher', tmp_path / 'teacher', '--out', out]
+  assert children.finish(['train', tmp_path / 'config.json', '--workdir', run], evaluate(tmp_path / 'by-two'),
+                         devices=2, count=2) == [0, 0], children.said()
+  assert children.finish(evaluate(tmp_path / 'by-one'), devices=4) == [0], children.said()
+  assert_same_results(tmp_path / 'by-two', tmp_path / 'by-one')
+  assert any(b'\x89PNG' in file.read_bytes() for file in run.rglob('events.*')), 'no picture in the log'

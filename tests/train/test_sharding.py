@@ -5,69 +5,32 @@ from __future__ import annotations
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import test_distillation, tiny
+from tests import same_training, tiny
+from tests.same_training import BASE
 from vild_jax import config as config_lib
 from vild_jax.config import ConfigError
 from vild_jax.structs import Batch
-from vild_jax.train import accumulate, checkpoint, optim, sharding, state, step
+from vild_jax.train import checkpoint, sharding, state
 
-# Two levels compile in half the time of five; pictures of 128 px have the rows that `spatial` asks for.
-BASE = ('model.pyramid.min_level=4', 'model.pyramid.max_level=5', 'model.anchors.size=1.5', 'data.image_size=128',
-        'distillation.weight=0.5')
 ONE = tiny.config(*BASE, 'mesh.data=1')
 MANY = {'8 data': (), '4 data x 2 fsdp': ('mesh.fsdp=2',),
         '2 data x 2 fsdp x 2 spatial': ('mesh.fsdp=2', 'mesh.spatial=2')}
 
 
-def _batch(seed=0):
-  regions = test_distillation.batch(seed).regions
-  regions.valid[:3] = False  # the devices hold different numbers of regions; the mean is over all of them
-  return tiny.batch(seed, side=128).replace(regions=regions)
-
-
-def _start(config, mesh, wide=lambda x: x):
-  """A state at step 0 of drawn weights: compiling the initialisers on every mesh would take longer than the rest."""
-  drawn = jax.device_get(tiny.variables(config, deltas=0.1))
-  state_of = lambda a: a.replace(
-    step=np.int32(0), key=np.asarray(jax.random.PRNGKey(0)), params=drawn['params'], batch_stats=drawn['batch_stats'],
-    opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), a.opt_state))
-  abstract = state.abstract(config, mesh)
-  return jax.tree.map(lambda x, a: jax.device_put(wide(x), a.sharding), state_of(abstract), abstract)
-
-
-def _first_gradients(config):
-  mesh = sharding.make_mesh(config.mesh)
-  program = jax.jit(lambda *args: accumulate.gradients(config, mesh, *args))
-  arguments = (_start(config, mesh), sharding.put_batch(mesh, _batch()),
-               jax.device_put(tiny.vocabulary(), sharding.replicated(mesh)))
-  compiled = program.lower(*arguments).compile()
-  gradients, metrics, _ = jax.device_get(compiled(*arguments))
-  return metrics, gradients, compiled.as_text()
-
-
 @pytest.fixture(scope='module')
 def on_one_device():
-  return _first_gradients(ONE)
+  return same_training.first_gradients(ONE)
 
 
 @pytest.mark.parametrize('arranged', MANY)
 def test_first_step_is_the_same_on_one_device_and_on_eight(on_one_device, arranged):
-  metrics, gradients, _ = on_one_device
   config = tiny.config(*BASE, *MANY[arranged])
-  metrics8, gradients8, text = _first_gradients(config)
+  metrics, gradients, text = same_training.first_gradients(config)
   assert metrics['distillation_loss'] > 0
-  for name, value in metrics.items():
-    np.testing.assert_allclose(metrics8[name], value, rtol=1e-5, err_msg=name)
-  names = [optim.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(gradients)[0]]
-  norm = lambda x: np.linalg.norm(x.astype(np.float64))
-  whole = np.sqrt(sum(norm(g) ** 2 for g in jax.tree.leaves(gradients)))
-  for name, one, eight in zip(names, jax.tree.leaves(gradients), jax.tree.leaves(gradients8), strict=True):
-    # A bias in front of a batch normalisation has no gradient but rounding: there the floor decides.
-    assert norm(one.astype(np.float64) - eight) <= 1e-5 * max(norm(one), 1e-3 * whole), name
+  same_training.assert_same_first_step(on_one_device[:2], (metrics, gradients))
   _check_collectives(text, config, gradients)
 
 
@@ -94,27 +57,10 @@ def _check_collectives(text, config, params):
 
 
 def test_ten_steps_end_at_the_same_parameters():
-  """In float64: in float32 a rounding can flip a top-k, which says nothing about the sharding."""
-  with jax.enable_x64(True):
-    ends = []
-    for overrides in (('mesh.data=1',), MANY['2 data x 2 fsdp x 2 spatial']):  # compiling for all four takes minutes
-      config = tiny.config(*BASE, *overrides)
-      mesh = sharding.make_mesh(config.mesh)
-      current = _start(config, mesh, _wide)
-      start, train_step = jax.device_get(current.params), step.make_train_step(config, mesh)
-      vocabulary = jax.device_put(jax.tree.map(_wide, tiny.vocabulary()), sharding.replicated(mesh))
-      for seed in range(10):
-        batch = sharding.put_batch(mesh, jax.tree.map(_wide, _batch(seed)))
-        current, metrics = train_step(current, batch, vocabulary)
-      assert metrics['loss'].dtype == jnp.float64
-      ends.append(jax.device_get(current.params))
-    distance = lambda a, b: max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), a, b)))
-    assert distance(ends[0], start) > 1e-3
-    assert distance(*ends) < 1e-6
-
-
-def _wide(x):
-  return x.astype(np.float64) if x.dtype == np.float32 else x
+  with jax.enable_x64(True):  # compiling for all four takes minutes
+    before, one = same_training.ten_steps(ONE)
+    _, many = same_training.ten_steps(tiny.config(*BASE, *MANY['2 data x 2 fsdp x 2 spatial']))
+  same_training.assert_same_end(one, many, before)
 
 
 @pytest.mark.parametrize('name', ['vild_r50_lvis', 'vild_ensemble_r152_lvis'])
@@ -140,7 +86,7 @@ def test_the_largest_dimension_is_split_and_what_is_small_or_indivisible_is_whol
 def test_a_state_saved_on_one_mesh_is_the_same_on_others(tmp_path):
   config, rng = tiny.config(*BASE, 'mesh.fsdp=2'), np.random.default_rng(0)
   mesh = sharding.make_mesh(config.mesh)
-  saved = _start(config, mesh, lambda x: (x + 100 * rng.normal(size=x.shape)).astype(x.dtype))
+  saved = same_training.start(config, mesh, lambda x: (x + 100 * rng.normal(size=x.shape)).astype(x.dtype))
   for part in (saved.params, saved.opt_state):
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(part))
   checkpoints = checkpoint.Checkpoints(tmp_path)
@@ -165,7 +111,7 @@ def test_leaves_and_fields_without_a_rule_are_errors_that_name_them():
 
 def test_every_field_of_a_batch_has_a_rule_and_only_pictures_are_split_by_rows():
   mesh = sharding.make_mesh(tiny.config('data.image_size=256', 'mesh.spatial=2').mesh)
-  found = sharding.batch_shardings(mesh, _batch())
+  found = sharding.batch_shardings(mesh, same_training.batch())
   assert isinstance(found, Batch) and tuple(found.image.spec) == (('data', 'fsdp'), 'spatial')
   others = jax.tree.leaves(found.replace(image=None))
   assert len(others) == 8 and all(tuple(s.spec) == (('data', 'fsdp'),) for s in others)

@@ -310,6 +310,11 @@ def _is_argument(program: Program, instruction: Instruction) -> bool:
   return instruction.opcode == 'parameter' and instruction.computation == program.entry
 
 
+def rematerialised(said: str) -> int:
+  """How often the partitioner says that it brings an array together on every device only to split it otherwise."""
+  return said.count('Involuntary full rematerialization')
+
+
 def refused(message: str) -> dict[str, int] | None:
   """Bytes needed and available, as the TPU compiler says when memory does not suffice; None if it is another error."""
   found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import jax
 
 _MOST_CHIPS = {'v5e': 256, 'v6e': 256}   # the compiler aborts the process beyond
-# libtpu asks for a TPU's metadata otherwise, and waits.
+# libtpu asks for a TPU's metadata otherwise, and waits; and its warnings, the partitioner's too, go to files in /tmp.
 _NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-           'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+           'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_STDERR_LOG_LEVEL': '1', 'TPU_LOG_DIR': 'disabled'}
 
 
 @dataclass(frozen=True)
