@@ -17,7 +17,7 @@ from tests import test_distillation, tiny
 from vild_jax import processes
 from vild_jax.config import Config
 from vild_jax.structs import Batch, TrainState
-from vild_jax.train import accumulate, sharding, state, step
+from vild_jax.train import accumulate, checkpoint, sharding, state, step
 from vild_jax.train.optim import path_name
 
 # Two levels compile in half the time of five; pictures of 128 px have the rows that `spatial` asks for.
@@ -45,6 +45,12 @@ def start(config: Config, mesh: jax.sharding.Mesh, cast=lambda x: x) -> TrainSta
     step=np.int32(0), key=np.asarray(jax.random.PRNGKey(0)), params=drawn['params'], batch_stats=drawn['batch_stats'],
     opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract.opt_state))
   return jax.tree.map(lambda x, a: jax.device_put(cast(x), a.sharding), begun, abstract)
+
+
+def noisy_start(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+  """A state no leaf of which is what it begins as."""
+  rng = np.random.default_rng(0)
+  return start(config, mesh, lambda x: np.asarray(x + 100 * rng.normal(size=x.shape)).astype(x.dtype))
 
 
 def first_gradients(config: Config) -> tuple[dict, Any, str]:
@@ -90,6 +96,17 @@ def assert_same_end(one: Any, many: Any, before: Any) -> None:
   assert distance(one, many) < 1e-6
 
 
+def assert_restored(folder: Path, saved: TrainState, *meshes: Sequence[str]) -> None:
+  """The newest checkpoint in a folder is this state, on each of the meshes."""
+  for overrides in meshes:
+    config = tiny.config(*BASE, *overrides)
+    mesh = sharding.make_mesh(config.mesh)
+    found = checkpoint.Checkpoints(folder).restore(config, mesh)
+    for a, b, expected in zip(*map(jax.tree.leaves, (found, saved, state.abstract(config, mesh))), strict=True):
+      np.testing.assert_array_equal(a, b)
+      assert a.sharding == expected.sharding
+
+
 def _put(mesh: jax.sharding.Mesh, whole: Batch) -> Batch:
   """This process hands in its part of the batch."""
   count, index = jax.process_count(), jax.process_index()
@@ -97,17 +114,26 @@ def _put(mesh: jax.sharding.Mesh, whole: Batch) -> Batch:
 
 
 def main(words: Sequence[str]) -> int:
-  """Writes what one arrangement computes to --out: the leaves of {'metrics', 'gradients'} or {'before', 'after'}."""
+  """Writes what one arrangement computes to --out: the leaves of {'metrics', 'gradients'} or {'before', 'after'}.
+
+  With --save rather a checkpoint of `noisy_start`.
+  """
   parser = argparse.ArgumentParser()
   parser.add_argument('overrides', nargs='*')
   parser.add_argument('--out', type=Path, required=True)
   parser.add_argument('--ten-steps', action='store_true')
+  parser.add_argument('--save', action='store_true')
   parser.add_argument('--coordinator-address')
   for name in ('--num-processes', '--process-id', '--heartbeat-seconds'):
     parser.add_argument(name, type=int)
   of = parser.parse_args(words)
   processes.join(of.coordinator_address, of.num_processes, of.process_id)
   config = tiny.config(*BASE, *of.overrides)
+  if of.save:
+    checkpoints = checkpoint.Checkpoints(of.out)
+    checkpoints.save(3, noisy_start(config, sharding.make_mesh(config.mesh)), 1.0)
+    checkpoints.close()
+    return 0
   if of.ten_steps:
     with jax.enable_x64(True):
       found = dict(zip(('before', 'after'), ten_steps(config), strict=True))

@@ -23,7 +23,7 @@ from vild_jax import processes
 from vild_jax.data import sources
 from vild_jax.data.regions import RegionStore
 from vild_jax.interop import hf_clip
-from vild_jax.train import checkpoint, writers
+from vild_jax.train import checkpoint, sharding, writers
 
 STEPS, SAVED = 3, 1     # and the step of the checkpoint that another number of processes goes on from
 KILLS = int(os.environ.get('VILD_JAX_KILLS', '0'))
@@ -81,6 +81,14 @@ def test_first_step_is_the_same_by_two_processes_of_four_devices(children, tmp_p
   same_training.assert_same_first_step(*((found['metrics'], found['gradients']) for found in (one, two)))
 
 
+def test_a_state_saved_by_two_processes_of_four_devices_is_the_same_in_one_of_two_or_eight(children, tmp_path):
+  codes = children.finish(['mesh.fsdp=8', '--save', '--out', tmp_path], devices=4, count=2, of='tests.same_training')
+  assert codes == [0, 0], children.said()
+  config = tiny.config(*same_training.BASE, 'mesh.data=1')
+  saved = same_training.noisy_start(config, sharding.make_mesh(config.mesh))
+  same_training.assert_restored(tmp_path, saved, ('mesh.data=2',), (), ('mesh.fsdp=8',))
+
+
 @pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
 def test_ten_steps_by_two_processes_of_four_devices_end_at_the_same_parameters(children, tmp_path):
   one, two = same_training_by(children, tmp_path, '--ten-steps')
@@ -115,6 +123,26 @@ def test_two_processes_do_what_one_does(folder, children, tmp_path):
   stores = [RegionStore(tmp_path / f'store-{of}') for of in ('two', 'one')]
   np.testing.assert_array_equal(stores[0].image_ids, stores[1].image_ids)
   assert abs(stores[0].regions - stores[1].regions) < 0.01 * stores[1].regions
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+def test_one_process_of_two_or_eight_devices_goes_on_where_two_of_four_were(folder, children, tmp_path):
+  config = config_lib.override(config_lib.load(folder / f'{STEPS}.json'), ['data.batch_size=8'])
+  (tmp_path / 'c.json').write_text(config_lib.to_text(config))
+  train = lambda workdir: ['train', tmp_path / 'c.json', '--workdir', workdir]
+  assert children.finish(train(tmp_path / 'two'), devices=4, count=2) == [0, 0], children.said()
+  expected = losses(tmp_path / 'two')
+  for devices in (2, 8):
+    workdir = tmp_path / f'on {devices}'
+    shutil.copytree(tmp_path / 'two', workdir)
+    for step in range(SAVED + 1, STEPS + 1):
+      shutil.rmtree(workdir / 'checkpoints' / str(step))
+    assert children.finish(train(workdir), devices=devices) == [0], children.said()
+    found = losses(workdir)
+    assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
+    for step, loss in found.items():  # other pictures would give other losses
+      np.testing.assert_allclose(loss, expected[step], rtol=1e-3, err_msg=f'step {step}, {devices} devices')
+  assert min(abs(expected[step] / expected[step - 1] - 1) for step in range(2, STEPS + 1)) > 0.03, expected
 
 
 @pytest.fixture(scope='module')
