@@ -94,6 +94,24 @@ for end in (of('a', 'b', 'c'), of(('b', 'a'))):
   assert ran.stdout.split() == ['0', '1'], ran.stderr
 
 
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='the compiler for TPUs is not installed')
+def test_what_the_compiler_for_tpus_refuses_is_a_plan_that_does_not_fit():
+  program = """
+import jax, jax.numpy as jnp
+from vild_jax import plan
+from vild_jax.train import sharding, topology
+from vild_jax.config import Mesh
+target = topology.target('v5e:2x2')
+mesh = sharding.make_mesh(Mesh(), topology.devices(target)[:1])
+x = jax.ShapeDtypeStruct((2**16, 2**17), jnp.float32, sharding=sharding.replicated(mesh))
+found = plan._fitted(plan._measured(jax.jit(jnp.sum).lower(x), mesh, {}), None, target)
+print(found['fits'], found['compiled'], found['memory']['needed'] / 2**30, found['memory']['available'] / 2**30)
+"""
+  ran = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=600)
+  fits, compiled, needed, available = ran.stdout.split()
+  assert (fits, compiled, float(available)) == ('False', 'False', 15.75) and 32 <= float(needed) < 33, ran.stdout
+
+
 def test_what_was_measured_is_kept_and_memory_is_judged_anew(made):
   found, cache = made
   again = plan.plan(CONFIG, OF, classes=tiny.CLASSES, hbm=1000, cache=cache)

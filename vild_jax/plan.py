@@ -37,8 +37,9 @@ _MASK_SIDE = 112                     # of `structs.Batch`
 _VERSION = 2                         # of what is kept: another one is compiled anew
 _STATE = r'state\.(params|opt_state)\b'
 _LARGEST = 10
-# Bytes on a chip, for where the compiler does not say; whether a program fits is for the compiler to decide.
-_HBM = {'v4': 32 * 2**30, 'v5e': 16 * 2**30, 'v5p': 95 * 2**30, 'v6e': 32 * 2**30}
+_SMALL = 2**16                       # bytes, of batch statistics and losses rather than of gradients
+# GiB of a device, as libtpu 0.0.42 says when it refuses a program; whether one fits is for the compiler to decide.
+_HBM = {'v4': 15.25, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25}
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> Batch:
@@ -123,7 +124,7 @@ def _fitted(found: dict[str, Any], hbm: int | None, of: Target) -> dict[str, Any
 
   A compiler for TPUs refuses what does not fit; the sum of the parts, which need not live at once, is no better judge.
   """
-  known = _HBM.get(of.kind) if of.platform == 'tpu' else None
+  known = int(_HBM[of.kind] * 2**30) if of.platform == 'tpu' and of.kind in _HBM else None
   memory = {'available': hbm or known} | found['memory']
   if not found['compiled']:
     fits = False
@@ -162,7 +163,7 @@ def _measured(lowered: Any, mesh: Mesh, options: dict[str, Any]) -> dict[str, An
     with _stderr() as said:
       compiled = lowered.compile(compiler_options=options or None)
   except jax.errors.JaxRuntimeError as error:
-    memory = hlo.refused(str(error))
+    memory = hlo.refused(f'{said[0]}\n{error}')
     if memory is None:
       raise
     return {'cached': False, 'compiled': False, 'compile_seconds': time.monotonic() - start, 'memory': memory}
@@ -196,15 +197,15 @@ def _suspicious(collective: hlo.Collective) -> bool:
 
 
 def _by_kind(collectives: list[hlo.Collective]) -> list[dict[str, Any]]:
-  """One entry for each kind and axes: places in the program, how often in a step, and bytes of all."""
+  """One entry for each kind, axes, and whether small: places in the program, how often in a step, and bytes of all."""
   places, times, size = Counter(), Counter(), Counter()
   for c in collectives:
-    key = c.kind, c.axes
+    key = c.kind, c.axes, c.bytes < _SMALL
     places[key] += 1
     times[key] += c.times
     size[key] += c.times * c.bytes
-  return [{'kind': kind, 'axes': axes and list(axes), 'places': places[kind, axes], 'times': times[kind, axes],
-           'bytes': size[kind, axes]} for kind, axes in sorted(places, key=lambda key: -size[key])]
+  return [{'kind': key[0], 'axes': key[1] and list(key[1]), 'small': key[2], 'places': places[key],
+           'times': times[key], 'bytes': size[key]} for key in sorted(places, key=lambda key: -size[key])]
 
 
 @contextlib.contextmanager
@@ -240,7 +241,8 @@ def report(found: dict[str, Any]) -> str:
     lines.append(f'bytes accessed   {_size(found["bytes_accessed"])} on a device')
     for c in found['collectives']:
       axes = 'axes not known' if c['axes'] is None else ' x '.join(c['axes']) or 'nobody else'
-      lines.append(f'{c["kind"]:<16} {_size(c["bytes"])} in {c["times"]} a step, over {axes}')
+      small = f', none over {_size(_SMALL)}' if c['small'] else ''
+      lines.append(f'{c["kind"]:<16} {_size(c["bytes"])} in {c["times"]} a step, over {axes}{small}')
     lines += [f'large            {_size(row["bytes"])} {row["type"]} {row["from"][-60:]}' for row in found['largest']]
     lines += [f'WARNING          all-gather of no parameter, {_size(c["bytes"])}: {c["op_name"][-60:]}'
               for c in found['gathered']]

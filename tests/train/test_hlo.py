@@ -110,7 +110,10 @@ def test_groups_of_an_unknown_form_have_no_axes():
   assert hlo.axes('replica_groups=@mesh<a=2>{a}', MESH) is None
 
 
-def test_a_program_that_does_not_fit_says_how_much_it_needs():
-  text = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.'
+@pytest.mark.parametrize('text', [  # both of one refusal by libtpu 0.0.42: what it prints, and what it raises
+  'Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.',
+  'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds '
+  'available HBM (15.75G).'])
+def test_a_program_that_does_not_fit_says_how_much_it_needs(text):
   assert hlo.refused(text) == {'needed': int(20.5 * 2**30), 'available': int(15.75 * 2**30)}
   assert hlo.refused('INTERNAL: something else') is None

@@ -317,7 +317,9 @@ def rematerialised(said: str) -> int:
 
 def refused(message: str) -> dict[str, int] | None:
   """Bytes needed and available, as the TPU compiler says when memory does not suffice; None if it is another error."""
-  found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
+  number = r'([\d.]+)([KMGT]?)'
+  found = (re.search(rf'Used {number} of {number} hbm', message) or
+           re.search(rf'Ran out of memory on HBM.*\({number}\) exceeds available HBM \({number}\)', message))
   if not found:
     return None
   used, unit, limit, limit_unit = found.groups()
