@@ -75,6 +75,7 @@ def same_training_by(children, tmp_path, *words):
   return found
 
 
+@pytest.mark.skipif(not KILLS, reason='takes a minute: VILD_JAX_KILLS says how often')
 def test_first_step_is_the_same_by_two_processes_of_four_devices(children, tmp_path):
   one, two = same_training_by(children, tmp_path)
   assert one['metrics']['distillation_loss'] > 0
