@@ -129,11 +129,23 @@ def test_the_compiler_for_tpus_has_the_first_word_and_a_given_limit_the_next():
   assert fits(3, None, 'v5e:2x2', **refused) is False and fits(3, 9, 'v5e:2x2', **refused) is False
 
 
-@pytest.mark.parametrize('most', [0, 1, 2, 5, 8, 23])
-def test_the_largest_that_fits(most):
+@pytest.mark.parametrize('most', [0, 1, 2, 3, 5, 8, 23, 1000])
+@pytest.mark.parametrize('memory', [
+  lambda n, most: (3 + 10 * n, 10 * most + 8),   # the line that it looks for
+  lambda n, most: (min(10 * n, 33 + n), 10 * most),
+  lambda n, most: (n**2, most**2 + 1),
+  lambda n, most: (5, 10),                       # says nothing
+])
+def test_the_largest_that_fits(most, memory):
   tried = []
-  assert plan.largest_that(lambda n: tried.append(n) or n <= most) == most
-  assert len(set(tried)) == len(tried) <= 2 + 2 * most.bit_length()
+  assert plan.largest_that(lambda n: (tried.append(n) or n <= most, *memory(n, most))) == most
+  assert len(set(tried)) == len(tried) <= 3 + 3 * most.bit_length()
+
+
+def test_where_memory_is_a_line_the_largest_that_fits_takes_four_trials():
+  tried = []
+  assert plan.largest_that(lambda n: (tried.append(n) or n <= 37, 5 + 2 * n, 80)) == 37
+  assert tried == [1, 2, 37, 38]
 
 
 def test_fit_takes_batches_that_the_mesh_can_share(monkeypatch):
@@ -143,7 +155,7 @@ def test_fit_takes_batches_that_the_mesh_can_share(monkeypatch):
   monkeypatch.setattr(plan, 'plan', measured)
   found = plan.planned(tiny.config('mesh.fsdp=2', 'train.accumulate=3'), OF, fit=True)
   assert found['largest_batch'] == found['memory']['needed'] == 30
-  assert all(batch % 6 == 0 for batch in found['tried']) and 36 in found['tried']
+  assert found['tried'] == {batch: batch for batch in (6, 12, 30, 36)}
 
 
 def test_flops_are_those_of_the_mathematics():

@@ -260,7 +260,7 @@ def _size(number: float) -> str:
 
 
 def planned(config: Config, of: Target, *, fit: bool = False, **how: Any) -> dict[str, Any]:
-  """`plan`, with `fit` of the largest global batch that fits (of the smallest, where none does): doubling, bisection.
+  """`plan`, with `fit` of the largest global batch that fits (of the smallest, where none does).
 
   `tried` is then {batch: bytes needed on a device}. Raises ValueError if nobody knows what memory there is.
   """
@@ -270,25 +270,54 @@ def planned(config: Config, of: Target, *, fit: bool = False, **how: Any) -> dic
   unit = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES) * config.train.accumulate
   plans: dict[int, dict[str, Any]] = {}
 
-  def fits(units: int) -> bool:
+  def measure(units: int) -> tuple[bool, int, int]:
     data = dataclasses.replace(config.data, batch_size=units * unit)
     plans[units] = found = plan(dataclasses.replace(config, data=data), of, **how)
-    if found['memory']['available'] is None:
+    needed, available = found['memory']['needed'], found['memory']['available']
+    if available is None:
       raise ValueError(f'how much memory a device of {of.topology} has is not known; expected --hbm GIB beside --fit')
-    print(f'batch {units * unit}: {_size(found["memory"]["needed"])} needed', file=sys.stderr)
-    return found['fits']
+    print(f'batch {units * unit}: {_size(needed)} of {_size(available)} needed, '
+          f'{"fits" if found["fits"] else "does not fit"}', file=sys.stderr, flush=True)
+    return found['fits'], needed, available
 
-  best = largest_that(fits)
+  best = largest_that(measure)
   tried = {units * unit: found['memory']['needed'] for units, found in sorted(plans.items())}
   return plans[max(best, 1)] | {'largest_batch': best * unit, 'tried': tried}
 
 
-def largest_that(fits: Callable[[int], bool]) -> int:
-  """The largest number from 1 that fits, if all smaller ones do; 0 if none does."""
-  good, bad = 0, 1
-  while fits(bad):
-    good, bad = bad, 2 * bad
-  while bad - good > 1:
-    middle = (good + bad) // 2
-    good, bad = (middle, bad) if fits(middle) else (good, middle)
-  return good
+def largest_that(measure: Callable[[int], tuple[bool, int, int]]) -> int:
+  """The largest number from 1 that fits, if all smaller ones do; 0 if none does.
+
+  A measurement is a compilation of minutes, so the next number to try is where the line through the last two
+  measurements reaches what there is. The line is a guess (a compiler that is short of memory computes twice what it
+  cannot keep): beyond it steps double, and between a number that fits and one that does not every other guess is the
+  middle.
+
+  Args:
+    measure: a number -> (whether it fits, bytes needed, bytes available).
+  """
+  fits, needs, available = {}, [], 0
+
+  def try_out(number: int) -> None:
+    nonlocal available
+    fits[number], needed, available = measure(number)
+    needs.append((number, needed))
+
+  def guess() -> int:
+    (a, of_a), (b, of_b) = sorted(needs[-2:])
+    return b + (available - of_b) * (b - a) // (of_b - of_a) if of_b > of_a else 2 * b
+
+  try_out(1)
+  if fits[1]:
+    try_out(2)
+  step, middle = 0, False
+  while True:
+    good = max((number for number, fit in fits.items() if fit), default=0)
+    bad = min((number for number, fit in fits.items() if not fit), default=None)
+    if bad is None:
+      number, step = max(guess(), good + max(step, 1)), 2 * step or 1
+    elif bad - good == 1:
+      return good
+    else:
+      number, middle = (good + bad) // 2 if middle else min(max(guess(), good + 1), bad - 1), not middle
+    try_out(number)
