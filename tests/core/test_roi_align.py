@@ -116,6 +116,14 @@ def test_half_precision_features_are_interpolated_in_float32():
   assert {g.dtype for g in gradient(features).values()} == {jnp.dtype(jnp.bfloat16)}
 
 
+def test_the_gradient_of_half_precision_features_is_summed_in_float32():
+  """A coarse pixel gets a share of every region; a sum in bfloat16 stands still once it is 256 times a share."""
+  features = {level: jnp.ones((4, 4, 1), jnp.bfloat16) for level in (2, 3)}
+  boxes = jnp.tile(jnp.asarray([[0.0, 0.0, 12.0, 12.0]]), (700, 1))
+  gradient = jax.grad(lambda f: _align(f, boxes, 2).astype(jnp.float32).sum())(features)
+  assert sum(g.astype(jnp.float32).sum() for g in gradient.values()) == pytest.approx(4 * len(boxes), rel=2**-8)
+
+
 def test_no_regions_and_a_batch():
   features = _pyramid()
   assert _align(features, jnp.zeros((0, 4)), 7).shape == (0, 7, 7, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -47,7 +48,7 @@ def multilevel_roi_align(
     boxes: yxyx pixels of the network input.
 
   Returns:
-    In the features' dtype; positions and interpolation are float32.
+    In the features' dtype; positions, interpolation and the sums of its gradient are float32.
   """
   levels = sorted(features)
   row = roi_levels(boxes, levels[0], levels[-1]) - levels[0]
@@ -55,17 +56,24 @@ def multilevel_roi_align(
   starts = jnp.asarray(np.cumsum([0] + [h * w for h, w in sizes])[:-1], jnp.int32)[row]
   heights, widths = jnp.asarray(sizes, jnp.int32)[row].T
   strides = jnp.asarray([2.0**level for level in levels], jnp.float32)[row]
-  pixels = jnp.concatenate([features[level].reshape(-1, features[level].shape[-1]) for level in levels])
+  dtype = features[levels[0]].dtype
+  # Gathered in float32, so that the gradient is summed in it: coarse pixels get hundreds of small shares.
+  pixels = at_least_float32(jnp.concatenate([features[level].reshape(-1, features[level].shape[-1])
+                                             for level in levels]))
 
   scaled = boxes / strides[:, None]
   y0, y1, wy = _corners(scaled[:, 0], scaled[:, 2] - scaled[:, 0], output_size, heights)
   x0, x1, wx = _corners(scaled[:, 1], scaled[:, 3] - scaled[:, 1], output_size, widths)
 
-  def corner(y, x, weight_y, weight_x):
+  # One corner after the other, as a loop: one gather and one scatter to compile in place of four of each, which a TPU's
+  # compiler spends seconds on, and no more than one corner's features in memory.
+  def add_corner(total, corner):
+    y, x, weight_y, weight_x = corner
     index = starts[:, None, None] + y[:, :, None] * widths[:, None, None] + x[:, None, :]
     weight = weight_y[:, :, None] * weight_x[:, None, :]
-    return at_least_float32(pixels.at[index].get(mode='promise_in_bounds')) * weight[..., None]
+    return total + pixels.at[index].get(mode='promise_in_bounds') * weight[..., None], None
 
-  result = corner(y0, x0, 1.0 - wy, 1.0 - wx) + corner(y0, x1, 1.0 - wy, wx)
-  result += corner(y1, x0, wy, 1.0 - wx) + corner(y1, x1, wy, wx)
-  return result.astype(pixels.dtype)
+  corners = (jnp.stack([y0, y0, y1, y1]), jnp.stack([x0, x1, x0, x1]),
+             jnp.stack([1.0 - wy, 1.0 - wy, wy, wy]), jnp.stack([1.0 - wx, wx, 1.0 - wx, wx]))
+  nothing = jnp.zeros((*y0.shape, output_size, pixels.shape[-1]), jnp.result_type(pixels, wy))
+  return jax.lax.scan(add_corner, nothing, corners)[0].astype(dtype)
