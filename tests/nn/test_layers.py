@@ -9,7 +9,7 @@ import pytest
 
 from vild_jax.nn import layers
 from vild_jax.nn.fpn import upsample_nearest
-from vild_jax.nn.heads import Deconv2x2
+from vild_jax.nn.heads import Deconv2x2, flatten_by_matmul
 
 
 @pytest.mark.parametrize(('size', 'variable', 'output'), [(3, 'conv2d', 'fixed3'), (7, 'conv2d_1', 'fixed7'),
@@ -60,3 +60,13 @@ def test_moving_statistics_are_biased_and_slow():
   _, updated = norm.apply(variables, x, train=True, mutable=['batch_stats'])
   np.testing.assert_allclose(updated['batch_stats']['bn']['var'], 0.997 + 0.003 * x.var(axis=0), rtol=1e-5)
   np.testing.assert_allclose(updated['batch_stats']['bn']['mean'], 0.003 * x.mean(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 4, 3), (1, 1, 1, 1), (0, 2, 2, 3), (1, 5, 130, 3)])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_rows_of_few_channels_are_flattened_without_rounding(shape, dtype):
+  rng = np.random.default_rng(0)
+  x, cotangent = (jnp.asarray(rng.normal(size=shape) * 10.0 ** rng.integers(-9, 9, shape), dtype) for _ in range(2))
+  found, back = jax.vjp(jax.jit(flatten_by_matmul), x)
+  np.testing.assert_array_equal(found.ravel(), x.ravel())
+  np.testing.assert_array_equal(back(cotangent.reshape(found.shape))[0], cotangent)

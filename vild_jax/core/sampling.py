@@ -26,6 +26,8 @@ def _best(mask, priority, num, quota):
 
 
 def _balanced(positive, negative, priority, num_samples, positive_fraction):
+  # A TPU's compiler would fuse the making of random numbers into both selections, and take minutes over it.
+  priority = jax.lax.optimization_barrier(priority)
   max_positives = int(num_samples * positive_fraction)
   positive = _best(positive, priority, max_positives, max_positives)
   quota = num_samples - jnp.sum(positive, dtype=jnp.int32)
