@@ -25,7 +25,7 @@ _PATIENCE = 1200  # seconds until a process must have come to where it is awaite
 
 
 class Children:
-  """Child processes that share what they compile in `cache`, compiled quickly rather than well."""
+  """Child processes that share what they compile in `cache`, with the compiler's options of this process."""
 
   def __init__(self, cache: Path, logs: Path):
     self._cache, self._logs = cache, logs
@@ -42,7 +42,7 @@ class Children:
       port = free.getsockname()[1]
     environment = {
       'JAX_COMPILATION_CACHE_DIR': str(self._cache), **os.environ,  # one that is kept is good for several runs
-      'XLA_FLAGS': f'--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}'}
+      'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
     started = []
     try:
       for index in range(count):

@@ -26,9 +26,10 @@ def rng_and_seed() -> tuple[np.random.Generator, int]:
 def kill(words: Sequence[object], come_so_far: Callable[[], bool], log: Path, *, wait: float = 0.0) -> None:
   """Runs `vild-jax WORDS` and kills it `wait` seconds after `come_so_far()` is true; it must not have ended by then.
 
-  It has as many devices as this process: XLA shares its threads among them, which decides the order of some sums.
+  It has the options and as many devices as this process: XLA shares its threads among them, which decides the order of
+  some sums.
   """
-  flags = f'--xla_force_host_platform_device_count={jax.local_device_count()}'
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={jax.local_device_count()}'
   with log.open('wb') as output:
     process = subprocess.Popen([sys.executable, '-m', 'vild_jax', *map(str, words)], stdout=output, stderr=output,
                                env={**os.environ, 'XLA_FLAGS': flags})
