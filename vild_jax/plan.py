@@ -232,11 +232,11 @@ def report(found: dict[str, Any]) -> str:
   lines.append(f'{found["config"]} on {found["topology"]} ({found["platform"]}), mesh {mesh}')
   lines.append(f'batch            {found["batch"]}, {found["batch_per_device"]:g} on a device')
   available = 'not known (--hbm GIB says)' if memory['available'] is None else _size(memory['available'])
-  lines.append(f'memory needed    {_size(memory["needed"])} of {available}: ' + {
+  lines.append(f'memory needed    {_needed(memory)} of {available}: ' + {
     True: 'fits', False: 'does NOT fit', None: 'see for yourself'}[found['fits']])
   if found['compiled']:
     lines.append('                 ' + ', '.join(f'{name} {_size(memory[name])}' for name in (
-      'peak', 'arguments', 'results', 'shared', 'temporaries', 'code')))
+      'arguments', 'results', 'shared', 'temporaries', 'code')))
     lines.append(f'FLOPs of a step  model {found["model_flops"]:.3e}, XLA {found["xla_flops"]:.3e}, all devices')
     lines.append(f'bytes accessed   {_size(found["bytes_accessed"])} on a device')
     for c in found['collectives']:
@@ -253,6 +253,12 @@ def report(found: dict[str, Any]) -> str:
   kept = ' (kept from before)' if found['cached'] else ''
   lines.append(f'compiled in      {found["compile_seconds"]:.0f} s{kept}, lowered in {found["lowering_seconds"]:.0f} s')
   return '\n'.join(lines)
+
+
+def _needed(memory: dict[str, int]) -> str:
+  if 'peak' not in memory:  # of a program that was refused
+    return _size(memory['needed'])
+  return f'{_size(memory["peak"])} at the peak ({_size(memory["needed"])} in all parts)'
 
 
 def _size(number: float) -> str:
@@ -273,12 +279,13 @@ def planned(config: Config, of: Target, *, fit: bool = False, **how: Any) -> dic
   def measure(units: int) -> tuple[bool, int, int]:
     data = dataclasses.replace(config.data, batch_size=units * unit)
     plans[units] = found = plan(dataclasses.replace(config, data=data), of, **how)
-    needed, available = found['memory']['needed'], found['memory']['available']
+    memory = found['memory']
+    available = memory['available']
     if available is None:
       raise ValueError(f'how much memory a device of {of.topology} has is not known; expected --hbm GIB beside --fit')
-    print(f'batch {units * unit}: {_size(needed)} of {_size(available)} needed, '
-          f'{"fits" if found["fits"] else "does not fit"}', file=sys.stderr, flush=True)
-    return found['fits'], needed, available
+    print(f'batch {units * unit}: {_needed(memory)} of {_size(available)}: '
+          f'{"fits" if found["fits"] else "does NOT fit"}', file=sys.stderr, flush=True)
+    return found['fits'], memory['needed'], available
 
   best = largest_that(measure)
   tried = {units * unit: found['memory']['needed'] for units, found in sorted(plans.items())}
