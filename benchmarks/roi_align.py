@@ -1,4 +1,4 @@
-"""How fast is RoIAlign by a gather of the flat pyramid for each corner, against one-hot matmuls on every level? Prints one JSON line.
+"""How fast is RoIAlign by a gather a corner, against one-hot matmuls on every level? Prints one JSON line.
 
 Example: python benchmarks/roi_align.py --rois 512 --size 512
 """
