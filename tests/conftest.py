@@ -9,8 +9,9 @@ from pathlib import Path
 
 # Subprocesses of tests inherit the environment: they too stay on the CPU and quiet, on one device unless they ask.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Most of the suite's time is compilation. Without LLVM's optimisations the programs are the same, and compile in half.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+# Most of the suite's time is compilation. Without LLVM's optimisations the programs are the same, and compile in half
+# the time. Options of the user's come last, and win.
+os.environ['XLA_FLAGS'] = f'--xla_backend_optimization_level=0 {os.environ.get("XLA_FLAGS", "")}'.strip()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 

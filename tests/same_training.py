@@ -58,7 +58,7 @@ def first_gradients(config: Config) -> tuple[dict, Any, str]:
   mesh = sharding.make_mesh(config.mesh)
   program = jax.jit(lambda *args: accumulate.gradients(config, mesh, *args))
   arguments = (start(config, mesh), _put(mesh, batch()), jax.device_put(tiny.vocabulary(), sharding.replicated(mesh)))
-  # As users compile it: without optimisation, as in the tests, a sum runs term by term, and rounding takes up 1e-5.
+  # As users compile it: without optimisation, as in the tests, a sum runs term by term, and is off by 1e-5.
   compiled = program.lower(*arguments).compile({'xla_backend_optimization_level': 3})
   gradients, metrics, _ = compiled(*arguments)
   return jax.device_get(metrics), jax.device_get(sharding.everywhere(mesh, gradients)), compiled.as_text()

@@ -127,6 +127,13 @@ def test_the_compiler_for_tpus_has_the_first_word_and_a_given_limit_the_next():
   assert fits(1, None, 'cpu:2') is None and fits(1, 2, 'cpu:2') is True
   refused = {'compiled': False, 'memory': {'needed': 3, 'available': 2}}
   assert fits(3, None, 'v5e:2x2', **refused) is False and fits(3, 9, 'v5e:2x2', **refused) is False
+  says = lambda hbm, of, **more: plan._verdict(plan._fitted(
+    {'compiled': True, 'memory': {'needed': 2**30}} | more, hbm, topology.target(of)))
+  assert says(None, 'v5e:2x2') == '1.00 GiB of 15.75 GiB: fits, says the compiler'
+  assert says(2**29, 'v5e:2x2') == '1.00 GiB of 512.00 MiB: does NOT fit'
+  assert says(2**23, 'v5e:2x2', compiled=False, memory={'needed': 3 * 2**20, 'available': 2**21}) == (
+    '3.00 MiB of 2.00 MiB: does NOT fit, says the compiler')
+  assert says(None, 'cpu:2') == '1.00 GiB of not known (--hbm GIB says): see for yourself'
 
 
 @pytest.mark.parametrize('most', [0, 1, 2, 3, 5, 8, 23, 1000])
@@ -139,7 +146,7 @@ def test_the_compiler_for_tpus_has_the_first_word_and_a_given_limit_the_next():
 def test_the_largest_that_fits(most, memory):
   tried = []
   assert plan.largest_that(lambda n: (tried.append(n) or n <= most, *memory(n, most))) == most
-  assert len(set(tried)) == len(tried) <= 3 + 3 * most.bit_length()
+  assert len(set(tried)) == len(tried) <= 3 + 2 * most.bit_length()
 
 
 def test_where_memory_is_a_line_the_largest_that_fits_takes_four_trials():
@@ -150,7 +157,8 @@ def test_where_memory_is_a_line_the_largest_that_fits_takes_four_trials():
 
 def test_fit_takes_batches_that_the_mesh_can_share(monkeypatch):
   def measured(config, of, **_):
-    return {'memory': {'needed': config.data.batch_size, 'available': 30}, 'fits': config.data.batch_size <= 30}
+    return {'memory': {'needed': config.data.batch_size, 'available': 30}, 'judge': 'sum',
+            'fits': config.data.batch_size <= 30}
 
   monkeypatch.setattr(plan, 'plan', measured)
   found = plan.planned(tiny.config('mesh.fsdp=2', 'train.accumulate=3'), OF, fit=True)

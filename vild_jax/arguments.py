@@ -91,8 +91,9 @@ def parser() -> argparse.ArgumentParser:
                  help='cpu emulates as many devices as the topology has chips (default: by the topology)')
   p.add_argument('--batch', type=int, metavar='N', help='the global batch (default: data.batch_size of the config)')
   p.add_argument('--classes', type=int, default=1203, metavar='C', help='rows of the vocabulary; LVIS has 1203')
-  p.add_argument('--fit', action='store_true', help='find the largest batch that fits, by as many compilations')
-  p.add_argument('--hbm', type=float, metavar='GIB', help='memory of a device (default: what is known of its kind)')
+  p.add_argument('--fit', action='store_true', help='find the largest batch that fits, by several compilations')
+  p.add_argument('--hbm', type=float, metavar='GIB',
+                 help='memory that the sum of all parts may take of a device (default: the compiler decides)')
   p.add_argument('--effort', type=float, default=0.0, metavar='E',
                  help='of the compiler: -1 takes the least time, and 0 is its own choice')
   p.add_argument('--cache', metavar='DIR', help='keeps what was measured (default: ~/.cache/vild_jax/plan)')

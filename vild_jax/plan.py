@@ -37,6 +37,7 @@ _MASK_SIDE = 112                     # of `structs.Batch`
 _VERSION = 2                         # of what is kept: another one is compiled anew
 _STATE = r'state\.(params|opt_state)\b'
 _LARGEST = 10
+_FARTHEST = 64                       # times the largest batch that fits: no guess goes beyond
 _SMALL = 2**16                       # bytes, of batch statistics and losses rather than of gradients
 # GiB of a device, as libtpu 0.0.42 says when it refuses a program; whether one fits is for the compiler to decide.
 _HBM = {'v4': 15.25, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25}
@@ -83,7 +84,8 @@ def plan(config: Config, of: Target, *, classes: int = CLASSES, hbm: int | None 
     cache: a folder that keeps what was measured.
 
   Returns:
-    What `--json` writes: sizes in bytes of one device, FLOPs of one step.
+    What `--json` writes: sizes in bytes of one device, FLOPs of one step. What XLA says, `xla_flops` and
+    `bytes_accessed`, has the body of a loop once.
   """
   config = with_embedding_dim(config, EMBEDDING_DIM)
   mesh = sharding.make_mesh(config.mesh, devices(of))
@@ -126,13 +128,15 @@ def _fitted(found: dict[str, Any], hbm: int | None, of: Target) -> dict[str, Any
   """
   known = int(_HBM[of.kind] * 2**30) if of.platform == 'tpu' and of.kind in _HBM else None
   memory = {'available': hbm or known} | found['memory']
+  if hbm:  # a compiler that refuses names its own limit
+    memory['available'] = min(hbm, memory['available'])
   if not found['compiled']:
     fits = False
   elif hbm:
     fits = memory['needed'] <= hbm
   else:
     fits = True if of.platform == 'tpu' else None
-  return found | {'memory': memory, 'fits': fits}
+  return found | {'memory': memory, 'fits': fits, 'judge': 'sum' if hbm and found['compiled'] else 'compiler'}
 
 
 def _key(text: str, of: Target, options: dict[str, Any]) -> str:
@@ -231,12 +235,10 @@ def report(found: dict[str, Any]) -> str:
   mesh = ' x '.join(f'{size} {axis}' for axis, size in found['mesh'].items())
   lines.append(f'{found["config"]} on {found["topology"]} ({found["platform"]}), mesh {mesh}')
   lines.append(f'batch            {found["batch"]}, {found["batch_per_device"]:g} on a device')
-  available = 'not known (--hbm GIB says)' if memory['available'] is None else _size(memory['available'])
-  lines.append(f'memory needed    {_needed(memory)} of {available}: ' + {
-    True: 'fits', False: 'does NOT fit', None: 'see for yourself'}[found['fits']])
+  lines.append(f'memory needed    {_verdict(found)}')
   if found['compiled']:
     lines.append('                 ' + ', '.join(f'{name} {_size(memory[name])}' for name in (
-      'arguments', 'results', 'shared', 'temporaries', 'code')))
+      'peak', 'arguments', 'results', 'shared', 'temporaries', 'code')))
     lines.append(f'FLOPs of a step  model {found["model_flops"]:.3e}, XLA {found["xla_flops"]:.3e}, all devices')
     lines.append(f'bytes accessed   {_size(found["bytes_accessed"])} on a device')
     for c in found['collectives']:
@@ -255,10 +257,14 @@ def report(found: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _needed(memory: dict[str, int]) -> str:
-  if 'peak' not in memory:  # of a program that was refused
-    return _size(memory['needed'])
-  return f'{_size(memory["peak"])} at the peak ({_size(memory["needed"])} in all parts)'
+def _verdict(found: dict[str, Any]) -> str:
+  """Bytes needed of those there are, and whether they suffice."""
+  memory = found['memory']
+  available = 'not known (--hbm GIB says)' if memory['available'] is None else _size(memory['available'])
+  word = {True: 'fits', False: 'does NOT fit', None: 'see for yourself'}[found['fits']]
+  # The compiler may take what is a little more in all: not all parts live at once.
+  says = ', says the compiler' if found['fits'] is not None and found['judge'] == 'compiler' else ''
+  return f'{_size(memory["needed"])} of {available}: {word}{says}'
 
 
 def _size(number: float) -> str:
@@ -280,12 +286,10 @@ def planned(config: Config, of: Target, *, fit: bool = False, **how: Any) -> dic
     data = dataclasses.replace(config.data, batch_size=units * unit)
     plans[units] = found = plan(dataclasses.replace(config, data=data), of, **how)
     memory = found['memory']
-    available = memory['available']
-    if available is None:
+    if memory['available'] is None:
       raise ValueError(f'how much memory a device of {of.topology} has is not known; expected --hbm GIB beside --fit')
-    print(f'batch {units * unit}: {_needed(memory)} of {_size(available)}: '
-          f'{"fits" if found["fits"] else "does NOT fit"}', file=sys.stderr, flush=True)
-    return found['fits'], memory['needed'], available
+    print(f'batch {units * unit}: {_verdict(found)}', file=sys.stderr, flush=True)
+    return found['fits'], memory['needed'], memory['available']
 
   best = largest_that(measure)
   tried = {units * unit: found['memory']['needed'] for units, found in sorted(plans.items())}
@@ -322,9 +326,12 @@ def largest_that(measure: Callable[[int], tuple[bool, int, int]]) -> int:
     good = max((number for number, fit in fits.items() if fit), default=0)
     bad = min((number for number, fit in fits.items() if not fit), default=None)
     if bad is None:
-      number, step = max(guess(), good + max(step, 1)), 2 * step or 1
+      number, step = max(min(guess(), _FARTHEST * good), good + max(step, 1)), 2 * step or 1
     elif bad - good == 1:
       return good
     else:
-      number, middle = (good + bad) // 2 if middle else min(max(guess(), good + 1), bad - 1), not middle
+      number = guess()
+      if middle or not good < number < bad:
+        number = (good + bad) // 2
+      middle = not middle
     try_out(number)

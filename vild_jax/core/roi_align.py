@@ -48,7 +48,7 @@ def multilevel_roi_align(
     boxes: yxyx pixels of the network input.
 
   Returns:
-    In the features' dtype; positions, interpolation and the sums of its gradient are float32.
+    In the features' dtype; positions, interpolation and the sums of its gradient are at least float32.
   """
   levels = sorted(features)
   row = roi_levels(boxes, levels[0], levels[-1]) - levels[0]

@@ -16,7 +16,8 @@ def flatten_by_matmul(x: Array) -> Array:
   """[B, H, W, A] -> [B, H·W·A], the values of `x.reshape(B, -1)`.
 
   A TPU keeps rows of few channels padded to 128, and its compiler takes up to half a minute to close the gaps; a matmul
-  by zeros and ones takes a second, and a tenth of the traffic. Exact: each sum has one term that is not zero.
+  by zeros and ones takes a second, and a tenth of the traffic. Exact: each sum has one term that is not zero. (A value
+  that is not finite makes its row of the picture NaN.)
   """
   batch, height, width, channels = x.shape
   # Channel first: the sum runs over what lies densely in memory.
