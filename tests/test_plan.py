@@ -194,6 +194,17 @@ def test_devices_that_cannot_be(topology_name, platform, message):
     topology.devices(topology.target(topology_name, platform))
 
 
+@pytest.mark.parametrize(('words', 'message'), [
+  (['--hbm', '0'], '--hbm is 0.0; expected a positive number of GiB'),
+  (['--hbm', 'inf'], '--hbm is inf; expected a positive number of GiB'),
+  (['--effort', '2'], '--effort is 2.0; expected a number from -1 to 1'),
+])
+def test_numbers_that_cannot_be(tmp_path, capsys, words, message):
+  (tmp_path / 'c.json').write_text(config_lib.to_text(CONFIG))
+  assert cli.main(['plan', str(tmp_path / 'c.json'), '--topology', 'cpu:2', '--cache', str(tmp_path), *words]) == 2
+  assert capsys.readouterr().err == f'vild-jax plan: {message}\n'
+
+
 def test_without_the_compiler_for_tpus_one_line_says_so(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
   (tmp_path / 'c.json').write_text(config_lib.to_text(CONFIG))

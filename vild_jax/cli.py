@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import traceback
@@ -145,7 +146,7 @@ def plan(args: argparse.Namespace) -> None:
   overrides = args.overrides + ([] if args.batch is None else [f'--data.batch_size={args.batch}'])
   config, target = config_lib.load(args.config, overrides), topology.target(args.topology, args.platform)
   _require(args.classes > 0, f'--classes is {args.classes}; expected a positive number')
-  _require(args.hbm is None or args.hbm > 0, f'--hbm is {args.hbm}; expected a positive number of GiB')
+  _require(args.hbm is None or 0 < args.hbm < math.inf, f'--hbm is {args.hbm}; expected a positive number of GiB')
   _require(-1 <= args.effort <= 1, f'--effort is {args.effort}; expected a number from -1 to 1')
   cache = Path(args.cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'vild_jax' / 'plan')
   found = plan_lib.planned(config, target, fit=args.fit, classes=args.classes, effort=args.effort, cache=cache,

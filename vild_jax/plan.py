@@ -122,7 +122,7 @@ def _model_flops(config: Config, mesh: Mesh, classes: int, traced: Any) -> int:
 
 
 def _fitted(found: dict[str, Any], hbm: int | None, of: Target) -> dict[str, Any]:
-  """With what there is of memory, and whether it suffices; None if nobody knows.
+  """With what there is of memory, whether it suffices, and who judges: the compiler or the sum; None if nobody knows.
 
   A compiler for TPUs refuses what does not fit; the sum of the parts, which need not live at once, is no better judge.
   """
@@ -136,7 +136,8 @@ def _fitted(found: dict[str, Any], hbm: int | None, of: Target) -> dict[str, Any
     fits = memory['needed'] <= hbm
   else:
     fits = True if of.platform == 'tpu' else None
-  return found | {'memory': memory, 'fits': fits, 'judge': 'sum' if hbm and found['compiled'] else 'compiler'}
+  judge = None if fits is None else 'sum' if hbm and found['compiled'] else 'compiler'
+  return found | {'memory': memory, 'fits': fits, 'judge': judge}
 
 
 def _key(text: str, of: Target, options: dict[str, Any]) -> str:
@@ -263,7 +264,7 @@ def _verdict(found: dict[str, Any]) -> str:
   available = 'not known (--hbm GIB says)' if memory['available'] is None else _size(memory['available'])
   word = {True: 'fits', False: 'does NOT fit', None: 'see for yourself'}[found['fits']]
   # The compiler may take what is a little more in all: not all parts live at once.
-  says = ', says the compiler' if found['fits'] is not None and found['judge'] == 'compiler' else ''
+  says = ', says the compiler' if found['judge'] == 'compiler' else ''
   return f'{_size(memory["needed"])} of {available}: {word}{says}'
 
 

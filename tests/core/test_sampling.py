@@ -27,6 +27,14 @@ def test_balanced_samples_equal_an_oracle(num, share):
   np.testing.assert_array_equal(indices, expected + [0] * (32 - len(expected)))
 
 
+def test_random_priorities_are_made_apart_from_the_selections():
+  """Without the barrier all results are the same, and a TPU's compiler takes minutes."""
+  draw = lambda key, labels: sampling.sample_labels(
+    labels, jax.random.uniform(key, labels.shape), num_samples=4, positive_fraction=0.5)
+  text = jax.jit(draw).lower(jax.random.key(0), jnp.zeros((9,), jnp.int32)).as_text()
+  assert text.count('optimization_barrier') == 1
+
+
 def test_first_true_counts_slots_not_entries():
   indices, valid = sampling.first_true(jnp.asarray([False, True, False, True, True]), 2)
   np.testing.assert_array_equal(indices, [1, 3])
