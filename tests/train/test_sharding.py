@@ -44,7 +44,9 @@ def _check_collectives(text, config, params):
   assert len(gathers) == len(re.findall(r'all-gather(?:-start)?\(', text))
   for shape, axis, name in gathers:
     shape = tuple(map(int, shape.split(',')))
-    is_parameter = config.mesh.fsdp > 1 and name.endswith('sharding_constraint') and shape in shapes
+    # The gather is named by what asks for it, and from jax 0.12 on by the parameter itself.
+    of_parameter = name.endswith('sharding_constraint') or name.startswith('args[0].params[')
+    is_parameter = config.mesh.fsdp > 1 and of_parameter and shape in shapes
     is_picture = config.mesh.spatial > 1 and shape[0] == held and axis == '1'
     assert is_parameter or is_picture, (shape, axis, name)
   assert config.mesh.fsdp == 1 or gathers
