@@ -32,13 +32,16 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vild_jax import embedding
 from vild_jax.data import transforms
-from vild_jax.data.regions import Job, Regions, RegionStore, StoreWriter
+from vild_jax.data.regions.records import Job, Regions
+from vild_jax.data.regions.store import RegionStore
+from vild_jax.data.regions.writer import StoreWriter
 from vild_jax.data.schema import Example, Objects
-from vild_jax.interop import hf_clip
+from vild_jax.demo import teacher as toy_teacher
+from vild_jax.distill import embed as embed_lib
 from vild_jax.nn import clip
-from vild_jax.teacher import crops, toy
+from vild_jax.teacher import checkpoint as teacher_checkpoint
+from vild_jax.teacher import crops
 from vild_jax.teacher import image as image_lib
 
 PREPROCESSOR = {'image_processor_type': 'CLIPImageProcessor', 'size': {'shortest_edge': 224}, 'crop_size': 224,
@@ -72,9 +75,9 @@ class Pictures:
     return Example(index, path.read_bytes(), height, width, NOTHING)
 
 
-def vit_b32() -> hf_clip.Teacher:
+def vit_b32() -> teacher_checkpoint.Teacher:
   """Random weights; the text tower is tiny, since nothing here uses it."""
-  tokenizer = toy.word_tokenizer(['a'])
+  tokenizer = toy_teacher.word_tokenizer(['a'])
   size = len(json.loads(tokenizer)['model']['vocab'])
   config = clip.ClipConfig(embedding_dim=512, image=clip.Transformer(768, 12, 12, 3072), image_size=224, patch_size=32,
                            text=clip.Transformer(64, 1, 1, 64), vocab_size=size, context_length=8, end_id=size - 1)
@@ -87,7 +90,7 @@ def vit_b32() -> hf_clip.Teacher:
     fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 1
     return 1 + 0.1 * noise if path[-1].key == 'scale' else noise * (0.02 if leaf.ndim < 2 else fan_in**-0.5)
 
-  return hf_clip.Teacher(config, jax.tree_util.tree_map_with_path(draw, shapes), tokenizer, PREPROCESSOR)
+  return teacher_checkpoint.Teacher(config, jax.tree_util.tree_map_with_path(draw, shapes), tokenizer, PREPROCESSOR)
 
 
 def draw_boxes(rng: np.random.Generator, height: int, width: int, count: int) -> np.ndarray:
@@ -167,7 +170,7 @@ def compare(folder: Path, scratch: Path, count: int | None, regions: int) -> dic
       plain_many('crop_resize', plain_pixels, preprocess, image, many)
       ours_many('crop_resize', tower.pixels, image, many)
   start = time.perf_counter()
-  made = embedding.embed_regions(teacher, pictures, proposals, scratch / 'store', max_regions=regions, batch_size=batch)
+  made = embed_lib.embed_regions(teacher, pictures, proposals, scratch / 'store', max_regions=regions, batch_size=batch)
   total = time.perf_counter() - start
   store = RegionStore(scratch / 'store')
   rows = [store[i].embeddings.astype(np.float32) for i in range(len(pictures))]
@@ -207,7 +210,7 @@ def main() -> None:
     if args.memory_of:
       pictures = Pictures(args.photos, args.memory_of)
       proposals = write_proposals(Path(scratch) / 'proposals', pictures, 1)
-      embedding.embed_regions(vit_b32(), pictures, proposals, Path(scratch) / 'store', batch_size=2)
+      embed_lib.embed_regions(vit_b32(), pictures, proposals, Path(scratch) / 'store', batch_size=2)
       print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1))
       return
     found = compare(args.photos, Path(scratch), args.pictures, args.regions)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.helpers import tiny
 from vild_jax import config as config_lib
 from vild_jax import detector
 from vild_jax.config import Config

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.helpers import tiny
+from tests.helpers.tiny import distilled_batch as batch
 from vild_jax import config as config_lib
 from vild_jax import detector, objective
 from vild_jax.config import ConfigError
@@ -17,16 +18,6 @@ from vild_jax.train import optim
 ONE_HEAD = tiny.config('distillation.weight=0.5')
 TWO_HEADS = tiny.config('distillation.weight=0.5', 'model.image_head=true')
 IMAGE = tiny.config('distillation.weight=0.5', 'model.background=false')   # ViLD-image
-
-
-def batch(seed=0, *, padding=0.0):
-  """A batch with six regions an image to distil, the last two of them padding filled with `padding`."""
-  rng = np.random.default_rng(seed)
-  boxes = np.sort(rng.uniform(0, 60, (8, 6, 2, 2)), axis=2).reshape(8, 6, 4) + np.array([0, 0, 3, 3])
-  embeddings = rng.normal(size=(8, 6, 16))
-  valid = np.tile(np.arange(6) < 4, (8, 1))
-  keep = lambda x: np.where(valid[..., None], x, padding).astype(np.float32)
-  return tiny.batch(seed).replace(regions=RegionTargets(keep(boxes), keep(embeddings), valid))
 
 
 @pytest.fixture(scope='module')

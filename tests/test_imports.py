@@ -1,7 +1,7 @@
-"""Imports point one way: who may import what of ours, parsed from the source of every file.
+"""Imports point one way: a room imports only from rooms below it.
 
-A room is a folder or a single file of vild_jax; a file in a folder may have a row of its own. Every file belongs to one
-row of the table, so that a new room has to be given its place here before it can land.
+A room is a folder or a single file directly below `vild_jax/`. `FLOORS` lists them from the top down, several on one
+floor where none needs another. There is no list of exceptions: a new room has to be given its floor here.
 """
 
 from __future__ import annotations
@@ -18,48 +18,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'vild_jax'
 
-# Room -> what it may import of ours beside itself and two leaves: `progress` draws bars, `files` writes whole files.
-_MODEL = {'structs', 'config', 'core', 'nn', 'detector', 'objective'}
-_WITHOUT_COMMANDS = _MODEL | {'teacher', 'train', 'data', 'eval', 'interop', 'inference', 'viz', 'evaluation'}
-MAY_IMPORT = {
-  'structs': set(),
-  'settings': set(),
-  'config_model': {'settings'},
-  'config': {'settings', 'config_model'},
-  'progress': set(),
-  'files': set(),
-  'processes': set(),                     # who is who among several, before JAX is imported
-  'core': {'structs'},
-  'nn': {'core', 'structs'},
-  'detector': {'nn', 'core', 'structs', 'config'},
-  'objective': {'detector', 'core', 'structs', 'config'},
-  'teacher': {'nn.clip', 'interop.hf_clip', 'structs', 'config'},
-  'train': _MODEL | {'teacher', 'viz', 'processes'},   # no data: the caller hands the batches in
-  'data': {'config'},
-  'eval': {'config', 'data.schema'},
-  'interop': {'nn', 'config', 'structs', 'train.checkpoint'},
-  # Two leaves in numpy, so that a picture is prepared and a mask is pasted in one way only.
-  'inference': {'detector', 'teacher', 'interop', 'train.checkpoint', 'viz', 'structs', 'config',
-                'data.transforms', 'data.schema', 'eval.paste'},
-  'viz': {'structs'},
-  'evaluation': _WITHOUT_COMMANDS,
-  'offline': _WITHOUT_COMMANDS,           # what is computed once for a data set, before training: proposals
-  'embedding': _WITHOUT_COMMANDS | {'offline'},   # their embeddings
-  'conversion': _WITHOUT_COMMANDS,        # `convert`: interop's weights, data's class names, teacher's vocabulary
-  'alignment': _WITHOUT_COMMANDS,         # the student's embeddings beside the teacher's: detector, batches, stores
-  'baselines': _WITHOUT_COMMANDS,         # `evaluation` with the teacher's crops in the place of the model's scores
-  'plan': _MODEL | {'train'},             # the train step on devices that are not here: no data, no files of ours
-  # What `cli` calls, `demo` strings together.
-  'commands': _WITHOUT_COMMANDS | {'alignment', 'baselines', 'offline', 'embedding'},
-  'demo': _WITHOUT_COMMANDS | {'commands', 'offline', 'embedding', '__init__'},   # its report states the version
-  # Scenic's front door beside `cli`: nobody imports it.
-  'interop.scenic_project': _WITHOUT_COMMANDS | {'commands', 'processes'},
-  'cli': _WITHOUT_COMMANDS | {'commands', 'conversion', 'demo', 'plan', 'offline', 'embedding', 'arguments',
-                              'processes'},
-  'arguments': {'processes'},             # the words of `cli`
-  '__init__': set(),                      # lazy: names are looked up when they are asked for
-  '__main__': {'cli'},
-}
+# The top floor first. A room may import from itself and from every floor below its own.
+FLOORS = (
+  {'__main__'},
+  {'cli'},
+  {'commands', 'scenic'},
+  {'workflows'},
+  {'inference', 'distill', 'plan'},
+  {'interop', 'demo'},
+  {'train'},
+  {'objective'},
+  {'detector', 'teacher'},
+  {'report', 'eval'},
+  {'nn', 'data', 'vocabulary'},
+  {'core'},
+  {'config', 'structs'},
+  {'runtime', '__init__'},
+)
 _JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
 # Room -> libraries that no file of it may import, not even inside a function.
 MAY_NOT_IMPORT = {
@@ -67,13 +42,14 @@ MAY_NOT_IMPORT = {
   'nn': {'optax', 'orbax'},
   'data': _JAX,
   'eval': _JAX,
+  'report': _JAX,
   'config': _JAX,
-  'config_model': _JAX,
-  'settings': _JAX,
-  'progress': _JAX,
-  'files': _JAX,
+  'commands': _JAX,
+  'cli': _JAX,
   '__init__': _JAX,
 }
+# Rooms that start before anybody knows whether JAX is needed: none of the rooms that import it, at their top.
+WITHOUT_JAX = ('vild_jax', 'vild_jax.config', 'vild_jax.config.defaults', 'vild_jax.eval', 'vild_jax.report')
 # Slow or optional: only inside the function that needs it.
 ONLY_INSIDE_FUNCTIONS = {'tensorflow', 'torch', 'scenic', 'apache_beam', 'tensorboard'}
 
@@ -90,6 +66,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 MODULES = modules()
+FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
@@ -113,56 +90,88 @@ def ours(tree: ast.AST) -> set[str]:
   return found
 
 
-def within(module: str, places: set[str]) -> bool:
-  return any(module == place or module.startswith(place + '.') for place in places)
+def room_of(module: str) -> str:
+  return module.partition('.')[0]
+
+
+def misplaced(module: str, imported: set[str]) -> list[str]:
+  """What a module may not import: rooms on its own floor or above, apart from its own room."""
+  room = room_of(module)
+  return sorted(
+    other for other in imported if room_of(other) != room and FLOOR_OF[room_of(other)] <= FLOOR_OF[room]
+  )
 
 
 @pytest.mark.parametrize('module', MODULES)
-def test_imports_point_one_way(module):
-  room = module.partition('.')[0]
-  assert room in MAY_IMPORT, f'vild_jax/{room} is no room of the table; expected one of {", ".join(MAY_IMPORT)}'
-  allowed = MAY_IMPORT.get(module, MAY_IMPORT[room] | {room}) | {module, 'progress', 'files'}
-  wrong = sorted(name for name in ours(MODULES[module]) if not within(name, allowed))
-  assert not wrong, f'vild_jax.{module} imports {", ".join(wrong)}; {room} may import {", ".join(sorted(allowed))}'
+def test_a_room_imports_only_from_rooms_below_it(module):
+  assert room_of(module) in FLOOR_OF, f'vild_jax/{room_of(module)} is not a room of FLOORS; expected a floor for it'
+  wrong = misplaced(module, ours(MODULES[module]))
+  assert not wrong, f'vild_jax.{module} imports {", ".join(wrong)}; expected imports from floors below its own'
+
+
+def test_every_room_of_the_table_exists():
+  assert set(FLOOR_OF) == {room_of(module) for module in MODULES}
+
+
+def test_an_import_that_runs_up_is_found():
+  assert misplaced('core.boxes', {'core.nms', 'structs', 'train.step', 'nn.layers'}) == ['nn.layers', 'train.step']
 
 
 @pytest.mark.parametrize('module', MODULES)
 def test_libraries_stay_in_their_rooms(module):
   libraries = {name.partition('.')[0] for name, _ in imports(MODULES[module])}
-  wrong = libraries & MAY_NOT_IMPORT.get(module.partition('.')[0], set())
+  wrong = libraries & MAY_NOT_IMPORT.get(room_of(module), set())
   assert not wrong, f'vild_jax.{module} imports {", ".join(sorted(wrong))}'
-  at_the_top = {name.partition('.')[0] for statement in MODULES[module].body
-                if isinstance(statement, ast.Import | ast.ImportFrom) for name, _ in imports(statement)}
+  at_the_top = {
+    name.partition('.')[0]
+    for statement in MODULES[module].body
+    if isinstance(statement, ast.Import | ast.ImportFrom)
+    for name, _ in imports(statement)
+  }
   wrong = at_the_top & ONLY_INSIDE_FUNCTIONS
   assert not wrong, f'vild_jax.{module} imports {", ".join(sorted(wrong))} outside the function that needs it'
 
 
-def test_cli_imports_ours_inside_its_functions_only():
-  top = ast.Module([node for node in MODULES['cli'].body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-  assert not ours(top), 'each command imports what it needs, so that --help answers at once'
-
-
 def test_no_cycles():
   graph = {module: ours(tree) - {module} for module, tree in MODULES.items()}
-  graphlib.TopologicalSorter(graph).prepare()   # raises CycleError, which names the modules of the cycle
+  graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules of the cycle
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
 def test_configs_import_config_alone(path):
-  found = {(module, name) for module, name in imports(ast.parse(path.read_text(encoding='utf-8')))}
-  wrong = sorted(module for module, name in found
-                 if module != 'vild_jax.config' and (module, name) != ('vild_jax', 'config')
-                 and module.partition('.')[0] not in sys.stdlib_module_names)
+  found = set(imports(ast.parse(path.read_text(encoding='utf-8'))))
+  wrong = sorted(
+    module
+    for module, name in found
+    if module != 'vild_jax.config'
+    and (module, name) != ('vild_jax', 'config')
+    and module.partition('.')[0] not in sys.stdlib_module_names
+  )
   assert not wrong, f'{path.name} imports {", ".join(wrong)}; expected vild_jax.config alone'
 
 
-@pytest.mark.parametrize('names', [
-  pytest.param(['vild_jax'], id='vild_jax'),
-  pytest.param(['vild_jax.config'], id='config'),
-  pytest.param([f'vild_jax.{name}' for name in MODULES if within(name, {'eval'})], id='eval'),
-])
-def test_imports_without_jax(names):
-  program = f'import sys, {", ".join(names)}; print(*sorted({{n.partition(".")[0] for n in sys.modules}}))'
-  result = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False)
-  assert result.returncode == 0, result.stderr
-  assert not _JAX & set(result.stdout.split())
+def loaded_by(program: str) -> set[str]:
+  """The top names of all modules that a program has loaded at its end."""
+  program += '\nimport sys; print(*sorted({name.partition(".")[0] for name in sys.modules}))'
+  done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize('start', WITHOUT_JAX)
+def test_imports_without_jax(start):
+  below = start.removeprefix('vild_jax').removeprefix('.')
+  names = [start, *(f'vild_jax.{name}' for name in MODULES if below and name.startswith(f'{below}.'))]
+  assert not _JAX & loaded_by(f'import {", ".join(names)}')
+
+
+def test_help_of_the_program_and_of_every_command_loads_neither_jax_nor_tfds():
+  program = """
+from vild_jax import cli
+for words in [], *([name] for name in cli.COMMANDS):
+  try:
+    cli.main([*words, '--help'])
+  except SystemExit as end:
+    assert end.code == 0
+"""
+  assert not (_JAX | {'tensorflow_datasets', 'numpy', 'tensorflow'}) & loaded_by(program)

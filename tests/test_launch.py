@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vild_jax import arguments
+from vild_jax import cli
 from vild_jax import config as config_lib
-from vild_jax.processes import EXIT_PREEMPTED
+from vild_jax.runtime.processes import EXIT_PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / 'launch'
@@ -31,7 +31,8 @@ def run(script: str, *words: str, **environment: str) -> subprocess.CompletedPro
 def check_command(words: list[str]) -> None:
   """Raises SystemExit or ConfigError unless vild-jax knows the command, its options and its config's keys."""
   assert Path(words[0]).name == 'vild-jax', words
-  args, overrides = arguments.parser().parse_known_args(words[1:])
+  args = cli.parse(words[1:])
+  overrides = args.overrides
   if overrides:
     assert all(re.fullmatch(r'--[\w.]+=.*', word) for word in overrides), overrides
     config_lib.load(ROOT / Path(args.config).relative_to('/vild_jax' if args.config.startswith('/') else '.'),

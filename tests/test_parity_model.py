@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import reference
-from tests.reference import assert_close
+from tests.helpers import reference
+from tests.helpers.reference import assert_close
 from vild_jax import detector
 from vild_jax.core import boxes, roi_align
 from vild_jax.interop import tf_vild

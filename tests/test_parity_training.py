@@ -21,8 +21,8 @@ import numpy as np
 import optax
 import pytest
 
-from tests import reference
-from tests.reference import assert_close
+from tests.helpers import reference
+from tests.helpers.reference import assert_close
 from vild_jax import config as config_lib
 from vild_jax import detector, objective
 from vild_jax.interop import tf_vild

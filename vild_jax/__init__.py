@@ -10,7 +10,7 @@ __version__ = '0.1.0'
 __all__ = ['Config', 'Detector', '__version__', 'load']
 
 # Importing the package costs nothing: jax and the rest are imported at the first use of a name (PEP 562).
-_HOMES = {'load': 'vild_jax.inference', 'Detector': 'vild_jax.inference', 'Config': 'vild_jax.config'}
+_HOMES = {'load': 'vild_jax.inference.detector', 'Detector': 'vild_jax.inference.detector', 'Config': 'vild_jax.config'}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.data import small_set
+from tests.helpers import small_set
 from vild_jax.data import class_lists, prepare
 from vild_jax.data.class_lists import ClassList, class_list
 from vild_jax.data.schema import DataError

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from tests.data import small_set
+from tests.helpers import small_set
 from vild_jax.data import prepare, sources
 from vild_jax.data.class_lists import coco_categories, lvis_categories
 from vild_jax.data.schema import DataError

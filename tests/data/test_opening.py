@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.data import small_set
+from tests.helpers import small_set
 from vild_jax.data import prepare, sources
 
 # The second thread reads just when the first one's import of TFDS has made the process's imports lazy.

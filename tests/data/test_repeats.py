@@ -8,7 +8,7 @@ import copy
 import numpy as np
 import pytest
 
-from tests.data.test_batch import CATEGORIES, IS_BASE, NAMES, configured, example, objects, same, take
+from tests.helpers.examples import CATEGORIES, IS_BASE, NAMES, configured, example, objects, same, take
 from vild_jax.data import batch, repeats
 
 BOX = (2, 3, 15, 11)

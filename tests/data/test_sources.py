@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tests.data import small_set
+from tests.helpers import small_set
 from vild_jax.data import annotations, prepare, rle, sources
 from vild_jax.data.schema import DataError
 from vild_jax.eval import coco, lvis

@@ -215,7 +215,7 @@ def test_scoring_needs_no_jax(tmp_path):
   (tmp_path / 'truth.json').write_text(json.dumps(_truth([(1, 3, 10, 40)])))
   (tmp_path / 'found.json').write_text(json.dumps([_found(1, 3, 10, 0.9)]))
   program = ('import sys\n'
-             'from vild_jax.eval import coco, lvis, paste, report, results, summary\n'
+             'from vild_jax.eval import coco, lvis, paste, results, summary\n'
              f'metrics = lvis.evaluate({str(tmp_path / "truth.json")!r}, {str(tmp_path / "found.json")!r})\n'
              f'summary.write_reports({str(tmp_path / "out")!r}, metrics)\n'
              'print(metrics["box"]["AP"])\n'

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 import vild_jax
-from tests import reference
-from tests.interop import numpy_resnet
-from vild_jax import cli, detector
+from tests.helpers import numpy_resnet, reference
+from vild_jax import cli, detector, vocabulary
 from vild_jax import config as config_lib
 from vild_jax.data import class_lists
 from vild_jax.interop import tf_vild
-from vild_jax.teacher import vocabulary
 from vild_jax.train import checkpoint
 
 VARIANTS = {'r50_text': (425, 'vild_r50'), 'r50_vanilla': (425, 'vild_r50'),

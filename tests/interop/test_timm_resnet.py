@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests import reference, tiny
-from tests.interop import numpy_resnet
+from tests.helpers import numpy_resnet, reference, tiny
 from vild_jax import cli, detector
 from vild_jax.interop import timm_resnet
 from vild_jax.nn.resnet import ResNet

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.teacher import small_teacher
+from tests.helpers import small_teacher
 from vild_jax.nn import clip
 from vild_jax.teacher import image, prompts, text, zero_shot
 

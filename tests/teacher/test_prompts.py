@@ -7,21 +7,6 @@ import pytest
 from vild_jax.teacher import prompts
 
 
-@pytest.mark.parametrize('name, cleaned', [
-  ('aerosol_can', 'aerosol can'), ('Red Mug', 'red mug'), ('cup/mug', 'cup or mug'), ('Dr._Pepper.', 'dr. pepper'),
-  ('monitor_(computer_equipment) computer_monitor', 'monitor (computer equipment) computer monitor'),
-  ('etc...', 'etc'), (' a  b ', 'a b'),
-])
-def test_clean_name(name, cleaned):
-  assert prompts.clean_name(name) == cleaned
-
-
-@pytest.mark.parametrize('name', ['', '  ', '_', '...'])
-def test_a_name_without_a_word_is_refused(name):
-  with pytest.raises(ValueError, match='is empty; expected a word'):
-    prompts.clean_name(name)
-
-
 def test_the_tables_are_the_published_ones(shared):
   vild = json.loads((shared / 'data/clip/vild_63_templates.json').read_text())
   imagenet = json.loads((shared / 'data/clip/openai_imagenet_80_templates.json').read_text())

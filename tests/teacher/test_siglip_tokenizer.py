@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests.teacher import siglip_golden
-from vild_jax.interop import hf_clip
+from tests.helpers import siglip_golden
 from vild_jax.nn import clip
+from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher.text import TextTower
 from vild_jax.teacher.tokenizer import Tokenizer, canonical_text
 
@@ -59,6 +59,6 @@ def test_texts_are_embedded_with_all_their_padding():
   tower = clip.TextTower(config)
   params = jax.jit(tower.init)(jax.random.key(0), np.ones((1, 64), np.int32))['params']
   texts = ['a photo of a dog.', 'a photo of the large armadillo in the scene', 'cat']
-  rows = TextTower(hf_clip.Teacher(config, {'text': params}, tokenizer_json)).embed_texts(texts)
+  rows = TextTower(teacher_checkpoint.Teacher(config, {'text': params}, tokenizer_json)).embed_texts(texts)
   ids = Tokenizer(tokenizer_json, 64)(texts)
   np.testing.assert_allclose(rows, clip.normalize(jax.jit(tower.apply)({'params': params}, ids)), atol=1e-5)

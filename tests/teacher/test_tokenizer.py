@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.teacher import bpe
-from vild_jax.teacher import prompts
+from tests.helpers import bpe
 from vild_jax.teacher.tokenizer import Tokenizer, clean_text
+from vild_jax.vocabulary import clean_name
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,7 @@ def test_every_lvis_name(tokenizer, shared):
   names = [c['name'] for c in sorted(categories, key=lambda c: c['id'])]
   with np.load(shared / 'data/clip/lvis_v1_tokens.npz') as golden:
     np.testing.assert_array_equal(tokenizer([f'a {name}' for name in names]), golden['a_rawname'])
-    np.testing.assert_array_equal(tokenizer([f'a {prompts.clean_name(n)}' for n in names]), golden['a_processedname'])
+    np.testing.assert_array_equal(tokenizer([f'a {clean_name(n)}' for n in names]), golden['a_processedname'])
 
 
 def test_a_long_text_keeps_its_end_and_is_named(tokenizer):

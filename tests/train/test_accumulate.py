@@ -6,7 +6,7 @@ import flax.linen
 import jax
 import numpy as np
 
-from tests import test_distillation, tiny
+from tests.helpers import tiny
 from vild_jax import detector
 from vild_jax.structs import TrainState
 from vild_jax.train import accumulate, optim, sharding
@@ -20,7 +20,7 @@ VARIABLES = jax.device_get(tiny.variables(ONE, deltas=0.1))
 
 
 def _batch():
-  batch = test_distillation.batch()
+  batch = tiny.distilled_batch()
   batch.regions.valid[:3] = False  # the microbatches hold different numbers of regions
   return batch
 

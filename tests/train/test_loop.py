@@ -11,9 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests import tiny
+from tests.helpers import tiny
 from vild_jax import config as config_lib
-from vild_jax import processes
+from vild_jax.runtime import processes
 from vild_jax.structs import Batch, TrainState
 from vild_jax.train import checkpoint, loop, recorder, sharding, writers
 from vild_jax.train import state as state_lib

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.helpers import tiny
 from vild_jax import detector
 from vild_jax.config import Config, Optimizer
 from vild_jax.train import optim

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests import same_training, tiny
-from tests.same_training import BASE
+from tests.helpers import same_training, tiny
+from tests.helpers.same_training import BASE
 from vild_jax import config as config_lib
 from vild_jax.config import ConfigError
 from vild_jax.structs import Batch

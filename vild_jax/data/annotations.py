@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vild_jax import progress
 from vild_jax.data import rle
 from vild_jax.data.schema import Category, DataError, Objects
+from vild_jax.runtime import progress
 
 # LVIS and COCO round to two decimals: a border missed by that much is no box outside the picture.
 _ROUNDING = 0.011

@@ -27,7 +27,8 @@ import numpy as np
 from absl import flags
 
 from vild_jax.config import Config, Data
-from vild_jax.data import join, repeats, rle, transforms
+from vild_jax.data import repeats, rle, transforms
+from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.schema import Category, DataError, Example
 
 Arrays = dict[str, Any]  # of numpy arrays, or of such dictionaries: the regions to distil
@@ -79,7 +80,7 @@ def label_map(categories: Sequence[Category], names: Sequence[str], is_base: Seq
 
 
 def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random.Generator,
-                  regions: join.RegionDraw | None = None) -> Arrays:
+                  regions: region_targets.RegionDraw | None = None) -> Arrays:
   """One training example, jittered, mirrored or not, cropped and padded (METHOD.md, section 3).
 
   Crowds, categories that `labels` drops and objects outside the crop are left out. Of more than `max_instances`
@@ -88,7 +89,7 @@ def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random
   Returns:
     image float32 [S, S, 3], image_size float32 [2], boxes float32 [N, 4], labels int32 [N], masks uint8
     [N, 112, 112] (255 times the soft mask), valid bool [N], image_id int64; N = `data.max_instances`. With `regions`
-    also what `join.region_targets` returns, under that name.
+    also what `region_targets.region_targets` returns, under that name.
   """
   draw = transforms.draw_augmentation(rng, data.scale_range, data.flip)
   image, objects = decode(example), example.objects
@@ -112,7 +113,7 @@ def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random
     soft = transforms.crop_mask(mask[:, ::-1] if draw.flip else mask, box)
     item['masks'][slot] = np.round(255 * soft)
   if regions is not None:
-    item['regions'] = join.region_targets(regions, example.width, draw.flip, resized)
+    item['regions'] = region_targets.region_targets(regions, example.width, draw.flip, resized)
   return item
 
 
@@ -155,7 +156,7 @@ def _padding_example(image_size: int) -> Arrays:
 
 
 def train_batches(dataset: ExampleSource, labels: LabelMap, config: Config, *,
-                  regions: join.RegionSource | None = None, start_step: int = 0, process_index: int = 0,
+                  regions: region_targets.RegionSource | None = None, start_step: int = 0, process_index: int = 0,
                   process_count: int = 1) -> Iterator[Arrays]:
   """The endless stream of training batches from `start_step` on, this process's part of each.
 
@@ -201,11 +202,11 @@ def eval_batches(dataset: ExampleSource, config: Config, *, batch_size: int, pro
 
 
 def _train_item(index: int, example: Example, *, labels: LabelMap, config: Config,
-                regions: join.RegionSource | None) -> Arrays:
+                regions: region_targets.RegionSource | None) -> Arrays:
   rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(index,)))
   draw = None
   if regions is not None:
-    draw = join.draw_of(regions, config.distillation, example.image_id, config.seed, index)
+    draw = region_targets.draw_of(regions, config.distillation, example.image_id, config.seed, index)
   return train_example(example, labels, config.data, rng, draw)
 
 

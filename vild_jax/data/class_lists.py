@@ -68,6 +68,19 @@ def coco_categories() -> tuple[Category, ...]:
   return tuple(Category(key, name) for key, name, _ in _table('coco'))
 
 
+def names(classes: str) -> list[str]:
+  """The names of a list of classes (a folder ends with a slash, so that it is told from a name), or of words."""
+  if classes in BUILT_IN or classes.endswith(('.txt', '.json', '/')):
+    return list(class_list(classes).names)
+  names = [name.strip() for name in classes.split(',') if name.strip()]
+  if not names:
+    raise ValueError(f'--classes is {classes!r}; expected names separated by commas')
+  twice = [name for name in names if names.count(name) > 1]
+  if twice:
+    raise ValueError(f'--classes has {twice[0]!r} more than once; expected each name once')
+  return names
+
+
 def _read(spec: str | Path) -> ClassList:
   if spec == 'lvis':
     return _from_categories(lvis_categories())

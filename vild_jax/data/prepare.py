@@ -28,11 +28,11 @@ from typing import Any, Protocol
 import PIL.Image
 from absl import logging
 
-from vild_jax import progress
 from vild_jax.data import transforms
 from vild_jax.data.annotations import Problems
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.data.sources import JsonSource, read_metadata
+from vild_jax.runtime import progress
 
 _SPLITS = ('train', 'val')
 

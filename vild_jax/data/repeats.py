@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vild_jax import progress
 from vild_jax.data.schema import Example
+from vild_jax.runtime import progress
 
 
 class _ExampleSource(Protocol):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from vild_jax.config import defaults
 from vild_jax.eval import results as results_lib
 from vild_jax.eval import scoring
 
-MAX_DETECTIONS = 100
+MAX_DETECTIONS = defaults.COCO_MAX_DETECTIONS
 
 
 def evaluate(ground_truth: dict | str | Path, results: list[results_lib.Result] | str | Path, *,

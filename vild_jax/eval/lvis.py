@@ -10,11 +10,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from vild_jax.config import defaults
 from vild_jax.data.schema import DataError
 from vild_jax.eval import results as results_lib
 from vild_jax.eval import scoring
 
-MAX_DETECTIONS = 300
+MAX_DETECTIONS = defaults.MAX_DETECTIONS
 
 
 def evaluate(ground_truth: dict | str | Path, results: list[results_lib.Result] | str | Path, *,

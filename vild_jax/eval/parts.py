@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vild_jax import files
 from vild_jax.data.schema import DataError
 from vild_jax.eval.results import Result, ResultsWriter
+from vild_jax.runtime import files
 
 WAIT_SECONDS = 600  # for the part of a process that ends with the others, through the slowest of file systems
 

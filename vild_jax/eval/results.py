@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
-from vild_jax import files
 from vild_jax.data.schema import DataError
 from vild_jax.eval import paste
+from vild_jax.runtime import files
 
 Result = dict[str, Any]
 

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vild_jax import files
 from vild_jax.eval.scoring import Metrics
+from vild_jax.runtime import files
 
 _BOX, _MASK, _GRID, _INK = '#2f6fdb', '#e2711d', '#e3e5e8', '#30343b'
 _GROUPS = {'AP': 'all', 'APr': 'rare', 'APc': 'common', 'APf': 'frequent', 'AP_base': 'base', 'AP_novel': 'novel'}

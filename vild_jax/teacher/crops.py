@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vild_jax.interop import hf_clip
+from vild_jax.config import defaults
 from vild_jax.nn import clip
+from vild_jax.teacher import checkpoint, resample
 from vild_jax.teacher import image as image_lib
-from vild_jax.teacher import resample
 
 SCALES = (1.0, 1.5)
-_BATCH = 100  # twice 300 regions and twice 1,000 fill their batches to the last
 _SIDES = (640, 1024, 2048, 4096)  # of the square a picture is padded to on an accelerator, or multiples of the last
 _WINDOW = ('top, left = floor(y1 - (k-1)/2 * height), floor(x1 - (k-1)/2 * width); bottom, right = ceil(y2 + ...), '
            'ceil(x2 + ...); clipped to the picture; at least 1 px')
@@ -66,7 +65,7 @@ class CropTower:
     recipe: what beside the teacher decides the embeddings, for a store's manifest (JSON-able).
   """
 
-  def __init__(self, teacher: hf_clip.Teacher, dtype: Any = jnp.float32, *, batch_size: int = _BATCH,
+  def __init__(self, teacher: checkpoint.Teacher, dtype: Any = jnp.float32, *, batch_size: int = defaults.CROP_BATCH,
                on_device: bool | None = None, threads: int | None = None):
     """Puts the image tower on this process's first device, or on all of its accelerators, which take turns.
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vild_jax import progress
-from vild_jax.interop import hf_clip
 from vild_jax.nn import clip
+from vild_jax.runtime import progress
+from vild_jax.teacher import checkpoint
 
 Picture = Image.Image | np.ndarray  # an array is uint8 [H, W, 3]
 
@@ -151,7 +151,7 @@ class ImageTower:
   faster on accelerators.
   """
 
-  def __init__(self, teacher: hf_clip.Teacher, dtype: Any = jnp.float32, *, batch_size: int = _BATCH):
+  def __init__(self, teacher: checkpoint.Teacher, dtype: Any = jnp.float32, *, batch_size: int = _BATCH):
     if teacher.preprocessor is None or 'image' not in teacher.params:
       raise ValueError('the teacher is a text tower alone; expected a teacher directory with an image tower')
     self.identity = teacher.image_identity

@@ -6,17 +6,10 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
+from vild_jax import vocabulary
 from vild_jax.teacher import templates as published
 
 _WITH_SYNONYMS = ' + synonyms'  # behind the prompts of a vocabulary: what was averaged, no matter for a new class
-
-
-def clean_name(name: str) -> str:
-  """A class name as it stands in a prompt: `_` and `/` spelled out, lower case, no trailing dot; parentheses stay."""
-  cleaned = ' '.join(name.replace('_', ' ').replace('/', ' or ').lower().split()).rstrip('.')
-  if not cleaned:
-    raise ValueError(f'the class name {name!r} is empty; expected a word')
-  return cleaned
 
 
 def article(cleaned: str) -> str:
@@ -26,7 +19,7 @@ def article(cleaned: str) -> str:
 
 def fill(name: str, templates: Sequence[str]) -> list[str]:
   """One prompt a template, of the cleaned name."""
-  cleaned = clean_name(name)
+  cleaned = vocabulary.clean_name(name)
   return [template.format(cleaned, article=article(cleaned)) for template in templates]
 
 

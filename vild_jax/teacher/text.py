@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vild_jax import progress
-from vild_jax.interop import hf_clip
 from vild_jax.nn import clip
-from vild_jax.teacher import prompts
+from vild_jax.runtime import progress
+from vild_jax.teacher import checkpoint, prompts
 from vild_jax.teacher.tokenizer import Tokenizer
-from vild_jax.teacher.vocabulary import VocabularyFile
+from vild_jax.vocabulary import VocabularyFile, clean_name
 
 _BATCH = 64
 _LENGTH_STEP = 8         # texts are padded to a multiple of this many tokens: few compilations, little waste
@@ -25,7 +24,7 @@ _BATCHES_WITHOUT_BAR = 8
 class TextTower:
   """A text tower with its tokenizer. `identity` is what a vocabulary keeps of it, `embedding_dim` the D below."""
 
-  def __init__(self, teacher: hf_clip.Teacher, dtype: Any = jnp.float32):
+  def __init__(self, teacher: checkpoint.Teacher, dtype: Any = jnp.float32):
     self.teacher = teacher
     self.identity = teacher.text_identity
     self.embedding_dim = teacher.config.embedding_dim
@@ -78,9 +77,9 @@ class TextTower:
 
 def _distinct(words: Sequence[str]) -> list[str]:
   """Words that differ once they are cleaned; LVIS lists most names among their synonyms, but not all."""
-  return list({prompts.clean_name(word): word for word in words}.values())
+  return list({clean_name(word): word for word in words}.values())
 
 
 def load_text(directory: str | Path, dtype: Any = jnp.float32) -> TextTower:
   """The text tower of a teacher directory or of a bundle's `text_tower/`."""
-  return TextTower(hf_clip.load_text_tower(directory), dtype)
+  return TextTower(checkpoint.load_text_tower(directory), dtype)

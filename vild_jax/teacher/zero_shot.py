@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vild_jax.interop import hf_clip
+from vild_jax.teacher import checkpoint
 from vild_jax.teacher.image import ImageTower, Picture
 from vild_jax.teacher.text import TextTower
 
@@ -25,7 +25,7 @@ class Scores:
   probability: np.ndarray
 
 
-def classify(teacher: hf_clip.Teacher, pictures: Sequence[Picture], names: Sequence[str],
+def classify(teacher: checkpoint.Teacher, pictures: Sequence[Picture], names: Sequence[str],
              templates: Sequence[str]) -> Scores:
   """Scores pictures (PIL, or uint8 arrays [H, W, 3]) by names in templates (see `prompts.load_templates`)."""
   cosine = ImageTower(teacher).embed_images(pictures) @ TextTower(teacher).embed(names, templates).T
@@ -36,7 +36,7 @@ def classify(teacher: hf_clip.Teacher, pictures: Sequence[Picture], names: Seque
   return Scores(cosine, powers / powers.sum(axis=1, keepdims=True))
 
 
-def is_right(teacher: hf_clip.Teacher, pictures: Sequence[Picture], labels: Sequence[int], names: Sequence[str],
+def is_right(teacher: checkpoint.Teacher, pictures: Sequence[Picture], labels: Sequence[int], names: Sequence[str],
              templates: Sequence[str]) -> np.ndarray:
   """bool [N]: whether the best name of each picture is that of its label, an index into `names`."""
   return classify(teacher, pictures, names, templates).cosine.argmax(axis=1) == np.asarray(labels)

@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as managers
 
 from vild_jax import config as config_lib
-from vild_jax import files
 from vild_jax.config import Config
 from vild_jax.config import Mesh as MeshSettings
+from vild_jax.runtime import files
 from vild_jax.structs import TrainState
 from vild_jax.train import sharding, weights
 from vild_jax.train.state import abstract, variables
@@ -107,6 +107,21 @@ def read_config(workdir: Path) -> Config:
     return config_lib.from_text(path.read_text(encoding='utf-8'))
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{path}: {error}') from error
+
+
+def same_model(config: Config, folder: Path) -> Config:
+  """The config with the folder's embedding dimension, if the folder is of the same model.
+
+  Weights fit many settings that change their meaning (anchors, temperature, input size): those must be equal.
+  """
+  parts, saved = ('model.', 'data.image_size'), read_config(folder)
+  config = config_lib.with_embedding_dim(config, saved.model.embedding_dim)
+  differences = [d for d in config_lib.difference(saved, config)
+                 if d.startswith(parts) and not d.startswith(('model.postprocess.', 'model.backbone.remat:'))]
+  if differences:
+    raise ValueError(f'{folder} was trained with another model: {differences[0]} differ; expected the config that it '
+                     'was trained with, overrides included (its config.json can be given as CONFIG)')
+  return config
 
 
 def load_variables(folder: Path, config: Config, mesh: Mesh | None = None, step: int | None = None) -> dict[str, Any]:

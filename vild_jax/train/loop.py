@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vild_jax import progress
 from vild_jax.config import Config
-from vild_jax.processes import Preempted
+from vild_jax.runtime import progress
+from vild_jax.runtime.processes import Preempted
 from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
 from vild_jax.train import sharding
 from vild_jax.train import state as state_lib

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vild_jax import files
+from vild_jax.runtime import files
 
 METRICS_FILE = 'metrics.jsonl'
 

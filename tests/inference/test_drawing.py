@@ -1,0 +1,93 @@
+"""Pictures of detections: what is painted, what is left alone, and input that does not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vild_jax.inference import drawing
+
+NAMES = ['cup', 'red_mug', 'été']
+
+
+def _scene(size=(480, 640)):
+  image = np.full((*size, 3), 90, np.uint8)
+  boxes = np.array([[100, 100, 300, 300], [200, 350, 400, 600]], np.float32)
+  masks = np.zeros((2, *size), bool)
+  masks[0, 150:250, 150:250] = True
+  masks[1, 250:350, 400:550] = True
+  return image, boxes, np.array([0, 1]), masks
+
+
+def test_paints_masks_boxes_and_labels_in_the_colour_of_the_class_and_nothing_else():
+  image, boxes, labels, masks = _scene()
+  before = image.copy()
+  picture = drawing.draw(image, boxes, labels, np.array([0.9, 0.4]), masks, NAMES)
+  np.testing.assert_array_equal(image, before)
+  assert picture.dtype == np.uint8 and picture.shape == image.shape
+  for i in range(2):
+    color = np.array(drawing.class_color(int(labels[i])))
+    _, x1, y2, x2 = boxes[i].astype(int)
+    np.testing.assert_array_equal(picture[y2, (x1 + x2) // 2], color)
+    inside = picture[masks[i]].astype(float).mean(0)
+    np.testing.assert_allclose(inside, 0.62 * 90 + 0.38 * color, atol=6)
+  assert (picture[-50:, :80] == 90).all()
+  assert (picture[70:100, 100:150] != 90).any()                                  # the label above the box
+
+
+def test_novel_classes_are_dashed_and_starred():
+  image, boxes, labels, _ = _scene()
+  plain = drawing.draw(image, boxes, labels, None, None, NAMES)
+  marked = drawing.draw(image, boxes, labels, None, None, NAMES, novel=np.array([False, True, False]))
+  color = drawing.class_color(1)
+  side = (slice(230, 380), 350)
+  assert (plain[side] == color).all() and 0.3 < (marked[side] == color).all(-1).mean() < 0.8
+  np.testing.assert_array_equal(plain[100:300, 100:300], marked[100:300, 100:300])
+
+
+def test_small_pictures_are_enlarged_and_empty_ones_left_alone():
+  image = np.random.default_rng(0).integers(0, 255, (90, 112, 3), np.uint8)
+  empty = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), np.zeros((0, 90, 112), bool)
+  assert drawing.enlargement(image) == 4
+  assert drawing.draw(image, *empty, NAMES).shape == (360, 448, 3)
+  large = np.repeat(np.repeat(image, 5, 0), 5, 1)
+  np.testing.assert_array_equal(drawing.draw(large, *empty[:3], None, NAMES), large)
+
+
+def test_boxes_beyond_the_picture_and_crowds_are_drawn():
+  image, *_ = _scene()
+  boxes = np.concatenate([[[-50, -50, 900, 900], [470, 630, 479, 639]], np.tile([[200, 200, 210, 210]], (60, 1))])
+  picture = drawing.draw(image, boxes, np.arange(62) % 3, np.linspace(1, 0, 62), None, NAMES)
+  assert picture.shape == image.shape
+  assert (picture[440:, 550:] != 90).any()
+  assert (picture[300:420, 20:600] == 90).all()     # sixty labels at one place do not spread over the picture
+
+
+def test_colours_are_stable_and_tell_neighbours_apart():
+  colors = np.array([drawing.class_color(label) for label in range(30)], float)
+  distance = np.abs(colors[:, None] - colors[None]).sum(-1) + 1e3 * np.eye(30)
+  assert distance.min() > 20
+  assert min(distance[i, i + 1] for i in range(29)) > 120
+
+
+def test_sheets_hold_every_picture():
+  red, blue = np.zeros((100, 150, 3), np.uint8), np.zeros((100, 80, 3), np.uint8)
+  red[..., 0], blue[..., 2] = 255, 255
+  pair = drawing.side_by_side(red, blue)
+  assert pair.shape[0] > 100 and pair.shape[1] > 230
+  assert (pair[-1, 75] == (255, 0, 0)).all() and (pair[-1, -40] == (0, 0, 255)).all()
+  sheet = drawing.contact_sheet([red, blue, red], columns=2, width=400)
+  assert sheet.shape[1] == 400 and (sheet[-20, 20] == (255, 0, 0)).all()
+  assert (sheet == (0, 0, 255)).all(-1).sum() > 10_000
+
+
+def test_input_that_does_not_fit_is_named():
+  image, boxes, labels, _ = _scene()
+  with pytest.raises(ValueError, match=r'float64 \[480, 640, 3\]; expected uint8'):
+    drawing.draw(image / 255, boxes, labels, None, None, NAMES)
+  with pytest.raises(ValueError, match=r'labels \[0, 3\]; expected one below 3'):
+    drawing.draw(image, boxes, [0, 3], None, None, NAMES)
+  with pytest.raises(ValueError, match='equal heights'):
+    drawing.side_by_side(image, image[:10])
+  with pytest.raises(ValueError, match='no pictures'):
+    drawing.contact_sheet([])

@@ -1,0 +1,73 @@
+"""What is scored: a data set's categories and a vocabulary that has some of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.helpers import small_set, tiny
+from vild_jax.data import class_lists, prepare, sources
+from vild_jax.data.schema import DataError
+from vild_jax.eval import results
+from vild_jax.inference import evaluation
+from vild_jax.vocabulary import VocabularyFile
+
+CAT, PERSON, CUP, HOT_DOG = 17, 1, 47, 58  # novel, base, novel, and one of the 15 that are neither
+_OF = {3: CAT, 1: PERSON, 8: HOT_DOG}      # in the place of the small set's own
+SPLIT = class_lists.class_list('coco-ovd')
+WORDS = VocabularyFile(np.eye(65, 80), SPLIT.names, np.array(SPLIT.is_base), 'made up', '')
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+  """The small set with COCO's 80 categories: a cat, a person and two hot dogs."""
+  folder = tmp_path_factory.mktemp('data')
+  tree = small_set.annotations([{'id': c.id, 'name': c.name} for c in class_lists.coco_categories()])
+  tree['annotations'] = [{**a, 'category_id': _OF[a['category_id']]} for a in tree['annotations']]
+  prepare.prepare(*small_set.write(folder, tree, stem='small_val'), folder / 'data')
+  return sources.open_dataset(folder / 'data', 'val')
+
+
+def perfect(config, variables, classes, trained_on, dataset, mesh, timer):
+  """Finds every object that has a name in the vocabulary, and in each picture a cup, which none of them is."""
+  row_of, name_of = {name: row for row, name in enumerate(classes.names)}, {c.id: c.name for c in dataset.categories}
+  for example in map(dataset.__getitem__, range(len(dataset))):
+    objects = example.objects
+    known = [i for i, c in enumerate(objects.category_ids) if name_of[int(c)] in row_of]
+    labels = [row_of[name_of[int(objects.category_ids[i])]] for i in known] + [row_of['cup']]
+    boxes = np.concatenate([objects.boxes[known], [[0, 0, 9, 9]]])
+    timer.add(0.1, 1)
+    yield ({'image_id': example.image_id, 'original_size': (example.height, example.width), 'boxes': boxes,
+            'labels': np.array(labels, int), 'scores': np.linspace(0.9, 0.5, len(labels)),
+            'masks': np.ones((len(labels), 28, 28), np.float32)},)
+
+
+def evaluate(dataset, out, protocol, words=WORDS):
+  config = tiny.config(f'evaluation.protocol={protocol}', 'model.region_head.embedding_dim=80')
+  return evaluation.evaluate(config, {}, words, words, dataset, out, predict=perfect)
+
+
+def test_open_vocabulary_coco_is_scored_on_the_categories_of_the_vocabulary(dataset, tmp_path, capsys):
+  metrics = evaluate(dataset, tmp_path, 'coco')
+  assert capsys.readouterr().err.splitlines() == [
+    "15 of 80 categories of the data are not in the vocabulary, 'traffic light' for one; they are not scored"]
+  for group, base in (('base', True), ('novel', False)):
+    rows = {row['id'] for row in metrics['per_category'] if row['base'] is base}
+    assert rows == {key for key, flag in zip(SPLIT.ids, SPLIT.is_base, strict=True) if flag is base}, group
+  instances = {row['id']: row['instances'] for row in metrics['per_category'] if row['instances']}
+  assert instances == {CAT: 1, PERSON: 1} and metrics['images'] == 4
+  assert metrics['box']['AP50'] == metrics['box']['AP50_base'] == metrics['box']['AP50_novel'] == pytest.approx(1)
+  assert {r['category_id'] for r in results.read_json(tmp_path / 'results.json', '')} == {CAT, PERSON, CUP}
+
+
+def test_by_the_lvis_protocol_a_category_without_a_row_is_an_error(dataset, tmp_path):
+  with pytest.raises(DataError, match=r"15 categories of the data set are not in the vocabulary, 'traffic light' for "
+                                      'one; expected a row for each'):
+    evaluate(dataset, tmp_path / 'out', 'lvis')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_vocabulary_of_none_of_the_categories_is_an_error(dataset, tmp_path):
+  strangers = VocabularyFile(np.eye(2, 80), ('dodo', 'roc'), np.array([True, False]), 'made up', '')
+  with pytest.raises(DataError, match=r"80 categories .* 'person' for one; expected a row for some"):
+    evaluate(dataset, tmp_path / 'out', 'coco', strangers)

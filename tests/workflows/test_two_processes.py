@@ -1,0 +1,239 @@
+"""Two real processes do what one does: the same losses, one set of files, and a state that either number takes up.
+
+With VILD_JAX_KILLS=N also what happens when one of them is told to end, or killed, N times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers import planted_store, same_training, small_experiment, small_set, small_teacher, tiny
+from tests.helpers.child_processes import Children
+from vild_jax import config as config_lib
+from vild_jax.data import sources
+from vild_jax.data.regions.store import RegionStore
+from vild_jax.runtime import processes
+from vild_jax.teacher import checkpoint as teacher_checkpoint
+from vild_jax.train import checkpoint, sharding, writers
+
+STEPS, SAVED = 3, 1     # and the step of the checkpoint that another number of processes goes on from
+KILLS = int(os.environ.get('VILD_JAX_KILLS', '0'))
+LONG = 60 * (KILLS + 1)  # steps of the runs that are told to end; JAX looks for the signal once a second
+_HEARTBEAT = 10         # seconds of silence
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Data, a vocabulary and a config whose batches are shared by all devices."""
+  folder = tmp_path_factory.mktemp('two')
+  small_experiment.prepare(folder)
+  for steps in (STEPS, LONG):
+    config = tiny.config(
+      f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
+      f'train.steps={steps}', f'train.checkpoint_every={SAVED if steps == STEPS else 5}', 'train.log_every=1',
+      'train.on_nan=skip', 'data.batch_size=4', 'evaluation.batch_size=8', 'mesh.data=-1')
+    (folder / f'{steps}.json').write_text(config_lib.to_text(config))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def children(tmp_path_factory):
+  return Children(tmp_path_factory.mktemp('cache'), tmp_path_factory.mktemp('logs'))
+
+
+def losses(workdir):
+  return {int(line['step']): line['loss'] for line in writers.read_metrics(workdir / writers.METRICS_FILE)}
+
+
+def assert_same_results(of_two, of_one):
+  found = [json.loads((out / 'results.json').read_text()) for out in (of_two, of_one)]
+  assert len(found[0]) == len(found[1]) > 0
+  for a, b in zip(*found, strict=True):
+    assert (a['image_id'], a['category_id']) == (b['image_id'], b['category_id'])
+    np.testing.assert_allclose([a['score'], *a['bbox']], [b['score'], *b['bbox']], rtol=1e-3, atol=1e-3)
+  assert not list(of_two.glob('.*')), 'parts that are left'
+
+
+def same_training_by(children, tmp_path, *words):
+  """What `tests.helpers.same_training` computes on one device, and on the eight of two processes."""
+  found = []
+  for name, mesh, devices, count in (('one', 1, 1, 1), ('two', -1, 4, 2)):
+    out = tmp_path / f'{name}.npz'
+    codes = children.finish([f'mesh.data={mesh}', *words, '--out', out], devices=devices, count=count,
+                            of='tests.helpers.same_training')
+    assert codes == count * [0], children.said()
+    found.append(same_training.load(out))
+  return found
+
+
+@pytest.mark.skipif(not KILLS, reason='takes a minute: VILD_JAX_KILLS says how often')
+def test_first_step_is_the_same_by_two_processes_of_four_devices(children, tmp_path):
+  one, two = same_training_by(children, tmp_path)
+  assert one['metrics']['distillation_loss'] > 0
+  same_training.assert_same_first_step(*((found['metrics'], found['gradients']) for found in (one, two)))
+
+
+def test_a_state_saved_by_two_processes_of_four_devices_is_the_same_in_one_of_two_or_eight(children, tmp_path):
+  codes = children.finish(['mesh.fsdp=8', '--save', '--out', tmp_path], devices=4, count=2, of='tests.helpers.same_training')
+  assert codes == [0, 0], children.said()
+  config = tiny.config(*same_training.BASE, 'mesh.data=1')
+  saved = same_training.noisy_start(config, sharding.make_mesh(config.mesh))
+  same_training.assert_restored(tmp_path, saved, ('mesh.data=2',), (), ('mesh.fsdp=8',))
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+def test_ten_steps_by_two_processes_of_four_devices_end_at_the_same_parameters(children, tmp_path):
+  one, two = same_training_by(children, tmp_path, '--ten-steps')
+  same_training.assert_same_end(one['after'], two['after'], one['before'])
+
+
+def test_two_processes_do_what_one_does(folder, children, tmp_path):
+  config, two, one = folder / f'{STEPS}.json', tmp_path / 'two', tmp_path / 'one'
+  train = lambda workdir: ['train', config, '--workdir', workdir]
+  others = lambda of: [
+    ['evaluate', config, '--checkpoint', two, '--out', tmp_path / f'scored-{of}'],
+    ['propose', config, '--checkpoint', two, '--images-per-shard', 1, '--out', tmp_path / f'store-{of}']]
+  assert children.finish(train(two), *others('two'), devices=2, count=2) == [0, 0], children.said()
+  assert 'process 1' in children.log(1).read_text() and 'steps 0 to' not in children.log(1).read_text()
+  went_on = tmp_path / 'went on'
+  shutil.copytree(two, went_on)
+  for step in range(SAVED + 1, STEPS + 1):
+    shutil.rmtree(went_on / 'checkpoints' / str(step))
+  # The last batch of eight pictures is filled up: every process takes one batch, and the second one nothing of it.
+  assert children.finish(train(one), train(went_on), *others('one'), devices=4) == [0], children.said()
+
+  of_two, of_one, of_both = losses(two), losses(one), losses(went_on)
+  assert sorted(of_two) == sorted(of_one) == sorted(of_both) == list(range(1, STEPS + 1))
+  np.testing.assert_allclose(of_two[1], of_one[1], rtol=1e-5)
+  # Other pictures give other losses. The longer the way, the more a rounding may flip a top-k.
+  assert min(abs(of_one[step] / of_one[step - 1] - 1) for step in range(2, STEPS + 1)) > 0.03, of_one
+  for step in of_two:
+    np.testing.assert_allclose(of_one[step], of_two[step], rtol=0.01, err_msg=f'step {step}')
+    np.testing.assert_allclose(of_both[step], of_two[step], rtol=1e-3, err_msg=f'step {step}')
+
+  assert_same_results(tmp_path / 'scored-two', tmp_path / 'scored-one')
+  stores = [RegionStore(tmp_path / f'store-{of}') for of in ('two', 'one')]
+  np.testing.assert_array_equal(stores[0].image_ids, stores[1].image_ids)
+  assert abs(stores[0].regions - stores[1].regions) < 0.01 * stores[1].regions
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+def test_one_process_of_two_or_eight_devices_goes_on_where_two_of_four_were(folder, children, tmp_path):
+  config = config_lib.override(config_lib.load(folder / f'{STEPS}.json'), ['data.batch_size=8'])
+  (tmp_path / 'c.json').write_text(config_lib.to_text(config))
+  train = lambda workdir: ['train', tmp_path / 'c.json', '--workdir', workdir]
+  assert children.finish(train(tmp_path / 'two'), devices=4, count=2) == [0, 0], children.said()
+  expected = losses(tmp_path / 'two')
+  for devices in (2, 8):
+    workdir = tmp_path / f'on {devices}'
+    shutil.copytree(tmp_path / 'two', workdir)
+    for step in range(SAVED + 1, STEPS + 1):
+      shutil.rmtree(workdir / 'checkpoints' / str(step))
+    assert children.finish(train(workdir), devices=devices) == [0], children.said()
+    found = losses(workdir)
+    assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
+    for step, loss in found.items():  # other pictures would give other losses
+      np.testing.assert_allclose(loss, expected[step], rtol=1e-3, err_msg=f'step {step}, {devices} devices')
+  assert min(abs(expected[step] / expected[step - 1] - 1) for step in range(2, STEPS + 1)) > 0.03, expected
+
+
+@pytest.fixture(scope='module')
+def undisturbed(folder, children):
+  """The work directory of a run by so many processes, made once."""
+  made = {}
+
+  def of(count):
+    if count not in made:
+      workdir = folder / f'undisturbed-{count}'
+      words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
+      assert children.finish(words, devices=2, count=count) == count * [0], children.said()
+      made[count] = workdir
+    return made[count]
+
+  return of
+
+
+def assert_same_end(folder, undisturbed, workdir, what):
+  config = config_lib.load(folder / f'{LONG}.json')
+  ends = [jax.tree.leaves(checkpoint.load_variables(path, config)) for path in (undisturbed, workdir)]
+  for a, b in zip(*ends, strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=what)
+  assert losses(workdir) == losses(undisturbed), what
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.parametrize('count', [1, 2])
+def test_told_to_end_all_save_one_step_and_end_bit_identical(folder, children, undisturbed, tmp_path, count):
+  seed = int.from_bytes(os.urandom(2), 'big')
+  rng, workdir, left = np.random.default_rng(seed), tmp_path / 'run', 0
+  words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
+  expected = undisturbed(count)
+  for _ in range(KILLS):
+    target = left + int(rng.integers(1, 20))
+    with children.run(words, devices=2, count=count) as started:
+      children.wait(started, lambda target=target: max(losses(workdir), default=0) >= target)
+      started[rng.integers(count)].send_signal(signal.SIGTERM)
+      codes = [children.code(process) for process in started]
+    assert codes == count * [processes.EXIT_PREEMPTED], f'seed {seed}\n{children.said()}'
+    before, left = left, checkpoint.Checkpoints(workdir).latest_step()
+    print(f'seed {seed}: SIGTERM once step {target} was logged, saved step {left}')
+    assert before < target <= left < LONG
+  assert children.finish(words, devices=2, count=count) == count * [0], children.said()
+  assert_same_end(folder, expected, workdir, f'seed {seed}')
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.parametrize('victim', [0, 1])
+def test_one_is_killed_and_the_other_ends_in_time_and_says_why(folder, children, undisturbed, tmp_path, victim):
+  workdir = tmp_path / 'run'
+  words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
+  with children.run(words, devices=2, count=2, heartbeat=_HEARTBEAT) as started:
+    children.wait(started, lambda: max(losses(workdir), default=0) >= 7)
+    started[victim].send_signal(signal.SIGKILL)
+    code = started[1 - victim].wait(3 * _HEARTBEAT + 60)
+  said = children.log(1 - victim).read_text()
+  print(code, said[-3000:])
+  assert code not in (0, processes.EXIT_PREEMPTED)
+  assert 'another task died' in said or 'another process' in said
+  assert children.finish(words, devices=2, count=2) == [0, 0], children.said()
+  assert_same_end(folder, undisturbed(2), workdir, f'{victim} was killed')
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+def test_embeddings_of_two_processes_are_those_of_one(folder, children, tmp_path):
+  planted_store.write(tmp_path / 'proposals', sources.open_dataset(folder / 'data', 'train'), teacher='',
+                      kind='proposals')
+  teacher_checkpoint.save_teacher(tmp_path / 'teacher', small_teacher.make())
+  words = ['embed-regions', '--teacher', tmp_path / 'teacher', '--data', folder / 'data', '--proposals',
+           tmp_path / 'proposals', '--images-per-shard', 1, '--batch-size', 16, '--out']
+  assert children.finish([*words, tmp_path / 'two'], devices=1, count=2) == [0, 0], children.said()
+  assert children.finish([*words, tmp_path / 'one'], devices=1) == [0], children.said()
+  assert planted_store.content(tmp_path / 'two') == planted_store.content(tmp_path / 'one')
+
+
+@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+def test_pictures_in_training_and_scores_of_crops_by_two_processes(children, tmp_path):
+  annotations, images = small_set.write(tmp_path, stem='small_train')
+  teacher_checkpoint.save_teacher(tmp_path / 'teacher', small_teacher.make('red mug ant tree'))
+  words, run, data = tmp_path / 'v.npz', tmp_path / 'run', tmp_path / 'data'
+  for command in (['prepare', '--annotations', annotations, '--images', images, '--out', data],
+                  ['embed-text', '--teacher', tmp_path / 'teacher', '--classes', annotations, '--out', words]):
+    assert small_experiment.run(*command) == 0
+  config = tiny.config(f'vocabulary={words}', f'data.train={data}', f'data.val={data}', 'data.val_split=train',
+                       'model.region_head.embedding_dim=8', 'train.steps=1', 'train.pictures=2', 'data.batch_size=4',
+                       'evaluation.batch_size=4')
+  (tmp_path / 'config.json').write_text(config_lib.to_text(config))
+  evaluate = lambda out: ['evaluate', tmp_path / 'config.json', '--checkpoint', run, '--scores', 'text+clip-crops',
+                          '--teacher', tmp_path / 'teacher', '--out', out]
+  assert children.finish(['train', tmp_path / 'config.json', '--workdir', run], evaluate(tmp_path / 'by-two'),
+                         devices=2, count=2) == [0, 0], children.said()
+  assert children.finish(evaluate(tmp_path / 'by-one'), devices=4) == [0], children.said()
+  assert_same_results(tmp_path / 'by-two', tmp_path / 'by-one')
+  assert any(b'\x89PNG' in file.read_bytes() for file in run.rglob('events.*')), 'no picture in the log'

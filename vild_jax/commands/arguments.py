@@ -1,0 +1,95 @@
+"""What several commands share: the parser and its help, groups of options, checks of values, the config, --json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vild_jax.runtime import processes
+
+if TYPE_CHECKING:
+  from vild_jax.config import Config
+
+
+class Parser(argparse.ArgumentParser):
+  """Reports arguments that do not fit in one line, as all bad input."""
+
+  def error(self, message: str) -> NoReturn:
+    """Prints one line and exits with 2."""
+    self.exit(2, f'{self.prog}: {message}\n')
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+  """Shows defaults where there is one to show."""
+
+  def _get_help_string(self, action: argparse.Action) -> str | None:
+    shown = action.default not in (None, False, argparse.SUPPRESS) and '(default' not in (action.help or '')
+    return super()._get_help_string(action) if shown else action.help
+
+
+def add_example(parser: argparse.ArgumentParser, example: str) -> None:
+  """Puts an example below the options."""
+  parser.epilog = f'example: {example}'
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+  """Adds CONFIG.py; what follows as --key.path=VALUE overrides it (see `load_config`)."""
+  parser.add_argument(
+    'config',
+    metavar='CONFIG.py',
+    help='a file with get_config(), or a saved config.json; single values are overridden by --key.path=value, '
+    'for example --data.batch_size=64',
+  )
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
+  """Adds --step."""
+  parser.add_argument('--step', type=int, metavar='N', help='which of its checkpoints (default: the newest)')
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of a command that several processes share; `cli` joins them before the command runs."""
+  group = parser.add_argument_group(
+    'several processes',
+    'Start the same command in each process, with folders that all of them see. Cloud TPU, SLURM and indexed Jobs of '
+    'Kubernetes are recognised. Elsewhere give these three options, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES '
+    'and JAX_PROCESS_ID.',
+  )
+  group.add_argument('--coordinator-address', metavar='HOST:PORT', help='host of process 0 and a free port there')
+  group.add_argument('--num-processes', type=int, metavar='N', help='number of processes')
+  group.add_argument('--process-id', type=int, metavar='I', help='number of this process, from 0')
+  group.add_argument(
+    '--heartbeat-seconds',
+    type=int,
+    metavar='S',
+    default=processes.HEARTBEAT_SECONDS,
+    help='a process that is silent for so long counts as dead, and the others end',
+  )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+  """Adds --json; `write_json` writes the file."""
+  parser.add_argument('--json', metavar='FILE', help='also write what was measured to this file')
+
+
+def require(condition: object, message: str) -> None:
+  """Raises ValueError with `message` unless `condition` holds."""
+  if not condition:
+    raise ValueError(message)
+
+
+def load_config(args: argparse.Namespace, *overrides: str) -> Config:
+  """Loads CONFIG.py with the overrides of the command line, then `overrides`, each `--key.path=value`."""
+  from vild_jax import config as config_lib
+
+  return config_lib.load(args.config, [*args.overrides, *overrides])
+
+
+def write_json(path: str | Path | None, content: Any) -> None:
+  """Writes what --json asks for; does nothing without it."""
+  from vild_jax.runtime import files
+
+  if path:
+    files.write(path, json.dumps(content, indent=2) + '\n')

@@ -1,0 +1,82 @@
+"""`vild-jax embed-regions`: the teacher's embeddings of regions, or imported ones, to a region store."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vild_jax.commands import arguments
+from vild_jax.config import defaults
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options of the command."""
+  arguments.add_example(
+    parser,
+    'vild-jax embed-regions --teacher clip-vit-base-patch32 --data data/lvis --proposals workdir/proposals '
+    '--out workdir/regions',
+  )
+  parser.add_argument('--teacher', help='folder of a CLIP-family model in the Hugging Face layout')
+  parser.add_argument('--data', required=True, help='the prepared data set')
+  parser.add_argument('--split', default='train', help='its split')
+  parser.add_argument('--proposals', metavar='STORE', help='the store that vild-jax propose wrote for it')
+  parser.add_argument('--out', required=True, help='folder of the store; repeat the command after an interruption')
+  parser.add_argument(
+    '--max-regions', type=int, default=defaults.MAX_REGIONS, metavar='N', help='keep the best N of each picture'
+  )
+  parser.add_argument(
+    '--dtype',
+    choices=['float32', 'bfloat16'],
+    default='float32',
+    help="arithmetic of the image tower; bfloat16 is faster on accelerators. Embeddings are stored as float16",
+  )
+  parser.add_argument(
+    '--batch-size', type=int, default=defaults.CROP_BATCH, metavar='N', help='crops that the tower embeds at a time'
+  )
+  parser.add_argument(
+    '--images-per-shard',
+    type=int,
+    default=defaults.REGION_IMAGES_PER_SHARD,
+    metavar='N',
+    help='pictures in a file: the work that an interruption costs, and the unit that processes share',
+  )
+  parser.add_argument(
+    '--import',
+    dest='imported',
+    metavar='NPZ_DIR',
+    help='instead of a teacher and proposals: a .npz file or a folder of them, each with image_ids [K], boxes '
+    '[K, M, 4] (y1, x1, y2, x2 in pixels of the original picture), embeddings [K, M, D], teacher (text: the identity '
+    'of the text tower, or the NAME of embed-text --teacher-id), optionally scores [K, M], valid [K, M] (False for '
+    'rows that only fill up) and image_teacher; all files together hold every picture of the split once, the best '
+    'region of a picture first',
+  )
+  arguments.add_processes(parser)
+  arguments.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Writes the store, or what is missing of it."""
+  from vild_jax.workflows import distilling
+
+  how = {'max_regions': args.max_regions, 'images_per_shard': args.images_per_shard}
+  if args.imported:
+    arguments.require(
+      not (args.teacher or args.proposals),
+      '--import brings boxes, embeddings and the name of the teacher; expected no --teacher and no --proposals',
+    )
+    made = distilling.import_regions(args.imported, args.data, args.split, Path(args.out), **how)
+  else:
+    arguments.require(
+      args.teacher and args.proposals, 'embed-regions takes --teacher and --proposals, or --import'
+    )
+    made = distilling.embed_regions(
+      args.teacher,
+      args.data,
+      args.split,
+      args.proposals,
+      Path(args.out),
+      dtype=args.dtype,
+      batch_size=args.batch_size,
+      **how,
+    )
+  arguments.write_json(args.json, made)

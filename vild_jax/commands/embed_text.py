@@ -1,0 +1,52 @@
+"""`vild-jax embed-text`: class names, or embeddings that exist already, to a vocabulary file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vild_jax.commands import arguments
+from vild_jax.config import defaults
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options of the command."""
+  arguments.add_example(parser, 'vild-jax embed-text --teacher clip-vit-base-patch32 --classes lvis --out lvis.npz')
+  parser.add_argument('--teacher', help='folder of a CLIP in the Hugging Face layout')
+  parser.add_argument(
+    '--classes',
+    required=True,
+    help='lvis, coco, coco-ovd, voc, objects365, a text file with one name a line, or an LVIS or COCO JSON',
+  )
+  parser.add_argument('--out', required=True, help='the vocabulary file, .npz')
+  parser.add_argument(
+    '--prompts', default=defaults.PROMPTS, help='vild (63 templates), imagenet (80), single, or a text file'
+  )
+  parser.add_argument(
+    '--synonyms', action='store_true', help='average over all synonyms of a class too (lvis has some)'
+  )
+  parser.add_argument('--base', help="text file that names the base classes (default: the data set's split, else none)")
+  parser.add_argument('--from-npy', help='embeddings [classes, dimension] that exist already')
+  parser.add_argument('--teacher-id', help='the text tower that made them, in words')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Writes the vocabulary file and prints what it holds."""
+  from vild_jax import vocabulary as vocabulary_lib
+  from vild_jax.data import class_lists
+  from vild_jax.teacher import text
+
+  classes = class_lists.class_list(args.classes, base=args.base)
+  if args.synonyms and (classes.synonyms is None or args.from_npy):
+    problem = '--from-npy embeds nothing' if args.from_npy else f'{args.classes} has none'
+    raise ValueError(f'--synonyms takes a list that has some: lvis or an LVIS-format .json; {problem}')
+  if args.from_npy:
+    arguments.require(args.teacher_id, '--from-npy takes --teacher-id NAME, the tower that made the embeddings')
+    vocabulary = vocabulary_lib.from_npy(args.from_npy, classes.names, args.teacher_id, classes.is_base)
+  else:
+    arguments.require(args.teacher, 'embed-text takes --teacher DIR, or --from-npy FILE')
+    synonyms = classes.synonyms if args.synonyms else None
+    vocabulary = text.load_text(args.teacher).vocabulary(classes.names, classes.is_base, args.prompts, synonyms)
+  Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+  vocabulary_lib.save(args.out, vocabulary)
+  print(f'{args.out}: {vocabulary_lib.describe(vocabulary)}')

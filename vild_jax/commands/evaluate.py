@@ -1,0 +1,67 @@
+"""`vild-jax evaluate`: detections, metrics, a table by category, plots."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vild_jax.commands import arguments
+from vild_jax.config import defaults
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options of the command."""
+  arguments.add_example(
+    parser,
+    'vild-jax evaluate configs/vild_text_r50_lvis.py --checkpoint workdir/text --out workdir/eval; with '
+    '--scores text+clip-crops --teacher clip-vit-base-patch32 it is the ViLD-text + CLIP of the paper',
+  )
+  arguments.add_config(parser)
+  parser.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  arguments.add_step(parser)
+  parser.add_argument('--data', help='the prepared data set (default: data.val of the config)')
+  parser.add_argument('--split', help='its split (default: data.val_split of the config)')
+  parser.add_argument('--vocabulary', help='vocabulary file of the classes to detect (default: that of training)')
+  parser.add_argument(
+    '--scores',
+    choices=defaults.SCORES,
+    default=defaults.MODEL,
+    help='who scores: the model; the teacher on cropped proposals (with_objectness/ gets the same times objectness); '
+    'or ViLD-text and the teacher on crops together. The last two are slow',
+  )
+  parser.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
+  parser.add_argument(
+    '--regions',
+    metavar='STORE',
+    help="store of embed-regions for this split: also measure the mean cosine of the model's embeddings to its",
+  )
+  parser.add_argument('--out', required=True, help='gets results.json, metrics.json, per_category.csv and plots')
+  arguments.add_processes(parser)
+  arguments.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Evaluates and prints the metrics; of several processes the first prints."""
+  from vild_jax.workflows import evaluating
+
+  arguments.require(
+    args.scores != defaults.MODEL or not args.teacher,
+    '--teacher embeds crops; expected --scores clip-crops or text+clip-crops beside it',
+  )
+  config = arguments.load_config(args)
+  metrics = evaluating.evaluate(
+    config,
+    Path(args.checkpoint),
+    args.data or config.data.val,
+    args.split or config.data.val_split,
+    Path(args.out),
+    vocabulary=args.vocabulary,
+    scores=args.scores,
+    teacher=args.teacher or config.teacher,
+    regions=args.regions,
+    step=args.step,
+  )
+  if metrics is None:
+    return
+  print(evaluating.metrics_text(metrics))
+  arguments.write_json(args.json, {key: metrics[key] for key in evaluating.METRICS if key in metrics})

@@ -1,0 +1,30 @@
+"""`vild-jax export`: a work directory to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vild_jax.commands import arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options of the command."""
+  arguments.add_example(
+    parser, 'vild-jax export configs/vild_text_r50_lvis.py --checkpoint workdir/text --out bundle'
+  )
+  arguments.add_config(parser)
+  parser.add_argument('--checkpoint', required=True, help='a work directory')
+  arguments.add_step(parser)
+  parser.add_argument('--out', required=True, help='folder of the bundle')
+  parser.add_argument('--format', choices=['bundle'], default='bundle', help='what to write')
+  parser.add_argument('--teacher', help='the teacher whose text tower the bundle keeps (default: that of the config)')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Writes the bundle and prints its folder."""
+  from vild_jax.workflows import exporting
+
+  config = arguments.load_config(args)
+  teacher = args.teacher or config.teacher or None
+  print(exporting.export(config, Path(args.checkpoint), Path(args.out), teacher=teacher, step=args.step))

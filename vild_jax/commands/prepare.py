@@ -1,0 +1,42 @@
+"""`vild-jax prepare`: JSON and pictures, or a data set of TFDS, to a prepared data set."""
+
+from __future__ import annotations
+
+import argparse
+
+from vild_jax.commands import arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options of the command."""
+  arguments.add_example(
+    parser, 'vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis'
+  )
+  parser.add_argument('--annotations', help='the JSON file, in LVIS or COCO format')
+  parser.add_argument('--images', help='the folder of its pictures')
+  parser.add_argument(
+    '--from-tfds', metavar='NAME', help="instead of the two: a stock TFDS data set, lvis or coco, or its folder"
+  )
+  parser.add_argument('--data-dir', help="where TFDS keeps that data set (default: TFDS's own folder)")
+  parser.add_argument('--out', required=True, help='folder of data sets; this one goes to OUT/NAME/1.0.0')
+  parser.add_argument('--name', help="name of the data set (default: from the file's name)")
+  parser.add_argument('--split', help="name of the split (default: train or val, whichever the file's name contains)")
+  parser.add_argument('--overwrite', action='store_true', help='replace the split if it exists with other content')
+  parser.add_argument(
+    '--drop-bad-boxes',
+    action='store_true',
+    help='leave out boxes without size or outside their picture, instead of refusing the file',
+  )
+
+
+def run(args: argparse.Namespace) -> None:
+  """Prepares one split and prints the folder of the data set."""
+  from vild_jax.data import prepare
+
+  how = {'name': args.name, 'split': args.split, 'overwrite': args.overwrite}
+  if args.from_tfds:
+    folder = prepare.from_tfds(args.from_tfds, args.out, data_dir=args.data_dir, **how)
+  else:
+    arguments.require(args.annotations and args.images, 'prepare takes --annotations and --images, or --from-tfds')
+    folder = prepare.prepare(args.annotations, args.images, args.out, drop_bad_boxes=args.drop_bad_boxes, **how)
+  print(folder)

@@ -1,0 +1,54 @@
+"""`vild-jax propose`: a checkpoint's proposals for a data set, to a region store."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vild_jax.commands import arguments
+from vild_jax.config import defaults
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options of the command."""
+  arguments.add_example(
+    parser,
+    'vild-jax propose configs/vild_text_r50_lvis.py --checkpoint workdir/text --data data/lvis '
+    '--out workdir/proposals',
+  )
+  arguments.add_config(parser)
+  parser.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  arguments.add_step(parser)
+  parser.add_argument('--data', help='the prepared data set (default: data.train of the config)')
+  parser.add_argument('--split', help='its split (default: data.train_split of the config, which is train)')
+  parser.add_argument('--out', required=True, help='folder of the store; repeat the command after an interruption')
+  parser.add_argument(
+    '--max-proposals', type=int, default=defaults.MAX_PROPOSALS, metavar='N', help='keep the best N of each picture'
+  )
+  parser.add_argument(
+    '--images-per-shard',
+    type=int,
+    default=defaults.PROPOSAL_IMAGES_PER_SHARD,
+    metavar='N',
+    help='pictures in a file: the work that an interruption costs, and the unit that processes share',
+  )
+  arguments.add_processes(parser)
+  arguments.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Writes the store, or what is missing of it."""
+  from vild_jax.workflows import distilling
+
+  config = arguments.load_config(args)
+  made = distilling.propose(
+    config,
+    Path(args.checkpoint),
+    args.data or config.data.train,
+    args.split or config.data.train_split,
+    Path(args.out),
+    max_proposals=args.max_proposals,
+    images_per_shard=args.images_per_shard,
+    step=args.step,
+  )
+  arguments.write_json(args.json, made)

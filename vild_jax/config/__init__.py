@@ -1,0 +1,37 @@
+"""The configuration of an experiment: the names that the config files of users import.
+
+`experiment` says what the settings are, `model` those of the network, `settings` how they are read and overridden, and
+`defaults` the values that commands and functions share.
+"""
+
+from vild_jax.config.experiment import (
+  Assignment,
+  Config,
+  Data,
+  Distillation,
+  Evaluation,
+  Mesh,
+  Optimizer,
+  Train,
+  from_text,
+  load,
+  to_text,
+  with_embedding_dim,
+)
+from vild_jax.config.model import (
+  Anchors,
+  Backbone,
+  MaskHead,
+  Model,
+  Postprocess,
+  ProposalNetwork,
+  Pyramid,
+  RegionHead,
+)
+from vild_jax.config.settings import ConfigError, difference, flatten, given, override
+
+__all__ = [
+  'Anchors', 'Assignment', 'Backbone', 'Config', 'ConfigError', 'Data', 'Distillation', 'Evaluation', 'MaskHead',
+  'Mesh', 'Model', 'Optimizer', 'Postprocess', 'ProposalNetwork', 'Pyramid', 'RegionHead', 'Train', 'difference',
+  'flatten', 'from_text', 'given', 'load', 'override', 'to_text', 'with_embedding_dim',
+]

@@ -1,0 +1,271 @@
+"""The configuration of one experiment: frozen dataclasses, dotted overrides, text that reads back.
+
+A config file (`configs/*.py`) defines `get_config() -> Config`; the command line overrides single values as
+`--model.backbone.depth=18`. Every default is the value of the paper's LVIS training (METHOD.md, sections 2 and 3).
+Nothing here imports jax, so that a config can be read anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vild_jax.config import defaults
+from vild_jax.config.model import Model
+from vild_jax.config.settings import (
+  ConfigError,
+  from_tree,
+  override,
+  require,
+  require_fraction,
+  require_positive,
+)
+
+
+@dataclass(frozen=True)
+class Assignment:
+  """Ground truth -> training targets (METHOD.md, section 3). Two settings restore the reference (section 4.5, 4.6).
+
+  `novel_labels` trains on base and novel labels alike: the supervised baseline. Otherwise novel ones are never seen.
+  """
+
+  rpn_positive_iou: float = 0.7
+  rpn_negative_iou: float = 0.3
+  rpn_samples: int = 256
+  rpn_positive_fraction: float = 0.5
+  roi_samples: int = 512
+  roi_positive_fraction: float = 0.25
+  roi_positive_iou: float = 0.5
+  mask_samples: int = 128
+  rpn_targets_plus_one: bool = True      # False: the reference's anchor targets without the +1 convention
+  novel_logits_zero: bool = False        # True: novel logits times 0 instead of out of the softmax
+  novel_labels: bool = False
+
+  def __post_init__(self):
+    require_positive(self, 'assignment', 'rpn_samples', 'roi_samples', 'mask_samples')
+    require_fraction(self, 'assignment', 'rpn_positive_iou', 'rpn_negative_iou', 'rpn_positive_fraction',
+                     'roi_positive_fraction', 'roi_positive_iou')
+    require(self.rpn_negative_iou <= self.rpn_positive_iou, 'assignment.rpn_negative_iou', self.rpn_negative_iou,
+            f'at most rpn_positive_iou, {self.rpn_positive_iou}')
+
+
+@dataclass(frozen=True)
+class Distillation:
+  """Learning from the teacher's embeddings of offline proposals: L = L_text + `weight` · L_image; 0 is ViLD-text.
+
+  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD). With
+  `model.background=False` that one head learns nothing else, besides its boxes: L = `weight` · L_image (ViLD-image).
+  `store` is the folder of `vild-jax embed-regions` for the pictures of `data.train`. Of a picture's regions
+  `regions_per_image` are drawn anew for each step, among those of which the crop leaves the fraction `min_visible` or
+  more.
+  """
+
+  weight: float = 0.0
+  store: str = ''
+  regions_per_image: int = defaults.MAX_REGIONS
+  min_visible: float = 0.5
+
+  def __post_init__(self):
+    require_positive(self, 'distillation', 'regions_per_image', zero=('weight',))
+    require_fraction(self, 'distillation', 'min_visible')
+
+
+@dataclass(frozen=True)
+class Data:
+  """Prepared data sets (`vild-jax prepare`) and what the pipeline makes of them.
+
+  `train` and `val` are folders of prepared data sets. Pictures are resized to fit `image_size` squared, times a random
+  factor of `scale_range` in training (large-scale jitter), flipped with probability one half, cropped and padded.
+  `batch_size` is global. `workers` are processes that decode; 0 decodes in the training process. `repeat_threshold`
+  shows pictures of categories that fewer than this fraction of the pictures have more often (repeat-factor sampling;
+  LVIS: 0.001); 0 shows each once an epoch.
+  """
+
+  train: str = ''
+  train_split: str = 'train'
+  val: str = ''
+  val_split: str = 'val'
+  image_size: int = 1024
+  scale_range: tuple[float, float] = (0.1, 2.0)
+  flip: bool = True
+  max_instances: int = defaults.MAX_INSTANCES
+  batch_size: int = 256
+  workers: int = 8
+  repeat_threshold: float = 0.0
+
+  def __post_init__(self):
+    low, high = self.scale_range
+    require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
+    require_positive(self, 'data', 'image_size', 'batch_size', 'max_instances', zero=('workers',))
+    require_fraction(self, 'data', 'repeat_threshold')
+
+
+@dataclass(frozen=True)
+class Optimizer:
+  """The update rule and its rate: linear warm-up, then `decay_factor` at each fraction of training in `decay_at`.
+
+  `rule` is 'sgd' (with `momentum`, as the paper) or 'adamw' (`momentum` is its beta 1), for short trainings.
+  """
+
+  rule: str = 'sgd'
+  learning_rate: float = 0.32
+  warmup_learning_rate: float = 0.0032
+  warmup_steps: int = 1000
+  decay_at: tuple[float, ...] = (0.9, 0.95, 0.975)
+  decay_factor: float = 0.1
+  momentum: float = 0.9
+  weight_decay: float = 4e-5
+  drop_last_decay: bool = False          # True: the reference's schedule, which loses its last decay (section 4.7)
+
+  def __post_init__(self):
+    require(self.rule in ('sgd', 'adamw'), 'optimizer.rule', self.rule, "'sgd' or 'adamw'")
+    require(all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
+             'optimizer.decay_at', self.decay_at, 'increasing fractions of training between 0 and 1')
+    require_positive(self, 'optimizer', 'learning_rate',
+                     zero=('warmup_learning_rate', 'warmup_steps', 'decay_factor', 'weight_decay'))
+    require(0 <= self.momentum < 1, 'optimizer.momentum', self.momentum, 'a number from 0 to below 1')
+
+
+@dataclass(frozen=True)
+class Train:
+  """Length and cadence of training, in steps. 0 pictures switches them off.
+
+  The newest `keep` checkpoints stay, and the `keep_best` of the lowest loss (its mean over the steps since the save
+  before). `on_nan` says what follows a loss or gradients that are not finite: stop, or skip the update and count it.
+  `accumulate` microbatches make one batch (`data.batch_size`): less memory, the same losses (see `train.accumulate`).
+  `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; `init_first_stage` a
+  work directory or bundle whose backbone, pyramid and proposal network are started from. Empty: from scratch.
+  """
+
+  steps: int = 180_000
+  log_every: int = 50
+  checkpoint_every: int = 1000
+  keep: int = 3
+  keep_best: int = 1
+  on_nan: str = 'stop'
+  pictures_every: int = 5000
+  pictures: int = 4
+  accumulate: int = 1
+  init_backbone: str = ''
+  init_first_stage: str = ''
+
+  def __post_init__(self):
+    require(self.on_nan in ('stop', 'skip'), 'train.on_nan', self.on_nan, 'stop or skip')
+    require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every', 'accumulate',
+                     zero=('pictures', 'keep_best'))
+    require(not (self.init_backbone and self.init_first_stage), 'train.init_first_stage', self.init_first_stage,
+            "'' beside train.init_backbone: each brings a backbone")
+
+
+@dataclass(frozen=True)
+class Mesh:
+  """Devices along each axis of the mesh; `data` = -1 takes all that the others leave.
+
+  `data` and `fsdp` share the pictures of a batch, and `fsdp` splits parameters and momentum besides. `spatial` splits
+  the height of every picture, for more devices than pictures. `train.sharding` has the rules.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  spatial: int = 1
+
+  def __post_init__(self):
+    require(self.data == -1 or self.data > 0, 'mesh.data', self.data, '-1 or a positive number of devices')
+    require_positive(self, 'mesh', 'fsdp', 'spatial')
+
+
+@dataclass(frozen=True)
+class Evaluation:
+  """How `evaluate` runs the model; `batch_size` is global, `protocol` is lvis or coco.
+
+  Ground truth under `min_area` pixels squared is ignored, and categories with fewer than `min_instances` stay out of
+  the averages; the protocols' own values are 0 and 1.
+  """
+
+  batch_size: int = 8
+  protocol: str = 'lvis'
+  min_area: float = 0.0
+  min_instances: int = 1
+
+  def __post_init__(self):
+    require(self.protocol in ('lvis', 'coco'), 'evaluation.protocol', self.protocol, 'lvis or coco')
+    require_positive(self, 'evaluation', 'batch_size', zero=('min_area', 'min_instances'))
+
+
+@dataclass(frozen=True)
+class Config:
+  """One experiment. `vocabulary` is the file of `embed-text`; `teacher` the folder whose text tower a bundle keeps."""
+
+  name: str = 'vild'
+  seed: int = 0
+  vocabulary: str = ''
+  teacher: str = ''
+  model: Model = field(default_factory=Model)
+  assignment: Assignment = field(default_factory=Assignment)
+  distillation: Distillation = field(default_factory=Distillation)
+  data: Data = field(default_factory=Data)
+  optimizer: Optimizer = field(default_factory=Optimizer)
+  train: Train = field(default_factory=Train)
+  mesh: Mesh = field(default_factory=Mesh)
+  evaluation: Evaluation = field(default_factory=Evaluation)
+
+  def __post_init__(self):
+    require(0 <= self.seed < 2**32, 'seed', self.seed, 'a number from 0 to below 2**32')
+    stride = 2**self.model.pyramid.max_level
+    require(self.data.image_size % stride == 0, 'data.image_size', self.data.image_size,
+            f'a multiple of {stride}, the stride of the top level of model.pyramid')
+    # With one row of the top level on a device XLA (jax 0.10.2) computes wrong gradients: it sums them over `data`.
+    rows, spatial = 2 * stride * self.mesh.spatial, self.mesh.spatial
+    require(spatial == 1 or self.data.image_size % rows == 0, 'data.image_size', self.data.image_size,
+            f'a multiple of {rows}, so that each of mesh.spatial = {spatial} devices has two rows of the top level')
+
+
+def with_embedding_dim(config: Config, dim: int) -> Config:
+  """The config with `model.region_head.embedding_dim` = `dim` where it leaves that to the vocabulary (0)."""
+  if config.model.region_head.embedding_dim:
+    return config
+  head = dataclasses.replace(config.model.region_head, embedding_dim=dim)
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, region_head=head))
+
+
+def to_text(config: Config) -> str:
+  """The whole config as JSON text that `from_text` reads back to an equal object."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
+
+
+def from_text(text: str) -> Config:
+  """Reads `to_text`'s output. Raises ConfigError on an unknown key or a value of the wrong type."""
+  try:
+    tree = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ConfigError(f'the config is no JSON: {error}') from error
+  return from_tree(Config, tree)
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+  """Runs the `get_config()` of a Python file, or reads a saved `config.json`, and applies the overrides."""
+  path = Path(path)
+  if not path.is_file():
+    raise ConfigError(f'{path} is no file; expected a config such as configs/vild_text_r50_lvis.py')
+  if path.suffix == '.json':
+    return override(from_text(path.read_text(encoding='utf-8')), overrides or [])
+  require(path.suffix == '.py', str(path), 'no Python file', 'one that defines get_config()')
+  try:
+    names = runpy.run_path(str(path))
+    make = names.get('get_config')
+    config = make() if callable(make) else None
+  except ConfigError:
+    raise
+  except Exception as error:  # whatever a user's file may raise, a misspelt field (TypeError) most of all
+    where = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = getattr(error, 'lineno', None) or (where[-1] if where else '?')
+    message = ' '.join(str(error).split())
+    raise ConfigError(f'{path}, line {line}: {type(error).__name__}: {message}; expected a get_config() -> Config '
+                      'that runs') from error
+  require(callable(make), str(path), 'without get_config()', 'get_config() -> Config')
+  require(isinstance(config, Config), f'{path}: get_config()', type(config).__name__, 'to return a Config')
+  return override(config, overrides or [])

@@ -1,0 +1,159 @@
+"""The detector's settings: one frozen dataclass a part of the network. `config` says how an experiment uses them.
+
+Every default is the value of the paper's LVIS training (METHOD.md, section 2). Import them from `vild_jax.config`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vild_jax.config import defaults
+from vild_jax.config.settings import require, require_fraction, require_positive
+
+_DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
+
+
+@dataclass(frozen=True)
+class Backbone:
+  """ResNet v1.5. `depth` is one of 10, 14, 18, 26, 34, 50, 101, 152; `width` the channels of the stem.
+
+  `remat` keeps of each residual block its input alone for the backward pass, which computes the rest again.
+  """
+
+  depth: int = 50
+  width: int = 64
+  remat: bool = False
+
+  def __post_init__(self):
+    require(self.depth in _DEPTHS, 'model.backbone.depth', self.depth, f'one of {", ".join(map(str, _DEPTHS))}')
+    require_positive(self, 'model.backbone', 'width')
+
+
+@dataclass(frozen=True)
+class Pyramid:
+  """Feature pyramid P`min_level`..P`max_level` of `channels` channels; level l has stride 2**l."""
+
+  min_level: int = 2
+  max_level: int = 6
+  channels: int = 256
+
+  def __post_init__(self):
+    ok = 2 <= self.min_level <= 5 <= self.max_level <= 7
+    require(ok, 'model.pyramid', (self.min_level, self.max_level), 'levels from 2..5 to 5..7')
+    require_positive(self, 'model.pyramid', 'channels')
+
+
+@dataclass(frozen=True)
+class Anchors:
+  """Anchors of side `size`·2**level (pixels), one for each scale and each ratio width / height."""
+
+  size: float = 8.0
+  aspect_ratios: tuple[float, ...] = (1.0, 2.0, 0.5)
+  num_scales: int = 1
+
+  def __post_init__(self):
+    require(min(self.aspect_ratios, default=0) > 0, 'model.anchors.aspect_ratios', self.aspect_ratios,
+             'positive ratios')
+    require_positive(self, 'model.anchors', 'size', 'num_scales')
+
+
+@dataclass(frozen=True)
+class ProposalNetwork:
+  """The region proposal network: shared convolutions, and how its outputs become proposals."""
+
+  num_convs: int = 2
+  channels: int = 256
+  train_pre_nms_top_k: int = 2000   # a level, before NMS
+  test_pre_nms_top_k: int = 1000
+  max_per_level: int = 1000         # a level, after NMS
+  max_proposals: int = 1000         # of all levels together
+  nms_threshold: float = 0.7
+
+  def __post_init__(self):
+    require_positive(self, 'model.rpn', 'channels', 'train_pre_nms_top_k', 'test_pre_nms_top_k', 'max_per_level',
+                     'max_proposals', zero=('num_convs',))
+    require_fraction(self, 'model.rpn', 'nms_threshold')
+
+
+@dataclass(frozen=True)
+class RegionHead:
+  """RoI features -> region embedding and class-agnostic box deltas."""
+
+  roi_size: int = 7
+  num_convs: int = 4
+  conv_channels: int = 256
+  num_fcs: int = 2
+  fc_channels: int = 1024
+  embedding_dim: int = 0            # of the teacher's space; 0 takes the vocabulary's (512 where there is none yet)
+
+  def __post_init__(self):
+    require_positive(self, 'model.region_head', 'roi_size', 'conv_channels', 'fc_channels',
+                     zero=('num_convs', 'num_fcs', 'embedding_dim'))
+
+
+@dataclass(frozen=True)
+class MaskHead:
+  """RoI features -> one class-agnostic mask of 2·roi_size squared."""
+
+  roi_size: int = 14
+  num_convs: int = 4
+  channels: int = 256
+
+  def __post_init__(self):
+    require_positive(self, 'model.mask_head', 'roi_size', 'channels', zero=('num_convs',))
+
+
+@dataclass(frozen=True)
+class Postprocess:
+  """Scores -> detections: the two heads' ensemble, class-wise NMS, then the best of all classes.
+
+  `base_weight` is the exponent of the text head's score on base classes and of the image head's on novel ones; the
+  other head has the rest. Without an image head it has no effect.
+  """
+
+  nms_threshold: float = 0.5
+  score_threshold: float = 0.0
+  pre_nms_top_k: int = 1000
+  max_detections: int = defaults.MAX_DETECTIONS
+  base_weight: float = 2 / 3
+
+  def __post_init__(self):
+    require_positive(self, 'model.postprocess', 'pre_nms_top_k', 'max_detections')
+    require_fraction(self, 'model.postprocess', 'nms_threshold', 'score_threshold', 'base_weight')
+
+
+@dataclass(frozen=True)
+class Model:
+  """The detector. `dtype` is the type of convolutions and matmuls; boxes, scores and losses are float32 always.
+
+  `image_head` makes it a ViLD-ensemble: a second region head, without boxes, which learns from the teacher alone.
+  `background=False` makes it a ViLD-image: its one head learns classes from the teacher alone, so that no background
+  is learned, and the scores are a softmax over the classes without it. The background's parameter stays, unused:
+  every variant without a second head has the same variables, and can start from the same ones.
+  """
+
+  backbone: Backbone = field(default_factory=Backbone)
+  pyramid: Pyramid = field(default_factory=Pyramid)
+  anchors: Anchors = field(default_factory=Anchors)
+  rpn: ProposalNetwork = field(default_factory=ProposalNetwork)
+  region_head: RegionHead = field(default_factory=RegionHead)
+  mask_head: MaskHead = field(default_factory=MaskHead)
+  image_head: bool = False
+  background: bool = True
+  postprocess: Postprocess = field(default_factory=Postprocess)
+  temperature: float = 0.01
+  batch_norm_momentum: float = 0.997     # of the moving statistics; shorter trainings need a shorter memory
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
+    require_positive(self, 'model', 'temperature')
+    require(self.background or not self.image_head, 'model.background', self.background,
+            'true with model.image_head, whose other head learns from words')
+    momentum = self.batch_norm_momentum
+    require(0 <= momentum < 1, 'model.batch_norm_momentum', momentum, 'a number from 0 to below 1')
+
+  @property
+  def embedding_dim(self) -> int:
+    """The student's embedding dimension: CLIP ViT-B/32's where nothing has said another."""
+    return self.region_head.embedding_dim or 512

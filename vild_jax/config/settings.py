@@ -1,0 +1,130 @@
+"""Settings as frozen dataclasses: dotted keys, overrides from the command line, types checked, unknown keys refused.
+
+Generic over the dataclass; `config` says what the settings are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import typing
+from typing import Any, TypeVar
+
+T = TypeVar('T')
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be used; the message is one line that names the key and what was expected."""
+
+
+def require(condition: bool, key: str, found: object, expected: str) -> None:
+  """Raises ConfigError, one line that names the key, what was found and what was expected."""
+  if not condition:
+    raise ConfigError(f'{key} is {found if isinstance(found, str) else repr(found)}; expected {expected}')
+
+
+def require_positive(settings: Any, section: str, *names: str, zero: tuple[str, ...] = ()) -> None:
+  """Raises ConfigError unless the named numbers of a section are positive; those of `zero` may be 0."""
+  for name in (*names, *zero):
+    value, key = getattr(settings, name), f'{section}.{name}' if section else name
+    require(value >= 0 if name in zero else value > 0, key, value,
+            'zero or a positive number' if name in zero else 'a positive number')
+
+
+def require_fraction(settings: Any, section: str, *names: str) -> None:
+  """Raises ConfigError unless the named numbers of a section lie between 0 and 1, both included."""
+  for name in names:
+    require(0 <= getattr(settings, name) <= 1, f'{section}.{name}', getattr(settings, name), 'a number from 0 to 1')
+
+
+def given(value: str, key: str) -> str:
+  """Returns `value`. Raises ConfigError if it is empty, naming `key`, an option (`--data`) or a key of the config."""
+  if not value:
+    raise ConfigError(f'{key} is empty; expected --{key.removeprefix("--")}=PATH or a value in the config')
+  return value
+
+
+def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
+  """{dotted key: value} of every leaf, in order of definition."""
+  leaves = {}
+  for f in dataclasses.fields(settings):
+    value = getattr(settings, f.name)
+    if dataclasses.is_dataclass(value):
+      leaves.update(flatten(value, f'{prefix}{f.name}.'))
+    else:
+      leaves[prefix + f.name] = value
+  return leaves
+
+
+def difference(a: Any, b: Any) -> list[str]:
+  """One line for each leaf that differs: `key: value in a, value in b`."""
+  left, right = flatten(a), flatten(b)
+  return [f'{key}: {left[key]!r} and {right[key]!r}' for key in left if left[key] != right[key]]
+
+
+def override(settings: T, assignments: list[str]) -> T:
+  """Applies command-line overrides `--key.path=value` (the dashes may be left out) in order.
+
+  Raises ConfigError for an unknown key, naming the nearest valid one, and for a value of the wrong type.
+  """
+  for assignment in assignments:
+    key, equals, text = assignment.removeprefix('--').partition('=')
+    if not equals:
+      raise ConfigError(f'{assignment!r} is no override; expected --key.path=value')
+    leaves, tree = flatten(settings), dataclasses.asdict(settings)
+    _check_known(key, list(leaves))
+    *parents, leaf = key.split('.')
+    functools.reduce(lambda node, parent: node[parent], parents, tree)[leaf] = _parse(text.strip(), leaves[key])
+    settings = from_tree(type(settings), tree)
+  return settings
+
+
+def from_tree(kind: type[T], tree: Any, prefix: str = '') -> T:
+  """A settings object of nested dictionaries; `prefix` is where it stands, for messages. Raises ConfigError."""
+  if not isinstance(tree, dict):
+    raise ConfigError(f'{prefix or "the config"} is {type(tree).__name__}; expected a mapping')
+  kinds = typing.get_type_hints(kind)
+  for key in tree:
+    _check_known(prefix + key, [prefix + known for known in kinds])
+  return kind(**{key: _coerce(kinds[key], value, prefix + key) for key, value in tree.items()})
+
+
+def _parse(text: str, current: Any) -> Any:
+  """A command-line value as JSON would have it; what is no JSON stays text, for `_coerce` to judge."""
+  if isinstance(current, str):
+    return text
+  if isinstance(current, tuple):
+    text = '[' + text.strip('()[]').rstrip(',') + ']'
+  try:
+    return json.loads(text.lower())
+  except json.JSONDecodeError:
+    return text
+
+
+def _coerce(kind: Any, value: Any, key: str) -> Any:
+  if dataclasses.is_dataclass(kind):
+    return from_tree(kind, value, key + '.')
+  if typing.get_origin(kind) is tuple:
+    inner = typing.get_args(kind)
+    if isinstance(value, list | tuple) and (inner[-1] is Ellipsis or len(value) == len(inner)):
+      return tuple(_coerce(inner[0], v, key) for v in value)
+  elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    return float(value)
+  elif type(value) is kind:
+    return value
+  raise ConfigError(f'{key}={value!r} does not fit; expected {_kind_name(kind)}')
+
+
+def _check_known(key: str, known: list[str]) -> None:
+  if key not in known:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+    raise ConfigError(f'unknown key {key!r}; the nearest valid one is {nearest!r}')
+
+
+def _kind_name(kind: Any) -> str:
+  if typing.get_origin(kind) is tuple:
+    inner = typing.get_args(kind)
+    return f'{"" if inner[-1] is Ellipsis else f"{len(inner)} "}numbers separated by commas'
+  return {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}.get(kind, str(kind))

@@ -1,0 +1,135 @@
+"""Boxes and embeddings that a team has computed already, in .npz files, as the regions of a data set's pictures."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from vild_jax.data.regions.records import Regions
+from vild_jax.data.schema import DataError, Example
+
+_OPEN = 2   # files in memory; their pictures need not be in the data set's order, but it saves reading them again
+_MARGIN = 1.0    # pixels that a box may go beyond the picture: the last one counted in, or rounding
+_MIN_SIDE = 2.0  # pixels; `join` distils nothing smaller
+_REQUIRED = ('image_ids', 'boxes', 'embeddings', 'teacher')
+
+
+class ImportedRegions:
+  """`arrays.of(example) -> Regions`, of one .npz or a folder of them.
+
+  Each file holds the regions of K pictures, in rows of M:
+
+    image_ids integer [K]; boxes [K, M, 4] yxyx in pixels of the original picture; embeddings [K, M, D] of any length;
+    teacher, a text: identity of the text tower, or the NAME given to `embed-text --from-npy --teacher-id NAME`;
+    optionally scores [K, M], valid bool [K, M] (rows to leave out are False), image_teacher, a text.
+
+  Regions are ordered by their score, where there are scores.
+
+  Attributes:
+    path: as given.
+    image_ids: the set of all.
+    teacher, image_teacher, embedding_dim: of all files alike.
+    digest: hash of the files' content, whatever their names.
+  """
+
+  def __init__(self, path: str | Path):
+    """Raises DataError: no such files, arrays of wrong names, types or shapes, an image twice, or several teachers."""
+    self.path = Path(path)
+    self._files = [self.path] if self.path.is_file() else sorted(self.path.glob('*.npz'))
+    if not self._files:
+      raise DataError(f'{self.path} has no .npz file; expected a folder of them, or one')
+    self._places: dict[int, tuple[int, int]] = {}
+    self._loaded: collections.OrderedDict[int, dict[str, np.ndarray]] = collections.OrderedDict()
+    facts, hashes = {}, []
+    for number, file in enumerate(self._files):
+      with file.open('rb') as f:
+        hashes.append(hashlib.file_digest(f, 'sha256').hexdigest())
+      arrays = self._load(number)
+      found = (str(arrays['teacher']), str(arrays.get('image_teacher', '')), arrays['embeddings'].shape[2])
+      first = facts.setdefault(found, file)
+      if len(facts) > 1:
+        other = next(iter(facts))
+        raise DataError(f'{first} has teacher {found[0]!r} ({found[1]!r}) and dimension {found[2]}; expected '
+                        f'{other[0]!r} ({other[1]!r}) and {other[2]}, as {facts[other]} has')
+      for row, image_id in enumerate(arrays['image_ids'].tolist()):
+        if image_id in self._places:
+          raise DataError(f'{file}: image {image_id} is in {self._files[self._places[image_id][0]]} too; expected each '
+                          'image once')
+        self._places[image_id] = (number, row)
+    (self.teacher, self.image_teacher, self.embedding_dim), = facts
+    self.image_ids = set(self._places)
+    self.digest = hashlib.sha256(''.join(sorted(hashes)).encode()).hexdigest()
+
+  def of(self, example: Example) -> Regions:
+    """The regions of a picture, best first.
+
+    Raises DataError if there is none of its id, its numbers are not usable, or its boxes are not in its pixels: one
+    goes more than a pixel beyond it, or all are smaller than two pixels, as boxes between 0 and 1 are.
+    """
+    image_id, size = example.image_id, np.array([example.height, example.width], np.float32)
+    if image_id not in self._places:
+      raise DataError(f'{self.path} has no image {image_id}; expected every image of the data set, one without regions '
+                      'too')
+    number, row = self._places[image_id]
+    arrays, where = self._load(number), f'{self._files[number]}: image {image_id}'
+    kept = arrays['valid'][row] if 'valid' in arrays else np.ones(arrays['boxes'].shape[1], bool)
+    boxes, rows = arrays['boxes'][row][kept].astype(np.float32), arrays['embeddings'][row][kept].astype(np.float64)
+    scores = arrays['scores'][row][kept].astype(np.float32) if 'scores' in arrays else np.ones(len(boxes), np.float32)
+    norms = np.linalg.norm(rows, axis=1)
+    for key, wrong, expected in (
+        ('boxes', ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1),
+         'finite numbers y1 <= y2, x1 <= x2'),
+        ('scores', ~np.isfinite(scores), 'finite numbers'),
+        ('embeddings', ~np.isfinite(norms) | (norms <= 1e-8), 'finite numbers, not all zero')):
+      if wrong.any():
+        raise DataError(f'{where}: {key} of region {np.flatnonzero(kept)[wrong][0]} are unusable; expected {expected}')
+    sides = boxes[:, 2:] - boxes[:, :2]
+    beyond = (boxes[:, :2] < -_MARGIN).any(axis=1) | (boxes[:, 2:] > size + _MARGIN).any(axis=1)
+    small = np.full(len(boxes), not (sides >= _MIN_SIDE).all(axis=1).any())
+    for wrong, what in ((beyond, 'goes beyond the picture'),
+                        (small, 'has a side below 2 pixels, as all others in the picture')):
+      if wrong.any():
+        row = int(np.argmax(wrong))
+        box = [round(float(v), 3) for v in boxes[row]]
+        raise DataError(f'{where}: box {box} of region {np.flatnonzero(kept)[row]} {what} of {example.height} x '
+                        f'{example.width} pixels; expected y1, x1, y2, x2 in pixels of the original picture')
+    order = np.argsort(-scores, kind='stable')
+    return Regions(boxes[order], scores[order], (rows / norms[:, None]).astype(np.float16)[order])
+
+  def _load(self, number: int) -> dict[str, np.ndarray]:
+    if number not in self._loaded:
+      self._loaded[number] = _read(self._files[number])
+      if len(self._loaded) > _OPEN:
+        self._loaded.popitem(last=False)
+    self._loaded.move_to_end(number)
+    return self._loaded[number]
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+  try:
+    with np.load(file, allow_pickle=False) as archive:
+      arrays = {key: archive[key] for key in (*_REQUIRED, 'scores', 'valid', 'image_teacher')
+                if key in archive or key in _REQUIRED}
+  except KeyError as error:
+    raise DataError(f'{file}: {str(error).split()[0].strip(chr(39))} is missing; expected the arrays '
+                    f'{", ".join(_REQUIRED)}') from None
+  except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    raise DataError(f'{file} is no usable .npz file ({type(error).__name__}); expected a whole one, without Python '
+                    'objects') from None
+  k, m, d = (*arrays['embeddings'].shape, 0, 0, 0)[:3]
+  expected = {'embeddings': ('f', (k, m, d)), 'image_ids': ('iu', (k,)), 'boxes': ('fiu', (k, m, 4)),
+              'scores': ('fiu', (k, m)), 'valid': ('b', (k, m)), 'teacher': ('U', ()), 'image_teacher': ('U', ())}
+  for key, array in arrays.items():
+    kinds, shape = expected[key]
+    if array.dtype.kind not in kinds or array.shape != shape or (key == 'embeddings' and not d):
+      kind = {'i': 'integers', 'f': 'floats', 'b': 'bool', 'U': 'text'}[kinds[0]]
+      raise DataError(f'{file}: {key} is {array.dtype} {list(array.shape)}; expected {kind} '
+                      f'{list(shape) if key != "embeddings" else "[K, M, D]"}')
+  if not str(arrays['teacher']):
+    raise DataError(f'{file}: teacher is empty; expected the identity of the text tower, or the NAME of --teacher-id')
+  return arrays

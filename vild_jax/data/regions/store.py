@@ -1,0 +1,153 @@
+"""Reading region stores; `region_format` says what they are, `region_writer` makes them.
+
+The one module to import: `Regions`, `Job`, `StoreWriter` are found here too.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+
+from vild_jax.data.regions import locks, records
+from vild_jax.data.regions.records import EMBEDDINGS, IMAGES_FILE, JOB_FILE, MANIFEST_FILE, PROPOSALS, Job, Regions
+from vild_jax.data.regions.writer import StoreWriter
+from vild_jax.data.schema import DataError
+
+__all__ = ['EMBEDDINGS', 'PROPOSALS', 'Job', 'RegionStore', 'Regions', 'StoreWriter']
+
+_OPEN_SHARDS = 128  # a process may hold few files open, and a large data set has many shards
+_ANEW = 'copy it again, or delete the store and make it anew'
+
+
+class RegionStore:
+  """A whole store: `store[image_id] -> Regions`.
+
+  Shards are opened on first use, once in each process, so that a store can be pickled into Grain's workers; threads may
+  share it. Records are read one by one: what it takes in memory is 16 bytes a picture.
+
+  Attributes:
+    path: the folder.
+    kind: 'proposals' or 'embeddings'.
+    dataset, split: identity and split of the data set that it belongs to.
+    images: number of pictures.
+    regions: number of regions, of all pictures.
+    boxes_identity: hash of all boxes and image ids in order: what the regions ARE.
+    proposals: of embeddings: `boxes_identity` of the proposals that were embedded.
+    teacher, image_teacher, embedding_dim, recipe, origin, max_regions: see `Job`.
+    image_ids: int64 [images], in the order of the data set.
+    size: bytes of all shards.
+    identity: hash of the manifest, and so of all content.
+  """
+
+  def __init__(self, path: str | Path):
+    """Raises DataError: no store, one that is not whole (yet), or files that the manifest does not know."""
+    self.path = Path(path).absolute()
+    manifest = _read_manifest(self.path)
+    self.identity: str = hashlib.sha256(manifest).hexdigest()
+    try:
+      content = json.loads(manifest)
+      job = dict(content['job'])
+      if job.pop('format') != records.FORMAT:
+        raise DataError(f'format {content["job"]["format"]}; expected {records.FORMAT}')
+      job.pop('dtype')
+      self.job = job = Job(**job)
+      self.boxes_identity: str = content['boxes']
+      self.regions: int = content['regions']
+      self._shards = [(str(shard['file']), int(shard['bytes'])) for shard in content['shards']]
+      images_hash = str(content['images'])
+    except (KeyError, TypeError, ValueError) as error:
+      raise DataError(f'{self.path / MANIFEST_FILE} is damaged ({type(error).__name__}: {error}); expected the '
+                      'manifest of a region store') from None
+    self.kind, self.dataset, self.split, self.images = job.kind, job.dataset, job.split, job.images
+    self.teacher, self.image_teacher, self.embedding_dim = job.teacher, job.image_teacher, job.embedding_dim
+    self.recipe, self.origin, self.proposals, self.max_regions = job.recipe, job.origin, job.proposals, job.max_regions
+    self.size = sum(size for _, size in self._shards)
+    for name, size in self._shards:
+      found = (self.path / name).stat().st_size if (self.path / name).is_file() else None
+      if found != size:
+        raise DataError(f'{self.path / name} {"is missing" if found is None else f"has {found} bytes"}; expected the '
+                        f'{size} bytes that the manifest of the store says: {_ANEW}')
+    self._read_images(images_hash)
+    self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
+    self._lock = threading.Lock()
+
+  def _read_images(self, expected: str) -> None:
+    try:
+      raw = (self.path / IMAGES_FILE).read_bytes()
+    except OSError:
+      raw = b''
+    if hashlib.sha256(raw).hexdigest() != expected:
+      raise DataError(f'{self.path / IMAGES_FILE} is missing or damaged; expected what the manifest of the store says: '
+                      + _ANEW)
+    self.image_ids: np.ndarray = np.load(io.BytesIO(raw), allow_pickle=False)[:, 0]
+    self._order = np.argsort(self.image_ids)
+    self._sorted = self.image_ids[self._order]
+
+  def __len__(self) -> int:
+    return self.images
+
+  def __contains__(self, image_id: int) -> bool:
+    return self._find(image_id) is not None
+
+  def __getitem__(self, image_id: int) -> Regions:
+    """The regions of a picture. Raises DataError if there are none of it, or if they are damaged."""
+    index = self._find(image_id)
+    if index is None:
+      raise DataError(f'{self.path} has no image {image_id}; expected regions of every picture of the data set')
+    shard, position = divmod(index, self.job.images_per_shard)
+    where = f'{self.path / self._shards[shard][0]}: image {image_id}'
+    try:
+      record = self._reader(shard).read([position])[0]
+    except (RuntimeError, IndexError) as error:  # ArrayRecord says so of anything that does not match its hashes
+      raise DataError(f'{where} cannot be read ({str(error).splitlines()[0][:80]}); expected the file as it was '
+                      f'written: {_ANEW}') from None
+    found, regions = records.decode(record, where)
+    if found != image_id:
+      raise DataError(f'{where} is image {found}; expected the shards in the order of {IMAGES_FILE}')
+    records.check(regions, self.job, where)
+    return regions
+
+  def __repr__(self) -> str:  # Grain shows it; the default would change from run to run
+    return f'RegionStore({self.path.name!r}, kind={self.kind!r}, identity={self.identity[:12]!r})'
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, '_readers': None, '_lock': None}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state, _readers=collections.OrderedDict(), _lock=threading.Lock())
+
+  def _find(self, image_id: int) -> int | None:
+    place = int(np.searchsorted(self._sorted, image_id))
+    return int(self._order[place]) if place < len(self._sorted) and self._sorted[place] == image_id else None
+
+  def _reader(self, shard: int) -> Any:
+    with self._lock:
+      if shard not in self._readers:
+        self._readers[shard] = array_record_module.ArrayRecordReader(
+          str(self.path / self._shards[shard][0]), options='readahead_buffer_size:0,max_parallelism:0',
+          file_reader_buffer_size=32768)
+        if len(self._readers) > _OPEN_SHARDS:
+          self._readers.popitem(last=False)  # closed when the last thread that reads from it lets go
+      self._readers.move_to_end(shard)
+      return self._readers[shard]
+
+
+def _read_manifest(path: Path) -> bytes:
+  if (path / MANIFEST_FILE).is_file():
+    return (path / MANIFEST_FILE).read_bytes()
+  if not (path / JOB_FILE).is_file():
+    raise DataError(f'{path} is no region store; expected a folder that vild-jax propose or embed-regions wrote')
+  shards = len(list(path.glob('shard-*.json')))
+  if locks.held_locks(path):
+    raise DataError(f'{path} is being written by another process ({shards} shards so far); expected a store that '
+                    'is whole: wait for it')
+  raise DataError(f'{path} is not whole: its making was interrupted ({shards} shards are there); expected a whole '
+                  'store: give the command that made it again, and it goes on')

@@ -1,0 +1,194 @@
+"""Writing region stores, by any number of processes, with any number of interruptions."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+
+from vild_jax.data.regions import locks, records
+from vild_jax.data.regions.records import IMAGES_FILE, JOB_FILE, MANIFEST_FILE, Job, Regions, as_text, shard_name
+from vild_jax.data.schema import DataError
+from vild_jax.runtime import files
+
+
+class StoreWriter:
+  """Makes a store, or goes on with it; a context manager, which holds the lock of this process's part.
+
+  Process p of P writes the shards p, p + P, p + 2P, …; whoever finds all of them there writes the manifest:
+
+    with StoreWriter(path, job) as writer:
+      for shard in writer.missing():
+        writer.write(shard, ((image_id, regions) for ... in job.examples(shard)))
+      writer.finish()
+  """
+
+  def __init__(self, path: str | Path, job: Job, *, process_index: int = 0, process_count: int = 1):
+    """Raises DataError: the folder holds something else or another job, or a process that runs is writing it."""
+    self.path, self.job = Path(path).absolute(), job
+    self._part = range(process_index, job.shards, process_count)
+    self._lock_file = locks.lock_file(self.path, process_index, process_count)
+    self._handle: int | None = None
+    if self.path.exists() and not self.path.is_dir():
+      raise DataError(f'{self.path} is a file; expected a new folder, or that of an unfinished store')
+    self.path.mkdir(parents=True, exist_ok=True)
+    with locks.folder_lock(self.path):
+      self._claim_job()
+      for other in locks.held_locks(self.path):
+        if other == self._lock_file or not other.name.endswith(f'-of-{process_count}.lock'):
+          raise DataError(f'{self.path} is being written by another process ({other.name} is held); expected to be the '
+                          'only one: wait for it, or choose another folder')
+      self._handle = locks.take_lock(self._lock_file)
+      self._sweep()
+
+  def __enter__(self) -> StoreWriter:
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Lets the lock go."""
+    if self._handle is not None:
+      locks.drop_lock(self._lock_file, self._handle)
+      self._handle = None
+
+  def missing(self) -> list[int]:
+    """The shards of this process that are not there yet."""
+    return [shard for shard in self._part if _finished(self.path, self.job, shard) is None]
+
+  def write(self, shard: int, regions: Iterable[tuple[int, Regions]]) -> None:
+    """Writes the regions of `job.examples(shard)`, in order, as (image id, regions).
+
+    Raises DataError that names the image whose regions are not what the job says, or are not finite; nothing of the
+    shard is left then.
+    """
+    target = self.path / shard_name(shard, self.job)
+    ids, counts, digests = [], [], []
+    with files.replacing(target) as temporary:
+      writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
+      try:
+        for image_id, found in regions:
+          records.check(found, self.job, f'image {image_id}')
+          self._append(writer, records.encode(int(image_id), found))
+          ids.append(int(image_id))
+          counts.append(len(found.boxes))
+          digests.append(records.boxes_digest(int(image_id), found.boxes))
+      finally:
+        with contextlib.suppress(RuntimeError):  # what could not be written shows below
+          writer.close()
+      expected = len(self.job.examples(shard))
+      if len(ids) != expected:
+        raise DataError(f'{len(ids)} pictures for shard {shard} of {self.path}; expected {expected}')
+      with temporary.open('rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      size = temporary.stat().st_size
+      written = array_record_module.ArrayRecordReader(str(temporary))
+      if written.num_records() != expected:
+        raise OSError(f'{target} could not be written whole (is the disk full?)')
+      written.close()
+      _sidecar(target).unlink(missing_ok=True)  # of a shard that was damaged since
+    files.write(_sidecar(target), as_text({'bytes': size, 'sha256': digest, 'image_ids': ids, 'regions': counts,
+                                           'boxes': digests}))
+
+  def finish(self) -> bool:
+    """Writes the manifest if the shards of all processes are there; returns whether the store is whole."""
+    with locks.folder_lock(self.path):
+      shards = [_finished(self.path, self.job, shard) for shard in range(self.job.shards)]
+      if any(shard is None for shard in shards):
+        return False
+      ids, counts, digests = (list(itertools.chain.from_iterable(shard[key] for shard in shards))
+                              for key in ('image_ids', 'regions', 'boxes'))
+      if len(set(ids)) < len(ids):
+        twice = next(key for key, count in collections.Counter(ids).items() if count > 1)
+        raise DataError(f'image {twice} is in {self.path} twice; expected every picture once')
+      images = io.BytesIO()
+      np.save(images, np.stack([ids, counts], axis=1).astype(np.int64))
+      manifest = as_text({
+        'job': self.job.as_json(), 'regions': sum(counts), 'images': hashlib.sha256(images.getvalue()).hexdigest(),
+        'boxes': hashlib.sha256(''.join(digests).encode()).hexdigest(),
+        'shards': [{'file': shard_name(k, self.job), 'bytes': shard['bytes'], 'sha256': shard['sha256']}
+                   for k, shard in enumerate(shards)]})
+      self._sweep()
+      path = self.path / MANIFEST_FILE
+      if not path.is_file() or path.read_text(encoding='utf-8') != manifest:
+        files.write(self.path / IMAGES_FILE, images.getvalue())
+        files.write(path, manifest)
+    return True
+
+  def _sweep(self) -> None:
+    """Removes what killed runs left, under both locks: of shards those of this part alone, others may be under way."""
+    held = locks.held_locks(self.path, self._lock_file)
+    for lock in self.path.glob('.part-*.lock'):
+      if lock != self._lock_file and lock not in held:
+        lock.unlink(missing_ok=True)
+    for temporary in self.path.glob('.*.tmp'):
+      shard = re.match(r'\.shard-(\d+)-of-', temporary.name)
+      if shard is None or int(shard[1]) in self._part:
+        temporary.unlink(missing_ok=True)
+
+  def _append(self, writer: Any, record: bytes) -> None:
+    try:
+      writer.write(record)
+    except RuntimeError as error:
+      raise OSError(f'{self.path} cannot be written: {str(error).splitlines()[0]}') from error
+
+  def _claim_job(self) -> None:
+    path, mine = self.path / JOB_FILE, as_text(self.job.as_json())
+    if not path.is_file():
+      if others := sorted(p.name for p in self.path.iterdir() if not (
+          p.name.startswith(f'.{JOB_FILE}.') or locks.is_lock(p.name))):
+        raise DataError(f'{self.path} holds {others[0]} and no {JOB_FILE}; expected a new or empty folder, or a region '
+                        'store')
+      files.write(path, mine)
+      return
+    if (raw := path.read_text(encoding='utf-8')) == mine:
+      return
+    try:
+      theirs = dict(json.loads(raw))
+    except (ValueError, TypeError):
+      raise DataError(f'{path} is damaged; expected what the store was begun with: delete the store') from None
+    key, found, ours = _difference(theirs, json.loads(mine))
+    names = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in (raw, mine)]
+    raise DataError(f'{self.path} belongs to another job ({names[0]}; this one is {names[1]}): {key} is '
+                    f'{_short(found)} there and {_short(ours)} here; expected the same, or a new folder')
+
+
+def _sidecar(shard: Path) -> Path:
+  return shard.with_suffix('.json')
+
+
+def _finished(path: Path, job: Job, shard: int) -> dict[str, Any] | None:
+  """What is known of a shard that is whole; None if it is not."""
+  file = path / shard_name(shard, job)
+  try:
+    content = json.loads(_sidecar(file).read_text(encoding='utf-8'))
+    lengths = {len(content[key]) for key in ('image_ids', 'regions', 'boxes')}
+    whole = file.stat().st_size == content['bytes'] and lengths == {len(job.examples(shard))}
+    return content if whole and content['sha256'] else None
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def _difference(theirs: Any, ours: Any, key: str = '') -> tuple[str, Any, Any]:
+  """The first value in which two trees of JSON differ: where, in dots, theirs and ours."""
+  if isinstance(theirs, dict) and isinstance(ours, dict):
+    for name in sorted(theirs.keys() | ours.keys()):
+      if theirs.get(name) != ours.get(name):
+        return _difference(theirs.get(name), ours.get(name), f'{key}.{name}' if key else name)
+  return key or 'format', theirs, ours
+
+
+def _short(value: Any) -> str:
+  text = json.dumps(value, sort_keys=True)
+  return text if len(text) <= 80 else text[:77] + '...'

@@ -1,0 +1,73 @@
+"""Bundles: one self-contained folder that any machine can load, without the training code's config file.
+
+  bundle.json      format version, teacher identity, preprocessing
+  config.json      the resolved config
+  vocabulary.npz   the training vocabulary; its base classes decide base or novel at test time
+  variables/       parameters and batch statistics (Orbax)
+  text_tower/      the teacher's text tower and tokenizer, so that any class name works (optional)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vild_jax import config as config_lib
+from vild_jax import vocabulary as vocabulary_lib
+from vild_jax.config import Config
+from vild_jax.runtime import files
+from vild_jax.teacher import checkpoint as teacher_checkpoint
+from vild_jax.train import checkpoint
+
+BUNDLE_FILE, TEXT_TOWER = 'bundle.json', 'text_tower'
+FORMAT = 1
+
+
+def export_bundle(out: Path, config: Config, variables: dict[str, Any], vocabulary: Path, *, vocabulary_teacher: str,
+                  teacher: Path | None = None) -> Path:
+  """Writes a bundle; it appears under `out` only when it is complete.
+
+  Args:
+    out: a folder that does not exist yet, or an older bundle, which is replaced.
+    config: the experiment.
+    variables: {'params', 'batch_stats'}.
+    vocabulary: the training vocabulary's file.
+    vocabulary_teacher: the identity of the text tower that made it.
+    teacher: a teacher directory or a text tower alone; without it the bundle answers only for the vocabulary's names.
+
+  Raises ValueError if `out` is something else than a bundle, or `teacher` is not the vocabulary's.
+  """
+  out = Path(out).absolute()
+  if out.exists() and not (out / BUNDLE_FILE).is_file():
+    raise ValueError(f'{out} exists and is no bundle; expected a new folder')
+  about = {
+    'format': FORMAT,
+    'name': config.name,
+    'teacher': vocabulary_teacher,
+    'preprocessing': {'image_size': config.data.image_size, 'resize': 'bilinear, no half-pixel centres, no antialias',
+                      'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225], 'padding': 'bottom and right'},
+  }
+  with files.new_folder(out) as folder:
+    if teacher is not None:
+      tower = teacher_checkpoint.load_text_tower(teacher)
+      vocabulary_lib.check_teacher(tower.text_identity, vocabulary_teacher, str(teacher))
+      teacher_checkpoint.save_text_tower(folder / TEXT_TOWER, tower)
+    shutil.copyfile(vocabulary, folder / checkpoint.VOCABULARY_FILE)
+    (folder / checkpoint.CONFIG_FILE).write_text(config_lib.to_text(config), encoding='utf-8')
+    checkpoint.save_variables(folder, variables)
+    (folder / BUNDLE_FILE).write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
+  return out
+
+
+def read_about(bundle: Path) -> dict[str, Any]:
+  """The contents of bundle.json. ValueError if it is broken or of a format this version does not know."""
+  path = Path(bundle) / BUNDLE_FILE
+  try:
+    about = json.loads(path.read_text(encoding='utf-8'))
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{path} is no JSON: {error}; expected a file that `vild-jax export` wrote') from error
+  if about.get('format') != FORMAT:
+    raise ValueError(f'{path} has format {about.get("format")!r}; expected {FORMAT}')
+  return about

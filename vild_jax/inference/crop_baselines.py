@@ -1,0 +1,173 @@
+"""The paper's slow baselines: classes from the teacher's own embeddings of cropped regions (METHOD.md, section 1).
+
+  clip-crops        "CLIP on cropped regions": the proposals of the checkpoint, unrefined, clipped to the picture, are
+                    cropped and classified by the teacher; its softmax over the classes is the score, and the proposals
+                    are the boxes. `with_objectness/` has the same multiplied by the proposals' scores, from the same
+                    crops. The row of the paper's table is the one without.
+  text+clip-crops   "ViLD-text + CLIP": the geometric ensemble of ViLD-text's scores and the teacher's, with the
+                    exponents of ViLD-ensemble. Both are of the same region: cropped is the proposal, as ViLD-text pools
+                    its features there; the boxes are the refined ones.
+
+Suppression is class-wise, and masks come from the class-agnostic mask head on the final boxes, in both. The pyramid and
+the scores stay on the devices; the host crops between two compiled halves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vild_jax import detector
+from vild_jax import vocabulary as vocabulary_lib
+from vild_jax.config import Config, Model, defaults
+from vild_jax.core import boxes, openvocab
+from vild_jax.data import batch as batches
+from vild_jax.data import sources
+from vild_jax.detector import PerImage
+from vild_jax.inference import evaluation
+from vild_jax.inference.evaluation import Found, Timer
+from vild_jax.structs import Detections, Vocabulary
+from vild_jax.teacher import checkpoint as teacher_checkpoint
+from vild_jax.teacher.crops import CropTower
+from vild_jax.train import sharding
+from vild_jax.vocabulary import VocabularyFile
+
+Array = jax.Array
+
+WITH_OBJECTNESS = 'with_objectness'
+
+
+@flax.struct.dataclass
+class Candidates:
+  """What the first half leaves on the devices; R regions an image, in pixels of the network's square.
+
+  Attributes:
+    features: {level: [B, H_l, W_l, C]}.
+    crops: [B, R, 4], proposals clipped to the picture.
+    boxes: [B, R, 4], where they are detected: the same, or refined.
+    valid: bool [B, R], False where either has no area, on padding for one.
+    objectness: [B, R] in (0, 1).
+    text_scores: [B, R, C] of ViLD-text; None where the teacher alone decides.
+  """
+
+  features: dict[int, Array]
+  crops: Array
+  boxes: Array
+  valid: Array
+  objectness: Array
+  text_scores: Array | None = None
+
+
+def candidates(model: Model, variables: Any, image: Array, image_size: Array, vocabulary: Vocabulary, *,
+               with_text: bool, per_image: PerImage = jax.vmap) -> Candidates:
+  """Images [B, S, S, 3], content sizes [B, 2] -> what there is to crop; `with_text` also refined and scored."""
+  first, _ = detector.first_stage(model, variables, image, train=False, per_image=per_image)
+  found = first.proposals
+  crops = jax.vmap(boxes.clip)(found.boxes, image_size)
+  final, text_scores = crops, None
+  if with_text:
+    second, _ = detector.second_stage(model, variables, first.features, found.boxes, found.valid, vocabulary,
+                                      train=False, per_image=per_image)
+    final = jax.vmap(detector.refine)(found.boxes, second.deltas, image_size)
+    text_scores = detector.class_scores(model, second, vocabulary)
+  valid = found.valid & (boxes.area(crops) > 0) & (boxes.area(final) > 0)
+  return Candidates(first.features, crops, final, valid, found.scores, text_scores)
+
+
+def crop_scores(model: Model, variables: Any, found: Candidates, embeddings: Array, vocabulary: Vocabulary) -> Array:
+  """Scores [B, R, C] in [0, 1] by the teacher's embeddings [B, R, D] of the crops, and by ViLD-text's if it has any."""
+  # Without the background, which the teacher does not know.
+  logits = detector.class_logits(model, variables, embeddings, vocabulary)[..., :-1]
+  scores = jax.nn.softmax(logits, axis=-1)
+  if found.text_scores is None:
+    return scores
+  ensemble = partial(openvocab.ensemble_scores, base_weight=model.postprocess.base_weight)
+  return jax.vmap(ensemble, in_axes=(0, 0, None))(found.text_scores, scores, vocabulary.is_base)
+
+
+def detections(model: Model, variables: Any, found: Candidates, embeddings: Array, factors: Array,
+               vocabulary: Vocabulary, *, per_image: PerImage = jax.vmap) -> Detections:
+  """The second half: candidates and embeddings [B, R, D] of their crops, any where invalid -> detections of a batch.
+
+  Scores are multiplied by `factors` [B, R]: ones, or the objectness.
+  """
+  scores = crop_scores(model, variables, found, embeddings, vocabulary) * factors[..., None]
+  chosen = per_image(partial(detector.choose, model))(found.boxes, found.valid, scores)
+  return chosen.replace(masks=detector.masks(model, variables, found.features, chosen.boxes, chosen.valid,
+                                             train=False, per_image=per_image)[0])
+
+
+def folders(scores: str) -> tuple[str, ...]:
+  """Where `evaluation.evaluate` puts what `predictions` yields."""
+  return ('', WITH_OBJECTNESS) if scores == defaults.CROPS else ('',)
+
+
+def predictions(config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile,
+                dataset: sources.PreparedDataset, mesh: Mesh, timer: Timer, *, tower: CropTower,
+                scores: str) -> Iterator[Found]:
+  """`evaluation.predictions` of a baseline, one entry for each of `folders(scores)`.
+
+  The timer counts both halves, the crops and the teacher's encoder; the second half once.
+  """
+  vocabulary = evaluation.put_vocabulary(classes, trained_on, mesh)
+  batch, replicated, per_image = sharding.batch_sharding(mesh), sharding.replicated(mesh), sharding.per_image(mesh)
+  image = sharding.image_sharding(mesh)
+  first_half = jax.jit(partial(candidates, config.model, with_text=scores == defaults.TEXT_AND_CROPS, per_image=per_image),
+                       in_shardings=(replicated, image, batch, replicated), out_shardings=batch)
+  second_half = jax.jit(partial(detections, config.model, per_image=per_image),
+                        in_shardings=(replicated, batch, batch, batch, replicated), out_shardings=batch)
+  size = config.evaluation.batch_size
+  local = size // jax.process_count()
+  shape = (local, config.model.rpn.max_proposals, config.model.embedding_dim)
+  put_one = lambda name, array: sharding.put_batch(mesh, {name: array})[name]
+  ones = put_one('factors', np.ones(shape[:2], np.float32))
+  with evaluation.bar_of(dataset) as bar:
+    for number, arrays in enumerate(evaluation.local_batches(dataset, config)):
+      real = np.flatnonzero(arrays['real'])
+      first = number * size + jax.process_index() * local
+      pictures = [batches.decode(dataset[first + int(i)]) for i in real]
+      put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
+      if not timer.warm:  # compiles
+        tower.embed(np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 1, 1]], np.float32))
+        found = first_half(variables, put['image'], put['image_size'], vocabulary)
+        nothing = put_one('embeddings', np.zeros(shape, np.float32))
+        jax.block_until_ready(second_half(variables, found, nothing, found.objectness, vocabulary))
+        timer.warm = True
+      start = time.perf_counter()
+      found = first_half(variables, put['image'], put['image_size'], vocabulary)
+      embeddings = np.zeros(shape, np.float32)
+      crops, valid = sharding.local_part((found.crops, found.valid))
+      for i, picture in zip(real, pictures, strict=True):
+        embeddings[i, valid[i]] = tower.embed(picture, crops[i, valid[i]] / np.tile(arrays['scale'][i], 2))
+      detect = partial(second_half, variables, found, put_one('embeddings', embeddings))
+      detected = [sharding.local_part(detect(ones, vocabulary))]
+      timer.add(time.perf_counter() - start, min(size, len(dataset) - number * size))
+      if WITH_OBJECTNESS in folders(scores):
+        detected.append(sharding.local_part(detect(found.objectness, vocabulary)))
+      for i in real:
+        yield tuple(evaluation.to_picture(one, arrays, i) for one in detected)
+        bar.update(jax.process_count())
+
+
+def crop_tower(directory: str | Path, config: Config, trained_on: VocabularyFile, scores: str) -> CropTower:
+  """The image tower of a teacher directory, once all is checked that would make its scores mean nothing.
+
+  Raises ValueError: a teacher that is not the vocabulary's or that has no image tower, or no ViLD-text to join it.
+  """
+  model = config.model
+  if scores == defaults.TEXT_AND_CROPS and (model.image_head or not model.background):
+    kind = 'model.image_head is true' if model.image_head else 'model.background is false'
+    raise ValueError(f'--scores {scores} takes the scores of ViLD-text, but {kind}; expected a checkpoint of one head '
+                     'with a background')
+  teacher = teacher_checkpoint.load_teacher(directory)
+  if not vocabulary_lib.is_same_teacher(teacher.text_identity, trained_on):
+    vocabulary_lib.check_teacher(teacher.text_identity, trained_on.teacher, str(directory))
+  return CropTower(teacher)

@@ -1,0 +1,165 @@
+"""What a user calls: load a bundle or a work directory, detect any classes given as text on any picture."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vild_jax import detector as detector_lib
+from vild_jax import vocabulary as vocabulary_lib
+from vild_jax.config import Config, defaults
+from vild_jax.data import transforms
+from vild_jax.eval import paste
+from vild_jax.inference import bundle as bundle_lib
+from vild_jax.structs import Vocabulary
+from vild_jax.teacher import prompts as prompt_lib
+from vild_jax.teacher import text
+from vild_jax.train import checkpoint
+from vild_jax.vocabulary import VocabularyFile
+
+_predict = jax.jit(detector_lib.predict, static_argnums=0)
+
+
+@dataclass(frozen=True)
+class PictureDetections:
+  """What was found in one picture, best first, in its own pixels.
+
+  Attributes:
+    boxes: float32 [N, 4] yxyx, clipped to the picture.
+    scores: float32 [N] in [0, 1], descending.
+    labels: int32 [N], indices into the classes asked for.
+    masks: bool [N, H, W].
+  """
+
+  boxes: np.ndarray
+  scores: np.ndarray
+  labels: np.ndarray
+  masks: np.ndarray
+
+
+class Detector:
+  """A trained detector with its vocabulary. Made by `load`.
+
+  Attributes:
+    config: the resolved config it was trained with.
+    variables: {'params', 'batch_stats'}.
+    vocabulary: the training vocabulary; its base classes are base at test time, all others novel.
+  """
+
+  def __init__(self, config: Config, variables: Any, training_vocabulary: VocabularyFile,
+               tower: text.TextTower | None = None):
+    self.config, self.variables, self.vocabulary, self._tower = config, variables, training_vocabulary, tower
+    self._embedded: dict[str, np.ndarray] = _other_spellings(training_vocabulary) | dict(
+      zip(training_vocabulary.names, training_vocabulary.embeddings, strict=True))
+
+  def detect(self, image: np.ndarray | str | Path, classes: Sequence[str] | VocabularyFile | None = None, *,
+             min_score: float = defaults.MIN_SCORE) -> PictureDetections:
+    """Detects `classes` in one picture.
+
+    Args:
+      image: uint8 [H, W, 3] RGB, or a path.
+      classes: names in any words (with a text tower), or a vocabulary of the same teacher; by default the training
+        vocabulary. Changing them compiles nothing new up to the next power of two.
+      min_score: detections below are left out.
+
+    Raises ValueError for an empty list, a name that the bundle cannot embed, or a picture that is none.
+    """
+    image = _as_picture(image)
+    resized = transforms.resize_and_pad(image, self.config.data.image_size)
+    found = jax.device_get(_predict(self.config, self.variables, resized.image, resized.size, self.classes(classes)))
+    keep = found.valid & (found.scores >= min_score)
+    height, width = image.shape[:2]
+    boxes = to_picture(found.boxes[keep], resized, height, width)
+    return PictureDetections(boxes, found.scores[keep], found.labels[keep],
+                             paste.paste_masks(sigmoid(found.masks[keep]), boxes, height, width))
+
+  def classes(self, classes: Sequence[str] | VocabularyFile | None = None) -> Vocabulary:
+    """Names or a vocabulary file -> the padded argument of the forward pass; base as in training, else novel."""
+    if classes is None:
+      classes = self.vocabulary
+    if isinstance(classes, VocabularyFile):
+      vocabulary_lib.check_teacher(classes.teacher, self.vocabulary.teacher, 'the vocabulary')
+      vocabulary_lib.check_dimension(classes, self.config)
+      names, rows = classes.names, classes.embeddings
+    else:
+      names = [name.strip() for name in ([classes] if isinstance(classes, str) else classes)]
+      if not names or not all(names):
+        raise ValueError(f'classes is {list(classes)!r}; expected one or more class names')
+      rows = self._embed(names)
+    padded = max(16, 1 << (len(names) - 1).bit_length())
+    missing = padded - len(names)
+    return Vocabulary(embeddings=np.pad(rows, ((0, missing), (0, 0))), valid=np.arange(padded) < len(names),
+                      is_base=np.pad(vocabulary_lib.is_base(names, self.vocabulary), (0, missing)))
+
+  def _embed(self, names: Sequence[str]) -> np.ndarray:
+    known = [name if name in self._embedded else vocabulary_lib.clean_name(name) for name in names]
+    unknown = [name for name in dict.fromkeys(known) if name not in self._embedded]
+    if unknown and self._tower is None:
+      near = difflib.get_close_matches(unknown[0], self.vocabulary.names, n=3, cutoff=0.5)
+      raise ValueError(f'{unknown[0]!r} is not in the stored vocabulary and the bundle has no text tower; expected a '
+                       f'stored name{f" such as {near}" if near else ""}, or load(..., teacher=DIR)')
+    if unknown:
+      rows = self._tower.embed(unknown, prompt_lib.load_templates(self.vocabulary.prompts))
+      self._embedded.update(zip(unknown, rows, strict=True))
+    return np.stack([self._embedded[name] for name in known])
+
+
+def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
+  """Loads a bundle (`vild-jax export`) or a work directory (`vild-jax train`) onto one device of this machine.
+
+  Args:
+    path: the folder.
+    teacher: a teacher directory whose text tower replaces the bundle's; it must be of the same identity.
+
+  Raises ValueError if the folder is neither, is damaged, or the teacher is another one.
+  """
+  path = Path(path)
+  bundle = (path / bundle_lib.BUNDLE_FILE).is_file()
+  if bundle:
+    bundle_lib.read_about(path)
+  config = checkpoint.read_config(path)
+  variables = checkpoint.load_variables(path, config)
+  trained_on = vocabulary_lib.load(path / checkpoint.VOCABULARY_FILE)
+  if teacher is None:
+    teacher = path / bundle_lib.TEXT_TOWER if bundle else Path(config.teacher or path / bundle_lib.TEXT_TOWER)
+    teacher = teacher if teacher.is_dir() else None
+  tower = None
+  if teacher is not None:
+    tower = text.load_text(teacher)
+    vocabulary_lib.check_teacher(tower.identity, trained_on.teacher, str(teacher))
+  return Detector(config, variables, trained_on, tower)
+
+
+def _other_spellings(file: VocabularyFile) -> dict[str, np.ndarray]:
+  """{cleaned name: row}, so that "fire hydrant" finds "fire_hydrant"; names that clean to the same are left out."""
+  cleaned = [vocabulary_lib.clean_name(name) for name in file.names]
+  once = {name for name, count in Counter(cleaned).items() if count == 1}
+  return {name: row for name, row in zip(cleaned, file.embeddings, strict=True) if name in once}
+
+
+def to_picture(boxes: np.ndarray, resized: Any, height: int, width: int) -> np.ndarray:
+  """Boxes of the network's square -> boxes of the picture, clipped to it."""
+  return np.clip(transforms.to_picture(boxes, resized), 0, np.array([height, width, height, width], np.float32))
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+  """Mask logits -> probabilities, on the host, without overflow."""
+  return 0.5 * (1 + np.tanh(0.5 * logits))
+
+
+def _as_picture(image: np.ndarray | str | Path) -> np.ndarray:
+  if isinstance(image, str | Path):
+    return transforms.decode(image, upright=True)
+  if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
+    raise ValueError(f'the image is {found}; expected uint8 [H, W, 3] RGB or a path')
+  return image
+
+

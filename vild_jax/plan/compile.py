@@ -1,0 +1,228 @@
+"""What a training would take on devices that are not here: its very step, compiled for them, and what comes of it.
+
+Nothing is allocated: state, batch and vocabulary are shapes, types and shardings. What was once compiled is kept by the
+hash of the lowered program, for a TPU's compiler takes minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vild_jax.config import Config, defaults, with_embedding_dim
+from vild_jax.plan import flops, hlo
+from vild_jax.plan.topology import Target, devices
+from vild_jax.runtime import files
+from vild_jax.structs import Batch, RegionTargets, Vocabulary
+from vild_jax.train import sharding, state
+from vild_jax.train.step import make_train_step
+
+_MASK_SIDE = 112                     # of `structs.Batch`
+_VERSION = 2                         # of what is kept: another one is compiled anew
+_STATE = r'state\.(params|opt_state)\b'
+_LARGEST = 10
+SMALL = 2**16                       # bytes, of batch statistics and losses rather than of gradients
+# GiB of a device, as libtpu 0.0.42 says when it refuses a program; whether one fits is for the compiler to decide.
+_HBM = {'v4': 15.25, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25}
+
+
+def abstract_batch(config: Config, mesh: Mesh) -> Batch:
+  """A global batch as `train` feeds it: shapes, types and shardings."""
+  count, side, objects = config.data.batch_size, config.data.image_size, config.data.max_instances
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
+  regions = None
+  if config.distillation.weight:
+    number = config.distillation.regions_per_image
+    regions = RegionTargets(boxes=of(np.float32, number, 4), valid=of(np.bool_, number),
+                            embeddings=of(np.float32, number, config.model.embedding_dim))
+  batch = Batch(image=of(np.float32, side, side, 3), image_size=of(np.float32, 2), boxes=of(np.float32, objects, 4),
+                labels=of(np.int32, objects), masks=of(np.uint8, objects, _MASK_SIDE, _MASK_SIDE),
+                valid=of(np.bool_, objects), regions=regions)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch,
+                      sharding.batch_shardings(mesh, batch))
+
+
+def abstract_vocabulary(config: Config, mesh: Mesh, classes: int) -> Vocabulary:
+  """Shapes, types and shardings of a vocabulary of so many rows."""
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct((classes, *shape), dtype, sharding=sharding.replicated(mesh))
+  return Vocabulary(embeddings=of(np.float32, config.model.embedding_dim), is_base=of(np.bool_), valid=of(np.bool_))
+
+
+def program(config: Config, mesh: Mesh, classes: int) -> tuple[Callable, tuple[Any, Batch, Vocabulary]]:
+  """The jit function that `train` calls, and abstract arguments for it."""
+  arguments = state.abstract(config, mesh), abstract_batch(config, mesh), abstract_vocabulary(config, mesh, classes)
+  return make_train_step(config, mesh), arguments
+
+
+def plan(config: Config, of: Target, *, classes: int = defaults.CLASSES, hbm: int | None = None, effort: float = 0.0,
+         cache: Path | None = None) -> dict[str, Any]:
+  """Compiles the train step of a config for devices that are not here, and measures it.
+
+  Args:
+    config: the experiment; `data.batch_size` is the global batch.
+    of: the devices.
+    classes: rows of the vocabulary.
+    hbm: bytes that there are on a device; None for what is known of the kind.
+    effort: of the compiler, from -1 (fast) to 1; 0 is its own choice.
+    cache: a folder that keeps what was measured.
+
+  Returns:
+    What `--json` writes: sizes in bytes of one device, FLOPs of one step. What XLA says, `xla_flops` and
+    `bytes_accessed`, has the body of a loop once.
+  """
+  config = with_embedding_dim(config, defaults.EMBEDDING_DIM)
+  mesh = sharding.make_mesh(config.mesh, devices(of))
+  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
+  train_step, arguments = program(config, mesh, classes)
+  start = time.monotonic()
+  traced = train_step.trace(*arguments)
+  lowered = traced.lower()
+  lowering = time.monotonic() - start
+  options = {'exec_time_optimization_effort': effort} if effort else {}
+  file = cache and cache / f'{_key(lowered.as_text(), of, options)}.json'
+  found = _kept(file)
+  if found is None:
+    found = _measured(lowered, mesh, options)
+    found['model_flops'] = _model_flops(config, mesh, classes, traced)
+    if file:
+      cache.mkdir(parents=True, exist_ok=True)
+      files.write(file, json.dumps(found, indent=2) + '\n')
+  return {'config': config.name, 'topology': of.topology, 'platform': of.platform,
+          'mesh': dict(mesh.shape), 'batch': config.data.batch_size, 'lowering_seconds': lowering,
+          'batch_per_device': config.data.batch_size / mesh.size,
+          'state_bytes': sharding.bytes_per_device(arguments[0])} | _fitted(found, hbm, of)
+
+
+def _model_flops(config: Config, mesh: Mesh, classes: int, traced: Any) -> int:
+  """Of one step of all devices, without what is computed twice to save memory."""
+  backbone = dataclasses.replace(config.model.backbone, remat=False)
+  plain = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone),
+                              train=dataclasses.replace(config.train, accumulate=1))
+  if plain != config:
+    train_step, arguments = program(plain, mesh, classes)
+    traced = train_step.trace(*arguments)
+  return flops.count(traced.jaxpr)
+
+
+def _fitted(found: dict[str, Any], hbm: int | None, of: Target) -> dict[str, Any]:
+  """With what there is of memory, whether it suffices, and who judges: the compiler or the sum; None if nobody knows.
+
+  A compiler for TPUs refuses what does not fit; the sum of the parts, which need not live at once, is no better judge.
+  """
+  known = int(_HBM[of.kind] * 2**30) if of.platform == 'tpu' and of.kind in _HBM else None
+  memory = {'available': hbm or known} | found['memory']
+  if hbm:  # a compiler that refuses names its own limit
+    memory['available'] = min(hbm, memory['available'])
+  if not found['compiled']:
+    fits = False
+  elif hbm:
+    fits = memory['needed'] <= hbm
+  else:
+    fits = True if of.platform == 'tpu' else None
+  judge = None if fits is None else 'sum' if hbm and found['compiled'] else 'compiler'
+  return found | {'memory': memory, 'fits': fits, 'judge': judge}
+
+
+def _key(text: str, of: Target, options: dict[str, Any]) -> str:
+  """Of the lowered program, and of all else that its compilation depends on."""
+  versions = [jax.__version__, importlib.metadata.version('jaxlib')]
+  if of.platform == 'tpu':
+    versions.append(importlib.metadata.version('libtpu'))
+  else:
+    versions.append(os.environ.get('XLA_FLAGS', ''))
+  parts = json.dumps([_VERSION, dataclasses.asdict(of), options, versions])
+  return hashlib.sha256(f'{parts}\n{text}'.encode()).hexdigest()
+
+
+def _kept(file: Path | None) -> dict[str, Any] | None:
+  """What was measured before, None if it was not or cannot be read."""
+  if not (file and file.is_file()):
+    return None
+  try:
+    found = json.loads(file.read_text(encoding='utf-8'))
+  except ValueError:
+    return None
+  return found | {'cached': True} if isinstance(found, dict) and 'memory' in found else None
+
+
+def _measured(lowered: Any, mesh: Mesh, options: dict[str, Any]) -> dict[str, Any]:
+  start = time.monotonic()
+  try:
+    with _stderr() as said:
+      compiled = lowered.compile(compiler_options=options or None)
+  except jax.errors.JaxRuntimeError as error:
+    memory = hlo.refused(f'{said[0]}\n{error}')
+    if memory is None:
+      raise
+    return {'cached': False, 'compiled': False, 'compile_seconds': time.monotonic() - start, 'memory': memory}
+  seconds = time.monotonic() - start
+  cost, text = compiled.cost_analysis(), hlo.parse(compiled.as_text())
+  collectives = hlo.collectives(text, dict(mesh.shape), _STATE)
+  return {
+    'cached': False, 'compiled': True, 'compile_seconds': seconds,
+    'memory': _memory(compiled.memory_analysis()),
+    'xla_flops': cost['flops'] * mesh.size, 'bytes_accessed': cost['bytes accessed'],
+    'collectives': _by_kind(collectives),
+    'gathered': [dataclasses.asdict(c) for c in collectives if _suspicious(c)],
+    'rematerialised_by_the_partitioner': hlo.rematerialised(said[0]),
+    'largest': [{'bytes': size, 'type': kind, 'from': where} for size, kind, where in hlo.largest(text, _LARGEST)],
+  }
+
+
+def _memory(stats: Any) -> dict[str, int]:
+  """Bytes on one device. Donated arguments become results, and count once."""
+  parts = {'arguments': stats.argument_size_in_bytes, 'results': stats.output_size_in_bytes,
+           'shared': stats.alias_size_in_bytes, 'temporaries': stats.temp_size_in_bytes,
+           'code': stats.generated_code_size_in_bytes}
+  total = sum(parts.values()) - 2 * parts['shared']
+  return {'needed': total, 'peak': getattr(stats, 'peak_memory_in_bytes', 0) or total, **parts}
+
+
+def _suspicious(collective: hlo.Collective) -> bool:
+  """Whether it may bring the pictures of other devices here, which nothing in the step asks for."""
+  along = collective.axes is None or set(collective.axes) & set(sharding.BATCH_AXES)
+  return collective.kind == 'all-gather' and bool(along) and not collective.of_state
+
+
+def _by_kind(collectives: list[hlo.Collective]) -> list[dict[str, Any]]:
+  """One entry for each kind, axes, and whether small: places in the program, how often in a step, and bytes of all."""
+  places, times, size = Counter(), Counter(), Counter()
+  for c in collectives:
+    key = c.kind, c.axes, c.bytes < SMALL
+    places[key] += 1
+    times[key] += c.times
+    size[key] += c.times * c.bytes
+  return [{'kind': key[0], 'axes': key[1] and list(key[1]), 'small': key[2], 'places': places[key],
+           'times': times[key], 'bytes': size[key]} for key in sorted(places, key=lambda key: -size[key])]
+
+
+@contextlib.contextmanager
+def _stderr() -> Iterator[list[str]]:
+  """What the compiler, which is C++, says meanwhile; the list has it at the end."""
+  said: list[str] = []
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with tempfile.TemporaryFile() as file:
+    os.dup2(file.fileno(), 2)
+    try:
+      yield said
+    finally:
+      os.dup2(kept, 2)
+      os.close(kept)
+      file.seek(0)
+      said.append(file.read().decode(errors='replace'))

@@ -1,0 +1,1 @@
+"""Pages and charts for people; no jax."""

@@ -1,0 +1,1 @@
+"""Processes, progress bars and files: what every room above may use."""

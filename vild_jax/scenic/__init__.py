@@ -1,0 +1,1 @@
+"""The front door for google-research/scenic."""

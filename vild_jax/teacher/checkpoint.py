@@ -1,0 +1,179 @@
+"""Teachers of the CLIP family in the Hugging Face layout, read and written, every parameter matched or an error.
+
+A directory holds `config.json`, `model.safetensors` (or several with `model.safetensors.index.json`), `tokenizer.json`
+and `preprocessor_config.json`. Read are transformers' CLIPModel, SiglipModel (SigLIP, SigLIP 2 at a fixed resolution)
+and Siglip2Model (at the one resolution that its positions were learned for), and OpenAI's own names of parameters, of
+ViTs and of ModifiedResNets, whose config.json may be missing. Written is what transformers reads, save that it knows
+no ModifiedResNet. A text tower alone (`text_tower/` of a bundle) is the same without the image tower's parameters and
+without preprocessing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+import safetensors.numpy
+import tokenizers
+
+from vild_jax.nn import clip
+from vild_jax.teacher import files, hf_config, parameter_names
+from vild_jax.teacher.files import CONFIG, PREPROCESSOR, TOKENIZER, WEIGHTS
+from vild_jax.teacher.parameter_names import Source
+
+Params = Mapping[str, Any]
+Path_ = tuple[str, ...]
+_TOWERS = ('text', 'image')
+
+
+@dataclass(frozen=True)
+class Teacher:
+  """A teacher in memory.
+
+  Attributes:
+    config: the sizes of both towers.
+    params: float32 parameters of `clip.Clip`: `text`, and unless it is a text tower alone, `image` and `logit_scale`
+      (of a sigmoid model also `logit_bias`).
+    tokenizer_json: the text of tokenizer.json.
+    preprocessor: the contents of preprocessor_config.json; None for a text tower alone.
+  """
+
+  config: clip.ClipConfig
+  params: Params
+  tokenizer_json: str
+  preprocessor: Mapping[str, Any] | None = None
+
+  @cached_property
+  def text_identity(self) -> str:
+    """`model:hash` of the text tower, a function of its weights, sizes and tokens; the same for a copy of it alone."""
+    tokens = tokenizers.Tokenizer.from_str(self.tokenizer_json).get_vocab()
+    facts = [self.config.text, self.config.end_id, sorted(tokens.items())]
+    return f'{hf_config.model_name(self.config)}:{_hash(self.params["text"], repr(facts))}'
+
+  @cached_property
+  def image_identity(self) -> str:
+    """`model:hash` of the image tower and its preprocessing."""
+    facts = [self.config.image, json.dumps(self.preprocessor, sort_keys=True)]
+    return f'{hf_config.model_name(self.config)}:{_hash(self.params["image"], repr(facts))}'
+
+
+def load_teacher(directory: str | Path) -> Teacher:
+  """Reads a teacher directory, or one of the Hugging Face hub by its id.
+
+  ValueError, one line, names the file or parameter that does not fit.
+  """
+  directory = files.locate(directory)
+  teacher = _load(directory, _TOWERS)
+  return dataclasses.replace(teacher, preprocessor=files.read_json(directory / PREPROCESSOR))
+
+
+def load_text_tower(directory: str | Path) -> Teacher:
+  """Reads the text tower of a teacher directory or of a `text_tower/`; the image tower's weights are not touched."""
+  return _load(files.locate(directory), ('text',))
+
+
+def save_teacher(directory: str | Path, teacher: Teacher) -> None:
+  """Writes a teacher directory that `load_teacher` and transformers read (the latter no ModifiedResNet)."""
+  _save(Path(directory), teacher, _TOWERS)
+
+
+def save_text_tower(directory: str | Path, teacher: Teacher) -> None:
+  """Writes the text tower and the tokenizer alone, which is what a bundle keeps of its teacher."""
+  _save(Path(directory), teacher, ('text',))
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+# Tensors that hold no parameter: counters of places and batches, and the sizes that OpenAI's files repeat as tensors.
+_NO_PARAMETER = ('position_ids', 'num_batches_tracked', 'input_resolution', 'context_length', 'vocab_size')
+
+
+def _load(directory: Path, towers: tuple[str, ...]) -> Teacher:
+  files.require(directory, WEIGHTS, TOKENIZER, *([PREPROCESSOR] if 'image' in towers else []))
+  with files.Weights(directory) as weights:
+    original = hf_config.is_original(set(weights.shapes))
+    path = directory / CONFIG
+    if not original:
+      files.require(directory, CONFIG)
+    tree = files.read_json(path) if path.is_file() else {}
+    if original:
+      tree = hf_config.from_shapes(weights.shapes, tree, weights.path)
+    config = hf_config.parse(tree, path)
+    tokenizer_json = (directory / TOKENIZER).read_text(encoding='utf-8')
+    _check_tokenizer(tokenizer_json, config, directory / TOKENIZER)
+    tables = {tower: parameter_names.parameter_table(config, tower, original) for tower in _TOWERS}
+    if hf_config.has_flat_patches(tree):
+      tables['image'] = parameter_names.with_flat_patches(tables['image'], config)
+    return Teacher(config, _read_params(weights, config, tables, towers), tokenizer_json)
+
+
+def _read_params(weights: files.Weights, config: clip.ClipConfig, tables: Mapping[str, Mapping[Path_, Source]],
+                 towers: tuple[str, ...]) -> Params:
+  wanted = {ours: source for tower in towers for ours, source in tables[tower].items()}
+  known = {source.name for table in tables.values() for source in table.values()}
+  unknown = sorted(n for n in weights.shapes.keys() - known if n.rpartition('.')[2] not in _NO_PARAMETER)
+  missing = sorted({source.name for source in wanted.values()} - weights.shapes.keys())
+  if unknown or missing:
+    problem = f'has {unknown[0]}, which fits nothing' if unknown else f'lacks {missing[0]}'
+    raise ValueError(f'{weights.path} {problem} ({len(unknown)} unknown, {len(missing)} missing); expected the '
+                     f'parameters of {hf_config.model_name(config)} as its config.json describes it')
+  shapes, flat = parameter_names.expected_shapes(config), {}
+  for ours, source in wanted.items():
+    found, expected = weights.shapes[source.name], source.shape_in_file(shapes[ours])
+    if found != expected:
+      raise ValueError(f'{weights.path}: {source.name} is {found}; expected {expected}')
+    flat[ours] = source.read(weights.read(source.name))
+  return flax.traverse_util.unflatten_dict(flat)
+
+
+def _check_tokenizer(text: str, config: clip.ClipConfig, path: Path) -> None:
+  try:
+    size = tokenizers.Tokenizer.from_str(text).get_vocab_size(with_added_tokens=True)
+  except Exception as error:  # the library raises plain Exception
+    raise ValueError(f'{path} is no usable tokenizer: {files.first_line(error)}') from error
+  if size != config.vocab_size:
+    raise ValueError(f'{path} has {size} tokens; expected {config.vocab_size}, the vocab_size of config.json')
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def _save(directory: Path, teacher: Teacher, towers: tuple[str, ...]) -> None:
+  flat = flax.traverse_util.flatten_dict(teacher.params)
+  parts: dict[str, list[np.ndarray]] = {}  # query, key and value of one tensor stand in the table in that order
+  for tower in towers:
+    for ours, source in parameter_names.parameter_table(teacher.config, tower).items():
+      parts.setdefault(source.name, []).append(source.write(np.asarray(flat[ours], dtype=np.float32)))
+  tensors = {name: values[0] if len(values) == 1 else np.concatenate(values) for name, values in parts.items()}
+  contents = {
+    WEIGHTS: safetensors.numpy.save(tensors, metadata={'format': 'pt'}),
+    TOKENIZER: teacher.tokenizer_json.encode(),
+    CONFIG: _to_json(hf_config.write(teacher.config, 'image' in towers)),
+  }
+  if 'image' in towers:
+    contents[PREPROCESSOR] = _to_json(teacher.preprocessor)
+  files.write(directory, contents)
+
+
+def _to_json(tree: Mapping[str, Any] | None) -> bytes:
+  return (json.dumps(tree, indent=2) + '\n').encode()
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+def _hash(params: Params, facts: str) -> str:
+  digest = hashlib.sha256(facts.encode())
+  for path, value in sorted(flax.traverse_util.flatten_dict(params).items()):
+    value = np.array(value, dtype=np.float32, order='C')
+    digest.update(f'{path}{value.shape}'.encode())
+    digest.update(value.data)
+  return digest.hexdigest()[:16]

@@ -1,0 +1,162 @@
+"""The files of a teacher directory: found (also on the Hugging Face hub), read without unpickling, written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from vild_jax.runtime.files import temporary_beside
+
+WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+CONFIG, TOKENIZER, PREPROCESSOR = 'config.json', 'tokenizer.json', 'preprocessor_config.json'
+
+
+def locate(teacher: str | Path) -> Path:
+  """The folder of a teacher: a path, or, where there is none, an id of the Hugging Face hub such as `owner/name`.
+
+  ValueError, one line, where it is neither, or where the hub (or its client, which is optional) cannot be reached.
+  """
+  if Path(teacher).is_dir():
+    return Path(teacher)
+  if isinstance(teacher, Path) or not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', teacher) or Path(teacher).exists():
+    raise ValueError(f'{teacher} is no folder; expected a teacher directory ({CONFIG}, {WEIGHTS}, ...) or the id of '
+                     'one on the Hugging Face hub, as openai/clip-vit-base-patch32')
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise ValueError(f'{teacher} is no folder, and to fetch a teacher of that name from the Hugging Face hub its '
+                     'client is needed; expected `pip install "vild_jax[hub]"`, or the path of a folder') from error
+  wanted = [WEIGHTS, INDEX, 'model-*-of-*.safetensors', CONFIG, TOKENIZER, PREPROCESSOR]
+  try:
+    return Path(huggingface_hub.snapshot_download(teacher, allow_patterns=wanted))
+  except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
+    raise ValueError(f'{teacher} is no folder, and the Hugging Face hub did not give it: {first_line(error)}; expected '
+                     'a name that exists and a network, or the path of a folder') from error
+
+
+def require(directory: Path, *names: str) -> None:
+  """ValueError, one line with a remedy, if one of the files is not there."""
+  for name in names:
+    if not any((directory / found).is_file() for found in ((WEIGHTS, INDEX) if name == WEIGHTS else (name,))):
+      raise ValueError(f'{directory} is no teacher directory: it has no {name}; {_remedy(directory, name)}')
+
+
+def _remedy(directory: Path, name: str) -> str:
+  has = lambda *names: all((directory / n).is_file() for n in names)
+  resave = f'`AutoTokenizer.from_pretrained("{directory}").save_pretrained("{directory}")`'
+  if name == TOKENIZER and has('vocab.json', 'merges.txt'):
+    return f'its vocab.json and merges.txt make one: with transformers, {resave}'
+  if name == TOKENIZER and has('spiece.model'):
+    return ('its spiece.model makes one: with transformers and sentencepiece, '
+            f'`T5TokenizerFast.from_pretrained("{directory}", extra_ids=0).save_pretrained("{directory}")`')
+  return {
+    CONFIG: 'expected the Hugging Face layout of CLIP or SigLIP',
+    WEIGHTS: 'save the model with transformers, `AutoModel.from_pretrained(...).save_pretrained(...)`'
+             + ('; pytorch_model.bin is a pickle, which is never read' if has('pytorch_model.bin') else ''),
+    TOKENIZER: 'save one with transformers, `CLIPTokenizerFast.from_pretrained(...).save_pretrained(...)` (for SigLIP '
+               '`AutoTokenizer`)',
+    PREPROCESSOR: 'expected the mean, deviation and size of the teacher\'s pictures',
+  }[name]
+
+
+class Weights:
+  """The tensors of a teacher directory, in one file or in several; a context manager, read one by one.
+
+  Attributes:
+    path: of the file, or of the index of several.
+    shapes: {name: shape} of all tensors.
+  """
+
+  def __init__(self, directory: Path):
+    self._stack = contextlib.ExitStack()
+    whole = directory / WEIGHTS
+    self.path = whole if whole.is_file() else directory / INDEX
+    listed = None if whole.is_file() else _read_index(self.path)
+    self.shapes: dict[str, tuple[int, ...]] = {}
+    self._files: dict[str, Any] = {}
+    try:
+      for path in [whole] if listed is None else [directory / name for name in sorted(set(listed.values()))]:
+        self._open(path)
+      if listed is not None and listed.keys() != self.shapes.keys():
+        name = sorted(listed.keys() ^ self.shapes.keys())[0]
+        raise ValueError(f'{self.path} and the files it lists disagree about {name}; expected it in both')
+    except BaseException:
+      self._stack.close()
+      raise
+
+  def _open(self, path: Path) -> None:
+    try:
+      # numpy knows no bfloat16; the framework of JAX does.
+      file = self._stack.enter_context(safetensors.safe_open(path, framework='flax'))
+      for name in list(file.keys()):
+        self.shapes[name] = tuple(file.get_slice(name).get_shape())
+        self._files[name] = (path, file)
+    except (safetensors.SafetensorError, OSError) as error:
+      raise ValueError(f'{path} is no complete safetensors file: {first_line(error)}') from error
+
+  def read(self, name: str) -> np.ndarray:
+    """The tensor as float32; ValueError if it holds a number that is not finite."""
+    path, file = self._files[name]
+    try:
+      value = np.asarray(file.get_tensor(name), dtype=np.float32)
+    except (safetensors.SafetensorError, OSError) as error:
+      raise ValueError(f'{path} is no complete safetensors file: {first_line(error)}') from error
+    if not np.isfinite(value).all():
+      raise ValueError(f'{path}: {name} holds numbers that are not finite')
+    return value
+
+  def __enter__(self) -> Weights:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._stack.close()
+
+
+def _read_index(path: Path) -> dict[str, str]:
+  listed = read_json(path).get('weight_map')
+  plain = isinstance(listed, dict) and all(isinstance(name, str) and Path(name).name == name
+                                           for name in listed.values())
+  if not plain:
+    raise ValueError(f'{path} has no usable weight_map; expected {{parameter: name of a file beside it}}')
+  for name in sorted(set(listed.values())):
+    if not (path.parent / name).is_file():
+      raise ValueError(f'{path} lists {name}, which is not there; expected all files of this teacher')
+  return listed
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A JSON object; ValueError, one line, if the file holds none."""
+  try:
+    tree = json.loads(path.read_text(encoding='utf-8'))
+  except (ValueError, OSError) as error:
+    raise ValueError(f'{path} is no JSON: {first_line(error)}') from error
+  if not isinstance(tree, dict):
+    raise ValueError(f'{path} holds a {type(tree).__name__}; expected an object')
+  return tree
+
+
+def write(directory: Path, files: Mapping[str, bytes]) -> None:
+  """Writes all files of a directory, each whole or not at all; those that stood there stay until all are complete."""
+  directory.mkdir(parents=True, exist_ok=True)
+  temporary = {name: temporary_beside(directory / name) for name in files}
+  try:
+    for name, content in files.items():
+      temporary[name].write_bytes(content)
+    for name in files:
+      os.replace(temporary[name], directory / name)
+  finally:
+    for path in temporary.values():
+      path.unlink(missing_ok=True)
+
+
+def first_line(error: Exception) -> str:
+  """The first line of an error's message, or its kind."""
+  return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

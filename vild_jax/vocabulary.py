@@ -1,0 +1,202 @@
+"""Vocabulary files: the classes of a detector as text embeddings, with the identity of the tower that made them.
+
+A vocabulary is data, never weights. `V.npz` holds `embeddings` float32 [C, D] with unit rows, `names` [C], `is_base`
+bool [C], `teacher` (identity of the text tower) and `prompts` (what was embedded). It is never unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vild_jax import structs
+from vild_jax.config import Config
+from vild_jax.runtime import files
+
+UNIT_TOLERANCE = 1e-3  # float16 rows are unit to about 5e-4
+_PRECOMPUTED = 'precomputed'  # `prompts` of what came as an array begins so
+
+
+@dataclass(frozen=True)
+class VocabularyFile:
+  """The contents of a vocabulary file. An inconsistent one cannot be made: ValueError names the field.
+
+  Attributes:
+    embeddings: float32 [C, D], unit rows.
+    names: C distinct class names, as the user gave them.
+    is_base: bool [C], True for the classes whose annotations training may see.
+    teacher: identity of the text tower; a model refuses a vocabulary of another one.
+    prompts: which templates were embedded, for the reader.
+  """
+
+  embeddings: np.ndarray
+  names: tuple[str, ...]
+  is_base: np.ndarray
+  teacher: str
+  prompts: str
+
+  def __post_init__(self):
+    rows, flags = np.asarray(self.embeddings), np.asarray(self.is_base)
+    _require(rows.ndim == 2 and rows.dtype.kind == 'f', 'embeddings', f'{rows.dtype} {rows.shape}', 'float32 [C, D]')
+    _require(rows.size > 0, 'embeddings', rows.shape, 'at least one class')
+    _require(bool(np.isfinite(rows).all()), 'embeddings', f'not finite in {_rows(~np.isfinite(rows).all(1))}',
+             'finite numbers')
+    off = np.abs(np.linalg.norm(rows.astype(np.float64), axis=1) - 1) > UNIT_TOLERANCE
+    _require(not off.any(), 'embeddings', f'not of unit length in {_rows(off)}', 'unit rows')
+    _require(len(self.names) == len(rows), 'names', f'{len(self.names)} names', f'{len(rows)}, one a row of embeddings')
+    _require(all(name.strip() for name in self.names), 'names', 'an empty name', 'a name for each class')
+    twice = [name for name, count in Counter(self.names).items() if count > 1]
+    _require(not twice, 'names', f'{twice[:1]} more than once', 'distinct names')
+    _require(flags.dtype == np.bool_ and flags.shape == (len(rows),), 'is_base', f'{flags.dtype} {flags.shape}',
+             f'bool ({len(rows)},)')
+    _require(bool(self.teacher), 'teacher', 'empty', 'the identity of a text tower')
+    object.__setattr__(self, 'embeddings', rows.astype(np.float32))
+    object.__setattr__(self, 'is_base', flags)
+    object.__setattr__(self, 'names', tuple(self.names))
+
+
+def save(path: str | Path, vocabulary: VocabularyFile) -> None:
+  """Writes a vocabulary file; what stood there before stays until the new one is complete."""
+  with files.replacing(path) as temporary, open(temporary, 'wb') as f:
+    np.savez(f, embeddings=vocabulary.embeddings, names=np.array(vocabulary.names), is_base=vocabulary.is_base,
+             teacher=np.array(vocabulary.teacher), prompts=np.array(vocabulary.prompts))
+
+
+def load(path: str | Path) -> VocabularyFile:
+  """Reads a vocabulary file. ValueError, one line that names the file and the field, if it cannot be used."""
+  path = Path(path)
+  if not path.is_file():
+    raise ValueError(f'{path} is no file; expected a vocabulary as `vild-jax embed-text` writes it')
+  if not zipfile.is_zipfile(path):
+    raise ValueError(f'{path} is no usable vocabulary: it is no complete .npz archive')
+  fields = {}
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      for key in ('embeddings', 'names', 'is_base', 'teacher', 'prompts'):
+        _require(key in arrays, key, 'missing', 'a field of this name')
+        fields[key] = arrays[key]
+    for key, rank in (('names', 1), ('teacher', 0), ('prompts', 0)):
+      found = fields[key]
+      _require(found.dtype.kind == 'U' and found.ndim == rank, key, f'{found.dtype} {found.shape}',
+               'text' if rank == 0 else 'text [C]')
+    return VocabularyFile(fields['embeddings'], tuple(fields['names'].tolist()), fields['is_base'],
+                          str(fields['teacher']), str(fields['prompts']))
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f'{path} is no usable vocabulary: {error}') from error
+
+
+def to_struct(vocabulary: VocabularyFile, pad_to: int | None = None) -> structs.Vocabulary:
+  """The argument of a forward pass: rows beyond the C classes, up to `pad_to`, are zero, not base and not valid."""
+  count = len(vocabulary.names)
+  size = count if pad_to is None else pad_to
+  if size < count:
+    raise ValueError(f'the vocabulary has {count} classes; expected at most {size}, the padded size')
+  padding = size - count
+  return structs.Vocabulary(
+    embeddings=np.pad(vocabulary.embeddings, ((0, padding), (0, 0))),
+    is_base=np.pad(vocabulary.is_base, (0, padding)),
+    valid=np.arange(size) < count,
+  )
+
+
+def from_npy(path: str | Path, names: Sequence[str], teacher_id: str, is_base: np.ndarray) -> VocabularyFile:
+  """A vocabulary of embeddings [C, D] that were computed elsewhere, one row a name, in the order of `names`.
+
+  Rows are normalised. The identity is `teacher_id:hash of the array`, since the tower itself is not at hand.
+  """
+  path = Path(path)
+  try:
+    rows = np.load(path, allow_pickle=False)
+  except (ValueError, OSError, EOFError) as error:
+    raise ValueError(f'{path} is no usable .npy file: {error}') from error
+  if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != 'f':
+    found = f'{rows.dtype} {rows.shape}' if isinstance(rows, np.ndarray) else 'an archive of arrays'
+    raise ValueError(f'{path} is {found}; expected one floating array [classes, dimension]')
+  if len(rows) != len(names):
+    raise ValueError(f'{path} has {len(rows)} rows; expected {len(names)}, one for each class name')
+  rows = np.ascontiguousarray(rows, dtype=np.float32)
+  bad = ~np.isfinite(rows).all(1)
+  if bad.any():
+    raise ValueError(f'{path} is not finite in {_rows(bad)}; expected finite numbers')
+  norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+  if (norms <= 1e-8).any():
+    raise ValueError(f'{path} is zero in {_rows(norms[:, 0] <= 1e-8)}; expected an embedding in each row')
+  if not teacher_id:
+    raise ValueError('the teacher id is empty; expected the name of the text tower that made the embeddings')
+  digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+  return VocabularyFile((rows / norms).astype(np.float32), tuple(names), np.asarray(is_base),
+                        f'{teacher_id}:{digest}', f'{_PRECOMPUTED} ({path.name})')
+
+
+def clean_name(name: str) -> str:
+  """A class name as it stands in a prompt: `_` and `/` spelled out, lower case, no trailing dot; parentheses stay."""
+  cleaned = ' '.join(name.replace('_', ' ').replace('/', ' or ').lower().split()).rstrip('.')
+  if not cleaned:
+    raise ValueError(f'the class name {name!r} is empty; expected a word')
+  return cleaned
+
+
+def is_base(names: Sequence[str], training: VocabularyFile) -> np.ndarray:
+  """bool [C]: is the name, cleaned, among the base classes of the training vocabulary (METHOD.md, section 3)?"""
+  base = {clean_name(name) for name, flag in zip(training.names, training.is_base, strict=True) if flag}
+  return np.array([clean_name(name) in base for name in names])
+
+
+def check_teacher(found: str, expected: str, where: str) -> None:
+  """Raises ValueError unless the identity `found`, of `where`, is `expected`, that of the training vocabulary."""
+  if found != expected:
+    raise ValueError(f'{where} is of teacher {found!r}; expected {expected!r}, the teacher of the training vocabulary')
+
+
+def check_dimension(file: VocabularyFile, config: Config) -> None:
+  """Raises ValueError unless the vocabulary's embeddings have the model's dimension."""
+  found, expected = file.embeddings.shape[1], config.model.embedding_dim
+  if found != expected:
+    raise ValueError(f'the vocabulary has embeddings of dimension {found}; expected {expected}, '
+                     'model.region_head.embedding_dim')
+
+
+def describe(vocabulary: VocabularyFile) -> str:
+  """Returns a line on what a vocabulary holds."""
+  base = int(vocabulary.is_base.sum())
+  dimension = vocabulary.embeddings.shape[1]
+  return f'{len(vocabulary.names)} classes, {base} base, dimension {dimension}, teacher {vocabulary.teacher}'
+
+
+def is_same_teacher(store_teacher: str, vocabulary: VocabularyFile) -> bool:
+  """Whether embeddings of regions belong with a vocabulary, given the identity of the text tower that they carry.
+
+  It is the vocabulary's; or the vocabulary is of embeddings that came as an array (`from_npy`), whose identity is a
+  name and the array's hash, and the store has that name alone: the NAME of --teacher-id is what its owner says that
+  both have in common, be it the identity of a tower or a word of theirs. A tower's own identity too is a name and a
+  hash, but that name is the architecture, which many weights share.
+  """
+  if not store_teacher or store_teacher == vocabulary.teacher:
+    return bool(store_teacher)
+  name, _, digest = vocabulary.teacher.rpartition(':')
+  return (vocabulary.prompts.startswith(_PRECOMPUTED) and store_teacher == name
+          and re.fullmatch('[0-9a-f]{16}', digest) is not None)
+
+
+def check_regions(path: str | Path, store_teacher: str, vocabulary: VocabularyFile) -> None:
+  """Raises ValueError unless the store of regions at `path`, of that text tower, belongs with a vocabulary."""
+  if not is_same_teacher(store_teacher, vocabulary):
+    raise ValueError(f'{path} has embeddings of teacher {store_teacher!r}, and the vocabulary of '
+                     f'{vocabulary.teacher!r}; expected the image and the text tower of one teacher')
+
+
+def _require(condition: bool, field: str, found: object, expected: str) -> None:
+  if not condition:
+    raise ValueError(f'`{field}` is {found}; expected {expected}')
+
+
+def _rows(flags: np.ndarray) -> str:
+  first = ', '.join(str(i) for i in np.flatnonzero(flags)[:3])
+  return f'{int(flags.sum())} of {len(flags)} rows (first: {first})'

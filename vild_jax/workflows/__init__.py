@@ -1,0 +1,1 @@
+"""What one can do with folders and files, as Python functions."""

@@ -1,0 +1,44 @@
+"""Classifies pictures by a teacher alone, among any names: the quickest proof that a teacher works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vild_jax.data import class_lists, transforms
+from vild_jax.teacher import checkpoint as teacher_checkpoint
+from vild_jax.teacher import prompts, zero_shot
+
+
+def classify(teacher: str, images: list[Path], classes: str, *, which: str, top: int) -> dict[str, Any]:
+  """Zero-shot classification: the best `top` names of each picture, with what they come from.
+
+  Args:
+    classes: names separated by commas, or a list of classes as `class_lists.class_list` takes it.
+    which: the prompts, see `prompts.load_templates`.
+  """
+  names, templates = class_lists.names(classes), prompts.load_templates(which)
+  if top < 1:
+    raise ValueError(f'--top is {top}; expected at least 1')
+  pictures = [transforms.decode(image) for image in images]
+  loaded = teacher_checkpoint.load_teacher(teacher)
+  scores = zero_shot.classify(loaded, pictures, names, templates)
+  best = np.argsort(-scores.cosine, axis=1, kind='stable')[:, :top]
+  return {'teacher': loaded.text_identity, 'image_tower': loaded.image_identity, 'prompts': prompts.as_text(which),
+          'images': [
+            {'image': str(path), 'scores': [
+              {'class': names[i], 'probability': float(probability[i]), 'cosine': float(cosine[i])} for i in order]}
+            for path, order, probability, cosine in zip(images, best, scores.probability, scores.cosine, strict=True)]}
+
+
+def scores_table(found: dict[str, Any]) -> str:
+  """A few lines for the console: under each picture its best names, with probability and cosine."""
+  lines = []
+  for image in found['images']:
+    width = max(len(score['class']) for score in image['scores'])
+    lines += [image['image'], f'  {"class":<{width}}  probability  cosine']
+    lines += [f'  {score["class"]:<{width}}  {score["probability"]:>11.4f}  {score["cosine"]:>6.3f}'
+              for score in image['scores']]
+  return '\n'.join(lines)

@@ -1,0 +1,50 @@
+"""Detects in pictures with any class names: a drawing of each, and one JSON file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vild_jax import vocabulary as vocabulary_lib
+from vild_jax.data import class_lists, rle, transforms
+from vild_jax.inference import drawing
+from vild_jax.inference.detector import Detector
+from vild_jax.runtime import files, progress
+
+DETECTIONS_FILE = 'detections.json'
+
+
+def detect(detector: Detector, images: list[Path], classes: str, out: Path, *,
+           min_score: float) -> list[dict[str, Any]]:
+  """Draws what is found in each picture into `out` and writes `detections.json`; returns its content.
+
+  Args:
+    classes: names separated by commas, or a text file with one name a line.
+    min_score: detections below are left out.
+  """
+  names = class_lists.names(classes)
+  twice = {image.stem for image in images if [i.stem for i in images].count(image.stem) > 1}
+  # Classes and pictures are checked before anything is written; pictures are not kept, there may be many.
+  detector.classes(names)
+  for image in images:
+    transforms.decode(image)
+  out.mkdir(parents=True, exist_ok=True)
+  novel = ~vocabulary_lib.is_base(names, detector.vocabulary)
+  found = []
+  for number, path in enumerate(progress.track(images, 'detect', unit='image')):
+    picture = transforms.decode(path, upright=True)
+    result = detector.detect(picture, names, min_score=min_score)
+    drawn = out / f'{path.stem}{f"_{number}" if path.stem in twice else ""}_detections.png'
+    Image.fromarray(drawing.draw(picture, result.boxes, result.labels, result.scores, result.masks, names,
+                             novel=novel)).save(drawn)
+    found.append({'image': str(path), 'picture': drawn.name, 'height': picture.shape[0], 'width': picture.shape[1],
+                  'detections': [
+                    {'class': names[label], 'score': float(score), 'box_yxyx': [float(v) for v in box],
+                     'mask': rle.encode_mask(mask)}
+                    for label, score, box, mask in zip(result.labels, result.scores, result.boxes, result.masks,
+                                                       strict=True)]})
+  files.write(out / DETECTIONS_FILE, json.dumps(found, indent=1) + '\n')
+  return found

@@ -1,0 +1,69 @@
+"""Makes region stores: a checkpoint's proposals, and a teacher's embeddings of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from vild_jax.config import Config, defaults, given
+from vild_jax.data import sources
+from vild_jax.data.regions.imported import ImportedRegions
+from vild_jax.data.regions.store import RegionStore
+from vild_jax.distill import embed
+from vild_jax.distill import propose as propose_lib
+from vild_jax.teacher import checkpoint as teacher_checkpoint
+from vild_jax.train import checkpoint
+
+
+def propose(config: Config, folder: Path, data: str, split: str, out: Path, *,
+            max_proposals: int = defaults.MAX_PROPOSALS,
+            images_per_shard: int = defaults.PROPOSAL_IMAGES_PER_SHARD, step: int | None = None) -> dict[str, Any]:
+  """Writes the proposals of a work directory's or bundle's checkpoint for a prepared split.
+
+  Args:
+    config: the experiment that the checkpoint was trained with.
+    folder: the work directory or bundle.
+    data, split: the prepared data set.
+    out: folder of the store.
+    max_proposals, images_per_shard: see `distill.propose.propose`, also for what is returned and raised.
+    step: which checkpoint of the work directory; by default the newest.
+  """
+  config = checkpoint.same_model(config, folder)
+  dataset = sources.open_dataset(given(data, '--data'), split)
+  mesh = propose_lib.local_mesh(config)
+  variables = checkpoint.load_variables(folder, config, mesh, step)
+  return propose_lib.propose(config, variables, dataset, out, max_proposals=max_proposals,
+                             images_per_shard=images_per_shard, mesh=mesh)
+
+
+def embed_regions(teacher: str, data: str, split: str, proposals: str, out: Path, *,
+                  max_regions: int = defaults.MAX_REGIONS, dtype: str = 'float32',
+                  batch_size: int = defaults.CROP_BATCH,
+                  images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD) -> dict[str, Any]:
+  """Writes a teacher's embeddings of a prepared split's proposals; see `distill.embed.embed_regions`.
+
+  Args:
+    teacher: folder of the teacher.
+    data, split: the prepared data set.
+    proposals: the store that `propose` wrote for it.
+    out: folder of the store.
+    dtype: arithmetic of the image tower.
+    max_regions, batch_size, images_per_shard: see there, also for what is returned and raised.
+  """
+  if batch_size < 1:
+    raise ValueError(f'--batch-size is {batch_size}; expected at least 1')
+  dataset = sources.open_dataset(data, split)
+  store = RegionStore(given(proposals, '--proposals'))
+  return embed.embed_regions(teacher_checkpoint.load_teacher(given(teacher, '--teacher')), dataset, store, out,
+                             max_regions=max_regions, dtype=jnp.dtype(dtype), batch_size=batch_size,
+                             images_per_shard=images_per_shard)
+
+
+def import_regions(arrays: str, data: str, split: str, out: Path, *, max_regions: int = defaults.MAX_REGIONS,
+                   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD) -> dict[str, Any]:
+  """Writes boxes and embeddings that exist already, in the `.npz` files `arrays`; see `distill.embed.import_regions`."""
+  dataset = sources.open_dataset(data, split)
+  return embed.import_regions(ImportedRegions(arrays), dataset, out, max_regions=max_regions,
+                              images_per_shard=images_per_shard)

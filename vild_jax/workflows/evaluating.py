@@ -1,0 +1,88 @@
+"""Evaluates a checkpoint or a bundle on a prepared split: detections, metrics, and a table for the console."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vild_jax import vocabulary as vocabulary_lib
+from vild_jax.config import Config, defaults, given
+from vild_jax.data import sources
+from vild_jax.data.regions.store import RegionStore
+from vild_jax.distill import agreement
+from vild_jax.inference import crop_baselines, evaluation
+from vild_jax.runtime import files
+from vild_jax.train import checkpoint, sharding
+
+COSINE_FILE = 'teacher_cosine.json'
+METRICS = ('box', 'mask', 'seconds_per_image', 'with_objectness', 'teacher_cosine')  # what --json of evaluate keeps
+
+
+def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
+             vocabulary: str | None = None, scores: str = defaults.MODEL, teacher: str | None = None,
+             regions: str | Path | None = None, step: int | None = None) -> dict[str, Any] | None:
+  """Evaluates a checkpoint of a work directory (the newest, or that of `step`) or a bundle on a prepared split.
+
+  Returns the metrics; of several processes the first does, and the others None.
+
+  `scores`: of the model, or one of the `baselines`, which crop and embed with the teacher in the folder `teacher`.
+  `regions`: a store of the teacher's embeddings for this split; `teacher_cosine` says how near the model's come to it.
+  """
+  if scores not in defaults.SCORES:
+    raise ValueError(f'--scores is {scores!r}; expected one of {", ".join(defaults.SCORES)}')
+  if scores != defaults.MODEL and not teacher:
+    raise ValueError(f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the '
+                     'config')
+  if regions and jax.process_count() > 1:
+    raise ValueError(f'--regions compares in one process, and this is one of {jax.process_count()}; expected evaluate '
+                     'without it, or one process')
+  config = checkpoint.same_model(config, folder)
+  dataset = sources.open_dataset(given(data, '--data'), split)
+  trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
+  classes = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
+  vocabulary_lib.check_teacher(classes.teacher, trained_on.teacher, 'the vocabulary')
+  predict = None
+  if scores != defaults.MODEL:
+    predict = partial(crop_baselines.predictions, scores=scores,
+                      tower=crop_baselines.crop_tower(teacher, config, trained_on, scores))
+  mesh = sharding.make_mesh(config.mesh)
+  variables = checkpoint.load_variables(folder, config, mesh, step)
+  cosine = {}
+  if regions:
+    store = RegionStore(regions)
+    cosine = {'teacher_cosine': agreement.distillation_cosine(config, variables, trained_on, dataset, store, mesh=mesh,
+                                                              regions_per_image=store.max_regions)}
+  metrics = evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh, predict=predict,
+                                folders=crop_baselines.folders(scores))
+  if metrics is None:
+    return None
+  if cosine:
+    files.write(out / COSINE_FILE, json.dumps(cosine, indent=2) + '\n')
+  return metrics | cosine
+
+
+def metrics_text(metrics: dict[str, Any]) -> str:
+  """Returns the lines that the console shows of what `evaluate` returned: AP in per cent, and the mean cosines."""
+  lines = [metrics_table(metrics)]
+  if 'with_objectness' in metrics:
+    lines += ['the same times objectness', metrics_table(metrics['with_objectness'])]
+  if cosine := metrics.get('teacher_cosine'):
+    means = ', '.join(f'{group} {value:.3f}' for group, value in cosine.items() if isinstance(value, float))
+    lines.append(f'mean cosine to the teacher: {means}')
+  return '\n'.join(lines)
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+  """A few lines for the console: box and mask AP in per cent."""
+  keys = [key for key in metrics['box'] if metrics['box'][key] is not None]
+  lines = ['AP in %  ' + ''.join(f'{key:>12}' for key in keys)]
+  for kind in ('box', 'mask'):
+    if metrics[kind] is not None:
+      values = [metrics[kind][key] for key in keys]
+      texts = [f'{100 * value:.1f}' if value is not None else '-' for value in values]
+      lines.append(f'{kind:<9}' + ''.join(f'{text:>12}' for text in texts))
+  return '\n'.join(lines)
