@@ -22,7 +22,7 @@ setup(
     'flax>=0.12.8',
     'ftfy>=6.2',
     'grain>=0.2.18',
-    'importlib_resources>=6.0',        # TFDS imports it when it prepares a data set, and does not declare it
+    'importlib_resources>=6.0',  # TFDS imports it when it prepares a data set, and does not declare it
     'jax>=0.10.2',
     'jaxtyping>=0.3.0',
     'matplotlib>=3.9',
@@ -30,21 +30,25 @@ setup(
     'opencv-python-headless>=4.10.0.84',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
-    'pillow>=10.3',                    # TFDS decodes pictures with it, and does not declare it
+    'pillow>=10.3',  # TFDS decodes pictures with it, and does not declare it
     'safetensors>=0.4.3',
     'tensorboardX>=2.6.2.2',
-    'tensorflow-datasets>=4.9.10',     # all that we call of it works without TensorFlow
+    'tensorflow-datasets>=4.9.10',  # all that we call of it works without TensorFlow
     'tokenizers>=0.20',
     'tqdm>=4.66',
   ],
   extras_require={
-    'tf': ['tensorflow>=2.21'],        # checkpoints of the reference (convert tf-vild)
+    'tf': ['tensorflow>=2.21'],  # checkpoints of the reference (convert tf-vild)
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda': ['jax[cuda12]>=0.10.2'],
     # ViLD as a Scenic project, at the commit that it was run in: PyPI's `scenic` is another project. What Scenic and
     # clu's writers need besides, and do not declare, stands here too.
-    'scenic': ['scenic @ git+https://github.com/google-research/scenic@4a38d475ee89cb821078c0e2bf2065ee030e1535',
-               'ml_collections>=1.0', 'tensorboard>=2.19', 'tensorflow>=2.21'],
+    'scenic': [
+      'scenic @ git+https://github.com/google-research/scenic@4a38d475ee89cb821078c0e2bf2065ee030e1535',
+      'ml_collections>=1.0',
+      'tensorboard>=2.19',
+      'tensorflow>=2.21',
+    ],
     'hub': ['huggingface_hub>=0.30'],  # teachers by their name on the Hugging Face hub, in place of a folder
     'test': ['beartype>=0.19', 'pytest>=8.2', 'pytest-xdist>=3.6.1', 'pyyaml>=6.0', 'ruff>=0.17', 'tensorboard>=2.19'],
   },

@@ -75,9 +75,7 @@ def main() -> None:
       memory = compiled.memory_analysis()
       result[f'{method.__name__}_temporary_mib'] = round(memory.temp_size_in_bytes / 2**20, 1)
     result[f'{name}_same_scores'] = bool((outputs[ours] == outputs[nms_for_each_class]).all())
-    result[f'{name}_ratio'] = round(
-      result[f'{name}_nms_for_each_class_seconds'] / result[f'{name}_ours_seconds'], 1
-    )
+    result[f'{name}_ratio'] = round(result[f'{name}_nms_for_each_class_seconds'] / result[f'{name}_ours_seconds'], 1)
   line = json.dumps(result)
   print(line)
   if args.json:

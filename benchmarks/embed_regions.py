@@ -44,10 +44,17 @@ from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import crops
 from vild_jax.teacher import image as image_lib
 
-PREPROCESSOR = {'image_processor_type': 'CLIPImageProcessor', 'size': {'shortest_edge': 224}, 'crop_size': 224,
-                'resample': 3, 'image_mean': [0.48, 0.46, 0.41], 'image_std': [0.27, 0.26, 0.28]}
-NOTHING = Objects(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0),
-                  np.zeros(0, bool), ())
+PREPROCESSOR = {
+  'image_processor_type': 'CLIPImageProcessor',
+  'size': {'shortest_edge': 224},
+  'crop_size': 224,
+  'resample': 3,
+  'image_mean': [0.48, 0.46, 0.41],
+  'image_std': [0.27, 0.26, 0.28],
+}
+NOTHING = Objects(
+  np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, bool), ()
+)
 
 
 MANY, EVERY = 300, 8  # boxes a picture, of every so manieth one, for the time of crops and resizes alone
@@ -79,10 +86,19 @@ def vit_b32() -> teacher_checkpoint.Teacher:
   """Random weights; the text tower is tiny, since nothing here uses it."""
   tokenizer = toy_teacher.word_tokenizer(['a'])
   size = len(json.loads(tokenizer)['model']['vocab'])
-  config = clip.ClipConfig(embedding_dim=512, image=clip.Transformer(768, 12, 12, 3072), image_size=224, patch_size=32,
-                           text=clip.Transformer(64, 1, 1, 64), vocab_size=size, context_length=8, end_id=size - 1)
-  shapes = jax.eval_shape(clip.Clip(config).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)),
-                          jnp.zeros((1, 8), jnp.int32))['params']
+  config = clip.ClipConfig(
+    embedding_dim=512,
+    image=clip.Transformer(768, 12, 12, 3072),
+    image_size=224,
+    patch_size=32,
+    text=clip.Transformer(64, 1, 1, 64),
+    vocab_size=size,
+    context_length=8,
+    end_id=size - 1,
+  )
+  shapes = jax.eval_shape(
+    clip.Clip(config).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)), jnp.zeros((1, 8), jnp.int32)
+  )['params']
   rng = np.random.default_rng(0)
 
   def draw(path: Any, leaf: Any) -> np.ndarray:
@@ -104,8 +120,14 @@ def draw_boxes(rng: np.random.Generator, height: int, width: int, count: int) ->
 
 def write_proposals(path: Path, pictures: Pictures, count: int) -> RegionStore:
   rng = np.random.default_rng(1)
-  job = Job('proposals', dataset=pictures.identity, split=pictures.split, images=len(pictures), max_regions=count,
-            images_per_shard=len(pictures))
+  job = Job(
+    'proposals',
+    dataset=pictures.identity,
+    split=pictures.split,
+    images=len(pictures),
+    max_regions=count,
+    images_per_shard=len(pictures),
+  )
   with StoreWriter(path, job) as writer:
     examples = (pictures[i] for i in range(len(pictures)))
     scores = np.ones(count, np.float32)
@@ -132,12 +154,16 @@ class Clock:
 
 def plain_pixels(preprocess: image_lib.Preprocessing, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
   picture = Image.fromarray(image)
-  return np.stack([preprocess(picture.crop((left, top, right, bottom))) for top, left, bottom, right in
-                   crops.crop_bounds(boxes, *image.shape[:2]).reshape(-1, 4).tolist()])
+  return np.stack(
+    [
+      preprocess(picture.crop((left, top, right, bottom)))
+      for top, left, bottom, right in crops.crop_bounds(boxes, *image.shape[:2]).reshape(-1, 4).tolist()
+    ]
+  )
 
 
 def summed(rows: np.ndarray) -> np.ndarray:
-  total = rows[:len(rows) // 2] + rows[len(rows) // 2:]
+  total = rows[: len(rows) // 2] + rows[len(rows) // 2 :]
   return total / np.linalg.norm(total, axis=1, keepdims=True)
 
 
@@ -177,18 +203,28 @@ def compare(folder: Path, scratch: Path, count: int | None, regions: int) -> dic
   cosine = [(a * b).sum(axis=1) / np.linalg.norm(b, axis=1) for a, b in zip(plain_rows, rows, strict=True)]
   others = [(a[1:] * a[:-1]).sum(axis=1) for a in plain_rows]
   ours.seconds['read'] = plain.seconds['read']
-  return {'pictures': len(pictures), 'crops': made['crops'], 'plain': plain.rounded(), 'stages': ours.rounded(),
-          'plain_total': round(sum(plain.seconds.values()), 2), 'embed_regions_total': round(total, 2),
-          'crop_resize_times_faster': round(plain.seconds['crop_resize'] / ours.seconds['crop_resize'], 2),
-          f'crop_resize_of_{MANY}_times_faster': round(plain_many.seconds['crop_resize']
-                                                       / ours_many.seconds['crop_resize'], 2),
-          f'crop_resize_of_{MANY}_ms_a_crop': [
-            round(1e3 * clock.seconds['crop_resize'] / (2 * MANY * len(range(0, len(pictures), EVERY))), 3)
-            for clock in (plain_many, ours_many)],
-          'times_faster_overall': round(sum(plain.seconds.values()) / total, 2),
-          'images_per_second': round(len(pictures) / total, 2), 'crops_per_second': round(made['crops'] / total, 1),
-          'bytes': made['bytes'], 'lowest_cosine': float(np.concatenate(cosine).min()),
-          'cosine_of_others': round(float(np.concatenate(others).mean()), 4)}
+  return {
+    'pictures': len(pictures),
+    'crops': made['crops'],
+    'plain': plain.rounded(),
+    'stages': ours.rounded(),
+    'plain_total': round(sum(plain.seconds.values()), 2),
+    'embed_regions_total': round(total, 2),
+    'crop_resize_times_faster': round(plain.seconds['crop_resize'] / ours.seconds['crop_resize'], 2),
+    f'crop_resize_of_{MANY}_times_faster': round(
+      plain_many.seconds['crop_resize'] / ours_many.seconds['crop_resize'], 2
+    ),
+    f'crop_resize_of_{MANY}_ms_a_crop': [
+      round(1e3 * clock.seconds['crop_resize'] / (2 * MANY * len(range(0, len(pictures), EVERY))), 3)
+      for clock in (plain_many, ours_many)
+    ],
+    'times_faster_overall': round(sum(plain.seconds.values()) / total, 2),
+    'images_per_second': round(len(pictures) / total, 2),
+    'crops_per_second': round(made['crops'] / total, 1),
+    'bytes': made['bytes'],
+    'lowest_cosine': float(np.concatenate(cosine).min()),
+    'cosine_of_others': round(float(np.concatenate(others).mean()), 4),
+  }
 
 
 def peak_memory(folder: Path, count: int) -> float:
@@ -215,8 +251,15 @@ def main() -> None:
       return
     found = compare(args.photos, Path(scratch), args.pictures, args.regions)
   memory = {str(n): peak_memory(args.photos, n) for n in (args.memory, 2 * args.memory)}
-  line = json.dumps({'benchmark': 'embed_regions', 'device': jax.devices()[0].device_kind, 'regions': args.regions,
-                     **found, 'peak_memory_mb': memory})
+  line = json.dumps(
+    {
+      'benchmark': 'embed_regions',
+      'device': jax.devices()[0].device_kind,
+      'regions': args.regions,
+      **found,
+      'peak_memory_mb': memory,
+    }
+  )
   print(line)
   if args.json:
     args.json.write_text(line + '\n')

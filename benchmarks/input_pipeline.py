@@ -47,7 +47,7 @@ def with_opencv(image: np.ndarray, size: int) -> np.ndarray:
 
 def pad(image: np.ndarray, size: int) -> np.ndarray:
   square = np.zeros((size, size, 3), np.float32)
-  square[:image.shape[0], :image.shape[1]] = transforms.normalize(image)
+  square[: image.shape[0], : image.shape[1]] = transforms.normalize(image)
   return square
 
 
@@ -55,16 +55,23 @@ def stages(dataset: sources.PreparedDataset, size: int, pictures: int) -> dict[s
   examples = [dataset[i] for i in range(min(pictures, len(dataset)))]
   images = [(transforms.decode(e.image), size) for e in examples]
   segmented = [(s, e.height, e.width) for e in examples for s in e.objects.segmentations]
-  masks = [(rle.decode_mask(*s), b) for s, b in zip(segmented, (b for e in examples for b in e.objects.boxes),
-                                                    strict=True)]
+  masks = [
+    (rle.decode_mask(*s), b) for s, b in zip(segmented, (b for e in examples for b in e.objects.boxes), strict=True)
+  ]
   objects = len(segmented) / len(examples)
-  per_object = {'rasterise masks': milliseconds(rle.decode_mask, segmented),
-                'crop masks': milliseconds(transforms.crop_mask, masks)}
-  return {'objects': round(objects, 1), 'read': milliseconds(dataset.__getitem__, [(i,) for i in range(len(examples))]),
-          'decode': milliseconds(transforms.decode, [(e.image,) for e in examples]),
-          'resize': milliseconds(transforms.resize_and_pad, images),
-          **{name: round(objects * value, 2) for name, value in per_object.items()},
-          'resize with PIL': milliseconds(with_pil, images), 'resize with OpenCV': milliseconds(with_opencv, images)}
+  per_object = {
+    'rasterise masks': milliseconds(rle.decode_mask, segmented),
+    'crop masks': milliseconds(transforms.crop_mask, masks),
+  }
+  return {
+    'objects': round(objects, 1),
+    'read': milliseconds(dataset.__getitem__, [(i,) for i in range(len(examples))]),
+    'decode': milliseconds(transforms.decode, [(e.image,) for e in examples]),
+    'resize': milliseconds(transforms.resize_and_pad, images),
+    **{name: round(objects * value, 2) for name, value in per_object.items()},
+    'resize with PIL': milliseconds(with_pil, images),
+    'resize with OpenCV': milliseconds(with_opencv, images),
+  }
 
 
 def throughput(dataset: sources.PreparedDataset, config: Config, batches: int) -> float:
@@ -95,9 +102,16 @@ def main() -> None:
   dataset = sources.open_dataset(args.data, args.split)
   data = Data(image_size=args.image_size, batch_size=args.batch_size, workers=args.workers)
   times = stages(dataset, args.image_size, args.pictures)
-  line = json.dumps({'benchmark': 'input_pipeline', 'image_size': args.image_size, 'workers': args.workers,
-                     'images_per_second': throughput(dataset, Config(data=data), args.batches),
-                     'objects_per_image': times.pop('objects'), 'cpu_milliseconds': times})
+  line = json.dumps(
+    {
+      'benchmark': 'input_pipeline',
+      'image_size': args.image_size,
+      'workers': args.workers,
+      'images_per_second': throughput(dataset, Config(data=data), args.batches),
+      'objects_per_image': times.pop('objects'),
+      'cpu_milliseconds': times,
+    }
+  )
   print(line)
   if args.json:
     args.json.write_text(line + '\n')

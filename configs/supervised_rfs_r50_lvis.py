@@ -15,8 +15,11 @@ from vild_jax.config import Config, load
 
 def get_config() -> Config:
   """ViLD-text on all labels; pictures of categories that fewer than 0.1 % of the pictures show come more often."""
-  return load(Path(__file__).with_name('vild_text_r50_lvis.py'), [
-    'name=supervised_rfs_r50_lvis',
-    'assignment.novel_labels=true',
-    'data.repeat_threshold=0.001',
-  ])
+  return load(
+    Path(__file__).with_name('vild_text_r50_lvis.py'),
+    [
+      'name=supervised_rfs_r50_lvis',
+      'assignment.novel_labels=true',
+      'data.repeat_threshold=0.001',
+    ],
+  )

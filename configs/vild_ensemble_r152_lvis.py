@@ -21,8 +21,11 @@ from vild_jax.config import Config, load
 
 def get_config() -> Config:
   """The deeper backbone, with w = 2."""
-  return load(Path(__file__).with_name('vild_ensemble_r50_lvis.py'), [
-    'name=vild_ensemble_r152_lvis',
-    'model.backbone.depth=152',
-    'distillation.weight=2',
-  ])
+  return load(
+    Path(__file__).with_name('vild_ensemble_r50_lvis.py'),
+    [
+      'name=vild_ensemble_r152_lvis',
+      'model.backbone.depth=152',
+      'distillation.weight=2',
+    ],
+  )

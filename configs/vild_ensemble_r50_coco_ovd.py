@@ -23,12 +23,15 @@ from vild_jax.config import Config, load
 
 def get_config() -> Config:
   """The settings of LVIS on other data, for 45,000 steps."""
-  return load(Path(__file__).with_name('vild_ensemble_r50_lvis.py'), [
-    'name=vild_ensemble_r50_coco_ovd',
-    'vocabulary=data/coco_ovd_vocabulary.npz',
-    'data.train=data/coco',
-    'data.val=data/coco',
-    'distillation.store=data/coco_regions',
-    'train.steps=45000',
-    'evaluation.protocol=coco',
-  ])
+  return load(
+    Path(__file__).with_name('vild_ensemble_r50_lvis.py'),
+    [
+      'name=vild_ensemble_r50_coco_ovd',
+      'vocabulary=data/coco_ovd_vocabulary.npz',
+      'data.train=data/coco',
+      'data.val=data/coco',
+      'distillation.store=data/coco_regions',
+      'train.steps=45000',
+      'evaluation.protocol=coco',
+    ],
+  )

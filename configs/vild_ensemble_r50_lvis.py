@@ -21,7 +21,10 @@ from vild_jax.config import Config, load
 
 def get_config() -> Config:
   """ViLD with a second head of the same shape."""
-  return load(Path(__file__).with_name('vild_r50_lvis.py'), [
-    'name=vild_ensemble_r50_lvis',
-    'model.image_head=true',
-  ])
+  return load(
+    Path(__file__).with_name('vild_r50_lvis.py'),
+    [
+      'name=vild_ensemble_r50_lvis',
+      'model.image_head=true',
+    ],
+  )

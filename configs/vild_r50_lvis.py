@@ -20,8 +20,11 @@ from vild_jax.config import Config, load
 
 def get_config() -> Config:
   """ViLD-text and L_image with w = 0.5, the weight for ViT-B/32."""
-  return load(Path(__file__).with_name('vild_text_r50_lvis.py'), [
-    'name=vild_r50_lvis',
-    'distillation.weight=0.5',
-    'distillation.store=data/lvis_v1_regions',
-  ])
+  return load(
+    Path(__file__).with_name('vild_text_r50_lvis.py'),
+    [
+      'name=vild_r50_lvis',
+      'distillation.weight=0.5',
+      'distillation.store=data/lvis_v1_regions',
+    ],
+  )

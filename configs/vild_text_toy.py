@@ -26,19 +26,26 @@ def get_config() -> Config:
       backbone=Backbone(depth=10, width=32),
       pyramid=Pyramid(channels=64),
       anchors=Anchors(size=4.0),
-      rpn=ProposalNetwork(num_convs=1, channels=64, train_pre_nms_top_k=200, test_pre_nms_top_k=200, max_per_level=100,
-                          max_proposals=150),
+      rpn=ProposalNetwork(
+        num_convs=1, channels=64, train_pre_nms_top_k=200, test_pre_nms_top_k=200, max_per_level=100, max_proposals=150
+      ),
       region_head=RegionHead(num_convs=1, conv_channels=64, num_fcs=1, fc_channels=256),
       mask_head=MaskHead(num_convs=2, channels=32),
       postprocess=Postprocess(max_detections=100),
       batch_norm_momentum=0.97,
-      temperature=0.05,    # of the toy teacher, as 0.01 is that of CLIP
+      temperature=0.05,  # of the toy teacher, as 0.01 is that of CLIP
     ),
     assignment=Assignment(roi_samples=64, mask_samples=12),
     data=Data(image_size=128, scale_range=(0.8, 1.25), max_instances=16, batch_size=8, workers=0),
     # SGD at the paper's settings needs many more steps than a demo has, that of the distillation loss most of all.
-    optimizer=Optimizer(rule='adamw', learning_rate=0.003, warmup_learning_rate=0.0001, warmup_steps=50,
-                        decay_at=(0.7, 0.9), weight_decay=0.01),
+    optimizer=Optimizer(
+      rule='adamw',
+      learning_rate=0.003,
+      warmup_learning_rate=0.0001,
+      warmup_steps=50,
+      decay_at=(0.7, 0.9),
+      weight_decay=0.01,
+    ),
     train=Train(steps=375, log_every=25, checkpoint_every=125, pictures_every=375),
     evaluation=Evaluation(batch_size=16),
   )

@@ -31,10 +31,26 @@ _SHAPE_CHECKS = jaxtyping.install_import_hook('vild_jax.core', 'beartype.beartyp
 
 _TESTS = Path(__file__).resolve().parent
 # The files that take a minute or more come first, so that two processes that share the files end at the same time.
-_LONG = ('test_demo.py', 'test_sharding.py', 'test_commands.py', 'test_two_processes.py', 'test_memory.py',
-         'test_accumulate.py', 'test_kill_train.py', 'test_distillation.py', 'test_crop_baselines.py', 'test_loop.py',
-         'test_detector.py', 'test_parity_training.py', 'test_parity_model.py', 'test_kill_regions.py',
-         'test_kill_propose.py', 'test_compile.py', 'test_objective.py', 'test_batch.py')
+_LONG = (
+  'test_demo.py',
+  'test_sharding.py',
+  'test_commands.py',
+  'test_two_processes.py',
+  'test_memory.py',
+  'test_accumulate.py',
+  'test_kill_train.py',
+  'test_distillation.py',
+  'test_crop_baselines.py',
+  'test_loop.py',
+  'test_detector.py',
+  'test_parity_training.py',
+  'test_parity_model.py',
+  'test_kill_regions.py',
+  'test_kill_propose.py',
+  'test_compile.py',
+  'test_objective.py',
+  'test_batch.py',
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

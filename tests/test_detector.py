@@ -22,8 +22,9 @@ def variables():
 @pytest.fixture(scope='module')
 def predicted(variables):
   batch = tiny.batch()
-  predict = jax.jit(lambda v, image, size, words: detector.predict(tiny.config(), v, image, size, words,
-                                                                   return_intermediates=True))
+  predict = jax.jit(
+    lambda v, image, size, words: detector.predict(tiny.config(), v, image, size, words, return_intermediates=True)
+  )
   return predict, jax.device_get(predict(variables, batch.image[0], np.array([40, 64], np.float32), tiny.vocabulary()))
 
 
@@ -31,25 +32,34 @@ def predicted(variables):
 def test_every_depth_has_strides_4_to_32(depth):
   from vild_jax.nn.resnet import ResNet
 
-  features = jax.eval_shape(lambda image: ResNet(depth).init_with_output(jax.random.PRNGKey(0), image, train=False)[0],
-                            jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32))
+  features = jax.eval_shape(
+    lambda image: ResNet(depth).init_with_output(jax.random.PRNGKey(0), image, train=False)[0],
+    jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32),
+  )
   bottleneck = depth not in (10, 18, 34)
   assert {level: f.shape for level, f in features.items()} == {
-    level: (1, 128 >> level, 128 >> level, 64 * 2 ** (level - 2) * (4 if bottleneck else 1)) for level in (2, 3, 4, 5)}
+    level: (1, 128 >> level, 128 >> level, 64 * 2 ** (level - 2) * (4 if bottleneck else 1)) for level in (2, 3, 4, 5)
+  }
 
 
 def test_full_size_prediction_has_the_shapes_of_the_surface():
   config = config_lib.load('configs/vild_text_r50_lvis.py')
   variables = jax.eval_shape(lambda: detector.init(config, jax.random.PRNGKey(0)))
-  words = Vocabulary(*(jax.ShapeDtypeStruct(s, d) for s, d in (((1203, 512), jnp.float32), ((1203,), bool),
-                                                              ((1203,), bool))))
+  words = Vocabulary(
+    *(jax.ShapeDtypeStruct(s, d) for s, d in (((1203, 512), jnp.float32), ((1203,), bool), ((1203,), bool)))
+  )
   found, inside = jax.eval_shape(
-    lambda *args: detector.predict(config, *args, return_intermediates=True), variables,
-    jax.ShapeDtypeStruct((1024, 1024, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32), words)
+    lambda *args: detector.predict(config, *args, return_intermediates=True),
+    variables,
+    jax.ShapeDtypeStruct((1024, 1024, 3), jnp.float32),
+    jax.ShapeDtypeStruct((2,), jnp.float32),
+    words,
+  )
   assert found.boxes.shape == (300, 4) and found.masks.shape == (300, 28, 28) and found.valid.shape == (300,)
   assert inside['text_logits'].shape == (1000, 1204) and inside['box_deltas'].shape == (1000, 4)
   assert {level: f.shape for level, f in inside['features'].items()} == {
-    level: (1024 >> level, 1024 >> level, 256) for level in range(2, 7)}
+    level: (1024 >> level, 1024 >> level, 256) for level in range(2, 7)
+  }
   assert inside['features'][2].dtype == jnp.bfloat16 and found.scores.dtype == jnp.float32
 
 
@@ -65,21 +75,26 @@ def test_detections_are_sorted_inside_the_picture_and_valid_first(predicted):
 def test_padding_of_the_vocabulary_changes_nothing(variables, predicted):
   predict, (expected, inside) = predicted
   words = tiny.vocabulary()
-  padded = Vocabulary(np.pad(words.embeddings, ((0, 5), (0, 0)), constant_values=7.0), np.pad(words.is_base, (0, 5)),
-                      np.pad(words.valid, (0, 5)))
-  found, inside_padded = jax.device_get(predict(variables, tiny.batch().image[0], np.array([40, 64], np.float32),
-                                                padded))
+  padded = Vocabulary(
+    np.pad(words.embeddings, ((0, 5), (0, 0)), constant_values=7.0),
+    np.pad(words.is_base, (0, 5)),
+    np.pad(words.valid, (0, 5)),
+  )
+  found, inside_padded = jax.device_get(
+    predict(variables, tiny.batch().image[0], np.array([40, 64], np.float32), padded)
+  )
   np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
   np.testing.assert_array_equal(found.labels, expected.labels)
-  assert np.isneginf(inside_padded['text_logits'][:, tiny.CLASSES:-1]).all()
+  assert np.isneginf(inside_padded['text_logits'][:, tiny.CLASSES : -1]).all()
   assert np.isfinite(inside['text_logits']).all()
 
 
 def test_padded_proposals_give_no_detection(variables):
   """The reference's padded all-zero proposals become detections (METHOD.md, section 4.11)."""
   config = tiny.config('model.rpn.max_proposals=2000', 'model.rpn.test_pre_nms_top_k=30')
-  predict = jax.jit(lambda v, image, words: detector.predict(config, v, image, (64, 64), words,
-                                                             return_intermediates=True))
+  predict = jax.jit(
+    lambda v, image, words: detector.predict(config, v, image, (64, 64), words, return_intermediates=True)
+  )
   found, inside = predict(variables, tiny.batch().image[0], tiny.vocabulary())
   padding = ~np.asarray(inside['proposals'].valid)
   assert padding.sum() > 1000
@@ -94,15 +109,18 @@ def test_initial_values_follow_the_method(variables):
   assert shapes['region_head']['projection']['kernel'].shape == (1024, 512)
   assert shapes['mask_head']['deconv']['kernel'].shape == (2, 2, 256, 256)
   params = variables['params']
-  assert all((np.asarray(x) == 0).all() for path, x in jax.tree_util.tree_flatten_with_path(params)[0]
-             if path[-1].key == 'bias')
-  assert all((np.asarray(x) == 1).all() for path, x in jax.tree_util.tree_flatten_with_path(params)[0]
-             if path[-1].key == 'scale')
+  assert all(
+    (np.asarray(x) == 0).all() for path, x in jax.tree_util.tree_flatten_with_path(params)[0] if path[-1].key == 'bias'
+  )
+  assert all(
+    (np.asarray(x) == 1).all() for path, x in jax.tree_util.tree_flatten_with_path(params)[0] if path[-1].key == 'scale'
+  )
   std = lambda x: float(np.std(np.asarray(x)))
   np.testing.assert_allclose(std(params['background']), 0.01, rtol=0.6)
   np.testing.assert_allclose(std(params['rpn_head']['conv1']['kernel']), 0.01, rtol=0.1)
   np.testing.assert_allclose(std(params['region_head']['box']['kernel']), 0.001, rtol=0.3)
   np.testing.assert_allclose(std(params['region_head']['conv1']['kernel']), np.sqrt(2 / (9 * 16)), rtol=0.1)
-  np.testing.assert_allclose(std(params['backbone']['group4_block1']['conv2']['kernel']), np.sqrt(1 / (9 * 64)),
-                             rtol=0.05)
+  np.testing.assert_allclose(
+    std(params['backbone']['group4_block1']['conv2']['kernel']), np.sqrt(1 / (9 * 64)), rtol=0.05
+  )
   np.testing.assert_allclose(std(params['fpn']['output2']['kernel']), np.sqrt(2 / (9 * 16 + 9 * 16)), rtol=0.1)

@@ -17,7 +17,7 @@ from vild_jax.train import optim
 
 ONE_HEAD = tiny.config('distillation.weight=0.5')
 TWO_HEADS = tiny.config('distillation.weight=0.5', 'model.image_head=true')
-IMAGE = tiny.config('distillation.weight=0.5', 'model.background=false')   # ViLD-image
+IMAGE = tiny.config('distillation.weight=0.5', 'model.background=false')  # ViLD-image
 
 
 @pytest.fixture(scope='module')
@@ -27,8 +27,9 @@ def run():
 
   def forward(batch, vocabulary):
     def losses(params):
-      total, (metrics, statistics) = objective.objective(TWO_HEADS, {**variables, 'params': params}, batch, vocabulary,
-                                                         jax.random.PRNGKey(3))
+      total, (metrics, statistics) = objective.objective(
+        TWO_HEADS, {**variables, 'params': params}, batch, vocabulary, jax.random.PRNGKey(3)
+      )
       return jnp.stack([total, metrics['distillation_loss']]), (metrics, statistics)
 
     (total, _), pull, (metrics, statistics) = jax.vjp(losses, variables['params'], has_aux=True)
@@ -74,12 +75,16 @@ def test_one_head_normalises_all_its_regions_together():
   """QUIRKS 41: sampled and distilled regions share batch statistics, without padding, and stay in their own rows."""
   variables, regions = tiny.variables(ONE_HEAD), batch().regions
   rng = np.random.default_rng(5)
-  features = {level: jnp.asarray(rng.normal(size=(8, 64 >> level, 64 >> level, 16)), jnp.float32)
-              for level in range(2, 7)}
+  features = {
+    level: jnp.asarray(rng.normal(size=(8, 64 >> level, 64 >> level, 16)), jnp.float32) for level in range(2, 7)
+  }
   rois, words = tiny.batch(1).boxes, jax.tree.map(jnp.asarray, tiny.vocabulary())
   valid = np.ones(rois.shape[:2], bool)
-  stage = jax.jit(lambda rois, valid, distilled=None: detector.second_stage(
-    ONE_HEAD.model, variables, features, rois, valid, words, train=True, distilled=distilled))
+  stage = jax.jit(
+    lambda rois, valid, distilled=None: detector.second_stage(
+      ONE_HEAD.model, variables, features, rois, valid, words, train=True, distilled=distilled
+    )
+  )
   found, after = stage(rois, valid, regions)
   together, expected = stage(np.concatenate([rois, regions.boxes], 1), np.concatenate([valid, regions.valid], 1))
   np.testing.assert_allclose(found.embeddings, together.embeddings[:, :5], rtol=1e-5, atol=1e-6)
@@ -99,20 +104,41 @@ def test_vild_image_learns_no_class():
   """One head that learns from the teacher and from boxes: what labels, words and background are is all one to it."""
   variables, one, words = tiny.variables(IMAGE), *jax.tree.map(jnp.asarray, (batch(), tiny.vocabulary()))
   rng = np.random.default_rng(5)
-  features = {level: jnp.asarray(rng.normal(size=(8, 64 >> level, 64 >> level, 16)), jnp.float32)
-              for level in range(2, 7)}
+  features = {
+    level: jnp.asarray(rng.normal(size=(8, 64 >> level, 64 >> level, 16)), jnp.float32) for level in range(2, 7)
+  }
   some = jnp.ones((8, 5), bool)
   first = detector.FirstStage({}, {2: jnp.zeros((8, 9))}, {2: jnp.zeros((8, 9, 4))}, None)
 
   @jax.jit
   def gradients(background, labels, words):
-    targets = objective.Targets({2: jnp.ones((8, 9), jnp.int32)}, {2: jnp.zeros((8, 9, 4))},
-                                {2: jnp.ones((8, 9), bool)}, one.boxes, some, some, labels, jnp.ones((8, 5, 4)), None,
-                                some, some, jnp.ones((8, 5, 28, 28)), one.regions)
+    targets = objective.Targets(
+      {2: jnp.ones((8, 9), jnp.int32)},
+      {2: jnp.zeros((8, 9, 4))},
+      {2: jnp.ones((8, 9), bool)},
+      one.boxes,
+      some,
+      some,
+      labels,
+      jnp.ones((8, 5, 4)),
+      None,
+      some,
+      some,
+      jnp.ones((8, 5, 28, 28)),
+      one.regions,
+    )
 
     def loss(params):
-      second, _ = detector.second_stage(IMAGE.model, {**variables, 'params': params}, features, one.boxes, some, words,
-                                        train=True, distilled=one.regions)
+      second, _ = detector.second_stage(
+        IMAGE.model,
+        {**variables, 'params': params},
+        features,
+        one.boxes,
+        some,
+        words,
+        train=True,
+        distilled=one.regions,
+      )
       parts = objective.losses(IMAGE, objective.Outputs(first, second, jnp.zeros((8, 5, 28, 28))), targets, words)
       return sum(parts.values()), parts
 
@@ -137,13 +163,14 @@ def test_vild_image_scores_classes_without_the_background():
   rng = np.random.default_rng(0)
   embeddings, background = (rng.normal(size=size).astype(np.float32) for size in ((2, 7, 16), (16,)))
   words = jax.tree.map(lambda x: jnp.asarray(np.concatenate([x, np.zeros_like(x[:2])])), tiny.vocabulary())
-  logits = detector.class_logits(IMAGE.model, {'params': {'background': jnp.asarray(background)}},
-                                 jnp.asarray(embeddings), words)
+  logits = detector.class_logits(
+    IMAGE.model, {'params': {'background': jnp.asarray(background)}}, jnp.asarray(embeddings), words
+  )
   found = detector.class_scores(IMAGE.model, detector.SecondStage(None, logits, None), words)
   units = embeddings.astype(np.float64) / np.linalg.norm(embeddings, axis=-1, keepdims=True)
   powers = np.exp(units @ tiny.vocabulary().embeddings.T.astype(np.float64) / 0.01)
-  np.testing.assert_allclose(found[..., :tiny.CLASSES], powers / powers.sum(-1, keepdims=True), rtol=1e-3, atol=1e-12)
-  assert (np.asarray(found)[..., tiny.CLASSES:] == 0).all()
+  np.testing.assert_allclose(found[..., : tiny.CLASSES], powers / powers.sum(-1, keepdims=True), rtol=1e-3, atol=1e-12)
+  assert (np.asarray(found)[..., tiny.CLASSES :] == 0).all()
   np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
 
 
@@ -156,7 +183,10 @@ def test_a_weight_of_zero_is_vild_text():
   config = tiny.config()
   _, (metrics, _) = jax.eval_shape(
     lambda variables, batch, words: objective.objective(config, variables, batch, words, jax.random.PRNGKey(3)),
-    tiny.variables(config), batch(), tiny.vocabulary())
+    tiny.variables(config),
+    batch(),
+    tiny.vocabulary(),
+  )
   assert 'distillation_loss' not in metrics and 'class_loss' in metrics
 
 
@@ -165,23 +195,33 @@ def test_a_full_size_step_distils(name):
   config = config_lib.load(f'configs/{name}.py')
   count, regions = config.data.max_instances, config.distillation.regions_per_image
   shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
-  full = Batch(shape(2, 1024, 1024, 3), shape(2, 2), shape(2, count, 4), shape(2, count, dtype=jnp.int32),
-               shape(2, count, 112, 112, dtype=jnp.uint8), shape(2, count, dtype=bool),
-               RegionTargets(shape(2, regions, 4), shape(2, regions, 512), shape(2, regions, dtype=bool)))
+  full = Batch(
+    shape(2, 1024, 1024, 3),
+    shape(2, 2),
+    shape(2, count, 4),
+    shape(2, count, dtype=jnp.int32),
+    shape(2, count, 112, 112, dtype=jnp.uint8),
+    shape(2, count, dtype=bool),
+    RegionTargets(shape(2, regions, 4), shape(2, regions, 512), shape(2, regions, dtype=bool)),
+  )
   words = Vocabulary(shape(1203, 512), shape(1203, dtype=bool), shape(1203, dtype=bool))
   variables = jax.eval_shape(lambda: detector.init(config, jax.random.PRNGKey(0)))
   total, (metrics, statistics) = jax.eval_shape(
-    lambda *args: objective.objective(config, *args, jax.random.PRNGKey(0)), variables, full, words)
+    lambda *args: objective.objective(config, *args, jax.random.PRNGKey(0)), variables, full, words
+  )
   assert regions == 300 and total.shape == metrics['distillation_loss'].shape == ()
   assert total.dtype == metrics['distillation_loss'].dtype == jnp.float32
   assert jax.tree.map(lambda x: x.shape, statistics) == jax.tree.map(lambda x: x.shape, variables['batch_stats'])
 
 
-@pytest.mark.parametrize(('overrides', 'regions', 'message'), [
-  (['distillation.weight=0.5'], False, 'distillation.weight is 0.5, but the data holds no regions'),
-  (['model.image_head=true'], True, 'model.image_head is true, but distillation.weight is 0'),
-  (['model.background=false'], True, 'model.background is false .* but distillation.weight is 0'),
-])
+@pytest.mark.parametrize(
+  ('overrides', 'regions', 'message'),
+  [
+    (['distillation.weight=0.5'], False, 'distillation.weight is 0.5, but the data holds no regions'),
+    (['model.image_head=true'], True, 'model.image_head is true, but distillation.weight is 0'),
+    (['model.background=false'], True, 'model.background is false .* but distillation.weight is 0'),
+  ],
+)
 def test_a_head_without_a_teacher_is_refused(overrides, regions, message):
   config = tiny.config(*overrides)
   with pytest.raises(ValueError, match=message):
@@ -211,7 +251,12 @@ def test_the_ensemble_weighs_both_heads_by_what_is_base(base_weight):
 @pytest.mark.parametrize('image_head', [False, True])
 def test_predictions_hold_image_logits_where_there_is_an_image_head(image_head):
   config = tiny.config(f'model.image_head={image_head}')
-  inside = jax.eval_shape(lambda *args: detector.predict(config, *args, return_intermediates=True)[1],
-                          tiny.variables(config), tiny.batch().image[0], np.float32([64, 64]), tiny.vocabulary())
+  inside = jax.eval_shape(
+    lambda *args: detector.predict(config, *args, return_intermediates=True)[1],
+    tiny.variables(config),
+    tiny.batch().image[0],
+    np.float32([64, 64]),
+    tiny.vocabulary(),
+  )
   assert inside['text_logits'].shape == (30, tiny.CLASSES + 1)
   assert inside['image_logits'].shape == (30, tiny.CLASSES) if image_head else inside['image_logits'] is None

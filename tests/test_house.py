@@ -13,8 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'vild_jax'
-SOURCES = [path for folder in ('vild_jax', 'tests', 'configs', 'benchmarks', 'launch')
-           for path in sorted((ROOT / folder).rglob('*')) if path.suffix in ('.py', '.sh')]
+SOURCES = [
+  path
+  for folder in ('vild_jax', 'tests', 'configs', 'benchmarks', 'launch')
+  for path in sorted((ROOT / folder).rglob('*'))
+  if path.suffix in ('.py', '.sh')
+]
 MODULES = [path for path in SOURCES if PACKAGE in path.parents]
 MAX_LINES = 350
 
@@ -38,8 +42,13 @@ def test_files_are_short(path):
 def test_public_functions_and_classes_have_docstrings(path):
   tree = parse(path)
   assert ast.get_docstring(tree) or not tree.body, f'{name(path)} says nowhere what it is for'
-  bare = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-          and not node.name.startswith('_') and not ast.get_docstring(node)]
+  bare = [
+    node.name
+    for node in tree.body
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    and not node.name.startswith('_')
+    and not ast.get_docstring(node)
+  ]
   assert not bare, f'{name(path)}: no docstring in {", ".join(bare)}'
 
 
@@ -55,8 +64,11 @@ def test_nothing_is_unpickled(path):
 
 def setup_arguments() -> dict[str, object]:
   """The literal arguments of the call of setup()."""
-  call = next(node for node in ast.walk(parse(ROOT / 'setup.py'))
-              if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'setup')
+  call = next(
+    node
+    for node in ast.walk(parse(ROOT / 'setup.py'))
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'setup'
+  )
   return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg != 'packages'}
 
 
@@ -85,8 +97,11 @@ def test_imported_libraries_are_declared(path):
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'constraints').glob('*.txt')), ids=name)
 def test_constraints_pin_every_requirement(path):
-  pinned = {distribution(line) for line in path.read_text(encoding='utf-8').splitlines()
-            if re.fullmatch(r'[\w.-]+==[\w.]+', line)}
+  pinned = {
+    distribution(line)
+    for line in path.read_text(encoding='utf-8').splitlines()
+    if re.fullmatch(r'[\w.-]+==[\w.]+', line)
+  }
   arguments = setup_arguments()
   required = {distribution(line) for line in arguments['install_requires'] + arguments['extras_require']['test']}
   assert required <= pinned, f'{name(path)} does not pin {", ".join(sorted(required - pinned))}'
@@ -94,8 +109,11 @@ def test_constraints_pin_every_requirement(path):
 
 def test_the_package_ships_every_file_it_holds():
   patterns = setup_arguments()['package_data']['vild_jax']
-  data = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob('*'))
-          if path.is_file() and path.suffix not in ('.py', '.pyc')]
+  data = [
+    path.relative_to(PACKAGE)
+    for path in sorted(PACKAGE.rglob('*'))
+    if path.is_file() and path.suffix not in ('.py', '.pyc')
+  ]
   left_out = [str(path) for path in data if not any(path.match(pattern) for pattern in patterns)]
   assert not left_out, f'setup.py: package_data leaves out {", ".join(left_out)}'
   folders = {path.parent for path in MODULES}

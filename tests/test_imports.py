@@ -97,9 +97,7 @@ def room_of(module: str) -> str:
 def misplaced(module: str, imported: set[str]) -> list[str]:
   """What a module may not import: rooms on its own floor or above, apart from its own room."""
   room = room_of(module)
-  return sorted(
-    other for other in imported if room_of(other) != room and FLOOR_OF[room_of(other)] <= FLOOR_OF[room]
-  )
+  return sorted(other for other in imported if room_of(other) != room and FLOOR_OF[room_of(other)] <= FLOOR_OF[room])
 
 
 @pytest.mark.parametrize('module', MODULES)

@@ -24,8 +24,14 @@ TRAIN = ['train', 'configs/vild_r50_lvis.py', '--workdir', '/mnt/a b', '--data.b
 
 def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
   clean = {key: value for key, value in os.environ.items() if key not in ('EXECUTE', 'DRY_RUN', 'DEVICES', 'NAME')}
-  return subprocess.run(['bash', str(LAUNCH / script), *words], capture_output=True, text=True, check=False, cwd=ROOT,
-                        env={**clean, **environment})
+  return subprocess.run(
+    ['bash', str(LAUNCH / script), *words],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=ROOT,
+    env={**clean, **environment},
+  )
 
 
 def check_command(words: list[str]) -> None:
@@ -35,8 +41,9 @@ def check_command(words: list[str]) -> None:
   overrides = args.overrides
   if overrides:
     assert all(re.fullmatch(r'--[\w.]+=.*', word) for word in overrides), overrides
-    config_lib.load(ROOT / Path(args.config).relative_to('/vild_jax' if args.config.startswith('/') else '.'),
-                    overrides)
+    config_lib.load(
+      ROOT / Path(args.config).relative_to('/vild_jax' if args.config.startswith('/') else '.'), overrides
+    )
 
 
 def program(path: Path, text: str) -> Path:
@@ -116,11 +123,13 @@ def test_the_tpu_script_refuses_what_it_does_not_know(words):
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ''
 
 
-@pytest.mark.parametrize(('codes', 'ends_with'), [([EXIT_PREEMPTED] * 2 + [0], 0), ([EXIT_PREEMPTED, 2], 2),
-                                                    ([1], 1)])
+@pytest.mark.parametrize(('codes', 'ends_with'), [([EXIT_PREEMPTED] * 2 + [0], 0), ([EXIT_PREEMPTED, 2], 2), ([1], 1)])
 def test_a_preempted_command_is_started_again_and_no_other(tmp_path, codes, ends_with):
-  fake = program(tmp_path / 'vild-jax', f'codes=({" ".join(map(str, codes))})\nprintf "%s\\n" "$*" >>{tmp_path}/ran\n'
-                 f'exit "${{codes[$(wc -l <{tmp_path}/ran) - 1]}}"')
+  fake = program(
+    tmp_path / 'vild-jax',
+    f'codes=({" ".join(map(str, codes))})\nprintf "%s\\n" "$*" >>{tmp_path}/ran\n'
+    f'exit "${{codes[$(wc -l <{tmp_path}/ran) - 1]}}"',
+  )
   done = run('until_done.sh', *TRAIN, VILD_JAX=str(fake))
   assert done.returncode == ends_with
   assert (tmp_path / 'ran').read_text().splitlines() == [' '.join(TRAIN)] * len(codes)
@@ -135,7 +144,7 @@ def test_slurm_starts_one_process_a_node_and_requeues_the_preempted(tmp_path, co
   assert done.returncode == code
   words = (tmp_path / 'srun.ran').read_text().splitlines()
   command = next(i for i, word in enumerate(words) if not word.startswith('-'))
-  assert words[command + 1:] == TRAIN and '--kill-on-bad-exit=0' in words[:command]
+  assert words[command + 1 :] == TRAIN and '--kill-on-bad-exit=0' in words[:command]
   check_command(words[command:])
   assert (tmp_path / 'scontrol.ran').exists() == requeued
   if requeued:
@@ -146,7 +155,7 @@ def test_slurms_options_stand_before_the_first_command():
   """sbatch reads no further than that."""
   lines = (LAUNCH / 'slurm.sbatch').read_text().splitlines()
   options = [i for i, line in enumerate(lines) if line.startswith('#SBATCH')]
-  assert not [line for line in lines[:options[-1]] if line and not line.startswith('#')]
+  assert not [line for line in lines[: options[-1]] if line and not line.startswith('#')]
   assert {'#SBATCH --ntasks-per-node=1', '#SBATCH --requeue', '#SBATCH --signal=TERM@300'} <= set(lines)
   assert run('slurm.sbatch').returncode == 2
 

@@ -40,8 +40,9 @@ def _assign(batch, proposals, config=None, key=0):
   """`assign` on given proposals; the other outputs of the first stage play no part in it."""
   config = config or tiny.config()
   first = detector.FirstStage({}, {}, {}, proposals)
-  return jax.device_get(jax.jit(objective.assign, static_argnums=0)(config, first, batch, tiny.vocabulary(),
-                                                                    jax.random.PRNGKey(key)))
+  return jax.device_get(
+    jax.jit(objective.assign, static_argnums=0)(config, first, batch, tiny.vocabulary(), jax.random.PRNGKey(key))
+  )
 
 
 def _proposals(batch, count=30, valid=20, seed=1):
@@ -98,10 +99,17 @@ def test_which_classes_are_in_the_softmax_is_a_setting():
   targets = _assign(batch, proposals)
   levels = targets.rpn_labels
   outputs = objective.Outputs(
-    detector.FirstStage({}, {level: jnp.zeros(x.shape) for level, x in levels.items()},
-                        {level: jnp.zeros((*x.shape, 4)) for level, x in levels.items()}, proposals),
-    detector.SecondStage(None, jnp.asarray(rng.normal(size=(8, 16, tiny.CLASSES + 1)).astype(np.float32) * 5),
-                         jnp.zeros((8, 16, 4))), jnp.zeros((8, 4, 28, 28)))
+    detector.FirstStage(
+      {},
+      {level: jnp.zeros(x.shape) for level, x in levels.items()},
+      {level: jnp.zeros((*x.shape, 4)) for level, x in levels.items()},
+      proposals,
+    ),
+    detector.SecondStage(
+      None, jnp.asarray(rng.normal(size=(8, 16, tiny.CLASSES + 1)).astype(np.float32) * 5), jnp.zeros((8, 16, 4))
+    ),
+    jnp.zeros((8, 4, 28, 28)),
+  )
   targets = jax.tree.map(jnp.asarray, targets)
   logits = np.asarray(outputs.second.logits, np.float64)
   base = np.append(tiny.vocabulary().is_base, True)
@@ -148,8 +156,9 @@ def test_labels_boxes_and_quota_follow_the_overlaps():
       if targets.foreground[i, j]:
         best = overlap.argmax()
         assert overlap[best] > 0.5 and targets.labels[i, j] == batch.labels[i][batch.valid[i]][best]
-        decoded = boxes.decode(jnp.asarray(targets.deltas[i, j][None]), jnp.asarray(targets.rois[i, j][None]),
-                               weights=(10.0, 10.0, 5.0, 5.0))
+        decoded = boxes.decode(
+          jnp.asarray(targets.deltas[i, j][None]), jnp.asarray(targets.rois[i, j][None]), weights=(10.0, 10.0, 5.0, 5.0)
+        )
         np.testing.assert_allclose(decoded[0], gt[best], atol=1e-3)
       else:
         assert overlap.max() < 0.5 and (targets.deltas[i, j] == 0).all()
@@ -189,15 +198,21 @@ def test_a_full_size_step_has_the_expected_shapes():
   config = config_lib.load('configs/vild_text_r50_lvis.py')
   side, count = 1024, config.data.max_instances
   shape = jax.ShapeDtypeStruct
-  batch = objective.Batch(shape((2, side, side, 3), jnp.float32), shape((2, 2), jnp.float32),
-                          shape((2, count, 4), jnp.float32), shape((2, count), jnp.int32),
-                          shape((2, count, 112, 112), jnp.uint8), shape((2, count), bool))
+  batch = objective.Batch(
+    shape((2, side, side, 3), jnp.float32),
+    shape((2, 2), jnp.float32),
+    shape((2, count, 4), jnp.float32),
+    shape((2, count), jnp.int32),
+    shape((2, count, 112, 112), jnp.uint8),
+    shape((2, count), bool),
+  )
   words = objective.Vocabulary(shape((1203, 512), jnp.float32), shape((1203,), bool), shape((1203,), bool))
   variables = jax.eval_shape(lambda: detector.init(config, jax.random.PRNGKey(0)))
 
   def gradients(variables, batch, words):
-    loss = lambda params: objective.objective(config, {**variables, 'params': params}, batch, words,
-                                              jax.random.PRNGKey(0))
+    loss = lambda params: objective.objective(
+      config, {**variables, 'params': params}, batch, words, jax.random.PRNGKey(0)
+    )
     return jax.value_and_grad(loss, has_aux=True)(variables['params'])
 
   (total, (metrics, statistics)), grads = jax.eval_shape(gradients, variables, batch, words)

@@ -99,8 +99,14 @@ def test_region_features(predicted, trunk, expected):
 
 def test_both_heads_on_their_golden_features(model, trunk, expected):
   variables, config, _ = model
-  apply = partial(detector.ViLD(config.model).apply, variables, trunk['roi_features_first16'], np.ones(16, bool),
-                  train=False, capture_intermediates=True)
+  apply = partial(
+    detector.ViLD(config.model).apply,
+    variables,
+    trunk['roi_features_first16'],
+    np.ones(16, bool),
+    train=False,
+    capture_intermediates=True,
+  )
   (embeddings, deltas), inside = apply(method=detector.ViLD.regions)
   head = inside['intermediates']['region_head']
   assert_close(head['fc1']['__call__'][0], expected['fc6_preact_first16'])
@@ -126,8 +132,13 @@ def _equal_as_sets(found, scores, labels, found_boxes):
   """Each expected detection is found once: the same class, score and box within the tolerance."""
   left = list(range(len(found.scores)))
   for score, label, box in zip(scores, labels, found_boxes, strict=True):
-    match = [i for i in left if found.labels[i] == label and abs(found.scores[i] - score) <= 1e-4 * scores.max()
-             and np.abs(found.boxes[i] - box).max() <= 1e-4 * 256]
+    match = [
+      i
+      for i in left
+      if found.labels[i] == label
+      and abs(found.scores[i] - score) <= 1e-4 * scores.max()
+      and np.abs(found.boxes[i] - box).max() <= 1e-4 * 256
+    ]
     assert match, f'no detection of class {label} with score {score} at {box}'
     left.remove(match[0])
   return left
@@ -141,8 +152,11 @@ def test_final_detections_as_sets(model, predicted, trunk, expected, from_golden
   found = predicted[0]
   if from_golden:
     second = detector.SecondStage(
-      None, jnp.asarray(reference.background_last(expected['class_outputs']))[None],
-      jnp.asarray(expected['box_outputs'])[None], jnp.asarray(expected['distill_class_outputs'])[None])
+      None,
+      jnp.asarray(reference.background_last(expected['class_outputs']))[None],
+      jnp.asarray(expected['box_outputs'])[None],
+      jnp.asarray(expected['distill_class_outputs'])[None],
+    )
     scores = detector.class_scores(config.model, second, words)
     proposals = Proposals(jnp.asarray(trunk['rois']), jnp.asarray(trunk['roi_scores']), jnp.ones(1000, bool))
     choose = jax.jit(partial(detector._choose, config.model))
@@ -152,8 +166,13 @@ def test_final_detections_as_sets(model, predicted, trunk, expected, from_golden
   assert count == 300 and 200 < kept.sum() < 300  # enough of both kinds to tell
   # Our places beyond the reference's worst hold what its empty boxes kept out.
   worst = expected['detection_scores'][count - 1]
-  left = _equal_as_sets(found, *(expected[f'detection_{key}'][:count][kept] - offset
-                                 for key, offset in (('scores', 0), ('classes', 1), ('boxes', 0))))
+  left = _equal_as_sets(
+    found,
+    *(
+      expected[f'detection_{key}'][:count][kept] - offset
+      for key, offset in (('scores', 0), ('classes', 1), ('boxes', 0))
+    ),
+  )
   assert found.valid.all() and (found.scores[left] <= worst * (1 + 1e-4)).all()
 
 
@@ -161,6 +180,7 @@ def test_masks_on_the_golden_detections(model, predicted, expected):
   variables, config, _ = model
   features = {level: jnp.asarray(x)[None] for level, x in predicted[1]['features'].items()}
   found, _ = jax.jit(partial(detector.masks, config.model, train=False))(
-    variables, features, expected['detection_boxes'][None, :20], np.ones((1, 20), bool))
+    variables, features, expected['detection_boxes'][None, :20], np.ones((1, 20), bool)
+  )
   assert_close(found[0], expected['mask_logits_first20'])
   assert_close(jax.nn.sigmoid(found[0]), expected['detection_masks_first20'])

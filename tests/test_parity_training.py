@@ -31,8 +31,13 @@ from vild_jax.train import optim
 
 NAME = 'train_d14_vanilla_syncbn'
 LEVELS = range(2, 7)
-SETTINGS = ['distillation.weight=0.5', 'assignment.novel_logits_zero=true', 'model.rpn.max_proposals=200',
-            'optimizer.drop_last_decay=true', 'assignment.rpn_targets_plus_one=false']
+SETTINGS = [
+  'distillation.weight=0.5',
+  'assignment.novel_logits_zero=true',
+  'model.rpn.max_proposals=200',
+  'optimizer.drop_last_decay=true',
+  'assignment.rpn_targets_plus_one=false',
+]
 # Below this a gradient is rounding: the biases in front of a normalisation have none.
 NO_GRADIENT = 1e-5
 ROUNDS_AS_THE_GOLDEN = jax.__version_info__ < (0, 11)
@@ -62,13 +67,20 @@ def targets(arrays):
   rpn_deltas = rows('in_rpn_box_targets_{}', 4)
   everything = lambda *shape: np.ones(shape, bool)
   found = objective.Targets(
-    rpn_labels=rows('in_rpn_score_targets_{}'), rpn_deltas=rpn_deltas,
+    rpn_labels=rows('in_rpn_score_targets_{}'),
+    rpn_deltas=rpn_deltas,
     rpn_positive={level: (deltas != 0).any(-1) for level, deltas in rpn_deltas.items()},
-    rois=arrays['out_sampled_rois'], valid=everything(2, 48), foreground=arrays['out_matched_gt_classes'] > 0,
-    labels=((arrays['out_matched_gt_classes'] - 1) % 21).astype(np.int32), deltas=arrays['out_box_targets'],
-    mask_rois=arrays['out_mask_rois'], mask_valid=everything(2, 12), mask_foreground=arrays['out_mask_classes'] > 0,
+    rois=arrays['out_sampled_rois'],
+    valid=everything(2, 48),
+    foreground=arrays['out_matched_gt_classes'] > 0,
+    labels=((arrays['out_matched_gt_classes'] - 1) % 21).astype(np.int32),
+    deltas=arrays['out_box_targets'],
+    mask_rois=arrays['out_mask_rois'],
+    mask_valid=everything(2, 12),
+    mask_foreground=arrays['out_mask_classes'] > 0,
     masks=arrays['out_mask_targets'],
-    regions=RegionTargets(arrays['in_roi_boxes'], arrays['in_gt_visual_feat'], everything(2, 10)))
+    regions=RegionTargets(arrays['in_roi_boxes'], arrays['in_gt_visual_feat'], everything(2, 10)),
+  )
   return jax.tree.map(jnp.asarray, found)
 
 
@@ -76,8 +88,9 @@ def targets(arrays):
 def forward_and_backward(shared, golden_step, start):
   """params -> (losses by name, outputs, statistics, gradients) of one forward and backward pass, compiled."""
   weights, variables, config = start
-  words = Vocabulary(jnp.asarray(weights[tf_vild.CLASS_EMBEDDINGS].T), jnp.asarray(reference.is_base(shared)),
-                     jnp.ones(20, bool))
+  words = Vocabulary(
+    jnp.asarray(weights[tf_vild.CLASS_EMBEDDINGS].T), jnp.asarray(reference.is_base(shared)), jnp.ones(20, bool)
+  )
   seen = targets(golden_step)
   # The loss of the reference counts the regions with some coordinate above 0; its head saw all of them.
   learnt = seen.replace(regions=seen.regions.replace(valid=jnp.asarray(golden_step['in_roi_boxes'].max(-1) > 0)))
@@ -108,8 +121,9 @@ def moved_gradients(forward_and_backward, start):
   """The gradients at weights that are one rounding away; none where ours and the golden's roundings are the same."""
   rng = np.random.default_rng(0)
   move = lambda w: (w * (1 + 6e-8 * rng.choice([-1.0, 1.0], w.shape))).astype(np.float32)
-  return [] if ROUNDS_AS_THE_GOLDEN else [forward_and_backward(jax.tree.map(move, start[1]['params']))[-1]
-                                          for _ in range(3)]
+  return (
+    [] if ROUNDS_AS_THE_GOLDEN else [forward_and_backward(jax.tree.map(move, start[1]['params']))[-1] for _ in range(3)]
+  )
 
 
 def test_the_golden_has_what_the_settings_are_for(golden_step, facts):
@@ -119,9 +133,14 @@ def test_the_golden_has_what_the_settings_are_for(golden_step, facts):
 
 def test_every_loss(step, golden_step, start):
   parts = step[0]
-  for ours, theirs, factor in (('rpn_score_loss', 'rpn_score_loss', 1), ('rpn_box_loss', 'rpn_box_loss', 1),
-                               ('class_loss', 'fast_rcnn_class_loss', 1), ('box_loss', 'fast_rcnn_box_loss', 1),
-                               ('mask_loss', 'mask_loss', 1), ('distillation_loss', 'feat_distill_loss', 0.5)):
+  for ours, theirs, factor in (
+    ('rpn_score_loss', 'rpn_score_loss', 1),
+    ('rpn_box_loss', 'rpn_box_loss', 1),
+    ('class_loss', 'fast_rcnn_class_loss', 1),
+    ('box_loss', 'fast_rcnn_box_loss', 1),
+    ('mask_loss', 'mask_loss', 1),
+    ('distillation_loss', 'feat_distill_loss', 0.5),
+  ):
     assert_close(parts[ours], factor * golden_step[f'out_scalar_{theirs}'], reference.LOSSES, ours)
   assert len(parts) == 6
   assert_close(sum(parts.values()), golden_step['out_scalar_model_loss'], reference.LOSSES)
@@ -154,8 +173,9 @@ def _gradients(gradients, start, facts):
   _, variables, config = start
   table = tf_vild.parameter_table(config.model)
   decays = optim.decay_mask(variables['params'])
-  total = jax.tree.map(lambda g, w, d: g + config.optimizer.weight_decay * w if d else g, gradients,
-                       variables['params'], decays)
+  total = jax.tree.map(
+    lambda g, w, d: g + config.optimizer.weight_decay * w if d else g, gradients, variables['params'], decays
+  )
   for name in facts['order']:
     yield name, _at(total, table[name].path[1:])
 
@@ -172,7 +192,7 @@ def test_every_gradient(step, moved_gradients, start, facts, golden_step):
   moved = [dict(_gradients(gradients, start, facts)) for gradients in moved_gradients]
   for name, found in _gradients(step[3], start, facts):
     norm, _, largest = facts['norms'][name]
-    if norm == 0:   # no anchor of levels 5 and 6 is sampled
+    if norm == 0:  # no anchor of levels 5 and 6 is sampled
       assert not found.any(), name
       continue
     if norm < NO_GRADIENT:
@@ -186,8 +206,11 @@ def test_every_gradient(step, moved_gradients, start, facts, golden_step):
       assert difference <= 2e-2 * norm, f'{name}: {difference / norm:.2e}'
       compared += 1
   assert len(facts['order']) == len(jax.tree.leaves(start[1]['params'])) == 158
-  assert compared == sum(key.startswith('grad/') and np.linalg.norm(value) >= NO_GRADIENT
-                         for key, value in golden_step.items()) > 80
+  assert (
+    compared
+    == sum(key.startswith('grad/') and np.linalg.norm(value) >= NO_GRADIENT for key, value in golden_step.items())
+    > 80
+  )
 
 
 def test_values_after_the_step(step, moved_gradients, start, golden_step):
@@ -200,24 +223,30 @@ def test_values_after_the_step(step, moved_gradients, start, golden_step):
     return optax.apply_updates(params, update.update(gradients, update.init(params), params)[0])
 
   after = {'params': jax.device_get(updated(variables['params'], step[3])), 'batch_stats': step[2]}
-  moved = [{'params': jax.device_get(updated(variables['params'], gradients)), 'batch_stats': step[2]}
-           for gradients in moved_gradients]
+  moved = [
+    {'params': jax.device_get(updated(variables['params'], gradients)), 'batch_stats': step[2]}
+    for gradients in moved_gradients
+  ]
   assert_close(optim.schedule(config.optimizer, config.train.steps)(0), golden_step['out_lr'], reference.LOSSES)
   names = [key.removeprefix('after/') for key in golden_step if key.startswith('after/') and 'global_step' not in key]
   assert len(names) == 194 and sum('moving' in name for name in names) > 60
   for name in names:
     expected = golden_step[f'after/{name}']
     found = _at(after, table[name].path).reshape(expected.shape)
-    rounding = max((reference.error(_at(other, table[name].path).reshape(expected.shape), found) for other in moved),
-                   default=0.0)
+    rounding = max(
+      (reference.error(_at(other, table[name].path).reshape(expected.shape), found) for other in moved), default=0.0
+    )
     assert_close(found, expected, reference.VALUES + min(rounding, reference.VALUES), what=name)
     before = np.asarray(_at(variables, table[name].path)).reshape(expected.shape)
-    if table[name].path[0] == 'batch_stats':   # the change itself, which is 0.3 % of the value
+    if table[name].path[0] == 'batch_stats':  # the change itself, which is 0.3 % of the value
       np.testing.assert_allclose(found - before, expected - before, rtol=1e-3, atol=2e-6, err_msg=name)
 
 
 def test_the_settings_restore_the_reference_and_are_off_by_default(start):
   default, restored = config_lib.Config(), start[2]
-  changed = [f.name for f in dataclasses.fields(default.assignment)
-             if getattr(default.assignment, f.name) != getattr(restored.assignment, f.name)]
+  changed = [
+    f.name
+    for f in dataclasses.fields(default.assignment)
+    if getattr(default.assignment, f.name) != getattr(restored.assignment, f.name)
+  ]
   assert changed == ['rpn_targets_plus_one', 'novel_logits_zero'] and not default.optimizer.drop_last_decay

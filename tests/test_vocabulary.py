@@ -12,8 +12,9 @@ from vild_jax import vocabulary
 def example(count=3, dim=4):
   rows = np.random.default_rng(0).normal(size=(count, dim)).astype(np.float32)
   rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-  return vocabulary.VocabularyFile(rows, ('red mug', 'Bär_(toy)', 'cat')[:count], np.array([True, False, True])[:count],
-                                   'clip:0123', 'vild (63)')
+  return vocabulary.VocabularyFile(
+    rows, ('red mug', 'Bär_(toy)', 'cat')[:count], np.array([True, False, True])[:count], 'clip:0123', 'vild (63)'
+  )
 
 
 def test_save_and_load_give_the_same_file(tmp_path):
@@ -64,8 +65,13 @@ BAD = {
 def test_each_malformed_field_is_one_line_that_names_file_and_field(tmp_path, case):
   key, value, found = BAD[case]
   file = example()
-  fields = {'embeddings': file.embeddings, 'names': np.array(file.names), 'is_base': file.is_base,
-            'teacher': np.array(file.teacher), 'prompts': np.array(file.prompts)}
+  fields = {
+    'embeddings': file.embeddings,
+    'names': np.array(file.names),
+    'is_base': file.is_base,
+    'teacher': np.array(file.teacher),
+    'prompts': np.array(file.prompts),
+  }
   fields.pop(key)
   if value is not None:
     fields[key] = value
@@ -118,13 +124,16 @@ def test_from_npy_normalises_and_names_the_array(tmp_path):
   assert other.teacher != file.teacher
 
 
-@pytest.mark.parametrize('rows, found', [
-  (np.ones((2, 4), np.float32), '2 rows; expected 3'),
-  (np.array([[1, 1], [0, 0], [1, 0]], np.float32), r'zero in 1 of 3 rows \(first: 1\)'),
-  (np.array([[1, 1], [1, 0], [np.nan, 0]], np.float32), r'not finite in 1 of 3 rows \(first: 2\)'),
-  (np.ones(3, np.float32), r'float32 \(3,\)'),
-  (np.ones((3, 2), np.int64), 'int64'),
-])
+@pytest.mark.parametrize(
+  'rows, found',
+  [
+    (np.ones((2, 4), np.float32), '2 rows; expected 3'),
+    (np.array([[1, 1], [0, 0], [1, 0]], np.float32), r'zero in 1 of 3 rows \(first: 1\)'),
+    (np.array([[1, 1], [1, 0], [np.nan, 0]], np.float32), r'not finite in 1 of 3 rows \(first: 2\)'),
+    (np.ones(3, np.float32), r'float32 \(3,\)'),
+    (np.ones((3, 2), np.int64), 'int64'),
+  ],
+)
 def test_from_npy_refuses(tmp_path, rows, found):
   np.save(tmp_path / 'e.npy', rows)
   with pytest.raises(ValueError, match=found) as error:
@@ -146,8 +155,10 @@ def test_embeddings_of_regions_belong_with_the_vocabulary_of_their_teacher(tmp_p
   np.save(tmp_path / 'rows.npy', np.eye(2, 4, dtype=np.float32))
   tower, other = 'vit_b32:' + 'a' * 16, 'vit_b32:' + 'b' * 16
   of_tower, of_other = (dataclasses.replace(example(), teacher=name, prompts='vild') for name in (tower, other))
-  by_array = [vocabulary.from_npy(tmp_path / 'rows.npy', ('a', 'b'), name, np.zeros(2, bool))
-              for name in ('ours', 'ours:v2', tower)]
+  by_array = [
+    vocabulary.from_npy(tmp_path / 'rows.npy', ('a', 'b'), name, np.zeros(2, bool))
+    for name in ('ours', 'ours:v2', tower)
+  ]
   same = vocabulary.is_same_teacher
   assert same(tower, of_tower)
   assert same('ours', by_array[0]) and same('ours:v2', by_array[1]) and same(tower, by_array[2])
@@ -159,16 +170,26 @@ def test_embeddings_of_regions_belong_with_the_vocabulary_of_their_teacher(tmp_p
   # The name alone says nothing of weights, where nobody gave it: an architecture's is before the hash of each.
   assert not same('vit_b32', of_tower) and not same('vit_b32', of_other)
   vocabulary.check_regions('STORE', tower, of_tower)
-  with pytest.raises(ValueError, match=f"STORE has embeddings of teacher 'vit_b32', and the vocabulary of '{tower}'; "
-                                       'expected the image and the text tower of one teacher'):
+  with pytest.raises(
+    ValueError,
+    match=f"STORE has embeddings of teacher 'vit_b32', and the vocabulary of '{tower}'; "
+    'expected the image and the text tower of one teacher',
+  ):
     vocabulary.check_regions('STORE', 'vit_b32', of_tower)
 
 
-@pytest.mark.parametrize('name, cleaned', [
-  ('aerosol_can', 'aerosol can'), ('Red Mug', 'red mug'), ('cup/mug', 'cup or mug'), ('Dr._Pepper.', 'dr. pepper'),
-  ('monitor_(computer_equipment) computer_monitor', 'monitor (computer equipment) computer monitor'),
-  ('etc...', 'etc'), (' a  b ', 'a b'),
-])
+@pytest.mark.parametrize(
+  'name, cleaned',
+  [
+    ('aerosol_can', 'aerosol can'),
+    ('Red Mug', 'red mug'),
+    ('cup/mug', 'cup or mug'),
+    ('Dr._Pepper.', 'dr. pepper'),
+    ('monitor_(computer_equipment) computer_monitor', 'monitor (computer equipment) computer monitor'),
+    ('etc...', 'etc'),
+    (' a  b ', 'a b'),
+  ],
+)
 def test_clean_name(name, cleaned):
   assert vocabulary.clean_name(name) == cleaned
 

@@ -1,7 +1,7 @@
 """vild_jax: train and run open-vocabulary object detectors in JAX.
 
-  detector = vild_jax.load('bundle/')
-  detections = detector.detect('picture.jpg', classes=['red mug', 'toy elephant'])
+detector = vild_jax.load('bundle/')
+detections = detector.detect('picture.jpg', classes=['red mug', 'toy elephant'])
 """
 
 from typing import Any

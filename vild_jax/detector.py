@@ -52,8 +52,15 @@ class ViLD(nn.Module):
     self.fpn = FPN(model.pyramid.min_level, model.pyramid.max_level, model.pyramid.channels, **common)
     per_location = len(model.anchors.aspect_ratios) * model.anchors.num_scales
     self.rpn_head = RPNHead(rpn.num_convs, rpn.channels, per_location, **common)
-    region_head = partial(RegionHead, num_convs=head.num_convs, conv_channels=head.conv_channels, num_fcs=head.num_fcs,
-                          fc_channels=head.fc_channels, embedding_dim=model.embedding_dim, **common)
+    region_head = partial(
+      RegionHead,
+      num_convs=head.num_convs,
+      conv_channels=head.conv_channels,
+      num_fcs=head.num_fcs,
+      fc_channels=head.fc_channels,
+      embedding_dim=model.embedding_dim,
+      **common,
+    )
     self.region_head = region_head()
     if model.image_head:
       self.image_head = region_head(predict_boxes=False)
@@ -131,27 +138,48 @@ def init(config: Config, key: Array) -> Any:
 
 def model_anchors(model: Model, image_size: tuple[int, int]) -> dict[int, Array]:
   """The anchors {level: [N_l, 4]} of a padded input of `image_size` = (height, width)."""
-  return anchors.pyramid_anchors(image_size, min_level=model.pyramid.min_level, max_level=model.pyramid.max_level,
-                                 aspect_ratios=model.anchors.aspect_ratios, num_scales=model.anchors.num_scales,
-                                 anchor_size=model.anchors.size)
+  return anchors.pyramid_anchors(
+    image_size,
+    min_level=model.pyramid.min_level,
+    max_level=model.pyramid.max_level,
+    aspect_ratios=model.anchors.aspect_ratios,
+    num_scales=model.anchors.num_scales,
+    anchor_size=model.anchors.size,
+  )
 
 
-def first_stage(model: Model, variables: Any, image: Array, *, train: bool,
-                per_image: PerImage = jax.vmap) -> tuple[FirstStage, Any]:
+def first_stage(
+  model: Model, variables: Any, image: Array, *, train: bool, per_image: PerImage = jax.vmap
+) -> tuple[FirstStage, Any]:
   """Images [B, S, S, 3] -> (outputs, variables with the batch statistics of this call when `train`)."""
   features, variables = _apply(model, variables, ViLD.features, image, train=train)
   (objectness, deltas), variables = _apply(model, variables, ViLD.propose, features, train=train)
   rpn = model.rpn
-  propose = partial(proposals.propose, anchors=model_anchors(model, image.shape[1:3]), image_size=image.shape[1:3],
-                    pre_nms_top_k=rpn.train_pre_nms_top_k if train else rpn.test_pre_nms_top_k,
-                    max_per_level=rpn.max_per_level, max_proposals=rpn.max_proposals, nms_threshold=rpn.nms_threshold)
+  propose = partial(
+    proposals.propose,
+    anchors=model_anchors(model, image.shape[1:3]),
+    image_size=image.shape[1:3],
+    pre_nms_top_k=rpn.train_pre_nms_top_k if train else rpn.test_pre_nms_top_k,
+    max_per_level=rpn.max_per_level,
+    max_proposals=rpn.max_proposals,
+    nms_threshold=rpn.nms_threshold,
+  )
   found = per_image(lambda logits, deltas: propose(logits, deltas))(*jax.lax.stop_gradient((objectness, deltas)))
   return FirstStage(features, objectness, deltas, found), variables
 
 
-def second_stage(model: Model, variables: Any, features: dict[int, Array], rois: Array, valid: Array,
-                 vocabulary: Vocabulary, *, train: bool, distilled: RegionTargets | None = None,
-                 per_image: PerImage = jax.vmap) -> tuple[SecondStage, Any]:
+def second_stage(
+  model: Model,
+  variables: Any,
+  features: dict[int, Array],
+  rois: Array,
+  valid: Array,
+  vocabulary: Vocabulary,
+  *,
+  train: bool,
+  distilled: RegionTargets | None = None,
+  per_image: PerImage = jax.vmap,
+) -> tuple[SecondStage, Any]:
   """Boxes [B, R, 4] with validity [B, R] -> (outputs, variables); invalid rows stay out of batch statistics.
 
   The regions to distil go through the head that learns from them: the image head, which sees nothing else in training,
@@ -173,12 +201,14 @@ def second_stage(model: Model, variables: Any, features: dict[int, Array], rois:
   if model.image_head and not train:
     image_embeddings, _ = head(variables, ViLD.image_regions, pooled, valid)
     image_logits = class_logits(model, variables, image_embeddings, vocabulary)[..., :-1]
-  return SecondStage(embeddings, class_logits(model, variables, embeddings, vocabulary), deltas, image_logits,
-                     student), variables
+  return SecondStage(
+    embeddings, class_logits(model, variables, embeddings, vocabulary), deltas, image_logits, student
+  ), variables
 
 
-def student_embeddings(model: Model, variables: Any, image: Array, rois: Array, valid: Array, *,
-                       per_image: PerImage = jax.vmap) -> Array:
+def student_embeddings(
+  model: Model, variables: Any, image: Array, rois: Array, valid: Array, *, per_image: PerImage = jax.vmap
+) -> Array:
   """What the head that learns from the teacher says at inference, not normalised.
 
   Images [B, S, S, 3] and boxes [B, M, 4] with validity [B, M] -> embeddings [B, M, D].
@@ -192,9 +222,11 @@ def student_embeddings(model: Model, variables: Any, image: Array, rois: Array, 
 
 def class_logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vocabulary) -> Array:
   """Embeddings [B, R, D] -> cosine over temperature [B, R, C + 1]."""
-  return jax.vmap(lambda e: openvocab.cosine_logits(
-    e, vocabulary.embeddings, variables['params']['background'], temperature=model.temperature,
-    valid=vocabulary.valid))(embeddings)
+  return jax.vmap(
+    lambda e: openvocab.cosine_logits(
+      e, vocabulary.embeddings, variables['params']['background'], temperature=model.temperature, valid=vocabulary.valid
+    )
+  )(embeddings)
 
 
 def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> Array:
@@ -206,8 +238,9 @@ def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> A
   if second.image_logits is None:
     return scores
   ensemble = partial(openvocab.ensemble_scores, base_weight=model.postprocess.base_weight)
-  return jax.vmap(ensemble, in_axes=(0, 0, None))(scores, jax.nn.softmax(second.image_logits, axis=-1),
-                                                  vocabulary.is_base)
+  return jax.vmap(ensemble, in_axes=(0, 0, None))(
+    scores, jax.nn.softmax(second.image_logits, axis=-1), vocabulary.is_base
+  )
 
 
 def refine(rois: Array, deltas: Array, image_size: Array) -> Array:
@@ -224,38 +257,79 @@ def choose(model: Model, rois: Array, valid: Array, scores: Array) -> Detections
   """
   post = model.postprocess
   index, label, score, valid = nms.classwise_nms(
-    rois, scores, iou_threshold=post.nms_threshold, score_threshold=post.score_threshold,
-    max_outputs=post.max_detections, valid=valid & (boxes.area(rois) > 0), pre_nms_top_k=post.pre_nms_top_k)
+    rois,
+    scores,
+    iou_threshold=post.nms_threshold,
+    score_threshold=post.score_threshold,
+    max_outputs=post.max_detections,
+    valid=valid & (boxes.area(rois) > 0),
+    pre_nms_top_k=post.pre_nms_top_k,
+  )
   size = 2 * model.mask_head.roi_size
-  return Detections(boxes=jnp.where(valid[:, None], rois[index], 0), labels=label, scores=score, valid=valid,
-                    masks=jnp.zeros((post.max_detections, size, size), rois.dtype))
+  return Detections(
+    boxes=jnp.where(valid[:, None], rois[index], 0),
+    labels=label,
+    scores=score,
+    valid=valid,
+    masks=jnp.zeros((post.max_detections, size, size), rois.dtype),
+  )
 
 
-def masks(model: Model, variables: Any, features: dict[int, Array], rois: Array, valid: Array, *,
-          train: bool, per_image: PerImage = jax.vmap) -> tuple[Array, Any]:
+def masks(
+  model: Model,
+  variables: Any,
+  features: dict[int, Array],
+  rois: Array,
+  valid: Array,
+  *,
+  train: bool,
+  per_image: PerImage = jax.vmap,
+) -> tuple[Array, Any]:
   """Boxes [B, K, 4] with validity [B, K] -> (mask logits [B, K, 28, 28], variables)."""
   pooled = _pool(features, rois, size=model.mask_head.roi_size, per_image=per_image)
   return _on_regions(model, variables, ViLD.masks, pooled, valid, train=train)
 
 
-def predict_batch(model: Model, variables: Any, image: Array, image_size: Array, vocabulary: Vocabulary, *,
-                  per_image: PerImage = jax.vmap) -> tuple[Detections, dict[str, Any]]:
+def predict_batch(
+  model: Model,
+  variables: Any,
+  image: Array,
+  image_size: Array,
+  vocabulary: Vocabulary,
+  *,
+  per_image: PerImage = jax.vmap,
+) -> tuple[Detections, dict[str, Any]]:
   """Images [B, S, S, 3], content sizes [B, 2] -> (detections [B, K, ...], intermediates of `predict`)."""
   first, _ = first_stage(model, variables, image, train=False, per_image=per_image)
   found = first.proposals
-  second, _ = second_stage(model, variables, first.features, found.boxes, found.valid, vocabulary, train=False,
-                           per_image=per_image)
+  second, _ = second_stage(
+    model, variables, first.features, found.boxes, found.valid, vocabulary, train=False, per_image=per_image
+  )
   choose = partial(_choose, model)
   detections = per_image(choose)(found, second.deltas, class_scores(model, second, vocabulary), image_size)
-  mask_logits, _ = masks(model, variables, first.features, detections.boxes, detections.valid, train=False,
-                         per_image=per_image)
-  intermediates = {'features': first.features, 'proposals': found, 'text_logits': second.logits,
-                   'image_logits': second.image_logits, 'box_deltas': second.deltas, 'mask_logits': mask_logits}
+  mask_logits, _ = masks(
+    model, variables, first.features, detections.boxes, detections.valid, train=False, per_image=per_image
+  )
+  intermediates = {
+    'features': first.features,
+    'proposals': found,
+    'text_logits': second.logits,
+    'image_logits': second.image_logits,
+    'box_deltas': second.deltas,
+    'mask_logits': mask_logits,
+  }
   return detections.replace(masks=mask_logits), intermediates
 
 
-def predict(config: Config, variables: Any, image: Array, image_size: Array, vocabulary: Vocabulary, *,
-            return_intermediates: bool = False) -> Detections | tuple[Detections, dict[str, Any]]:
+def predict(
+  config: Config,
+  variables: Any,
+  image: Array,
+  image_size: Array,
+  vocabulary: Vocabulary,
+  *,
+  return_intermediates: bool = False,
+) -> Detections | tuple[Detections, dict[str, Any]]:
   """Detects on one picture; pure and jittable.
 
   Args:
@@ -287,8 +361,9 @@ def _pool(features: dict[int, Array], rois: Array, *, size: int, per_image: PerI
   return per_image(lambda features, rois: pool(features, rois))(features, jax.lax.stop_gradient(rois))
 
 
-def _on_regions(model: Model, variables: Any, network: Callable, pooled: Array, valid: Array, *,
-                train: bool) -> tuple[Any, Any]:
+def _on_regions(
+  model: Model, variables: Any, network: Callable, pooled: Array, valid: Array, *, train: bool
+) -> tuple[Any, Any]:
   """Runs a head on the RoI features of every box, with batch and RoI axes as one, and splits them again."""
   batch, count = valid.shape
   flat = pooled.reshape(batch * count, *pooled.shape[2:])

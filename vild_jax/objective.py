@@ -65,8 +65,9 @@ class Outputs:
   mask_logits: Array
 
 
-def objective(config: Config, variables: Any, batch: Batch, vocabulary: Vocabulary, key: Array, *,
-              per_image: PerImage = jax.vmap) -> tuple[Array, tuple[dict[str, Array], Any]]:
+def objective(
+  config: Config, variables: Any, batch: Batch, vocabulary: Vocabulary, key: Array, *, per_image: PerImage = jax.vmap
+) -> tuple[Array, tuple[dict[str, Array], Any]]:
   """One forward in training mode.
 
   Args:
@@ -87,8 +88,16 @@ def objective(config: Config, variables: Any, batch: Batch, vocabulary: Vocabula
   return loss_of(config, variables, first, targets, vocabulary, count(targets), per_image=per_image)
 
 
-def loss_of(config: Config, variables: Any, first: FirstStage, targets: Targets, vocabulary: Vocabulary,
-            counts: dict[str, Any], *, per_image: PerImage = jax.vmap) -> tuple[Array, tuple[dict[str, Array], Any]]:
+def loss_of(
+  config: Config,
+  variables: Any,
+  first: FirstStage,
+  targets: Targets,
+  vocabulary: Vocabulary,
+  counts: dict[str, Any],
+  *,
+  per_image: PerImage = jax.vmap,
+) -> tuple[Array, tuple[dict[str, Array], Any]]:
   """The rest of `objective`, from the targets on.
 
   Loss and metrics are means over `counts` elements: with those of a whole batch, what its parts give adds up.
@@ -97,9 +106,12 @@ def loss_of(config: Config, variables: Any, first: FirstStage, targets: Targets,
   parts = losses(config, outputs, targets, vocabulary, counts)
   total = sum(parts.values())
   positive = sum(jnp.sum(p, dtype=jnp.float32) for p in targets.rpn_positive.values())
-  metrics = {'loss': total, **parts,
-             'foreground_regions': jnp.sum(targets.foreground, dtype=jnp.float32) / counts['images'],
-             'positive_anchors': positive / counts['images']}
+  metrics = {
+    'loss': total,
+    **parts,
+    'foreground_regions': jnp.sum(targets.foreground, dtype=jnp.float32) / counts['images'],
+    'positive_anchors': positive / counts['images'],
+  }
   return total, (metrics, variables['batch_stats'])
 
 
@@ -117,19 +129,37 @@ def count(targets: Targets) -> dict[str, Any]:
   }
 
 
-def outputs_of(config: Config, variables: Any, first: FirstStage, targets: Targets, vocabulary: Vocabulary, *,
-               per_image: PerImage = jax.vmap) -> tuple[Outputs, Any]:
+def outputs_of(
+  config: Config,
+  variables: Any,
+  first: FirstStage,
+  targets: Targets,
+  vocabulary: Vocabulary,
+  *,
+  per_image: PerImage = jax.vmap,
+) -> tuple[Outputs, Any]:
   """What the detector says in training mode about the regions of `targets`, and the variables after it."""
   model = config.model
-  second, variables = detector.second_stage(model, variables, first.features, targets.rois, targets.valid, vocabulary,
-                                            train=True, distilled=targets.regions, per_image=per_image)
-  mask_logits, variables = detector.masks(model, variables, first.features, targets.mask_rois, targets.mask_valid,
-                                          train=True, per_image=per_image)
+  second, variables = detector.second_stage(
+    model,
+    variables,
+    first.features,
+    targets.rois,
+    targets.valid,
+    vocabulary,
+    train=True,
+    distilled=targets.regions,
+    per_image=per_image,
+  )
+  mask_logits, variables = detector.masks(
+    model, variables, first.features, targets.mask_rois, targets.mask_valid, train=True, per_image=per_image
+  )
   return Outputs(first, second, mask_logits), variables
 
 
-def assign(config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabulary, key: Array, *,
-           per_image: PerImage = jax.vmap) -> Targets:
+def assign(
+  config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabulary, key: Array, *, per_image: PerImage = jax.vmap
+) -> Targets:
   """Chooses anchors and regions to learn from, and says what each should be; no gradient flows through it.
 
   The regions to distil are the batch's own, chosen offline. `key` is the step's, or one for each image [B, 2].
@@ -138,12 +168,14 @@ def assign(config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabula
   background = vocabulary.embeddings.shape[0]
   anchors = detector.model_anchors(config.model, batch.image.shape[1:3])
 
-  def of_one_image(found: Proposals, gt_boxes: Array, gt_labels: Array, gt_masks: Array, gt_valid: Array,
-                   key: Array) -> Targets:
+  def of_one_image(
+    found: Proposals, gt_boxes: Array, gt_labels: Array, gt_masks: Array, gt_valid: Array, key: Array
+  ) -> Targets:
     anchor_key, region_key = jax.random.split(key)
-    return Targets(**_assign_anchors(rules, anchors, gt_boxes, gt_valid, anchor_key),
-                   **_assign_regions(rules, config, found, gt_boxes, gt_labels, gt_masks, gt_valid, background,
-                                     region_key))
+    return Targets(
+      **_assign_anchors(rules, anchors, gt_boxes, gt_valid, anchor_key),
+      **_assign_regions(rules, config, found, gt_boxes, gt_labels, gt_masks, gt_valid, background, region_key),
+    )
 
   keys = key if key.ndim > 1 else jax.random.split(key, batch.image.shape[0])
   targets = per_image(of_one_image)(first.proposals, batch.boxes, batch.labels, batch.masks, batch.valid, keys)
@@ -151,8 +183,9 @@ def assign(config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabula
   return jax.lax.stop_gradient(targets.replace(regions=batch.regions if distils else None))
 
 
-def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocabulary,
-           counts: dict[str, Any] | None = None) -> dict[str, Array]:
+def losses(
+  config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocabulary, counts: dict[str, Any] | None = None
+) -> dict[str, Array]:
   """The five losses of ViLD-text and, where regions are distilled, that of ViLD-image.
 
   Each is normalised over the global batch (its `counts`; by default `targets` are all of it) and carries its weight
@@ -167,22 +200,27 @@ def losses(config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocab
     trained = jnp.append(allowed, True).reshape(1, 1, -1)
     logits, allowed = jnp.where(trained, logits, 0), vocabulary.valid
   parts = {
-    'rpn_score_loss': core_losses.rpn_score(outputs.first.objectness, targets.rpn_labels,
-                                            samples_per_image=config.assignment.rpn_samples,
-                                            images=counts['images']),
-    'rpn_box_loss': core_losses.rpn_box(outputs.first.deltas, targets.rpn_deltas, targets.rpn_positive,
-                                        counts=counts['rpn_box']),
-    'class_loss': core_losses.region_class(logits, targets.labels, targets.valid, jnp.append(allowed, True),
-                                           count=counts['class']),
-    'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground,
-                                       count=counts['box']),
+    'rpn_score_loss': core_losses.rpn_score(
+      outputs.first.objectness,
+      targets.rpn_labels,
+      samples_per_image=config.assignment.rpn_samples,
+      images=counts['images'],
+    ),
+    'rpn_box_loss': core_losses.rpn_box(
+      outputs.first.deltas, targets.rpn_deltas, targets.rpn_positive, counts=counts['rpn_box']
+    ),
+    'class_loss': core_losses.region_class(
+      logits, targets.labels, targets.valid, jnp.append(allowed, True), count=counts['class']
+    ),
+    'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground, count=counts['box']),
     'mask_loss': core_losses.mask(outputs.mask_logits, targets.masks, targets.mask_foreground, count=counts['mask']),
   }
   if not config.model.background:
     del parts['class_loss']
   if targets.regions is not None:
     parts['distillation_loss'] = config.distillation.weight * core_losses.distillation(
-      outputs.second.student, targets.regions.embeddings, targets.regions.valid, count=counts['distillation'])
+      outputs.second.student, targets.regions.embeddings, targets.regions.valid, count=counts['distillation']
+    )
   return parts
 
 
@@ -190,23 +228,35 @@ def check_distillation(config: Config, *, has_regions: bool) -> None:
   """Raises ValueError if the configured heads would learn from no teacher, given whether batches hold regions."""
   weight = config.distillation.weight
   if weight > 0 and not has_regions:
-    raise ValueError(f'distillation.weight is {weight}, but the data holds no regions with embeddings of the teacher; '
-                     'expected a region store (distillation.store), or a weight of 0 (ViLD-text)')
+    raise ValueError(
+      f'distillation.weight is {weight}, but the data holds no regions with embeddings of the teacher; '
+      'expected a region store (distillation.store), or a weight of 0 (ViLD-text)'
+    )
   if config.model.image_head and weight == 0:
-    raise ValueError('model.image_head is true, but distillation.weight is 0, so that nothing would train that head; '
-                     'expected a positive weight, or no image head')
+    raise ValueError(
+      'model.image_head is true, but distillation.weight is 0, so that nothing would train that head; '
+      'expected a positive weight, or no image head'
+    )
   if not config.model.background and weight == 0:
-    raise ValueError('model.background is false (ViLD-image), but distillation.weight is 0, so that nothing would '
-                     'train the embeddings; expected a positive weight, or a background')
+    raise ValueError(
+      'model.background is false (ViLD-image), but distillation.weight is 0, so that nothing would '
+      'train the embeddings; expected a positive weight, or a background'
+    )
 
 
-def _assign_anchors(rules: Assignment, anchors: dict[int, Array], gt_boxes: Array, gt_valid: Array,
-                    key: Array) -> dict[str, dict[int, Array]]:
+def _assign_anchors(
+  rules: Assignment, anchors: dict[int, Array], gt_boxes: Array, gt_valid: Array, key: Array
+) -> dict[str, dict[int, Array]]:
   every = jnp.concatenate(list(anchors.values()))
-  labels, matched = matching.match_anchors(every, gt_boxes, gt_valid, positive_iou=rules.rpn_positive_iou,
-                                           negative_iou=rules.rpn_negative_iou)
-  sampled = sampling.sample_labels(labels, jax.random.uniform(key, labels.shape), num_samples=rules.rpn_samples,
-                                   positive_fraction=rules.rpn_positive_fraction)
+  labels, matched = matching.match_anchors(
+    every, gt_boxes, gt_valid, positive_iou=rules.rpn_positive_iou, negative_iou=rules.rpn_negative_iou
+  )
+  sampled = sampling.sample_labels(
+    labels,
+    jax.random.uniform(key, labels.shape),
+    num_samples=rules.rpn_samples,
+    positive_fraction=rules.rpn_positive_fraction,
+  )
   positive = labels == 1
   deltas = boxes.encode(gt_boxes[matched], every, plus_one=rules.rpn_targets_plus_one)
   deltas = jnp.where(positive[:, None], deltas, 0)
@@ -215,15 +265,28 @@ def _assign_anchors(rules: Assignment, anchors: dict[int, Array], gt_boxes: Arra
   return {'rpn_labels': split(sampled), 'rpn_deltas': split(deltas), 'rpn_positive': split(positive)}
 
 
-def _assign_regions(rules: Assignment, config: Config, found: Proposals, gt_boxes: Array, gt_labels: Array,
-                    gt_masks: Array, gt_valid: Array, background: int, key: Array) -> dict[str, Array]:
+def _assign_regions(
+  rules: Assignment,
+  config: Config,
+  found: Proposals,
+  gt_boxes: Array,
+  gt_labels: Array,
+  gt_masks: Array,
+  gt_valid: Array,
+  background: int,
+  key: Array,
+) -> dict[str, Array]:
   # Ground truth is mixed in, without its padding (METHOD.md, section 4.3).
   candidates = jnp.concatenate([found.boxes, gt_boxes.astype(found.boxes.dtype)])
   valid = jnp.concatenate([found.valid, gt_valid])
   matched, iou = matching.match_regions(candidates, gt_boxes, gt_valid)
   chosen, valid = sampling.sample_balanced(
-    valid & (iou > rules.roi_positive_iou), valid & (iou < rules.roi_positive_iou),
-    jax.random.uniform(key, valid.shape), num_samples=rules.roi_samples, positive_fraction=rules.roi_positive_fraction)
+    valid & (iou > rules.roi_positive_iou),
+    valid & (iou < rules.roi_positive_iou),
+    jax.random.uniform(key, valid.shape),
+    num_samples=rules.roi_samples,
+    positive_fraction=rules.roi_positive_fraction,
+  )
   rois, matched = candidates[chosen], matched[chosen]
   foreground = valid & (iou[chosen] > rules.roi_positive_iou)
   deltas = boxes.encode(gt_boxes[matched], rois, weights=BOX_WEIGHTS)
@@ -231,10 +294,15 @@ def _assign_regions(rules: Assignment, config: Config, found: Proposals, gt_boxe
   size = 2 * config.model.mask_head.roi_size
   mask_targets = masks.mask_targets(_as_fraction(gt_masks), gt_boxes, rois[index], matched[index], size=size)
   return {
-    'rois': rois, 'valid': valid, 'foreground': foreground,
+    'rois': rois,
+    'valid': valid,
+    'foreground': foreground,
     'labels': jnp.where(foreground, gt_labels[matched], background),
     'deltas': jnp.where(foreground[:, None], deltas, 0),
-    'mask_rois': rois[index], 'mask_valid': mask_valid, 'mask_foreground': mask_foreground, 'masks': mask_targets,
+    'mask_rois': rois[index],
+    'mask_valid': mask_valid,
+    'mask_foreground': mask_foreground,
+    'masks': mask_targets,
   }
 
 

@@ -46,16 +46,21 @@ class VocabularyFile:
     rows, flags = np.asarray(self.embeddings), np.asarray(self.is_base)
     _require(rows.ndim == 2 and rows.dtype.kind == 'f', 'embeddings', f'{rows.dtype} {rows.shape}', 'float32 [C, D]')
     _require(rows.size > 0, 'embeddings', rows.shape, 'at least one class')
-    _require(bool(np.isfinite(rows).all()), 'embeddings', f'not finite in {_rows(~np.isfinite(rows).all(1))}',
-             'finite numbers')
+    _require(
+      bool(np.isfinite(rows).all()), 'embeddings', f'not finite in {_rows(~np.isfinite(rows).all(1))}', 'finite numbers'
+    )
     off = np.abs(np.linalg.norm(rows.astype(np.float64), axis=1) - 1) > UNIT_TOLERANCE
     _require(not off.any(), 'embeddings', f'not of unit length in {_rows(off)}', 'unit rows')
     _require(len(self.names) == len(rows), 'names', f'{len(self.names)} names', f'{len(rows)}, one a row of embeddings')
     _require(all(name.strip() for name in self.names), 'names', 'an empty name', 'a name for each class')
     twice = [name for name, count in Counter(self.names).items() if count > 1]
     _require(not twice, 'names', f'{twice[:1]} more than once', 'distinct names')
-    _require(flags.dtype == np.bool_ and flags.shape == (len(rows),), 'is_base', f'{flags.dtype} {flags.shape}',
-             f'bool ({len(rows)},)')
+    _require(
+      flags.dtype == np.bool_ and flags.shape == (len(rows),),
+      'is_base',
+      f'{flags.dtype} {flags.shape}',
+      f'bool ({len(rows)},)',
+    )
     _require(bool(self.teacher), 'teacher', 'empty', 'the identity of a text tower')
     object.__setattr__(self, 'embeddings', rows.astype(np.float32))
     object.__setattr__(self, 'is_base', flags)
@@ -65,8 +70,14 @@ class VocabularyFile:
 def save(path: str | Path, vocabulary: VocabularyFile) -> None:
   """Writes a vocabulary file; what stood there before stays until the new one is complete."""
   with files.replacing(path) as temporary, open(temporary, 'wb') as f:
-    np.savez(f, embeddings=vocabulary.embeddings, names=np.array(vocabulary.names), is_base=vocabulary.is_base,
-             teacher=np.array(vocabulary.teacher), prompts=np.array(vocabulary.prompts))
+    np.savez(
+      f,
+      embeddings=vocabulary.embeddings,
+      names=np.array(vocabulary.names),
+      is_base=vocabulary.is_base,
+      teacher=np.array(vocabulary.teacher),
+      prompts=np.array(vocabulary.prompts),
+    )
 
 
 def load(path: str | Path) -> VocabularyFile:
@@ -84,10 +95,19 @@ def load(path: str | Path) -> VocabularyFile:
         fields[key] = arrays[key]
     for key, rank in (('names', 1), ('teacher', 0), ('prompts', 0)):
       found = fields[key]
-      _require(found.dtype.kind == 'U' and found.ndim == rank, key, f'{found.dtype} {found.shape}',
-               'text' if rank == 0 else 'text [C]')
-    return VocabularyFile(fields['embeddings'], tuple(fields['names'].tolist()), fields['is_base'],
-                          str(fields['teacher']), str(fields['prompts']))
+      _require(
+        found.dtype.kind == 'U' and found.ndim == rank,
+        key,
+        f'{found.dtype} {found.shape}',
+        'text' if rank == 0 else 'text [C]',
+      )
+    return VocabularyFile(
+      fields['embeddings'],
+      tuple(fields['names'].tolist()),
+      fields['is_base'],
+      str(fields['teacher']),
+      str(fields['prompts']),
+    )
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f'{path} is no usable vocabulary: {error}') from error
 
@@ -131,8 +151,13 @@ def from_npy(path: str | Path, names: Sequence[str], teacher_id: str, is_base: n
   if not teacher_id:
     raise ValueError('the teacher id is empty; expected the name of the text tower that made the embeddings')
   digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
-  return VocabularyFile((rows / norms).astype(np.float32), tuple(names), np.asarray(is_base),
-                        f'{teacher_id}:{digest}', f'{_PRECOMPUTED} ({path.name})')
+  return VocabularyFile(
+    (rows / norms).astype(np.float32),
+    tuple(names),
+    np.asarray(is_base),
+    f'{teacher_id}:{digest}',
+    f'{_PRECOMPUTED} ({path.name})',
+  )
 
 
 def clean_name(name: str) -> str:
@@ -159,8 +184,9 @@ def check_dimension(file: VocabularyFile, config: Config) -> None:
   """Raises ValueError unless the vocabulary's embeddings have the model's dimension."""
   found, expected = file.embeddings.shape[1], config.model.embedding_dim
   if found != expected:
-    raise ValueError(f'the vocabulary has embeddings of dimension {found}; expected {expected}, '
-                     'model.region_head.embedding_dim')
+    raise ValueError(
+      f'the vocabulary has embeddings of dimension {found}; expected {expected}, model.region_head.embedding_dim'
+    )
 
 
 def describe(vocabulary: VocabularyFile) -> str:
@@ -181,15 +207,20 @@ def is_same_teacher(store_teacher: str, vocabulary: VocabularyFile) -> bool:
   if not store_teacher or store_teacher == vocabulary.teacher:
     return bool(store_teacher)
   name, _, digest = vocabulary.teacher.rpartition(':')
-  return (vocabulary.prompts.startswith(_PRECOMPUTED) and store_teacher == name
-          and re.fullmatch('[0-9a-f]{16}', digest) is not None)
+  return (
+    vocabulary.prompts.startswith(_PRECOMPUTED)
+    and store_teacher == name
+    and re.fullmatch('[0-9a-f]{16}', digest) is not None
+  )
 
 
 def check_regions(path: str | Path, store_teacher: str, vocabulary: VocabularyFile) -> None:
   """Raises ValueError unless the store of regions at `path`, of that text tower, belongs with a vocabulary."""
   if not is_same_teacher(store_teacher, vocabulary):
-    raise ValueError(f'{path} has embeddings of teacher {store_teacher!r}, and the vocabulary of '
-                     f'{vocabulary.teacher!r}; expected the image and the text tower of one teacher')
+    raise ValueError(
+      f'{path} has embeddings of teacher {store_teacher!r}, and the vocabulary of '
+      f'{vocabulary.teacher!r}; expected the image and the text tower of one teacher'
+    )
 
 
 def _require(condition: bool, field: str, found: object, expected: str) -> None:

@@ -15,8 +15,15 @@ from vild_jax.config import Config, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
-CHANGED = ['--model.backbone.depth=18', '--data.scale_range=0.5,1.5', '--optimizer.decay_at=0.5', '--name=a name',
-           '--data.flip=false', '--model.temperature=1e-1', '--seed=7']
+CHANGED = [
+  '--model.backbone.depth=18',
+  '--data.scale_range=0.5,1.5',
+  '--optimizer.decay_at=0.5',
+  '--name=a name',
+  '--data.flip=false',
+  '--model.temperature=1e-1',
+  '--seed=7',
+]
 
 
 def test_text_reads_back_to_an_equal_config():
@@ -32,65 +39,72 @@ def test_a_saved_file_loads_and_takes_overrides(tmp_path):
   assert (config.seed, config.model.backbone.depth, config.name) == (8, 18, 'a name')
 
 
-@pytest.mark.parametrize(('assignment', 'key', 'value'), [
-  ('--model.backbone.depth=18', 'model.backbone.depth', 18),
-  ('model.backbone.depth=18', 'model.backbone.depth', 18),
-  ('--optimizer.learning_rate=1', 'optimizer.learning_rate', 1.0),
-  ('--optimizer.learning_rate=2e-3', 'optimizer.learning_rate', 0.002),
-  ('--data.flip=False', 'data.flip', False),
-  ('--data.train=/a/path=with/equals', 'data.train', '/a/path=with/equals'),
-  ('--name=7', 'name', '7'),
-  ('--vocabulary=', 'vocabulary', ''),
-  ('--data.scale_range=0.5,1.5', 'data.scale_range', (0.5, 1.5)),
-  ('--data.scale_range=(1, 1)', 'data.scale_range', (1.0, 1.0)),
-  ('--optimizer.decay_at=[0.5, 0.75]', 'optimizer.decay_at', (0.5, 0.75)),
-  ('--optimizer.decay_at=0.5,', 'optimizer.decay_at', (0.5,)),
-  ('--optimizer.decay_at=()', 'optimizer.decay_at', ()),
-])
+@pytest.mark.parametrize(
+  ('assignment', 'key', 'value'),
+  [
+    ('--model.backbone.depth=18', 'model.backbone.depth', 18),
+    ('model.backbone.depth=18', 'model.backbone.depth', 18),
+    ('--optimizer.learning_rate=1', 'optimizer.learning_rate', 1.0),
+    ('--optimizer.learning_rate=2e-3', 'optimizer.learning_rate', 0.002),
+    ('--data.flip=False', 'data.flip', False),
+    ('--data.train=/a/path=with/equals', 'data.train', '/a/path=with/equals'),
+    ('--name=7', 'name', '7'),
+    ('--vocabulary=', 'vocabulary', ''),
+    ('--data.scale_range=0.5,1.5', 'data.scale_range', (0.5, 1.5)),
+    ('--data.scale_range=(1, 1)', 'data.scale_range', (1.0, 1.0)),
+    ('--optimizer.decay_at=[0.5, 0.75]', 'optimizer.decay_at', (0.5, 0.75)),
+    ('--optimizer.decay_at=0.5,', 'optimizer.decay_at', (0.5,)),
+    ('--optimizer.decay_at=()', 'optimizer.decay_at', ()),
+  ],
+)
 def test_override_changes_one_leaf(assignment, key, value):
   leaves = config_lib.flatten(config_lib.override(Config(), [assignment]))
   assert leaves[key] == value
   assert type(leaves[key]) is type(value)
-  assert {k: v for k, v in leaves.items() if k != key} == \
-         {k: v for k, v in config_lib.flatten(Config()).items() if k != key}
+  assert {k: v for k, v in leaves.items() if k != key} == {
+    k: v for k, v in config_lib.flatten(Config()).items() if k != key
+  }
 
 
 def test_later_overrides_win():
   assert config_lib.override(Config(), ['--seed=1', '--seed=2']).seed == 2
 
 
-@pytest.mark.parametrize(('assignment', 'named'), [
-  ('--optimizer.learnig_rate=1', ["'optimizer.learnig_rate'", "'optimizer.learning_rate'"]),
-  ('--backbone.depth=18', ["'backbone.depth'", "'model.backbone.depth'"]),
-  ('--model.backbone=18', ["'model.backbone'"]),
-  ('--seed.value=1', ["'seed.value'"]),
-  ('--seed', ["'--seed'", '--key.path=value']),
-  ('--seed=1.5', ['seed', '1.5', 'a whole number']),
-  ('--seed=true', ['seed', 'True', 'a whole number']),
-  ('--seed=', ['seed', 'a whole number']),
-  ('--data.flip=1', ['data.flip', 'true or false']),
-  ('--optimizer.learning_rate=fast', ['optimizer.learning_rate', 'fast', 'a number']),
-  ('--optimizer.learning_rate="1"', ['optimizer.learning_rate', 'a number']),
-  ('--data.scale_range=1', ['data.scale_range', '2 numbers separated by commas']),
-  ('--data.scale_range=1,x', ['data.scale_range', '2 numbers separated by commas']),
-  ('--data.scale_range=2,1', ['data.scale_range', 'the smaller first']),
-  ('--optimizer.decay_at=0.9,0.5', ['optimizer.decay_at', 'increasing fractions']),
-  ('--model.backbone.depth=20', ['model.backbone.depth', '20', '18']),
-  ('--model.dtype=float16', ['model.dtype', 'float16', 'bfloat16']),
-  ('--data.image_size=1000', ['data.image_size', '1000', 'multiple of 64']),
-  ('--data.batch_size=0', ['data.batch_size', '0', 'positive']),
-  ('--mesh.data=0', ['mesh.data', '0', '-1']),
-  ('--optimizer.learning_rate=nan', ['optimizer.learning_rate', 'nan', 'a number']),
-  ('--optimizer.learning_rate=-1', ['optimizer.learning_rate', '-1', 'positive']),
-  ('--optimizer.momentum=1', ['optimizer.momentum', '1.0', 'below 1']),
-  ('--model.rpn.max_proposals=0', ['model.rpn.max_proposals', '0', 'positive']),
-  ('--model.postprocess.nms_threshold=2', ['model.postprocess.nms_threshold', '2.0', 'from 0 to 1']),
-  ('--assignment.rpn_negative_iou=0.8', ['assignment.rpn_negative_iou', '0.8', 'at most', '0.7']),
-  ('--train.pictures=-1', ['train.pictures', '-1', 'zero or a positive']),
-  ('--distillation.min_visible=1.5', ['distillation.min_visible', '1.5', 'from 0 to 1']),
-  ('--distillation.regions_per_image=0', ['distillation.regions_per_image', '0', 'positive']),
-  ('--data.repeat_threshold=-0.1', ['data.repeat_threshold', '-0.1', 'from 0 to 1']),
-])
+@pytest.mark.parametrize(
+  ('assignment', 'named'),
+  [
+    ('--optimizer.learnig_rate=1', ["'optimizer.learnig_rate'", "'optimizer.learning_rate'"]),
+    ('--backbone.depth=18', ["'backbone.depth'", "'model.backbone.depth'"]),
+    ('--model.backbone=18', ["'model.backbone'"]),
+    ('--seed.value=1', ["'seed.value'"]),
+    ('--seed', ["'--seed'", '--key.path=value']),
+    ('--seed=1.5', ['seed', '1.5', 'a whole number']),
+    ('--seed=true', ['seed', 'True', 'a whole number']),
+    ('--seed=', ['seed', 'a whole number']),
+    ('--data.flip=1', ['data.flip', 'true or false']),
+    ('--optimizer.learning_rate=fast', ['optimizer.learning_rate', 'fast', 'a number']),
+    ('--optimizer.learning_rate="1"', ['optimizer.learning_rate', 'a number']),
+    ('--data.scale_range=1', ['data.scale_range', '2 numbers separated by commas']),
+    ('--data.scale_range=1,x', ['data.scale_range', '2 numbers separated by commas']),
+    ('--data.scale_range=2,1', ['data.scale_range', 'the smaller first']),
+    ('--optimizer.decay_at=0.9,0.5', ['optimizer.decay_at', 'increasing fractions']),
+    ('--model.backbone.depth=20', ['model.backbone.depth', '20', '18']),
+    ('--model.dtype=float16', ['model.dtype', 'float16', 'bfloat16']),
+    ('--data.image_size=1000', ['data.image_size', '1000', 'multiple of 64']),
+    ('--data.batch_size=0', ['data.batch_size', '0', 'positive']),
+    ('--mesh.data=0', ['mesh.data', '0', '-1']),
+    ('--optimizer.learning_rate=nan', ['optimizer.learning_rate', 'nan', 'a number']),
+    ('--optimizer.learning_rate=-1', ['optimizer.learning_rate', '-1', 'positive']),
+    ('--optimizer.momentum=1', ['optimizer.momentum', '1.0', 'below 1']),
+    ('--model.rpn.max_proposals=0', ['model.rpn.max_proposals', '0', 'positive']),
+    ('--model.postprocess.nms_threshold=2', ['model.postprocess.nms_threshold', '2.0', 'from 0 to 1']),
+    ('--assignment.rpn_negative_iou=0.8', ['assignment.rpn_negative_iou', '0.8', 'at most', '0.7']),
+    ('--train.pictures=-1', ['train.pictures', '-1', 'zero or a positive']),
+    ('--distillation.min_visible=1.5', ['distillation.min_visible', '1.5', 'from 0 to 1']),
+    ('--distillation.regions_per_image=0', ['distillation.regions_per_image', '0', 'positive']),
+    ('--data.repeat_threshold=-0.1', ['data.repeat_threshold', '-0.1', 'from 0 to 1']),
+  ],
+)
 def test_a_bad_override_is_one_line_that_names_key_and_expectation(assignment, named):
   with pytest.raises(ConfigError) as error:
     config_lib.override(Config(), [assignment])
@@ -100,13 +114,19 @@ def test_a_bad_override_is_one_line_that_names_key_and_expectation(assignment, n
     assert text in message
 
 
-@pytest.mark.parametrize(('change', 'named'), [
-  (lambda tree: tree['model'].update(widht=3), ["'model.widht'", 'model.']),
-  (lambda tree: tree['optimizer'].update(learnig_rate=1.0), ["'optimizer.learnig_rate'", "'optimizer.learning_rate'"]),
-  (lambda tree: tree.update(model=3), ['model', 'int', 'a mapping']),
-  (lambda tree: tree.update(seed='1'), ['seed', "'1'", 'a whole number']),
-  (lambda tree: tree['data'].update(scale_range=[1.0]), ['data.scale_range', '2 numbers']),
-])
+@pytest.mark.parametrize(
+  ('change', 'named'),
+  [
+    (lambda tree: tree['model'].update(widht=3), ["'model.widht'", 'model.']),
+    (
+      lambda tree: tree['optimizer'].update(learnig_rate=1.0),
+      ["'optimizer.learnig_rate'", "'optimizer.learning_rate'"],
+    ),
+    (lambda tree: tree.update(model=3), ['model', 'int', 'a mapping']),
+    (lambda tree: tree.update(seed='1'), ['seed', "'1'", 'a whole number']),
+    (lambda tree: tree['data'].update(scale_range=[1.0]), ['data.scale_range', '2 numbers']),
+  ],
+)
 def test_text_with_a_bad_key_or_value_is_refused(change, named):
   tree = json.loads(config_lib.to_text(Config()))
   change(tree)
@@ -122,17 +142,23 @@ def test_text_that_is_no_config_is_refused(text):
     config_lib.from_text(text)
 
 
-@pytest.mark.parametrize(('name', 'content', 'named'), [
-  ('absent.py', None, 'no file'),
-  ('empty.py', '', 'get_config()'),
-  ('wrong.py', 'def get_config():\n  return {}\n', 'dict'),
-  ('config.txt', 'text', 'no Python file'),
-  ('syntax.py', 'def get_config(:\n  pass\n', 'line 1: SyntaxError'),
-  ('misspelt.py', 'from vild_jax.config import *\ndef get_config():\n  return Config(sead=1)\n', 'line 3: TypeError'),
-  ('value.py', 'from vild_jax.config import Config, Data\ndef get_config():\n  return Config(data=Data(workers=-1))\n',
-   'data.workers is -1'),
-  ('config.json', '{"sead": 1}', "'seed'"),
-])
+@pytest.mark.parametrize(
+  ('name', 'content', 'named'),
+  [
+    ('absent.py', None, 'no file'),
+    ('empty.py', '', 'get_config()'),
+    ('wrong.py', 'def get_config():\n  return {}\n', 'dict'),
+    ('config.txt', 'text', 'no Python file'),
+    ('syntax.py', 'def get_config(:\n  pass\n', 'line 1: SyntaxError'),
+    ('misspelt.py', 'from vild_jax.config import *\ndef get_config():\n  return Config(sead=1)\n', 'line 3: TypeError'),
+    (
+      'value.py',
+      'from vild_jax.config import Config, Data\ndef get_config():\n  return Config(data=Data(workers=-1))\n',
+      'data.workers is -1',
+    ),
+    ('config.json', '{"sead": 1}', "'seed'"),
+  ],
+)
 def test_a_file_that_is_no_config_is_refused(tmp_path, name, content, named):
   path = tmp_path / name
   if content is not None:
@@ -156,17 +182,36 @@ def test_every_config_file_loads_is_short_and_reads_back(path):
   assert len(path.read_text(encoding='utf-8').splitlines()) <= 60
 
 
-@pytest.mark.parametrize(('name', 'base', 'changed'), [
-  ('vild_r50_lvis', 'vild_text_r50_lvis', {'distillation.weight': 0.5, 'distillation.store': 'data/lvis_v1_regions'}),
-  ('vild_ensemble_r50_lvis', 'vild_r50_lvis', {'model.image_head': True}),
-  ('vild_r152_lvis', 'vild_r50_lvis', {'model.backbone.depth': 152, 'distillation.weight': 1.0}),
-  ('vild_ensemble_r152_lvis', 'vild_r50_lvis',
-   {'model.backbone.depth': 152, 'model.image_head': True, 'distillation.weight': 2.0}),
-  ('supervised_rfs_r50_lvis', 'vild_text_r50_lvis', {'assignment.novel_labels': True, 'data.repeat_threshold': 0.001}),
-  ('vild_ensemble_r50_coco_ovd', 'vild_ensemble_r50_lvis',
-   {'evaluation.protocol': 'coco', 'train.steps': 45_000, 'vocabulary': 'data/coco_ovd_vocabulary.npz',
-    'data.train': 'data/coco', 'data.val': 'data/coco', 'distillation.store': 'data/coco_regions'}),
-])
+@pytest.mark.parametrize(
+  ('name', 'base', 'changed'),
+  [
+    ('vild_r50_lvis', 'vild_text_r50_lvis', {'distillation.weight': 0.5, 'distillation.store': 'data/lvis_v1_regions'}),
+    ('vild_ensemble_r50_lvis', 'vild_r50_lvis', {'model.image_head': True}),
+    ('vild_r152_lvis', 'vild_r50_lvis', {'model.backbone.depth': 152, 'distillation.weight': 1.0}),
+    (
+      'vild_ensemble_r152_lvis',
+      'vild_r50_lvis',
+      {'model.backbone.depth': 152, 'model.image_head': True, 'distillation.weight': 2.0},
+    ),
+    (
+      'supervised_rfs_r50_lvis',
+      'vild_text_r50_lvis',
+      {'assignment.novel_labels': True, 'data.repeat_threshold': 0.001},
+    ),
+    (
+      'vild_ensemble_r50_coco_ovd',
+      'vild_ensemble_r50_lvis',
+      {
+        'evaluation.protocol': 'coco',
+        'train.steps': 45_000,
+        'vocabulary': 'data/coco_ovd_vocabulary.npz',
+        'data.train': 'data/coco',
+        'data.val': 'data/coco',
+        'distillation.store': 'data/coco_regions',
+      },
+    ),
+  ],
+)
 def test_the_papers_experiments_differ_in_what_defines_them(name, base, changed):
   """METHOD.md, sections 1 and 3: weights of the distillation, backbones, labels and sampling."""
   leaves, others = (config_lib.flatten(config_lib.load(ROOT / 'configs' / f'{n}.py')) for n in (name, base))
@@ -191,8 +236,9 @@ def attributes_read() -> set[str]:
     if path.name in ('config.py', 'config_model.py'):
       continue
     tree = ast.parse(path.read_text(encoding='utf-8'))
-    names |= {node.attr for node in ast.walk(tree)
-              if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    names |= {
+      node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
   return names
 
 

@@ -19,9 +19,7 @@ def test_anchors_equal_the_reference(golden, name, side):
       np.testing.assert_allclose(actual, g[f'out_level{level}'], atol=1e-4)
       continue
     assert len(actual) == g[f'out_level{level}_count']
-    np.testing.assert_allclose(
-      actual[g[f'in_index_level{level}']], g[f'out_level{level}_at_index'], atol=1e-4
-    )
+    np.testing.assert_allclose(actual[g[f'in_index_level{level}']], g[f'out_level{level}_at_index'], atol=1e-4)
     np.testing.assert_allclose(actual.sum(0, dtype=np.float64), g[f'out_level{level}_sum_f64'], rtol=1e-6)
 
 

@@ -126,8 +126,16 @@ def test_one_class_equals_the_reference_of_a_new_tensorflow(golden):
   np.testing.assert_array_equal(found, np.where(valid, scores[np.asarray(indices)], 0))
 
 
-@pytest.mark.parametrize('name', ['detections_vanilla', 'detections_double_branch', 'detections_few',
-                                  'detections_pre_nms_30', 'detections_discard_background'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'detections_vanilla',
+    'detections_double_branch',
+    'detections_few',
+    'detections_pre_nms_30',
+    'detections_discard_background',
+  ],
+)
 def test_detections_equal_the_reference(golden, name):
   g = golden(name)
   top_k = 30 if name == 'detections_pre_nms_30' else 1000

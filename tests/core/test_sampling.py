@@ -30,7 +30,8 @@ def test_balanced_samples_equal_an_oracle(num, share):
 def test_random_priorities_are_made_apart_from_the_selections():
   """Without the barrier all results are the same, and a TPU's compiler takes minutes."""
   draw = lambda key, labels: sampling.sample_labels(
-    labels, jax.random.uniform(key, labels.shape), num_samples=4, positive_fraction=0.5)
+    labels, jax.random.uniform(key, labels.shape), num_samples=4, positive_fraction=0.5
+  )
   text = jax.jit(draw).lower(jax.random.key(0), jnp.zeros((9,), jnp.int32)).as_text()
   assert text.count('optimization_barrier') == 1
 

@@ -45,12 +45,14 @@ def test_label_map_errors_name_both_sides():
 
 def test_only_base_objects_in_the_crop_reach_training(labels):
   image = np.zeros((64, 64, 3), np.uint8)
-  found = objects((9, (0, 0, 9, 9), False),          # novel
-                  (3, (4, 4, 40, 40), True),         # crowd
-                  (5, (10, 10, 30, 20), False),
-                  (77, (1, 1, 5, 5), False),         # of a category that the vocabulary lacks
-                  (3, (20, 8, 20, 30), False),       # without height
-                  (3, (0, 32, 64, 64), False))
+  found = objects(
+    (9, (0, 0, 9, 9), False),  # novel
+    (3, (4, 4, 40, 40), True),  # crowd
+    (5, (10, 10, 30, 20), False),
+    (77, (1, 1, 5, 5), False),  # of a category that the vocabulary lacks
+    (3, (20, 8, 20, 30), False),  # without height
+    (3, (0, 32, 64, 64), False),
+  )
   data = dataclasses.replace(TINY, scale_range=(1.0, 1.0), flip=False)
   item = batch.train_example(example(image, found), labels, data, np.random.default_rng(0))
   np.testing.assert_array_equal(item['valid'], [True, True, False, False])
@@ -69,8 +71,9 @@ def test_first_objects_stay_when_there_are_too_many(labels):
 
 
 def test_picture_without_annotations_is_kept(labels):
-  item = batch.train_example(example(np.full((50, 30, 3), 200, np.uint8), objects()), labels, TINY,
-                             np.random.default_rng(0))
+  item = batch.train_example(
+    example(np.full((50, 30, 3), 200, np.uint8), objects()), labels, TINY, np.random.default_rng(0)
+  )
   assert not item['valid'].any() and item['boxes'].shape == (4, 4) and item['image'].any()
 
 
@@ -88,14 +91,16 @@ def test_boxes_masks_and_pixels_move_together(labels, seed):
   rng = np.random.default_rng(seed)
   item = batch.train_example(example(np.uint8(inside)[:, :, None].repeat(3, 2) * 255, found), labels, data, rng)
   white = item['image'][:, :, 0] * transforms.STD[0] + transforms.MEAN[0] > 0.5
-  white[int(item['image_size'][0]):] = white[:, int(item['image_size'][1]):] = False  # padding is no black
+  white[int(item['image_size'][0]) :] = white[:, int(item['image_size'][1]) :] = False  # padding is no black
   assert item['valid'][0]
   y1, x1, y2, x2 = item['boxes'][0]
   rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
   # Within a pixel of the source (up to 1.5 here): legacy bilinear shifts by half a pixel, and clipping stops at S - 1.
   np.testing.assert_allclose([y1, x1, y2, x2], [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], atol=2.1)
-  grid = np.ix_(np.clip(((np.arange(128) - y1) / (y2 - y1) * 111).round(), -1, 112).astype(int) + 1,
-                np.clip(((np.arange(128) - x1) / (x2 - x1) * 111).round(), -1, 112).astype(int) + 1)
+  grid = np.ix_(
+    np.clip(((np.arange(128) - y1) / (y2 - y1) * 111).round(), -1, 112).astype(int) + 1,
+    np.clip(((np.arange(128) - x1) / (x2 - x1) * 111).round(), -1, 112).astype(int) + 1,
+  )
   pasted = np.pad(item['masks'][0] > 127, 1)[grid]
   assert (pasted & white).sum() / (pasted | white).sum() > 0.93
 
@@ -104,8 +109,12 @@ def test_both_directions_are_drawn(labels):
   image = np.zeros((64, 64, 3), np.uint8)
   image[:, :20] = 255
   item = example(image, objects((3, (0, 0, 64, 20), False)))
-  lefts = [batch.train_example(item, labels, dataclasses.replace(TINY, scale_range=(1.0, 1.0)),
-                               np.random.default_rng(i))['boxes'][0, 1] for i in range(20)]
+  lefts = [
+    batch.train_example(item, labels, dataclasses.replace(TINY, scale_range=(1.0, 1.0)), np.random.default_rng(i))[
+      'boxes'
+    ][0, 1]
+    for i in range(20)
+  ]
   assert set(lefts) == {0.0, 44.0}
 
 
@@ -125,11 +134,25 @@ def test_object_without_segmentation_names_itself(labels):
 
 
 def test_batches_have_the_promised_shapes(labels):
-  first, = take(batch.train_batches(examples(5), labels, configured()), 1)
-  shapes = {'image': (4, 64, 64, 3), 'image_size': (4, 2), 'boxes': (4, 4, 4), 'labels': (4, 4),
-            'masks': (4, 4, 112, 112), 'valid': (4, 4), 'image_id': (4,)}
-  types = {'image': 'float32', 'image_size': 'float32', 'boxes': 'float32', 'labels': 'int32', 'masks': 'uint8',
-           'valid': 'bool', 'image_id': 'int64'}
+  (first,) = take(batch.train_batches(examples(5), labels, configured()), 1)
+  shapes = {
+    'image': (4, 64, 64, 3),
+    'image_size': (4, 2),
+    'boxes': (4, 4, 4),
+    'labels': (4, 4),
+    'masks': (4, 4, 112, 112),
+    'valid': (4, 4),
+    'image_id': (4,),
+  }
+  types = {
+    'image': 'float32',
+    'image_size': 'float32',
+    'boxes': 'float32',
+    'labels': 'int32',
+    'masks': 'uint8',
+    'valid': 'bool',
+    'image_id': 'int64',
+  }
   assert {k: v.shape for k, v in first.items()} == shapes
   assert {k: str(v.dtype) for k, v in first.items()} == types
 
@@ -151,8 +174,10 @@ def test_resume_continues_the_stream(labels):
 
 def test_processes_share_the_global_batch(labels):
   whole = take(batch.train_batches(examples(5), labels, configured(), start_step=2), 3)
-  parts = [take(batch.train_batches(examples(5), labels, configured(), start_step=2, process_index=p, process_count=2),
-                3) for p in range(2)]
+  parts = [
+    take(batch.train_batches(examples(5), labels, configured(), start_step=2, process_index=p, process_count=2), 3)
+    for p in range(2)
+  ]
   for step, expected in enumerate(whole):
     assert same({k: np.concatenate([p[step][k] for p in parts]) for k in expected}, expected)
   with pytest.raises(DataError, match=r'batch_size=4.*3 processes'):
@@ -160,13 +185,13 @@ def test_processes_share_the_global_batch(labels):
 
 
 def test_seeds_differ(labels):
-  first, = take(batch.train_batches(examples(5), labels, configured()), 1)
-  other, = take(batch.train_batches(examples(5), labels, dataclasses.replace(configured(), seed=8)), 1)
+  (first,) = take(batch.train_batches(examples(5), labels, configured()), 1)
+  (other,) = take(batch.train_batches(examples(5), labels, dataclasses.replace(configured(), seed=8)), 1)
   assert not same(first, other)
 
 
 def test_tiny_data_set_fills_a_batch(labels):
-  first, = take(batch.train_batches(examples(1), labels, configured()), 1)
+  (first,) = take(batch.train_batches(examples(1), labels, configured()), 1)
   np.testing.assert_array_equal(first['image_id'], [100] * 4)
   assert len({image.tobytes() for image in first['image']}) == 4  # each drawn anew
   with pytest.raises(DataError, match='no pictures'):
@@ -182,7 +207,7 @@ def test_broken_picture_is_one_line(labels):
 
 
 # Workers import this script's __main__ again, as they would a user's; pytest's own is not fit for that.
-_WORKERS = '''
+_WORKERS = """
 import sys
 from unittest import mock
 sys.path.insert(0, {tests!r})
@@ -207,7 +232,7 @@ if __name__ == '__main__':
   assert len(plain) == len(fast) == 3 and all(map(same, plain, fast))
   left_open = batch.train_batches(examples(5), labels, configured(workers=1))
   held = next(left_open)
-'''
+"""
 
 
 def test_workers_give_the_same_batches_and_end_quietly_even_if_left_open(tmp_path):
@@ -219,7 +244,7 @@ def test_workers_give_the_same_batches_and_end_quietly_even_if_left_open(tmp_pat
   assert done.stdout.startswith('image 10') and done.stdout.count('\n') == 1
 
 
-_KILLED = '''
+_KILLED = """
 import multiprocessing, os, signal, sys
 sys.path.insert(0, {tests!r})
 from tests.helpers.examples import *
@@ -230,7 +255,7 @@ if __name__ == '__main__':
   next(stream)
   print(*[child.pid for child in multiprocessing.active_children()], flush=True)
   os.kill(os.getpid(), signal.SIGKILL)
-'''
+"""
 
 
 def test_workers_do_not_outlive_a_killed_run(tmp_path):
@@ -243,8 +268,9 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path):
 
 def test_evaluation_takes_every_picture_once_in_order():
   source = examples(5)
-  parts = [list(batch.eval_batches(source, configured(), batch_size=4, process_index=p, process_count=2))
-           for p in range(2)]
+  parts = [
+    list(batch.eval_batches(source, configured(), batch_size=4, process_index=p, process_count=2)) for p in range(2)
+  ]
   assert [len(p) for p in parts] == [2, 2]
   whole = {k: np.concatenate([p[step][k] for step in range(2) for p in parts]) for k in parts[0][0]}
   np.testing.assert_array_equal(whole['real'], [True] * 5 + [False] * 3)

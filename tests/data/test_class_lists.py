@@ -10,13 +10,16 @@ from vild_jax.data.class_lists import ClassList, class_list
 from vild_jax.data.schema import DataError
 
 
-@pytest.mark.parametrize(('spec', 'count', 'base', 'first', 'last'), [
-  ('lvis', 1203, 866, (1, 'aerosol_can'), (1203, 'zucchini')),
-  ('coco', 80, 0, (1, 'person'), (90, 'toothbrush')),
-  ('coco-ovd', 65, 48, (1, 'person'), (90, 'toothbrush')),
-  ('voc', 20, 0, (1, 'aeroplane'), (20, 'tvmonitor')),
-  ('objects365', 365, 0, (1, 'Person'), (365, 'Table Tennis')),
-])
+@pytest.mark.parametrize(
+  ('spec', 'count', 'base', 'first', 'last'),
+  [
+    ('lvis', 1203, 866, (1, 'aerosol_can'), (1203, 'zucchini')),
+    ('coco', 80, 0, (1, 'person'), (90, 'toothbrush')),
+    ('coco-ovd', 65, 48, (1, 'person'), (90, 'toothbrush')),
+    ('voc', 20, 0, (1, 'aeroplane'), (20, 'tvmonitor')),
+    ('objects365', 365, 0, (1, 'Person'), (365, 'Table Tennis')),
+  ],
+)
 def test_the_lists_that_come_with_it(spec, count, base, first, last):
   classes = class_list(spec)
   assert len(classes) == len(classes.names) == len(classes.ids) == len(classes.is_base) == count
@@ -31,7 +34,8 @@ def test_the_tables_agree_with_their_source(shared):
   folder = shared / 'data' / 'categories'
   given = json.loads((folder / 'lvis_v1_train_cat_info.json').read_text())
   assert [(c.id, c.name, c.frequency, c.synset, list(c.synonyms)) for c in class_lists.lvis_categories()] == [
-    (c['id'], c['name'], c['frequency'], c['synset'], c['synonyms']) for c in given]
+    (c['id'], c['name'], c['frequency'], c['synset'], c['synonyms']) for c in given
+  ]
   base = json.loads((folder / 'lvis_v1_base_novel.json').read_text())['base_ids']
   lvis = class_list('lvis')
   assert [i for i, b in zip(lvis.ids, lvis.is_base, strict=True) if b] == base
@@ -39,7 +43,8 @@ def test_the_tables_agree_with_their_source(shared):
   coco = class_list('coco-ovd')
   for role, is_base in (('base', True), ('novel', False)):
     assert {(c['id'], c['name']) for c in split[role]} == {
-      (i, n) for i, n, b in zip(coco.ids, coco.names, coco.is_base, strict=True) if b is is_base}
+      (i, n) for i, n, b in zip(coco.ids, coco.names, coco.is_base, strict=True) if b is is_base
+    }
 
 
 def test_a_text_file_is_one_name_a_line(tmp_path):
@@ -49,9 +54,15 @@ def test_a_text_file_is_one_name_a_line(tmp_path):
   assert class_list(str(path)) == class_list(path)
 
 
-@pytest.mark.parametrize(('content', 'message'), [
-  (b'', 'names no class'), (b'\n \n', 'names no class'),
-  (b'a\n\nb\n a \n', "line 4 names 'a' again, after line 1"), (b'\xe9t\xe9\n', r'is no UTF-8 text \(byte 0\)')])
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'', 'names no class'),
+    (b'\n \n', 'names no class'),
+    (b'a\n\nb\n a \n', "line 4 names 'a' again, after line 1"),
+    (b'\xe9t\xe9\n', r'is no UTF-8 text \(byte 0\)'),
+  ],
+)
 def test_bad_text_files_are_one_line(tmp_path, content, message):
   (tmp_path / 'names.txt').write_bytes(content)
   with pytest.raises(DataError, match=message) as error:
@@ -61,8 +72,9 @@ def test_bad_text_files_are_one_line(tmp_path, content, message):
 
 def test_an_annotation_file_and_the_data_set_made_of_it(tmp_path):
   path, images = small_set.write(tmp_path)
-  expected = ClassList(('ant', 'red mug', 'tree'), (False, True, True), (1, 3, 8),
-                       (('ant',), ('mug', 'red_mug'), ('tree',)))
+  expected = ClassList(
+    ('ant', 'red mug', 'tree'), (False, True, True), (1, 3, 8), (('ant',), ('mug', 'red_mug'), ('tree',))
+  )
   assert class_list(path) == expected
   assert class_list(prepare.prepare(path, images, tmp_path / 'out')) == expected
   assert class_list(tmp_path / 'out') == expected

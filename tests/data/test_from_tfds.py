@@ -18,8 +18,10 @@ from vild_jax.data import prepare, sources
 from vild_jax.data.class_lists import coco_categories, lvis_categories
 from vild_jax.data.schema import DataError
 
-_LVIS_CATEGORIES = [{'id': c.id, 'name': c.name, 'frequency': c.frequency, 'synset': c.synset,
-                     'synonyms': list(c.synonyms)} for c in lvis_categories()]
+_LVIS_CATEGORIES = [
+  {'id': c.id, 'name': c.name, 'frequency': c.frequency, 'synset': c.synset, 'synonyms': list(c.synonyms)}
+  for c in lvis_categories()
+]
 
 
 class StockLvis(tfds.core.GeneratorBasedBuilder):
@@ -34,19 +36,26 @@ class StockLvis(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     label = tfds.features.ClassLabel(names=[c['name'] for c in _LVIS_CATEGORIES])
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-      'image': tfds.features.Image(encoding_format='jpeg'),
-      'image/id': np.int64,
-      'neg_category_ids': tfds.features.Sequence(label),
-      'not_exhaustive_category_ids': tfds.features.Sequence(label),
-      'objects': tfds.features.Sequence({
-        'id': np.int64,
-        'area': np.int64,
-        'bbox': tfds.features.BBoxFeature(),
-        'label': label,
-        'segmentation': tfds.features.Image(shape=(None, None, 1)),
-      }),
-    }))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(encoding_format='jpeg'),
+          'image/id': np.int64,
+          'neg_category_ids': tfds.features.Sequence(label),
+          'not_exhaustive_category_ids': tfds.features.Sequence(label),
+          'objects': tfds.features.Sequence(
+            {
+              'id': np.int64,
+              'area': np.int64,
+              'bbox': tfds.features.BBoxFeature(),
+              'label': label,
+              'segmentation': tfds.features.Image(shape=(None, None, 1)),
+            }
+          ),
+        }
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     return {split: self._generate_examples() for split in self._split_names}
@@ -55,15 +64,25 @@ class StockLvis(tfds.core.GeneratorBasedBuilder):
     for image in self._tree['images']:
       height, width = image['height'], image['width']
       objects = [a for a in self._tree['annotations'] if a['image_id'] == image['id']]
-      yield image['id'], {
-        'image': str(self._images / 'train2017' / f'{image["id"]:012d}.jpg'),
-        'image/id': image['id'],
-        'neg_category_ids': [c - 1 for c in image['neg_category_ids']],
-        'not_exhaustive_category_ids': [c - 1 for c in image['not_exhaustive_category_ids']],
-        'objects': [{'id': a['id'], 'area': int(a['area']), 'bbox': _normalised(a['bbox'], height, width),
-                     'label': a['category_id'] - 1, 'segmentation': _png(a['segmentation'], height, width)}
-                    for a in objects],
-      }
+      yield (
+        image['id'],
+        {
+          'image': str(self._images / 'train2017' / f'{image["id"]:012d}.jpg'),
+          'image/id': image['id'],
+          'neg_category_ids': [c - 1 for c in image['neg_category_ids']],
+          'not_exhaustive_category_ids': [c - 1 for c in image['not_exhaustive_category_ids']],
+          'objects': [
+            {
+              'id': a['id'],
+              'area': int(a['area']),
+              'bbox': _normalised(a['bbox'], height, width),
+              'label': a['category_id'] - 1,
+              'segmentation': _png(a['segmentation'], height, width),
+            }
+            for a in objects
+          ],
+        },
+      )
 
 
 class StockCoco(tfds.core.GeneratorBasedBuilder):
@@ -77,24 +96,42 @@ class StockCoco(tfds.core.GeneratorBasedBuilder):
     super().__init__(**options)
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-      'image': tfds.features.Image(encoding_format='jpeg'),
-      'image/filename': tfds.features.Text(),
-      'image/id': np.int64,
-      'objects': tfds.features.Sequence({
-        'id': np.int64, 'area': np.int64, 'bbox': tfds.features.BBoxFeature(),
-        'label': tfds.features.ClassLabel(names=[c.name for c in coco_categories()]), 'is_crowd': np.bool_}),
-    }))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(encoding_format='jpeg'),
+          'image/filename': tfds.features.Text(),
+          'image/id': np.int64,
+          'objects': tfds.features.Sequence(
+            {
+              'id': np.int64,
+              'area': np.int64,
+              'bbox': tfds.features.BBoxFeature(),
+              'label': tfds.features.ClassLabel(names=[c.name for c in coco_categories()]),
+              'is_crowd': np.bool_,
+            }
+          ),
+        }
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     return {'validation': self._generate_examples()}
 
   def _generate_examples(self):
-    yield 5, {
-      'image': str(self._images / 'train2017' / '000000000005.jpg'), 'image/filename': '5.jpg', 'image/id': 5,
-      'objects': [
-        {'id': 8, 'area': 60, 'bbox': _normalised([2, 3, 10, 20], 33, 21), 'label': 79, 'is_crowd': True},
-        {'id': 9, 'area': 0, 'bbox': _normalised([2, 3, 10, 0], 33, 21), 'label': 0, 'is_crowd': False}]}
+    yield (
+      5,
+      {
+        'image': str(self._images / 'train2017' / '000000000005.jpg'),
+        'image/filename': '5.jpg',
+        'image/id': 5,
+        'objects': [
+          {'id': 8, 'area': 60, 'bbox': _normalised([2, 3, 10, 20], 33, 21), 'label': 79, 'is_crowd': True},
+          {'id': 9, 'area': 0, 'bbox': _normalised([2, 3, 10, 0], 33, 21), 'label': 0, 'is_crowd': False},
+        ],
+      },
+    )
 
 
 def _normalised(bbox, height, width):
@@ -136,8 +173,13 @@ def stock(request, tmp_path):
     pytest.skip('TensorFlow is not installed (extra [tf]); only it can write a TFRecord data set through TFDS')
   tree = small_set.annotations(_LVIS_CATEGORIES)
   path, images = small_set.write(tmp_path, tree)
-  builder = StockLvis(tree, images, ['train', 'validation', 'test'], data_dir=str(tmp_path / 'stock'),
-                      file_format='tfrecord' if request.param == 'tfrecord by tensorflow' else 'array_record')
+  builder = StockLvis(
+    tree,
+    images,
+    ['train', 'validation', 'test'],
+    data_dir=str(tmp_path / 'stock'),
+    file_format='tfrecord' if request.param == 'tfrecord by tensorflow' else 'array_record',
+  )
   builder.download_and_prepare()
   if request.param == 'tfrecord by hand':
     _write_tfrecord_by_hand(tmp_path / 'stock' / 'lvis' / '1.4.0')
@@ -157,7 +199,12 @@ def test_it_gives_what_the_json_gives(stock, tmp_path):
   for i in range(len(expected)):
     a, b = found[i], expected[i]  # in the same order, so that both give the same batches
     assert (a.image_id, a.height, a.width, a.neg_category_ids, a.not_exhaustive_category_ids) == (
-      b.image_id, b.height, b.width, b.neg_category_ids, b.not_exhaustive_category_ids)
+      b.image_id,
+      b.height,
+      b.width,
+      b.neg_category_ids,
+      b.not_exhaustive_category_ids,
+    )
     assert a.image == b.image
     np.testing.assert_array_equal(a.objects.ids, b.objects.ids)
     np.testing.assert_array_equal(a.objects.category_ids, b.objects.category_ids)
@@ -205,8 +252,9 @@ def test_what_is_no_stock_data_set_is_one_line(tmp_path):
 def test_a_picture_of_unknown_format_is_one_line_without_addresses(tmp_path):
   path, images = small_set.write(tmp_path, small_set.annotations(_LVIS_CATEGORIES))
   (images / 'train2017' / '000000000005.jpg').write_bytes(b'')
-  StockLvis(json.loads(path.read_text()), images, ['train'], data_dir=str(tmp_path),
-            file_format='array_record').download_and_prepare()
+  StockLvis(
+    json.loads(path.read_text()), images, ['train'], data_dir=str(tmp_path), file_format='array_record'
+  ).download_and_prepare()
   with pytest.raises(DataError, match=r'the picture of record \d is of unknown format; expected') as error:
     prepare.from_tfds(tmp_path / 'lvis' / '1.4.0', tmp_path / 'out')
   assert '0x' not in str(error.value)

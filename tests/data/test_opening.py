@@ -9,7 +9,7 @@ from tests.helpers import small_set
 from vild_jax.data import prepare, sources
 
 # The second thread reads just when the first one's import of TFDS has made the process's imports lazy.
-_PROGRAM = '''
+_PROGRAM = """
 import builtins, faulthandler, sys, threading, time
 from vild_jax.data import sources
 
@@ -27,13 +27,14 @@ for thread in threads:
 for thread in threads:
   thread.join()
 print(found[0], found[1])
-'''
+"""
 
 
 def test_two_threads_may_be_the_first_to_read(tmp_path):
   prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out')
-  result = subprocess.run([sys.executable, '-c', _PROGRAM, str(tmp_path / 'out')], capture_output=True, text=True,
-                          check=False)
+  result = subprocess.run(
+    [sys.executable, '-c', _PROGRAM, str(tmp_path / 'out')], capture_output=True, text=True, check=False
+  )
   assert result.returncode == 0, result.stderr
   dataset = sources.open_dataset(tmp_path / 'out', 'train')
   assert result.stdout.split() == [str(dataset[0].image_id), str(dataset[1].image_id)]

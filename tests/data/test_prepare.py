@@ -30,9 +30,17 @@ def _changed(tmp_path: Path, stem: str = 'small_train', **changes) -> tuple[Path
   return small_set.write(tmp_path, tree, stem=stem)
 
 
-@pytest.mark.parametrize(('stem', 'name', 'split'), [
-  ('lvis_v1_train', 'lvis_v1', 'train'), ('instances_val2017', 'instances_2017', 'val'), ('photos', 'photos', 'train'),
-  ('train', 'dataset', 'train'), ('My-Photos.v2', 'my_photos_v2', 'train'), ('x_validation', 'x', 'val')])
+@pytest.mark.parametrize(
+  ('stem', 'name', 'split'),
+  [
+    ('lvis_v1_train', 'lvis_v1', 'train'),
+    ('instances_val2017', 'instances_2017', 'val'),
+    ('photos', 'photos', 'train'),
+    ('train', 'dataset', 'train'),
+    ('My-Photos.v2', 'my_photos_v2', 'train'),
+    ('x_validation', 'x', 'val'),
+  ],
+)
 def test_name_and_split_come_from_the_stem(tmp_path, stem, name, split):
   version = prepare.prepare(*small_set.write(tmp_path, stem=stem), tmp_path / 'out')
   assert version == tmp_path / 'out' / name / '1.0.0'
@@ -130,8 +138,9 @@ def test_killed_while_writing_it_starts_anew(tmp_path):
     prepare.prepare(*sys.argv[1:4])
   """)
   started = tmp_path / 'started'
-  process = subprocess.Popen([sys.executable, '-c', code, path, images, tmp_path / 'out', started], cwd=_ROOT,
-                             stderr=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    [sys.executable, '-c', code, path, images, tmp_path / 'out', started], cwd=_ROOT, stderr=subprocess.DEVNULL
+  )
   while not started.exists() and process.poll() is None:
     time.sleep(0.05)
   process.send_signal(signal.SIGKILL)
@@ -144,9 +153,11 @@ def test_killed_while_writing_it_starts_anew(tmp_path):
 
 def test_killed_before_the_commit_its_build_is_not_taken_for_the_next(tmp_path):
   path, images = small_set.write(tmp_path)
-  code = ('import os, signal, sys; from vild_jax.data import prepare\n'
-          'prepare._commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n'
-          'prepare.prepare(*sys.argv[1:])')
+  code = (
+    'import os, signal, sys; from vild_jax.data import prepare\n'
+    'prepare._commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n'
+    'prepare.prepare(*sys.argv[1:])'
+  )
   done = subprocess.run([sys.executable, '-c', code, path, images, tmp_path / 'out'], cwd=_ROOT, check=False)
   assert done.returncode == -signal.SIGKILL
   assert list((tmp_path / 'out').glob('.*/small/1.0.0/dataset_info.json'))  # what TFDS takes for a finished data set
@@ -214,16 +225,20 @@ def _truncated(path: Path) -> None:
 
 def _gif(path: Path) -> None:
   import PIL.Image
+
   PIL.Image.fromarray(np.zeros((33, 21), np.uint8)).save(path, 'gif')
 
 
-@pytest.mark.parametrize(('spoil', 'message'), [
-  (_truncated, r'no readable picture \(.*truncated.*\); expected a whole JPEG or PNG file'),
-  (lambda path: path.write_bytes(b''), r'no readable picture \(unknown format\); expected a whole JPEG or PNG file'),
-  (lambda path: path.write_bytes(b'not a picture'), r'no readable picture \(unknown format\)'),
-  (_gif, 'is GIF; expected JPEG or PNG'),
-  (lambda path: path.write_bytes(small_set.picture(21, 33)), 'is 33 wide and 21 high; expected 21 and 33'),
-])
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (_truncated, r'no readable picture \(.*truncated.*\); expected a whole JPEG or PNG file'),
+    (lambda path: path.write_bytes(b''), r'no readable picture \(unknown format\); expected a whole JPEG or PNG file'),
+    (lambda path: path.write_bytes(b'not a picture'), r'no readable picture \(unknown format\)'),
+    (_gif, 'is GIF; expected JPEG or PNG'),
+    (lambda path: path.write_bytes(small_set.picture(21, 33)), 'is 33 wide and 21 high; expected 21 and 33'),
+  ],
+)
 def test_a_bad_picture_is_one_line_and_nothing_is_written(tmp_path, spoil, message):
   path, images = small_set.write(tmp_path)
   spoil(images / 'train2017' / '000000000005.jpg')
@@ -253,9 +268,15 @@ def test_bytes_of_png_and_jpeg_are_kept(tmp_path):
   assert found[7] == padded
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-  ({'name': 'a b'}, "name 'a b'"), ({'name': '../x'}, 'name'), ({'split': 'all'}, "split 'all'"),
-  ({'split': 'train[:1]'}, 'split')])
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'name': 'a b'}, "name 'a b'"),
+    ({'name': '../x'}, 'name'),
+    ({'split': 'all'}, "split 'all'"),
+    ({'split': 'train[:1]'}, 'split'),
+  ],
+)
 def test_names_that_cannot_be_are_one_line(tmp_path, options, message):
   with pytest.raises(DataError, match=message):
     prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out', **options)
@@ -285,7 +306,11 @@ def test_photographs_lose_nothing(shared, tmp_path):
     assert len(found['annotations']) == len(given['annotations'])
     for a, b in zip(sorted(given['annotations'], key=lambda a: a['id']), found['annotations'], strict=True):
       assert (a['id'], a['image_id'], a['category_id'], a.get('iscrowd', 0)) == (
-        b['id'], b['image_id'], b['category_id'], b['iscrowd'])
+        b['id'],
+        b['image_id'],
+        b['category_id'],
+        b['iscrowd'],
+      )
       np.testing.assert_allclose(b['bbox'], a['bbox'], atol=0.011)
       np.testing.assert_allclose(b['area'], a['area'], rtol=1e-6)
       if isinstance(a['segmentation'], list):

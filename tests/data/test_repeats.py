@@ -13,8 +13,16 @@ from vild_jax.data import batch, repeats
 
 BOX = (2, 3, 15, 11)
 # What each picture shows, as (category id, crowd or not): 3 and 5 are base, 9 is novel, 77 in no vocabulary.
-SHOWN = [[(3, False), (3, False)], [(3, False)], [(3, False), (5, False)], [], [(3, False), (9, False)],
-         [(3, False), (5, True)], [(77, False)], [(3, False)]]
+SHOWN = [
+  [(3, False), (3, False)],
+  [(3, False)],
+  [(3, False), (5, False)],
+  [],
+  [(3, False), (9, False)],
+  [(3, False), (5, True)],
+  [(77, False)],
+  [(3, False)],
+]
 BASE, ALL = {3: 3, 5: 0}, {3: 3, 5: 0, 9: 2}
 
 
@@ -66,8 +74,9 @@ def stream_of(count, seed=4, start=0):
 def test_epochs_follow_each_other():
   """The endless stream is one epoch after another, each of its own length and order."""
   factors = np.array([1.0, 2.25, 1.5, 3.0, 1.01])
-  orders = [repeats.epoch_order(factors, np.random.default_rng(np.random.SeedSequence(4, spawn_key=(e, 2))))
-            for e in range(20)]
+  orders = [
+    repeats.epoch_order(factors, np.random.default_rng(np.random.SeedSequence(4, spawn_key=(e, 2)))) for e in range(20)
+  ]
   assert len({len(order) for order in orders}) > 1 and len({tuple(order) for order in orders}) == 20
   expected = np.concatenate(orders)
   assert stream_of(len(expected)) == expected.tolist()
@@ -89,8 +98,9 @@ def test_any_position_can_be_asked_first():
 @pytest.fixture
 def stream():
   labels = batch.label_map(CATEGORIES, NAMES, IS_BASE)
-  return lambda threshold=0.5, **where: batch.train_batches(dataset(), labels, configured(repeat_threshold=threshold),
-                                                            **where)
+  return lambda threshold=0.5, **where: batch.train_batches(
+    dataset(), labels, configured(repeat_threshold=threshold), **where
+  )
 
 
 def test_batches_hold_rare_categories_more_often(stream):

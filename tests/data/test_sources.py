@@ -112,26 +112,29 @@ def test_objects_without_segmentation_stay_and_are_noted(tmp_path):
     sources.decode_mask([], 4, 4)
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-  ({'image_id': 99}, 'annotation 21 belongs to the unknown image 99; expected one of the 4 ids'),
-  ({'image_id': [1]}, 'unknown image'),
-  ({'category_id': 2}, 'annotation 21 has the unknown category 2; expected one of the 3 ids'),
-  ({'bbox': [1, 1, 0, 5]}, r'annotation 21 has the box \[1, 1, 0, 5\] of no size \(60 wide, 40 high\)'),
-  ({'bbox': [1, 1, 0, 5], 'iscrowd': 1}, 'of no size'),
-  ({'bbox': [60, 1, 10, 5]}, 'wholly outside .*, or --drop-bad-boxes to leave such out'),
-  ({'bbox': [-9, 1, 9, 5]}, 'wholly outside'),
-  ({'bbox': [1, 1, 5]}, 'expected four finite numbers'),
-  ({'bbox': [1, 1, float('nan'), 5]}, 'expected four finite numbers'),
-  ({'area': None}, 'has area None'),
-  ({'iscrowd': 7}, 'has iscrowd 7'),
-  ({'id': 'x'}, "has id 'x'"),
-  ({'segmentation': [[1, 2, 3, 4]]}, 'no polygon of three points'),
-  ({'segmentation': [[1, 2, 3, 4, 5, 6, 7]]}, 'no even number'),
-  ({'segmentation': 'text'}, 'type str'),
-  ({'segmentation': {'size': [1, 1], 'counts': [1]}}, r'RLE of size \[1, 1\]; expected \[40, 60\]'),
-  ({'segmentation': {'size': [40, 60], 'counts': [7]}}, 'do not add up'),
-  ({'segmentation': {'size': [40, 60], 'counts': 'o'}}, 'do not add up'),
-])
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'image_id': 99}, 'annotation 21 belongs to the unknown image 99; expected one of the 4 ids'),
+    ({'image_id': [1]}, 'unknown image'),
+    ({'category_id': 2}, 'annotation 21 has the unknown category 2; expected one of the 3 ids'),
+    ({'bbox': [1, 1, 0, 5]}, r'annotation 21 has the box \[1, 1, 0, 5\] of no size \(60 wide, 40 high\)'),
+    ({'bbox': [1, 1, 0, 5], 'iscrowd': 1}, 'of no size'),
+    ({'bbox': [60, 1, 10, 5]}, 'wholly outside .*, or --drop-bad-boxes to leave such out'),
+    ({'bbox': [-9, 1, 9, 5]}, 'wholly outside'),
+    ({'bbox': [1, 1, 5]}, 'expected four finite numbers'),
+    ({'bbox': [1, 1, float('nan'), 5]}, 'expected four finite numbers'),
+    ({'area': None}, 'has area None'),
+    ({'iscrowd': 7}, 'has iscrowd 7'),
+    ({'id': 'x'}, "has id 'x'"),
+    ({'segmentation': [[1, 2, 3, 4]]}, 'no polygon of three points'),
+    ({'segmentation': [[1, 2, 3, 4, 5, 6, 7]]}, 'no even number'),
+    ({'segmentation': 'text'}, 'type str'),
+    ({'segmentation': {'size': [1, 1], 'counts': [1]}}, r'RLE of size \[1, 1\]; expected \[40, 60\]'),
+    ({'segmentation': {'size': [40, 60], 'counts': [7]}}, 'do not add up'),
+    ({'segmentation': {'size': [40, 60], 'counts': 'o'}}, 'do not add up'),
+  ],
+)
 def test_bad_annotations_are_one_line(tmp_path, changes, message):
   with pytest.raises(DataError, match=message) as error:
     _read(tmp_path, _first(small_set.annotations(), **changes))
@@ -148,18 +151,21 @@ def test_the_line_says_how_many_more_problems_there_are(tmp_path):
     _read(tmp_path, tree)
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-  (lambda t: t['images'].append(t['images'][0]), 'image id 11 stands twice'),
-  (lambda t: t['categories'].append(t['categories'][0]), 'category id 3 stands twice'),
-  (lambda t: t['categories'].append({'id': 55, 'name': 'ant'}), "category name 'ant' stands twice"),
-  (lambda t: t['categories'][0].update(frequency='often'), "frequency 'often'"),
-  (lambda t: t['images'][0].update(height='40'), "height '40'"),
-  (lambda t: t['images'][0].pop('coco_url'), 'names no file'),
-  (lambda t: t['images'][0].update(neg_category_ids=[4]), 'lists the unknown category 4'),
-  (lambda t: t.pop('annotations'), "it has no 'annotations'"),
-  (lambda t: t.update(images={}), "'images' is no list"),
-  (lambda t: t['categories'].clear(), 'list of categories is empty'),
-])
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda t: t['images'].append(t['images'][0]), 'image id 11 stands twice'),
+    (lambda t: t['categories'].append(t['categories'][0]), 'category id 3 stands twice'),
+    (lambda t: t['categories'].append({'id': 55, 'name': 'ant'}), "category name 'ant' stands twice"),
+    (lambda t: t['categories'][0].update(frequency='often'), "frequency 'often'"),
+    (lambda t: t['images'][0].update(height='40'), "height '40'"),
+    (lambda t: t['images'][0].pop('coco_url'), 'names no file'),
+    (lambda t: t['images'][0].update(neg_category_ids=[4]), 'lists the unknown category 4'),
+    (lambda t: t.pop('annotations'), "it has no 'annotations'"),
+    (lambda t: t.update(images={}), "'images' is no list"),
+    (lambda t: t['categories'].clear(), 'list of categories is empty'),
+  ],
+)
 def test_bad_files_are_one_line(tmp_path, change, message):
   tree = small_set.annotations()
   change(tree)
@@ -168,8 +174,10 @@ def test_bad_files_are_one_line(tmp_path, change, message):
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize(('content', 'message'), [
-  (b'{"images": [', 'is no JSON'), (b'\xff\xd8\xff', 'is no JSON'), (b'[1]', 'it holds a list')])
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [(b'{"images": [', 'is no JSON'), (b'\xff\xd8\xff', 'is no JSON'), (b'[1]', 'it holds a list')],
+)
 def test_what_is_no_annotation_file_is_one_line(tmp_path, content, message):
   (tmp_path / 'a.json').write_bytes(content)
   with pytest.raises(DataError, match=message) as error:
@@ -201,7 +209,7 @@ def test_a_rectangle_is_the_pixels_it_covers():
 
 def test_masks_survive_encoding():
   rng = np.random.default_rng(0)
-  for height, width, density in ((7, 13, .5), (100, 80, .01), (3, 3, 0), (3, 3, 1), (300, 500, .5)):
+  for height, width, density in ((7, 13, 0.5), (100, 80, 0.01), (3, 3, 0), (3, 3, 1), (300, 500, 0.5)):
     mask = rng.random((height, width)) < density
     encoded = rle.encode_mask(mask)
     np.testing.assert_array_equal(sources.decode_mask(encoded, height, width), mask)
@@ -209,7 +217,7 @@ def test_masks_survive_encoding():
 
 
 def test_a_shattered_rle_is_refused_before_c_code_sees_it():
-  good = rle.encode_mask(np.random.default_rng(0).random((50, 50)) < .3)
+  good = rle.encode_mask(np.random.default_rng(0).random((50, 50)) < 0.3)
   for counts in (good['counts'][:-3], good['counts'] + 'A', '', 'é' * 9):
     with pytest.raises(DataError, match='do not add up'):
       rle.check_segmentation({'size': [50, 50], 'counts': counts}, 50, 50)
@@ -298,13 +306,21 @@ def test_it_can_be_pickled_and_shared_by_threads(prepared):
 
 def test_tfds_reads_it_by_itself(prepared):
   import tensorflow_datasets as tfds
+
   folder, _ = prepared
   source = tfds.builder_from_directory(folder / 'out' / 'small' / '1.0.0').as_data_source('train')
   record = next(r for r in source if r['image/id'] == 11)
   assert record['image'].shape == (40, 60, 3)
   assert record['objects']['category_id'] == [8, 3]
-  assert set(record) == {'image', 'image/id', 'height', 'width', 'neg_category_ids',
-                         'not_exhaustive_category_ids', 'objects'}
+  assert set(record) == {
+    'image',
+    'image/id',
+    'height',
+    'width',
+    'neg_category_ids',
+    'not_exhaustive_category_ids',
+    'objects',
+  }
 
 
 @pytest.mark.parametrize('without', [[21], [21, 20, 4, 9]])
@@ -320,8 +336,10 @@ def test_objects_without_masks_are_evaluated_by_box_alone(tmp_path, without):
   found = []
   for a in truth['annotations']:
     size = next((i['height'], i['width']) for i in truth['images'] if i['id'] == a['image_id'])
-    found.append({key: a[key] for key in ('image_id', 'category_id', 'bbox')} | {
-      'score': 0.9, 'segmentation': rle.encode_mask(np.ones(size, bool))})
+    found.append(
+      {key: a[key] for key in ('image_id', 'category_id', 'bbox')}
+      | {'score': 0.9, 'segmentation': rle.encode_mask(np.ones(size, bool))}
+    )
   for protocol in (lvis, coco):
     metrics = protocol.evaluate(truth, found)
     assert metrics['mask'] is None and metrics['box']['AP'] == pytest.approx(1)
@@ -341,5 +359,9 @@ def test_ground_truth_comes_back_as_lvis_json(prepared):
     np.testing.assert_allclose(b['bbox'], a['bbox'], atol=1e-5)
     np.testing.assert_allclose(b['area'], a['area'], rtol=1e-7)
     assert (b['image_id'], b['category_id'], b['segmentation'], b['iscrowd']) == (
-      a['image_id'], a['category_id'], a['segmentation'], 0)
+      a['image_id'],
+      a['category_id'],
+      a['segmentation'],
+      0,
+    )
   assert len(found['annotations']) == len(given['annotations'])

@@ -29,11 +29,12 @@ def naive_square(image: np.ndarray, rescaled: tuple[int, int], offset: tuple[int
       y0, x0 = int(y), int(x)
       y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
       fy, fx = y - y0, x - x0
-      big[i, j] = ((normal[y0, x0] * (1 - fx) + normal[y0, x1] * fx) * (1 - fy)
-                   + (normal[y1, x0] * (1 - fx) + normal[y1, x1] * fx) * fy)
-  part = big[offset[0]:offset[0] + side, offset[1]:offset[1] + side]
+      big[i, j] = (normal[y0, x0] * (1 - fx) + normal[y0, x1] * fx) * (1 - fy) + (
+        normal[y1, x0] * (1 - fx) + normal[y1, x1] * fx
+      ) * fy
+  part = big[offset[0] : offset[0] + side, offset[1] : offset[1] + side]
   square = np.zeros((side, side, 3))
-  square[:part.shape[0], :part.shape[1]] = part
+  square[: part.shape[0], : part.shape[1]] = part
   return square
 
 
@@ -45,9 +46,15 @@ def picture() -> np.ndarray:
 # --- goldens --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('name', 'side', 'scale', 'draw'), [
-    ('down_48', 48, 1.0, (0.0, 0.0)), ('up_128', 128, 1.0, (0.9, 0.9)), ('jit0.5_128', 128, 0.5, (0.3, 0.7)),
-    ('jit1.7_64', 64, 1.7, (4.5 / 9, 4.5 / 45))])
+@pytest.mark.parametrize(
+  ('name', 'side', 'scale', 'draw'),
+  [
+    ('down_48', 48, 1.0, (0.0, 0.0)),
+    ('up_128', 128, 1.0, (0.9, 0.9)),
+    ('jit0.5_128', 128, 0.5, (0.3, 0.7)),
+    ('jit1.7_64', 64, 1.7, (4.5 / 9, 4.5 / 45)),
+  ],
+)
 def test_input_resize_golden(golden, name, side, scale, draw):
   arrays = golden('input_resize')
   resized = transforms.resize_and_pad(arrays['in_image_u8'], side, scale=scale, offset_draw=draw)
@@ -87,11 +94,15 @@ def test_parser_golden(golden, name, scale):
 # --- geometry -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('scale', 'draw', 'rescaled', 'offset'), [
+@pytest.mark.parametrize(
+  ('scale', 'draw', 'rescaled', 'offset'),
+  [
     (1.0, (0.5, 0.5), (45, 64), (0, 0)),
-    (0.1, (0.5, 0.5), (4, 6), (0, 0)),      # round(.1 * 64) = 6, round(37 * 6 / 53) = 4
+    (0.1, (0.5, 0.5), (4, 6), (0, 0)),  # round(.1 * 64) = 6, round(37 * 6 / 53) = 4
     (1.3, (0.0, 0.999), (58, 83), (0, 18)),
-    (2.0, (0.6, 0.25), (89, 128), (15, 16))])
+    (2.0, (0.6, 0.25), (89, 128), (15, 16)),
+  ],
+)
 def test_jitter_against_naive_oracle(picture, scale, draw, rescaled, offset):
   resized = transforms.resize_and_pad(picture, 64, scale=scale, offset_draw=draw)
   np.testing.assert_array_equal(resized.offset, offset)
@@ -181,9 +192,14 @@ def test_decode_ignores_exif_orientation(picture, tmp_path):
   assert transforms.decode(path).shape == picture.shape
 
 
-@pytest.mark.parametrize(('broken', 'word'), [
-    (lambda data: b'', 'unknown format'), (lambda data: b'no picture', 'unknown format'),
-    (lambda data: data[:len(data) // 2], 'truncated')])
+@pytest.mark.parametrize(
+  ('broken', 'word'),
+  [
+    (lambda data: b'', 'unknown format'),
+    (lambda data: b'no picture', 'unknown format'),
+    (lambda data: data[: len(data) // 2], 'truncated'),
+  ],
+)
 def test_broken_pictures_give_one_line(picture, broken, word):
   with pytest.raises(DataError, match='image 17') as caught:
     transforms.decode(broken(encode(picture, 'JPEG')), 'image 17')

@@ -77,8 +77,18 @@ def test_word_tokenizer():
   tokenizer = Tokenizer(toy_teacher.word_tokenizer(['A photo of a red mug.', 'one mug']), 10)
   words = ['.', 'a', 'mug', 'of', 'one', 'photo', 'red']
   ids = {word: i + 2 for i, word in enumerate(words)}
-  assert tokenizer(['a RED  mug, one.'])[0].tolist() == [9, ids['a'], ids['red'], ids['mug'], 1, ids['one'], ids['.'],
-                                                         10, 0, 0]
+  assert tokenizer(['a RED  mug, one.'])[0].tolist() == [
+    9,
+    ids['a'],
+    ids['red'],
+    ids['mug'],
+    1,
+    ids['one'],
+    ids['.'],
+    10,
+    0,
+    0,
+  ]
 
 
 def test_contrastive_loss_equals_a_sum_in_numpy():

@@ -104,7 +104,7 @@ def test_counts_of_small_worlds(world, split):
   assert statistics['annotations'] == len(entries)
   assert statistics['occluded_fraction'] == pytest.approx(np.mean([a['visible'] < 0.95 for a in entries]), abs=1e-4)
   assert statistics['small_fraction'] == pytest.approx(np.mean([a['area'] < 1024 for a in entries]), abs=1e-4)
-  assert statistics['occluded_fraction'] >= 0.25    # 0.3 at the default size: here a hundred objects decide
+  assert statistics['occluded_fraction'] >= 0.25  # 0.3 at the default size: here a hundred objects decide
   assert statistics['small_fraction'] >= 0.25
   novel = {a['image_id'] for a in entries if _FREQUENCY[a['category_id']] == 'r'}
   assert statistics['novel_image_fraction'] == pytest.approx(len(novel) / len(content['images']), abs=1e-4)
@@ -131,8 +131,9 @@ def test_plan_of_the_default_size(seed):
   train = toy_world._plan(toy_world._rng(seed, 'train'), 'train', 1000)
   counts = Counter(i for objects in train for i in {i for i, _ in objects})
   for index, category in enumerate(table):
-    low, high = {'r': (1, cutoffs['r']), 'c': (cutoffs['r'] + 1, cutoffs['c']),
-                 'f': (cutoffs['c'] + 1, 1000)}[category.frequency]
+    low, high = {'r': (1, cutoffs['r']), 'c': (cutoffs['r'] + 1, cutoffs['c']), 'f': (cutoffs['c'] + 1, 1000)}[
+      category.frequency
+    ]
     assert low <= counts[index] <= high
   assert np.mean([any(table[i].frequency == 'r' for i, _ in objects) for objects in train]) >= 0.15
   val = toy_world._plan(toy_world._rng(seed, 'val'), 'val', 250)
@@ -163,14 +164,13 @@ def test_bytes_depend_on_the_seed_alone(tmp_path):
   assert len(first) == 10
   assert first == same
   assert all(first[name] != other[name] for name in first)
-  keys = [(7, 'train', 0), (7, 'train', 1), (7, 'val', 0), (7, 'teacher', 0), (7 + 2 ** 32, 'train', 0),
-          (-7, 'train', 0)]
+  keys = [(7, 'train', 0), (7, 'train', 1), (7, 'val', 0), (7, 'teacher', 0), (7 + 2**32, 'train', 0), (-7, 'train', 0)]
   assert len({toy_world._rng(*key).random() for key in keys}) == len(keys)
 
 
 def test_a_world_is_reused_or_refused(tmp_path):
   out = tmp_path / 'world'
-  out.mkdir()    # an empty folder is as good as none
+  out.mkdir()  # an empty folder is as good as none
   first = toy_world.generate(out, seed=-3, train_images=4, val_images=2)
   picture = next((out / 'train').iterdir())
   stamp = picture.stat().st_mtime_ns
@@ -209,13 +209,16 @@ def test_an_interrupted_run_leaves_no_world_and_does_not_hinder(tmp_path, monkey
   assert [p.name for p in tmp_path.iterdir()] == ['world']
 
 
-@pytest.mark.parametrize('rows', [
-    ['111', '101', '111'],            # a hole
-    ['110', '110', '001'],            # two parts that touch at a corner
-    ['10001', '11011', '00000'],      # two parts
+@pytest.mark.parametrize(
+  'rows',
+  [
+    ['111', '101', '111'],  # a hole
+    ['110', '110', '001'],  # two parts that touch at a corner
+    ['10001', '11011', '00000'],  # two parts
     ['1'],
     ['0000', '0110', '1111', '0100'],
-])
+  ],
+)
 def test_regions_are_exact_to_the_pixel(rows):
   mask = np.pad(np.array([[c == '1' for c in row] for row in rows]), ((2, 1), (3, 4)))
   region = toy_world._region(mask, full=int(mask.sum()))
@@ -232,7 +235,7 @@ def test_scene_keeps_every_object_recognisable():
     assert picture.shape == (112, 130, 3) and picture.dtype == np.uint8
     seen = np.bincount(owner.ravel() + 1, minlength=9)[1:]
     assert (seen <= full).all()
-    assert (seen >= 0.7 * full).all()    # more than 0.75, but where no place was found for that
+    assert (seen >= 0.7 * full).all()  # more than 0.75, but where no place was found for that
     hidden += (seen < 0.95 * full).sum()
   assert hidden >= 0.3 * 12 * 8
 
@@ -249,8 +252,10 @@ def test_crops_for_the_teacher():
   assert (toy_world.captioned_crops(4, 40, size=24)[0] != fewer).any()
 
 
-@pytest.mark.parametrize(('look', 'expected'), [('red square', [1, 0, 0]), ('yellow square', [1, 1, 0]),
-                                                ('green square', [0, 1, 0]), ('blue square', [0, 0, 1])])
+@pytest.mark.parametrize(
+  ('look', 'expected'),
+  [('red square', [1, 0, 0]), ('yellow square', [1, 1, 0]), ('green square', [0, 1, 0]), ('blue square', [0, 0, 1])],
+)
 def test_a_crop_shows_what_its_label_says(look, expected):
   images, labels = toy_world.captioned_crops(0, 1000)
   crops = images[labels == toy_world.looks().index(look)]

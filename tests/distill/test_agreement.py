@@ -25,8 +25,9 @@ class Store(dict):
 
   def __init__(self, of, regions, **other):
     super().__init__(regions)
-    self.__dict__.update({'path': 'store', 'kind': 'embeddings', 'dataset': of.identity, 'teacher': 'made up',
-                          'embedding_dim': 16} | other)
+    self.__dict__.update(
+      {'path': 'store', 'kind': 'embeddings', 'dataset': of.identity, 'teacher': 'made up', 'embedding_dim': 16} | other
+    )
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +51,8 @@ def store(dataset):
     boxes = np.concatenate([objects, objects + rng.uniform(-2, 2, objects.shape), anywhere, [[3, 3, 3, 9]]])
     boxes = boxes[:0] if example.image_id == 300 else boxes.astype(np.float32)
     regions[example.image_id] = SimpleNamespace(
-      boxes=boxes, embeddings=rng.normal(size=(len(boxes), 16)).astype(np.float16))
+      boxes=boxes, embeddings=rng.normal(size=(len(boxes), 16)).astype(np.float16)
+    )
   return Store(dataset, regions)
 
 
@@ -100,12 +102,15 @@ def test_the_mean_cosine_of_each_group(dataset, store, image_head):
     np.testing.assert_allclose(found[group], np.mean(values), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(('other', 'message'), [
-  ({'kind': 'proposals'}, 'is a store of proposals without embeddings'),
-  ({'dataset': 'x'}, 'is of a data set with identity x, and'),
-  ({'teacher': 'y'}, "has embeddings of teacher 'y', and the vocabulary of 'made up'"),
-  ({'embedding_dim': 8}, 'has embeddings of dimension 8; expected 16'),
-])
+@pytest.mark.parametrize(
+  ('other', 'message'),
+  [
+    ({'kind': 'proposals'}, 'is a store of proposals without embeddings'),
+    ({'dataset': 'x'}, 'is of a data set with identity x, and'),
+    ({'teacher': 'y'}, "has embeddings of teacher 'y', and the vocabulary of 'made up'"),
+    ({'embedding_dim': 8}, 'has embeddings of dimension 8; expected 16'),
+  ],
+)
 def test_a_store_that_does_not_belong_is_refused(dataset, store, other, message):
   with pytest.raises(ValueError, match=message):
     agreement.distillation_cosine(tiny.config(), {}, WORDS, dataset, Store(dataset, store, **other))

@@ -71,8 +71,9 @@ def test_the_embeddings_are_those_of_the_best_boxes(store, teacher, proposals):
   assert len(made[97].boxes) == 0
 
 
-def test_interrupted_at_any_picture_and_shared_by_processes_it_is_the_same_store(store, teacher, proposals, tmp_path,
-                                                                                 capsys):
+def test_interrupted_at_any_picture_and_shared_by_processes_it_is_the_same_store(
+  store, teacher, proposals, tmp_path, capsys
+):
   for trap in (0, 3, 4):
     broken = pictures()
     broken.trap = trap
@@ -107,8 +108,10 @@ def test_what_does_not_belong_together_is_refused(store, teacher, proposals, tmp
     embed(small_teacher.make('other words'), proposals, store)
   with pytest.raises(DataError, match=r'belongs to another job .*: max_regions is 6 there and 5 here'):
     embed(teacher, proposals, store, max_regions=5)
-  with (StoreWriter(store, RegionStore(store).job),
-        pytest.raises(DataError, match='is being written by another process')):
+  with (
+    StoreWriter(store, RegionStore(store).job),
+    pytest.raises(DataError, match='is being written by another process'),
+  ):
     embed(teacher, proposals, store)
   assert content(store) == before
 
@@ -130,8 +133,10 @@ def test_embeddings_that_are_not_finite_leave_no_shard(teacher, proposals, tmp_p
 
 
 def test_a_damaged_picture_is_named(teacher, proposals, tmp_path):
-  for index, change, words in ((1, {'image': b'x'}, 'image 99: no readable picture'),
-                               (4, {'height': 65}, 'image 96: the picture has 64 x 48 pixels; expected 65 x 48')):
+  for index, change, words in (
+    (1, {'image': b'x'}, 'image 99: no readable picture'),
+    (4, {'height': 65}, 'image 96: the picture has 64 x 48 pixels; expected 65 x 48'),
+  ):
     broken = pictures()
     list.__setitem__(broken, index, dataclasses.replace(broken[index], **change))
     with pytest.raises(DataError, match=words):
@@ -162,10 +167,12 @@ def test_the_command_says_what_it_will_do_and_what_it_did(made, tmp_path, capsys
   found = json.loads((tmp_path / 'j').read_text())
   assert found['whole'] and found['identity'] == RegionStore(tmp_path / 'store').identity
   assert f'{found["regions"]} regions' in lines[-1]
-  for given, message in (([], 'takes --teacher and --proposals, or --import'),
-                         (['--teacher', 'x', '--import', 'y'], '--import brings boxes'),
-                         (['--import', tmp_path / 'none'], 'has no .npz file'),
-                         (['--teacher', made / 'teacher', '--proposals', tmp_path], 'is no region store')):
+  for given, message in (
+    ([], 'takes --teacher and --proposals, or --import'),
+    (['--teacher', 'x', '--import', 'y'], '--import brings boxes'),
+    (['--import', tmp_path / 'none'], 'has no .npz file'),
+    (['--teacher', made / 'teacher', '--proposals', tmp_path], 'is no region store'),
+  ):
     assert run(*words, *given) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
@@ -173,10 +180,22 @@ def test_the_command_says_what_it_will_do_and_what_it_did(made, tmp_path, capsys
 
 def test_a_truncated_shard_of_proposals_is_named(made, teacher, tmp_path, capsys):
   write_proposals(tmp_path / 'p', sources.open_dataset(made / 'data', 'train'))
-  shard, = (tmp_path / 'p').glob('*.array_record')
+  (shard,) = (tmp_path / 'p').glob('*.array_record')
   shard.write_bytes(shard.read_bytes()[:-100])
-  assert run('embed-regions', '--data', made / 'data', '--out', tmp_path / 'store', '--teacher', made / 'teacher',
-             '--proposals', tmp_path / 'p') == 2
+  assert (
+    run(
+      'embed-regions',
+      '--data',
+      made / 'data',
+      '--out',
+      tmp_path / 'store',
+      '--teacher',
+      made / 'teacher',
+      '--proposals',
+      tmp_path / 'p',
+    )
+    == 2
+  )
   error = capsys.readouterr().err
   assert str(shard) in error and 'bytes; expected the' in error and error.count('\n') == 1
   assert not (tmp_path / 'store').exists()
@@ -188,9 +207,14 @@ def test_a_truncated_shard_of_proposals_is_named(made, teacher, tmp_path, capsys
 def arrays(ids, *, rows=3, seed=0, **change):
   rng = np.random.default_rng(seed)
   corners = rng.uniform(0, 15, (len(ids), rows, 2))  # the smallest picture has 20 x 30 pixels
-  found = {'image_ids': np.array(ids), 'embeddings': 3 * rng.normal(size=(len(ids), rows, 4)).astype(np.float32),
-           'boxes': np.concatenate([corners, corners + 5], axis=2), 'teacher': np.array('ours'),
-           'scores': rng.uniform(size=(len(ids), rows)), 'valid': np.arange(rows)[None] < [[rows]] * len(ids)}
+  found = {
+    'image_ids': np.array(ids),
+    'embeddings': 3 * rng.normal(size=(len(ids), rows, 4)).astype(np.float32),
+    'boxes': np.concatenate([corners, corners + 5], axis=2),
+    'teacher': np.array('ours'),
+    'scores': rng.uniform(size=(len(ids), rows)),
+    'valid': np.arange(rows)[None] < [[rows]] * len(ids),
+  }
   return {key: value for key, value in {**found, **change}.items() if value is not None}
 
 
@@ -201,8 +225,9 @@ def test_import(made, tmp_path):
   np.savez(tmp_path / 'npz/a.npz', **first)
   np.savez_compressed(tmp_path / 'npz/b.npz', **second)
   out = tmp_path / 'store'
-  assert run('embed-regions', '--data', made / 'data', '--out', out, '--import', tmp_path / 'npz', '--max-regions', 5
-             ) == 0
+  assert (
+    run('embed-regions', '--data', made / 'data', '--out', out, '--import', tmp_path / 'npz', '--max-regions', 5) == 0
+  )
   store = RegionStore(out)
   np.testing.assert_array_equal(store.image_ids, [e.image_id for e in sources.open_dataset(made / 'data', 'train')])
   assert (store.teacher, store.embedding_dim, store.images, store.regions) == ('ours', 4, 4, 12)
@@ -218,8 +243,9 @@ def test_import(made, tmp_path):
   assert vocabulary.is_same_teacher(store.teacher, file)
   before = content(out)
   np.savez(tmp_path / 'npz/b.npz', **arrays([11, 7], seed=2, rows=8))
-  assert run('embed-regions', '--data', made / 'data', '--out', out, '--import', tmp_path / 'npz', '--max-regions', 5
-             ) == 2, 'other arrays are another job'
+  assert (
+    run('embed-regions', '--data', made / 'data', '--out', out, '--import', tmp_path / 'npz', '--max-regions', 5) == 2
+  ), 'other arrays are another job'
   assert content(out) == before
 
 
@@ -235,30 +261,39 @@ NAN = arrays([300, 5, 11, 7])
 NAN['embeddings'][1, 2, 0] = np.nan
 
 
-@pytest.mark.parametrize('tree, message', [
-  (arrays([300, 5, 11]), 'has no image 7 (1 missing, 0 unknown)'),
-  (arrays([300, 5, 11, 7, 12]), 'has an image 12 that is not in'),
-  (arrays([300, 5, 11, 12]), 'has no image 7; expected every image of the data set'),
-  (arrays([300, 5, 11, 5]), 'image 5 is in'),
-  (NAN, 'image 5: embeddings of region 2 are unusable; expected finite numbers, not all zero'),
-  (arrays([300, 5, 11, 7], embeddings=np.zeros((4, 3, 4))), 'embeddings of region 0 are unusable'),
-  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [5, 0, 4, 1]), 'boxes of region 0 are unusable'),
-  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, -2, 9, 9]),
-   'box [0.0, -2.0, 9.0, 9.0] of region 0 goes beyond the picture of'),
-  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, 0, 21.5, 9]),
-   'image 300: box [0.0, 0.0, 21.5, 9.0] of region 0 goes beyond the picture of 20 x 30 pixels; expected y1, '
-   'x1, y2, x2 in pixels'),
-  (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, 0, 1, 0.5]),
-   'box [0.0, 0.0, 1.0, 0.5] of region 0 has a side below 2 pixels, as all others in the picture of'),
-  (arrays([300, 5, 11, 7], scores=np.full((4, 3), np.inf)), 'scores of region 0 are unusable'),
-  (arrays([300, 5, 11, 7], boxes=np.ones((4, 2, 4))), 'boxes is float64 [4, 2, 4]; expected floats [4, 3, 4]'),
-  (arrays([300, 5, 11, 7], embeddings=np.ones((4, 3))), 'embeddings is float64 [4, 3]; expected floats [K, M, D]'),
-  (arrays([300, 5, 11, 7], valid=np.ones((4, 3))), 'valid is float64 [4, 3]; expected bool [4, 3]'),
-  (arrays([300, 5, 11, 7], teacher=None), 'teacher is missing'),
-  (arrays([300, 5, 11, 7], teacher=np.array('')), 'teacher is empty'),
-  (arrays([300, 5, 11, 7], teacher=np.array(3)), 'teacher is int64 []; expected text []'),
-  (arrays([300, 5, 11, 7], boxes=np.array([{}])), 'is no usable .npz file'),
-])
+@pytest.mark.parametrize(
+  'tree, message',
+  [
+    (arrays([300, 5, 11]), 'has no image 7 (1 missing, 0 unknown)'),
+    (arrays([300, 5, 11, 7, 12]), 'has an image 12 that is not in'),
+    (arrays([300, 5, 11, 12]), 'has no image 7; expected every image of the data set'),
+    (arrays([300, 5, 11, 5]), 'image 5 is in'),
+    (NAN, 'image 5: embeddings of region 2 are unusable; expected finite numbers, not all zero'),
+    (arrays([300, 5, 11, 7], embeddings=np.zeros((4, 3, 4))), 'embeddings of region 0 are unusable'),
+    (arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [5, 0, 4, 1]), 'boxes of region 0 are unusable'),
+    (
+      arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, -2, 9, 9]),
+      'box [0.0, -2.0, 9.0, 9.0] of region 0 goes beyond the picture of',
+    ),
+    (
+      arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, 0, 21.5, 9]),
+      'image 300: box [0.0, 0.0, 21.5, 9.0] of region 0 goes beyond the picture of 20 x 30 pixels; expected y1, '
+      'x1, y2, x2 in pixels',
+    ),
+    (
+      arrays([300, 5, 11, 7], boxes=np.ones((4, 3, 4)) * [0, 0, 1, 0.5]),
+      'box [0.0, 0.0, 1.0, 0.5] of region 0 has a side below 2 pixels, as all others in the picture of',
+    ),
+    (arrays([300, 5, 11, 7], scores=np.full((4, 3), np.inf)), 'scores of region 0 are unusable'),
+    (arrays([300, 5, 11, 7], boxes=np.ones((4, 2, 4))), 'boxes is float64 [4, 2, 4]; expected floats [4, 3, 4]'),
+    (arrays([300, 5, 11, 7], embeddings=np.ones((4, 3))), 'embeddings is float64 [4, 3]; expected floats [K, M, D]'),
+    (arrays([300, 5, 11, 7], valid=np.ones((4, 3))), 'valid is float64 [4, 3]; expected bool [4, 3]'),
+    (arrays([300, 5, 11, 7], teacher=None), 'teacher is missing'),
+    (arrays([300, 5, 11, 7], teacher=np.array('')), 'teacher is empty'),
+    (arrays([300, 5, 11, 7], teacher=np.array(3)), 'teacher is int64 []; expected text []'),
+    (arrays([300, 5, 11, 7], boxes=np.array([{}])), 'is no usable .npz file'),
+  ],
+)
 def test_arrays_that_cannot_be_used_are_one_line(made, tmp_path, capsys, tree, message):
   np.savez(tmp_path / 'a.npz', **tree)
   assert run('embed-regions', '--data', made / 'data', '--out', tmp_path / 'store', '--import', tmp_path / 'a.npz') == 2

@@ -79,7 +79,7 @@ def test_the_proposals_are_those_of_the_first_stage_in_the_pictures_own_pixels(s
     assert distance.min(axis=0).max() < 1e-3 and distance.min(axis=1).max() < 1e-3
     assert (regions.boxes[:, 2:].max(0) > 0.9 * np.array([height, width])).all(), 'not the pixels of the network'
   assert dropped, 'no box of the padding alone; the test shows too little'
-  assert max(len(made[100 - i].boxes) for i in range(len(SIZES))) > 30, 'the network\'s own limit was not raised'
+  assert max(len(made[100 - i].boxes) for i in range(len(SIZES))) > 30, "the network's own limit was not raised"
 
 
 def test_fewer_proposals_are_the_best_of_them(store, variables, tmp_path):
@@ -120,12 +120,15 @@ def test_shards_of_two_processes_are_the_same_store(store, variables, tmp_path):
 
 def test_another_job_and_a_locked_store_are_refused(store, variables, tmp_path):
   before, other = content(store), tiny.variables(CONFIG, seed=1)
-  for options, words in (({'max_proposals': 7}, 'max_regions is 50 there and 7 here'),
-                         ({'config': tiny.config('mesh.data=2', 'evaluation.batch_size=2', 'data.image_size=128')},
-                          'origin.image_size is 64 there and 128 here'),
-                         # The same boxes in the end, but for what rounding makes of another program.
-                         ({'config': tiny.config('mesh.data=2', 'evaluation.batch_size=4')},
-                          'origin.batch_size is 2 there and 4 here')):
+  for options, words in (
+    ({'max_proposals': 7}, 'max_regions is 50 there and 7 here'),
+    (
+      {'config': tiny.config('mesh.data=2', 'evaluation.batch_size=2', 'data.image_size=128')},
+      'origin.image_size is 64 there and 128 here',
+    ),
+    # The same boxes in the end, but for what rounding makes of another program.
+    ({'config': tiny.config('mesh.data=2', 'evaluation.batch_size=4')}, 'origin.batch_size is 2 there and 4 here'),
+  ):
     with pytest.raises(DataError, match=r'belongs to another job \(.*' + re.escape(words)):
       propose(variables, store, **options)
   with pytest.raises(DataError, match=r'belongs to another job'):
@@ -134,8 +137,10 @@ def test_another_job_and_a_locked_store_are_refused(store, variables, tmp_path):
   stranger.identity = 'e' * 64
   with pytest.raises(DataError, match=r'dataset is "ddd.* there and "eee.* here'):
     propose(variables, store, dataset=stranger)
-  with (StoreWriter(store, RegionStore(store).job),
-        pytest.raises(DataError, match=r'is being written by another process')):
+  with (
+    StoreWriter(store, RegionStore(store).job),
+    pytest.raises(DataError, match=r'is being written by another process'),
+  ):
     propose(variables, store)
   assert content(store) == before
 
@@ -154,8 +159,13 @@ def test_the_identity_of_weights_is_of_names_and_values(variables):
   one = {'a': np.ones(2, np.float32), 'b': np.zeros(2, np.float32)}
   identity = weights.identity(one)
   assert identity == weights.identity({'b': jnp.zeros(2), 'a': jnp.ones(2)})
-  for other in ({'a': one['b'], 'b': one['a']}, {'a': one['a'], 'c': one['b']}, {'a': one['a'], 'b': -one['b']},
-                {'a': one['a'].reshape(1, 2), 'b': one['b']}, {'a': one['a'].astype(np.float16), 'b': one['b']}):
+  for other in (
+    {'a': one['b'], 'b': one['a']},
+    {'a': one['a'], 'c': one['b']},
+    {'a': one['a'], 'b': -one['b']},
+    {'a': one['a'].reshape(1, 2), 'b': one['b']},
+    {'a': one['a'].astype(np.float16), 'b': one['b']},
+  ):
     assert weights.identity(other) != identity
 
 
@@ -176,12 +186,14 @@ def test_the_command_refuses_what_does_not_fit_together(tmp_path, variables, cap
   (tmp_path / 'run' / 'config.json').write_text(config_lib.to_text(CONFIG))
   checkpoint.save_variables(tmp_path / 'run', variables)
   good = {'--data': tmp_path / 'data', '--checkpoint': tmp_path / 'run', '--out': tmp_path / 'store'}
-  for change, words in (({'--split': 'val'}, "has no split 'val'; expected one of train"),
-                        ({'--checkpoint': images}, 'holds no config.json; expected a work directory'),
-                        ({'--model.rpn.channels=8': None}, 'was trained with another model: model.rpn.channels'),
-                        ({'--data': tmp_path / 'nowhere'}, 'nowhere is no folder; expected the folder of a data set'),
-                        ({'--max-proposals': 0}, '--max-proposals is 0; expected at least 1'),
-                        ({'--out': images}, 'holds train2017 and no job.json; expected a new or empty folder')):
+  for change, words in (
+    ({'--split': 'val'}, "has no split 'val'; expected one of train"),
+    ({'--checkpoint': images}, 'holds no config.json; expected a work directory'),
+    ({'--model.rpn.channels=8': None}, 'was trained with another model: model.rpn.channels'),
+    ({'--data': tmp_path / 'nowhere'}, 'nowhere is no folder; expected the folder of a data set'),
+    ({'--max-proposals': 0}, '--max-proposals is 0; expected at least 1'),
+    ({'--out': images}, 'holds train2017 and no job.json; expected a new or empty folder'),
+  ):
     options = [str(word) for pair in (good | change).items() for word in pair if word is not None]
     assert cli.main(['propose', str(tmp_path / 'run' / 'config.json'), *options]) == 2
     error = capfd.readouterr().err

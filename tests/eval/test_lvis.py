@@ -12,8 +12,21 @@ import pytest
 from vild_jax.data.schema import DataError
 from vild_jax.eval import coco, lvis, paste
 
-KEYS = ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'APr', 'APc', 'APf', 'AP_base', 'AP_novel', 'AP50_base',
-        'AP50_novel']
+KEYS = [
+  'AP',
+  'AP50',
+  'AP75',
+  'APs',
+  'APm',
+  'APl',
+  'APr',
+  'APc',
+  'APf',
+  'AP_base',
+  'AP_novel',
+  'AP50_base',
+  'AP50_novel',
+]
 
 
 def _square(x, side=40):
@@ -28,8 +41,18 @@ def _truth(annotations, **image):
   return {
     'images': [{'id': i, 'height': 100, 'width': 200, 'neg_category_ids': [11], **image} for i in (1, 2)],
     'categories': CATEGORIES,
-    'annotations': [{'id': 0, 'image_id': i, 'category_id': k, 'bbox': [x, 10, side, side], 'area': side * side,
-                     'segmentation': _square(x, side)} for i, k, x, side in annotations]}
+    'annotations': [
+      {
+        'id': 0,
+        'image_id': i,
+        'category_id': k,
+        'bbox': [x, 10, side, side],
+        'area': side * side,
+        'segmentation': _square(x, side),
+      }
+      for i, k, x, side in annotations
+    ],
+  }
 
 
 def _found(image, category, x, score, side=40):
@@ -73,8 +96,9 @@ def test_rows_and_curves_agree_with_the_averages(scored):
 @pytest.mark.parametrize(('kind', 'name'), [('box', 'bbox'), ('mask', 'segm')])
 def test_equals_the_official_coco_evaluator(shared, kind, name):
   folder = shared / 'data' / 'coco_eval'
-  metrics = coco.evaluate(folder / 'instances_val2014_100.json',
-                          folder / f'instances_val2014_fake{name}100_results.json')
+  metrics = coco.evaluate(
+    folder / 'instances_val2014_100.json', folder / f'instances_val2014_fake{name}100_results.json'
+  )
   expected = json.loads((folder / 'golden_coco.json').read_text())[name]['pycocotools']
   keys = [key for key in KEYS if key in expected]
   assert len(keys) == 6
@@ -107,7 +131,7 @@ def test_pictures_without_ground_truth_and_unlisted_categories_are_no_trap():
   metrics = lvis.evaluate(truth, found)
   assert metrics['box']['AP'] == pytest.approx(1) and metrics['mask']['AP'] == pytest.approx(1)
   negative = lvis.evaluate(_truth([(1, 3, 10, 40)], neg_category_ids=[3]), [*found, _found(2, 3, 10, 0.95) | mask])
-  assert negative['box']['AP'] == pytest.approx(0.5)        # now a false positive ranks above the hit
+  assert negative['box']['AP'] == pytest.approx(0.5)  # now a false positive ranks above the hit
 
 
 @pytest.mark.parametrize('lists', [{}, {'not_exhaustive_category_ids': [9]}])
@@ -125,7 +149,7 @@ def test_ground_truth_that_names_no_absent_class_is_refused_for_it_would_inflate
     del image['neg_category_ids']
   with pytest.raises(DataError, match='none of the 2 pictures'):
     lvis.evaluate(truth, found)
-  truth['categories'] = truth['categories'][:1]             # one class: nothing to be taken for another
+  truth['categories'] = truth['categories'][:1]  # one class: nothing to be taken for another
   truth['annotations'] = truth['annotations'][:1]
   assert lvis.evaluate(truth, found[2:3])['box']['AP50'] == pytest.approx(1)
 
@@ -169,7 +193,7 @@ def test_small_ground_truth_and_thin_categories_can_be_left_out():
   assert everything['box']['AP50'] == pytest.approx(0.5)
   large = lvis.evaluate(truth, found, min_area=32**2, min_instances=2)
   assert [row['instances'] for row in large['per_category']] == [2, 1, 0, 0]
-  assert large['box']['AP50'] == pytest.approx(1)           # the small hit is neither right nor wrong
+  assert large['box']['AP50'] == pytest.approx(1)  # the small hit is neither right nor wrong
   missed = lvis.evaluate(truth, found[:2], min_area=32**2, min_instances=2)
   assert missed['box']['AP50'] == pytest.approx(1)
   assert lvis.evaluate(truth, found[:2], min_instances=2)['box']['AP50'] < 0.5
@@ -196,13 +220,16 @@ def test_input_is_left_as_it_was():
   assert json.dumps([truth, found]) == before
 
 
-@pytest.mark.parametrize(('break_it', 'message'), [
-  (lambda t: t.pop('images'), "no list 'images'"),
-  (lambda t: t['annotations'][0].pop('bbox'), r"annotations\[0\]: no 'bbox'"),
-  (lambda t: t['annotations'][0].update(image_id=77), r'annotations\[0\]: image_id 77 is unknown'),
-  (lambda t: t['annotations'][0].update(category_id=77), 'category_id 77 is unknown'),
-  (lambda t: t['images'][1].pop('height'), r"images\[1\]: no 'height'"),
-])
+@pytest.mark.parametrize(
+  ('break_it', 'message'),
+  [
+    (lambda t: t.pop('images'), "no list 'images'"),
+    (lambda t: t['annotations'][0].pop('bbox'), r"annotations\[0\]: no 'bbox'"),
+    (lambda t: t['annotations'][0].update(image_id=77), r'annotations\[0\]: image_id 77 is unknown'),
+    (lambda t: t['annotations'][0].update(category_id=77), 'category_id 77 is unknown'),
+    (lambda t: t['images'][1].pop('height'), r"images\[1\]: no 'height'"),
+  ],
+)
 def test_ground_truth_that_cannot_be_used_is_named(break_it, message):
   truth = _truth([(1, 3, 10, 40)])
   break_it(truth)
@@ -214,13 +241,15 @@ def test_ground_truth_that_cannot_be_used_is_named(break_it, message):
 def test_scoring_needs_no_jax(tmp_path):
   (tmp_path / 'truth.json').write_text(json.dumps(_truth([(1, 3, 10, 40)])))
   (tmp_path / 'found.json').write_text(json.dumps([_found(1, 3, 10, 0.9)]))
-  program = ('import sys\n'
-             'from vild_jax.eval import coco, lvis, paste, results, summary\n'
-             f'metrics = lvis.evaluate({str(tmp_path / "truth.json")!r}, {str(tmp_path / "found.json")!r})\n'
-             f'summary.write_reports({str(tmp_path / "out")!r}, metrics)\n'
-             'print(metrics["box"]["AP"])\n'
-             'found = {"jax", "flax", "torch", "tensorflow"} & set(sys.modules)\n'
-             'assert not found, found\n')
+  program = (
+    'import sys\n'
+    'from vild_jax.eval import coco, lvis, paste, results, summary\n'
+    f'metrics = lvis.evaluate({str(tmp_path / "truth.json")!r}, {str(tmp_path / "found.json")!r})\n'
+    f'summary.write_reports({str(tmp_path / "out")!r}, metrics)\n'
+    'print(metrics["box"]["AP"])\n'
+    'found = {"jax", "flax", "torch", "tensorflow"} & set(sys.modules)\n'
+    'assert not found, found\n'
+  )
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   assert float(done.stdout) == pytest.approx(1) and (tmp_path / 'out' / 'metrics.json').is_file()

@@ -41,12 +41,15 @@ def test_a_part_that_comes_late_is_waited_for(tmp_path):
   assert len(json.loads(path.read_text())) == sum(map(len, OF.values()))
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-  ({1: None}, r'\.results\.json\.r-1\.part does not come: process 1 of 2 has written no results 0\.1 s after'),
-  ({1: [12]}, 'the 2 parts of .* lack image 5, or it is out of order'),
-  ({1: [5, 12]}, 'lack image 12, or it is out of order'),
-  ({1: [12, 5, 99]}, 'hold a picture twice'),
-])
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({1: None}, r'\.results\.json\.r-1\.part does not come: process 1 of 2 has written no results 0\.1 s after'),
+    ({1: [12]}, 'the 2 parts of .* lack image 5, or it is out of order'),
+    ({1: [5, 12]}, 'lack image 12, or it is out of order'),
+    ({1: [12, 5, 99]}, 'hold a picture twice'),
+  ],
+)
 def test_parts_that_do_not_make_a_whole(tmp_path, change, message):
   """What stood there before stays, and the part of another run is not taken for one of this."""
   path = tmp_path / 'results.json'

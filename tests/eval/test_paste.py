@@ -54,7 +54,7 @@ def test_runs_join_from_column_to_column(box):
 
 def test_empty_masks_and_no_masks():
   boxes = np.array([[5, 5, 20, 20]], np.float32)
-  rle, = paste.paste_to_rles(np.zeros((1, 28, 28), np.float32), boxes, 40, 50)
+  (rle,) = paste.paste_to_rles(np.zeros((1, 28, 28), np.float32), boxes, 40, 50)
   assert mask_api.area(rle) == 0 and rle['size'] == [40, 50]
   assert paste.paste_to_rles(np.zeros((0, 28, 28)), np.zeros((0, 4)), 40, 50) == []
   assert paste.paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), 40, 50).shape == (0, 40, 50)

@@ -25,8 +25,7 @@ def test_only_valid_rows_become_results_in_the_formats_own_terms(tmp_path):
   rows = results.detections_to_results(7, boxes, scores, categories, masks, (40, 50), valid=valid)
   assert [row['category_id'] for row in rows] == [5, 1] and [row['score'] for row in rows] == [0.75, 0.5]
   assert rows[0]['bbox'] == [4, 2, 30.25, 20.5] and rows[0]['image_id'] == 7
-  np.testing.assert_array_equal(mask_api.decode(rows[0]['segmentation']),
-                                paste.paste_mask(masks[0], boxes[0], 40, 50))
+  np.testing.assert_array_equal(mask_api.decode(rows[0]['segmentation']), paste.paste_mask(masks[0], boxes[0], 40, 50))
   path = tmp_path / 'sub' / 'results.json'
   results.write_results(path, rows)
   assert json.loads(path.read_text()) == rows
@@ -60,17 +59,20 @@ def test_numbers_that_are_none_are_not_written():
     results.detections_to_results(7, boxes, scores, categories, masks, (40, 50))
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-  ({'image_id': 9}, 'image_id 9 is unknown; expected one of 2'),
-  ({'category_id': 2}, 'category_id 2 is unknown'),
-  ({'score': float('nan')}, 'score is nan; expected a finite number'),
-  ({'score': 'high'}, "score is 'high'"),
-  ({'bbox': [1, 2, 3]}, 'expected four finite numbers'),
-  ({'bbox': [1, 2, -3, 4]}, 'not negative'),
-  ({'segmentation': {'size': [50, 40], 'counts': '0'}}, r'size \[50, 40\]; expected \[40, 50\]'),
-  ({'segmentation': {'size': [40, 50], 'counts': 'PT\\o0'}}, 'broken run-length code'),
-  ({'segmentation': [[1, 2, 3, 4, 5, 6]]}, 'expected a compressed run-length code'),
-])
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'image_id': 9}, 'image_id 9 is unknown; expected one of 2'),
+    ({'category_id': 2}, 'category_id 2 is unknown'),
+    ({'score': float('nan')}, 'score is nan; expected a finite number'),
+    ({'score': 'high'}, "score is 'high'"),
+    ({'bbox': [1, 2, 3]}, 'expected four finite numbers'),
+    ({'bbox': [1, 2, -3, 4]}, 'not negative'),
+    ({'segmentation': {'size': [50, 40], 'counts': '0'}}, r'size \[50, 40\]; expected \[40, 50\]'),
+    ({'segmentation': {'size': [40, 50], 'counts': 'PT\\o0'}}, 'broken run-length code'),
+    ({'segmentation': [[1, 2, 3, 4, 5, 6]]}, 'expected a compressed run-length code'),
+  ],
+)
 def test_a_bad_detection_is_named(change, message):
   good = {'image_id': 7, 'category_id': 5, 'bbox': [1, 2, 3, 4], 'score': 0.5}
   assert results.read_results([good], SIZES, CATEGORIES) == [good]
@@ -80,15 +82,21 @@ def test_a_bad_detection_is_named(change, message):
 
 
 def test_files_that_hold_no_results_are_named(tmp_path):
-  for content, message in (('{"a": ', 'is no JSON'), ('{"a": 1}', 'holds a dict; expected a list'),
-                           ('[3]', 'detection 0: found 3'), ('[{"image_id": 7, "score": 1}]', 'expected image_id')):
+  for content, message in (
+    ('{"a": ', 'is no JSON'),
+    ('{"a": 1}', 'holds a dict; expected a list'),
+    ('[3]', 'detection 0: found 3'),
+    ('[{"image_id": 7, "score": 1}]', 'expected image_id'),
+  ):
     (tmp_path / 'r.json').write_text(content)
     with pytest.raises(DataError, match=message) as error:
       results.read_results(tmp_path / 'r.json', SIZES, CATEGORIES)
     assert 'r.json' in str(error.value) and '\n' not in str(error.value)
   with pytest.raises(DataError, match='is no file'):
     results.read_results(tmp_path / 'absent.json', SIZES, CATEGORIES)
-  half = [{'image_id': 7, 'category_id': 5, 'score': 1, 'bbox': [0, 0, 1, 1]},
-          {'image_id': 7, 'category_id': 5, 'score': 1, 'segmentation': {'size': [40, 50], 'counts': '`n1'}}]
+  half = [
+    {'image_id': 7, 'category_id': 5, 'score': 1, 'bbox': [0, 0, 1, 1]},
+    {'image_id': 7, 'category_id': 5, 'score': 1, 'segmentation': {'size': [40, 50], 'counts': '`n1'}},
+  ]
   with pytest.raises(DataError, match=r"no '(segmentation|bbox)'; expected one"):
     results.read_results(half, SIZES, CATEGORIES)

@@ -14,9 +14,11 @@ from vild_jax.eval import lvis, summary
 
 
 def _metrics(found):
-  truth = {'images': [{'id': 1, 'height': 100, 'width': 200, 'neg_category_ids': [9]}],
-           'categories': [{'id': 3, 'name': 'a, b', 'frequency': 'f'}, {'id': 9, 'name': 'c', 'frequency': 'r'}],
-           'annotations': [{'id': 1, 'image_id': 1, 'category_id': 3, 'bbox': [10, 10, 40, 40], 'area': 1600}]}
+  truth = {
+    'images': [{'id': 1, 'height': 100, 'width': 200, 'neg_category_ids': [9]}],
+    'categories': [{'id': 3, 'name': 'a, b', 'frequency': 'f'}, {'id': 9, 'name': 'c', 'frequency': 'r'}],
+    'annotations': [{'id': 1, 'image_id': 1, 'category_id': 3, 'bbox': [10, 10, 40, 40], 'area': 1600}],
+  }
   return lvis.evaluate(truth, found)
 
 

@@ -31,8 +31,9 @@ class Children:
     self._cache, self._logs = cache, logs
 
   @contextlib.contextmanager
-  def run(self, *commands: list[object], devices: int, count: int = 1, heartbeat: int = 30,
-          of: str = 'vild_jax.cli') -> Iterator[list[subprocess.Popen]]:
+  def run(
+    self, *commands: list[object], devices: int, count: int = 1, heartbeat: int = 30, of: str = 'vild_jax.cli'
+  ) -> Iterator[list[subprocess.Popen]]:
     """`count` processes that run the commands together; what is left of them at the end of the block is killed.
 
     `of` is the module whose `main` takes the words of a command.
@@ -41,15 +42,29 @@ class Children:
       free.bind(('localhost', 0))
       port = free.getsockname()[1]
     environment = {
-      'JAX_COMPILATION_CACHE_DIR': str(self._cache), **os.environ,  # one that is kept is good for several runs
-      'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
+      'JAX_COMPILATION_CACHE_DIR': str(self._cache),
+      **os.environ,  # one that is kept is good for several runs
+      'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
+    }
     started = []
     try:
       for index in range(count):
         words = [[str(word) for word in command] for command in commands]
         if count > 1:
-          words = [[*command, '--coordinator-address', f'localhost:{port}', '--num-processes', str(count),
-                    '--process-id', str(index), '--heartbeat-seconds', str(heartbeat)] for command in words]
+          words = [
+            [
+              *command,
+              '--coordinator-address',
+              f'localhost:{port}',
+              '--num-processes',
+              str(count),
+              '--process-id',
+              str(index),
+              '--heartbeat-seconds',
+              str(heartbeat),
+            ]
+            for command in words
+          ]
         with self.log(index).open('wb') as log:
           command = [sys.executable, '-c', _PROGRAM, of, json.dumps(words)]
           started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))

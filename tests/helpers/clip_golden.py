@@ -14,30 +14,71 @@ import numpy as np
 import safetensors.numpy
 
 GOLDEN = Path(__file__).with_name('clip_golden.npz')
-TINY_TEXT = {'hidden_size': 32, 'intermediate_size': 80, 'num_hidden_layers': 2, 'num_attention_heads': 4,
-             'vocab_size': 50, 'max_position_embeddings': 12}
-TINY_IMAGE = {'hidden_size': 48, 'intermediate_size': 96, 'num_hidden_layers': 3, 'num_attention_heads': 3,
-              'image_size': 20, 'patch_size': 5}
+TINY_TEXT = {
+  'hidden_size': 32,
+  'intermediate_size': 80,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'vocab_size': 50,
+  'max_position_embeddings': 12,
+}
+TINY_IMAGE = {
+  'hidden_size': 48,
+  'intermediate_size': 96,
+  'num_hidden_layers': 3,
+  'num_attention_heads': 3,
+  'image_size': 20,
+  'patch_size': 5,
+}
 NARROW_TEXT = {'hidden_size': 48, 'intermediate_size': 96, 'vocab_size': 60, 'eos_token_id': 59}
 # End ids: 49 is the largest of its vocabulary (2: the legacy spelling of it); 30 is not.
 CASES = {
-  'tiny_legacy_end': {'projection_dim': 24, 'text_config': {**TINY_TEXT, 'eos_token_id': 2},
-                      'vision_config': TINY_IMAGE},
-  'tiny_gelu': {'projection_dim': 40,
-                'text_config': {**TINY_TEXT, 'eos_token_id': 30, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-3},
-                'vision_config': {**TINY_IMAGE, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-3}},
+  'tiny_legacy_end': {
+    'projection_dim': 24,
+    'text_config': {**TINY_TEXT, 'eos_token_id': 2},
+    'vision_config': TINY_IMAGE,
+  },
+  'tiny_gelu': {
+    'projection_dim': 40,
+    'text_config': {**TINY_TEXT, 'eos_token_id': 30, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-3},
+    'vision_config': {**TINY_IMAGE, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-3},
+  },
   'vit_b32': {'projection_dim': 512, 'text_config': {}, 'vision_config': {}},
   # The layers, heads, patches and places of B/16 and L/14, narrow; LAION's H/14 (exact GELU) with few layers.
-  'vit_b16': {'projection_dim': 32, 'text_config': NARROW_TEXT,
-              'vision_config': {'hidden_size': 48, 'intermediate_size': 96, 'patch_size': 16}},
-  'vit_l14': {'projection_dim': 48, 'text_config': {**NARROW_TEXT, 'num_attention_heads': 12},
-              'vision_config': {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 24,
-                                'num_attention_heads': 16, 'patch_size': 14}},
-  'laion_h14': {'projection_dim': 40,
-                'text_config': {**NARROW_TEXT, 'num_hidden_layers': 3, 'num_attention_heads': 16, 'hidden_act': 'gelu',
-                                'eos_token_id': 2},
-                'vision_config': {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 4,
-                                  'num_attention_heads': 16, 'patch_size': 14, 'hidden_act': 'gelu'}},
+  'vit_b16': {
+    'projection_dim': 32,
+    'text_config': NARROW_TEXT,
+    'vision_config': {'hidden_size': 48, 'intermediate_size': 96, 'patch_size': 16},
+  },
+  'vit_l14': {
+    'projection_dim': 48,
+    'text_config': {**NARROW_TEXT, 'num_attention_heads': 12},
+    'vision_config': {
+      'hidden_size': 32,
+      'intermediate_size': 64,
+      'num_hidden_layers': 24,
+      'num_attention_heads': 16,
+      'patch_size': 14,
+    },
+  },
+  'laion_h14': {
+    'projection_dim': 40,
+    'text_config': {
+      **NARROW_TEXT,
+      'num_hidden_layers': 3,
+      'num_attention_heads': 16,
+      'hidden_act': 'gelu',
+      'eos_token_id': 2,
+    },
+    'vision_config': {
+      'hidden_size': 32,
+      'intermediate_size': 64,
+      'num_hidden_layers': 4,
+      'num_attention_heads': 16,
+      'patch_size': 14,
+      'hidden_act': 'gelu',
+    },
+  },
 }
 
 
@@ -69,8 +110,12 @@ def write_directory(directory: Path, case: str, shapes: dict[str, tuple[int, ...
   directory.mkdir(exist_ok=True)
   size = CASES[case]['text_config'].get('vocab_size', 49408)
   vocab = {'<|startoftext|>': size - 2, '<|endoftext|>': size - 1, **{f'w{i}': i for i in range(size - 2)}}
-  tokenizer = {'version': '1.0', 'added_tokens': [], 'pre_tokenizer': {'type': 'Whitespace'},
-               'model': {'type': 'WordLevel', 'vocab': vocab, 'unk_token': 'w0'}}
+  tokenizer = {
+    'version': '1.0',
+    'added_tokens': [],
+    'pre_tokenizer': {'type': 'Whitespace'},
+    'model': {'type': 'WordLevel', 'vocab': vocab, 'unk_token': 'w0'},
+  }
   (directory / 'tokenizer.json').write_text(json.dumps(tokenizer))
   (directory / 'config.json').write_text(json.dumps({'model_type': 'clip', **CASES[case]}))
   (directory / 'preprocessor_config.json').write_text(json.dumps({'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}))
@@ -84,8 +129,11 @@ def torch_embeddings(case: str) -> tuple[np.ndarray, np.ndarray]:
   import transformers
 
   model = transformers.CLIPModel(transformers.CLIPConfig(**CASES[case])).eval()
-  state = {k: torch.from_numpy(np.array(weight(k, tuple(v.shape)))) for k, v in model.state_dict().items()
-           if not k.endswith('position_ids')}
+  state = {
+    k: torch.from_numpy(np.array(weight(k, tuple(v.shape))))
+    for k, v in model.state_dict().items()
+    if not k.endswith('position_ids')
+  }
   model.load_state_dict(state, strict=False)
   images, tokens = inputs(case)
   with torch.no_grad():

@@ -23,10 +23,13 @@ def objects(*entries: tuple) -> Objects:
   boxes = np.array([e[1] for e in entries], np.float32).reshape(-1, 4)
   polygons = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for y1, x1, y2, x2 in boxes.tolist()]
   return Objects(
-      ids=np.arange(len(entries)), category_ids=np.array([e[0] for e in entries], np.int64), boxes=boxes,
-      areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).astype(np.float64),
-      is_crowd=np.array([e[2] for e in entries], bool),
-      segmentations=tuple(e[3] if len(e) > 3 else p for e, p in zip(entries, polygons, strict=True)))
+    ids=np.arange(len(entries)),
+    category_ids=np.array([e[0] for e in entries], np.int64),
+    boxes=boxes,
+    areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).astype(np.float64),
+    is_crowd=np.array([e[2] for e in entries], bool),
+    segmentations=tuple(e[3] if len(e) > 3 else p for e, p in zip(entries, polygons, strict=True)),
+  )
 
 
 def example(image: np.ndarray, found: Objects, image_id: int = 1) -> Example:
@@ -38,8 +41,10 @@ def example(image: np.ndarray, found: Objects, image_id: int = 1) -> Example:
 def examples(count: int) -> list[Example]:
   rng = np.random.default_rng(0)
   shapes = [(20 + 3 * i, 45 - 2 * i) for i in range(count)]
-  return [example(rng.integers(0, 256, (*shape, 3), np.uint8), objects((3, (2, 3, 15, 11 + i), False)), 100 + i)
-          for i, shape in enumerate(shapes)]
+  return [
+    example(rng.integers(0, 256, (*shape, 3), np.uint8), objects((3, (2, 3, 15, 11 + i), False)), 100 + i)
+    for i, shape in enumerate(shapes)
+  ]
 
 
 def configured(**data) -> Config:

@@ -23,18 +23,28 @@ _NARROW_16 = {'hidden_size': 32, 'intermediate_size': 56, 'num_hidden_layers': 4
 _SMALL_TEXT = {'hidden_size': 24, 'intermediate_size': 40, 'num_hidden_layers': 2, 'num_attention_heads': 2}
 # Heads, patches, places and pooling as in the published models, in B/16 the layers too; the rest is narrow.
 SIGLIP = {
-  'siglip_b16': {'model_type': 'siglip', 'text_config': {**_NARROW_12, 'vocab_size': 320},
-                 'vision_config': {**_NARROW_12, 'image_size': 224, 'patch_size': 16}},
+  'siglip_b16': {
+    'model_type': 'siglip',
+    'text_config': {**_NARROW_12, 'vocab_size': 320},
+    'vision_config': {**_NARROW_12, 'image_size': 224, 'patch_size': 16},
+  },
   # 384 is no multiple of 14: the last pixels of each row and column are not seen.
-  'siglip_so400m_p14': {'model_type': 'siglip', 'text_config': {**_NARROW_16, 'vocab_size': 320},
-                        'vision_config': {**_NARROW_16, 'image_size': 160, 'patch_size': 14}},
+  'siglip_so400m_p14': {
+    'model_type': 'siglip',
+    'text_config': {**_NARROW_16, 'vocab_size': 320},
+    'vision_config': {**_NARROW_16, 'image_size': 160, 'patch_size': 14},
+  },
   # SigLIP 2 at a fixed resolution is a SiglipModel; the giant's towers differ in width.
-  'siglip2_giant': {'model_type': 'siglip',
-                    'text_config': {**_SMALL_TEXT, 'vocab_size': 256, 'projection_size': 48},
-                    'vision_config': {**_NARROW_12, 'image_size': 96, 'patch_size': 16}},
-  'siglip2_any_size': {'model_type': 'siglip2', 'text_config': {**_SMALL_TEXT, 'vocab_size': 256,
-                                                                'projection_size': 48},
-                       'vision_config': {**_NARROW_12, 'num_patches': 49, 'patch_size': 8}},
+  'siglip2_giant': {
+    'model_type': 'siglip',
+    'text_config': {**_SMALL_TEXT, 'vocab_size': 256, 'projection_size': 48},
+    'vision_config': {**_NARROW_12, 'image_size': 96, 'patch_size': 16},
+  },
+  'siglip2_any_size': {
+    'model_type': 'siglip2',
+    'text_config': {**_SMALL_TEXT, 'vocab_size': 256, 'projection_size': 48},
+    'vision_config': {**_NARROW_12, 'num_patches': 49, 'patch_size': 8},
+  },
 }
 _TEXT = {'width': 64, 'layers': 2, 'heads': 1, 'vocab': 60, 'context': 77}
 # The stages of RN50, 1/8 as wide, at its grid of 7 x 7 cells; RN50x4's grid of 9 x 9; a ViT with original names.
@@ -48,7 +58,7 @@ CASES = (*SIGLIP, *ORIGINAL)
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
   noise = clip_golden.weight(name, shape)
-  if name.endswith('running_var'):   # small ones among them, so that the epsilon counts
+  if name.endswith('running_var'):  # small ones among them, so that the epsilon counts
     return np.abs(noise) + np.float32(0.01)
   if name.endswith('weight') and ('bn' in name or '.downsample.1.' in name):
     return noise / 2 + np.float32(0.3)
@@ -90,8 +100,12 @@ def write_directory(directory: Path, case: str, shapes: dict[str, tuple[int, ...
   size = sizes(case)[2]
   start_end = {'</s>': 1} if case in SIGLIP else {'<|startoftext|>': size - 2, '<|endoftext|>': size - 1}
   vocab = {f'w{i}': i for i in range(size) if i not in start_end.values()} | start_end
-  tokenizer = {'version': '1.0', 'added_tokens': [], 'pre_tokenizer': {'type': 'Whitespace'},
-               'model': {'type': 'WordLevel', 'vocab': vocab, 'unk_token': 'w0'}}
+  tokenizer = {
+    'version': '1.0',
+    'added_tokens': [],
+    'pre_tokenizer': {'type': 'Whitespace'},
+    'model': {'type': 'WordLevel', 'vocab': vocab, 'unk_token': 'w0'},
+  }
   (directory / 'tokenizer.json').write_text(json.dumps(tokenizer))
   if case in SIGLIP:
     (directory / 'config.json').write_text(json.dumps(SIGLIP[case]))
@@ -116,8 +130,10 @@ def torch_model(case: str) -> Any:
     model = transformers.SiglipModel(transformers.SiglipConfig(**SIGLIP[case]))
   else:
     model = transformers.Siglip2Model(transformers.Siglip2Config(**SIGLIP[case]))
-  state = {name: value if name.endswith('num_batches_tracked') else torch.from_numpy(weight(name, tuple(value.shape)))
-           for name, value in model.state_dict().items()}
+  state = {
+    name: value if name.endswith('num_batches_tracked') else torch.from_numpy(weight(name, tuple(value.shape)))
+    for name, value in model.state_dict().items()
+  }
   model.load_state_dict(state)
   return model.eval()
 
@@ -137,14 +153,19 @@ def torch_embeddings(case: str) -> tuple[np.ndarray, np.ndarray, dict[str, tuple
     else:
       size, patch = images.shape[1], SIGLIP[case]['vision_config']['patch_size']
       side = size // patch
-      patches = images.reshape(-1, side, patch, side, patch, 3).permute(0, 1, 3, 2, 4, 5).reshape(
-        len(images), side * side, -1)
-      out = model(input_ids=tokens.long(), pixel_values=patches,
-                  pixel_attention_mask=torch.ones(patches.shape[:2], dtype=torch.int64),
-                  spatial_shapes=torch.tensor([[side, side]] * len(images)))
+      patches = (
+        images.reshape(-1, side, patch, side, patch, 3).permute(0, 1, 3, 2, 4, 5).reshape(len(images), side * side, -1)
+      )
+      out = model(
+        input_ids=tokens.long(),
+        pixel_values=patches,
+        pixel_attention_mask=torch.ones(patches.shape[:2], dtype=torch.int64),
+        spatial_shapes=torch.tensor([[side, side]] * len(images)),
+      )
       rows = out.image_embeds, out.text_embeds
-  shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()
-            if not name.endswith('num_batches_tracked')}
+  shapes = {
+    name: tuple(value.shape) for name, value in model.state_dict().items() if not name.endswith('num_batches_tracked')
+  }
   return *(normalize(row.numpy()) for row in rows), shapes
 
 

@@ -31,8 +31,12 @@ def kill(words: Sequence[object], come_so_far: Callable[[], bool], log: Path, *,
   """
   flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={jax.local_device_count()}'
   with log.open('wb') as output:
-    process = subprocess.Popen([sys.executable, '-m', 'vild_jax', *map(str, words)], stdout=output, stderr=output,
-                               env={**os.environ, 'XLA_FLAGS': flags})
+    process = subprocess.Popen(
+      [sys.executable, '-m', 'vild_jax', *map(str, words)],
+      stdout=output,
+      stderr=output,
+      env={**os.environ, 'XLA_FLAGS': flags},
+    )
     try:
       deadline = time.monotonic() + _PATIENCE
       while not come_so_far():

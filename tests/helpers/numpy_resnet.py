@@ -60,16 +60,20 @@ def resnet(image: np.ndarray, depth: int, layer: Layer, *, eps: float = 1e-4) ->
 
 def pyramid(backbone: dict[int, np.ndarray], weights: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
   """{2..5} of a backbone -> {2..6}, by the names of the reference."""
-  conv = lambda x, name, stride, pads: convolve(x, weights[f'fpn/{name}/kernel'], stride, pads) + weights[
-    f'fpn/{name}/bias']
+  conv = lambda x, name, stride, pads: (
+    convolve(x, weights[f'fpn/{name}/kernel'], stride, pads) + weights[f'fpn/{name}/bias']
+  )
   merged = {5: conv(backbone[5], 'l5', 1, (0, 0))}
   for level in (4, 3, 2):
     merged[level] = conv(backbone[level], f'l{level}', 1, (0, 0)) + merged[level + 1].repeat(2, 0).repeat(2, 1)
   features = {level: conv(x, f'post_hoc_d{level}', 1, (1, 1)) for level, x in merged.items()}
   features[6] = conv(features[5], 'p6', 2, (0, 1))
-  return {level: normalise(x, *(weights[f'fpn/p{level}-bn/{leaf}'] for leaf in
-                                ('gamma', 'beta', 'moving_mean', 'moving_variance')), 1e-4)
-          for level, x in features.items()}
+  return {
+    level: normalise(
+      x, *(weights[f'fpn/p{level}-bn/{leaf}'] for leaf in ('gamma', 'beta', 'moving_mean', 'moving_variance')), 1e-4
+    )
+    for level, x in features.items()
+  }
 
 
 def by_tf_name(weights: dict[str, np.ndarray], depth: int) -> Layer:
@@ -78,7 +82,9 @@ def by_tf_name(weights: dict[str, np.ndarray], depth: int) -> Layer:
   def layer(number: int) -> tuple[np.ndarray, ...]:
     suffix = f'_{number}' if number else ''
     norm = f'resnet{depth}/batch_normalization{suffix}'
-    return (weights[f'resnet{depth}/conv2d{suffix}/kernel'],
-            *(weights[f'{norm}/{leaf}'] for leaf in ('gamma', 'beta', 'moving_mean', 'moving_variance')))
+    return (
+      weights[f'resnet{depth}/conv2d{suffix}/kernel'],
+      *(weights[f'{norm}/{leaf}'] for leaf in ('gamma', 'beta', 'moving_mean', 'moving_variance')),
+    )
 
   return layer

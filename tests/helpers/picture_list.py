@@ -9,8 +9,9 @@ import numpy as np
 from tests.helpers import small_set
 from vild_jax.data.schema import Example, Objects
 
-NOTHING = Objects(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0),
-                  np.zeros(0, bool), ())
+NOTHING = Objects(
+  np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, bool), ()
+)
 
 
 class Pictures(list):
@@ -26,5 +27,6 @@ class Pictures(list):
 
 def make(sizes: list[tuple[int, int]]) -> Pictures:
   """Noise of these heights and widths; picture i has the id 100 - i and no objects."""
-  return Pictures(Example(100 - i, small_set.picture(h, w, seed=i, kind='.png'), h, w, NOTHING)
-                  for i, (h, w) in enumerate(sizes))
+  return Pictures(
+    Example(100 - i, small_set.picture(h, w, seed=i, kind='.png'), h, w, NOTHING) for i, (h, w) in enumerate(sizes)
+  )

@@ -42,5 +42,5 @@ def plain_embeddings(teacher, pixels):
   rows = clip.ImageTower(teacher.config).apply({'params': teacher.params['image']}, jnp.asarray(normal, jnp.float32))
   rows = np.asarray(rows, np.float64)
   rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-  total = rows[:len(rows) // 2] + rows[len(rows) // 2:]
+  total = rows[: len(rows) // 2] + rows[len(rows) // 2 :]
   return total / np.linalg.norm(total, axis=1, keepdims=True)

@@ -12,12 +12,19 @@ from vild_jax.data.regions.writer import StoreWriter
 from vild_jax.data.sources import PreparedDataset
 
 
-def write(path: Path, dataset: PreparedDataset, /, *, teacher: str, dim: int = 16, each: int = 12, seed: int = 0,
-          **changed) -> Path:
+def write(
+  path: Path, dataset: PreparedDataset, /, *, teacher: str, dim: int = 16, each: int = 12, seed: int = 0, **changed
+) -> Path:
   """Writes the store and returns its path; `changed` are fields of its `Job`, kind='proposals' among them."""
   kind = changed.get('kind', EMBEDDINGS)
-  job = {'kind': kind, 'dataset': dataset.identity, 'split': dataset.split, 'images': len(dataset),
-         'max_regions': each, 'images_per_shard': 3}
+  job = {
+    'kind': kind,
+    'dataset': dataset.identity,
+    'split': dataset.split,
+    'images': len(dataset),
+    'max_regions': each,
+    'images_per_shard': 3,
+  }
   if kind == EMBEDDINGS:
     job |= {'proposals': 'made up', 'teacher': teacher, 'image_teacher': teacher, 'embedding_dim': dim}
   rng = np.random.default_rng(seed)
@@ -25,8 +32,9 @@ def write(path: Path, dataset: PreparedDataset, /, *, teacher: str, dim: int = 1
   job = Job(**{**job, **changed})
   with StoreWriter(path, job) as writer:
     for shard in writer.missing():
-      writer.write(shard, [(dataset[i].image_id, _regions(dataset[i], each, dim, mean, kind, rng))
-                           for i in job.examples(shard)])
+      writer.write(
+        shard, [(dataset[i].image_id, _regions(dataset[i], each, dim, mean, kind, rng)) for i in job.examples(shard)]
+      )
     writer.finish()
   return path
 
@@ -59,5 +67,8 @@ def _regions(example, each: int, dim: int, mean: np.ndarray, kind: str, rng: np.
   corners = np.sort(rng.random((each, 2, 2)), axis=1) * (example.height, example.width)
   rows = mean + 0.3 * rng.normal(size=(each, dim))
   rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-  return Regions(corners.reshape(each, 4).astype(np.float32), np.linspace(1, 0.1, each, dtype=np.float32),
-                         rows.astype(np.float16) if kind == EMBEDDINGS else None)
+  return Regions(
+    corners.reshape(each, 4).astype(np.float32),
+    np.linspace(1, 0.1, each, dtype=np.float32),
+    rows.astype(np.float16) if kind == EMBEDDINGS else None,
+  )

@@ -21,8 +21,13 @@ from vild_jax.train import accumulate, checkpoint, sharding, state, step
 from vild_jax.train.optim import path_name
 
 # Two levels compile in half the time of five; pictures of 128 px have the rows that `spatial` asks for.
-BASE = ('model.pyramid.min_level=4', 'model.pyramid.max_level=5', 'model.anchors.size=1.5', 'data.image_size=128',
-        'distillation.weight=0.5')
+BASE = (
+  'model.pyramid.min_level=4',
+  'model.pyramid.max_level=5',
+  'model.anchors.size=1.5',
+  'data.image_size=128',
+  'distillation.weight=0.5',
+)
 
 
 def batch(seed: int = 0) -> Batch:
@@ -42,8 +47,12 @@ def start(config: Config, mesh: jax.sharding.Mesh, cast=lambda x: x) -> TrainSta
   drawn = jax.device_get(tiny.variables(config, deltas=0.1))
   abstract = state.abstract(config, mesh)
   begun = abstract.replace(
-    step=np.int32(0), key=np.asarray(jax.random.PRNGKey(0)), params=drawn['params'], batch_stats=drawn['batch_stats'],
-    opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract.opt_state))
+    step=np.int32(0),
+    key=np.asarray(jax.random.PRNGKey(0)),
+    params=drawn['params'],
+    batch_stats=drawn['batch_stats'],
+    opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract.opt_state),
+  )
   return jax.tree.map(lambda x, a: jax.device_put(cast(x), a.sharding), begun, abstract)
 
 

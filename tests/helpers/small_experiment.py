@@ -23,12 +23,27 @@ def prepare(folder: Path, *, stems: Sequence[str] = ('small_train', 'small_val')
     annotations, images = small_set.write(folder, stem=stem)
     assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
   np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
-  assert run('embed-text', '--from-npy', folder / 'rows.npy', '--classes', annotations, '--teacher-id', 'made up',
-             '--out', folder / 'v.npz') == 0
+  assert (
+    run(
+      'embed-text',
+      '--from-npy',
+      folder / 'rows.npy',
+      '--classes',
+      annotations,
+      '--teacher-id',
+      'made up',
+      '--out',
+      folder / 'v.npz',
+    )
+    == 0
+  )
 
 
 def plant_regions(folder: Path) -> Path:
   """A store of embeddings for the training split, which fits the vocabulary; returns its folder."""
-  planted_store.write(folder / 'regions', sources.open_dataset(folder / 'data', 'train'),
-                      teacher=vocabulary.load(folder / 'v.npz').teacher)
+  planted_store.write(
+    folder / 'regions',
+    sources.open_dataset(folder / 'data', 'train'),
+    teacher=vocabulary.load(folder / 'v.npz').teacher,
+  )
   return folder / 'regions'

@@ -28,9 +28,17 @@ def annotations(categories: list[dict[str, Any]] | None = None) -> dict[str, Any
   return {
     'info': {'description': 'small set', 'year': 2020},
     'categories': categories,
-    'images': [{'id': key, 'height': h, 'width': w, 'coco_url': f'http://images/train2017/{key:012d}.jpg',
-                'neg_category_ids': [3] if key == 5 else [], 'not_exhaustive_category_ids': [8] if key == 7 else []}
-               for key, (h, w) in SIZES.items()],
+    'images': [
+      {
+        'id': key,
+        'height': h,
+        'width': w,
+        'coco_url': f'http://images/train2017/{key:012d}.jpg',
+        'neg_category_ids': [3] if key == 5 else [],
+        'not_exhaustive_category_ids': [8] if key == 7 else [],
+      }
+      for key, (h, w) in SIZES.items()
+    ],
     'annotations': [_annotation(*shape) for shape in shapes],
   }
 
@@ -39,8 +47,14 @@ def _annotation(key: int, image: int, category: int, polygons: list[list[float]]
   points = np.concatenate([np.reshape(p, (-1, 2)) for p in polygons])
   (x1, y1), (x2, y2) = points.min(0), points.max(0)
   area = round(sum(cv2.contourArea(np.reshape(p, (-1, 2)).astype(np.float32)) for p in polygons), 2)
-  return {'id': key, 'image_id': image, 'category_id': category, 'bbox': [x1, y1, x2 - x1, y2 - y1], 'area': area,
-          'segmentation': polygons}
+  return {
+    'id': key,
+    'image_id': image,
+    'category_id': category,
+    'bbox': [x1, y1, x2 - x1, y2 - y1],
+    'area': area,
+    'segmentation': polygons,
+  }
 
 
 def picture(height: int, width: int, *, seed: int = 0, kind: str = '.jpg') -> bytes:

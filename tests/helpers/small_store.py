@@ -10,8 +10,19 @@ from vild_jax.data.regions.records import Job, Regions
 from vild_jax.data.regions.writer import StoreWriter
 
 IDS = [11, 5, 7, 300, 2, 2**40, 9]  # in the order of the data set, which is not theirs
-JOB = Job('embeddings', dataset='d' * 64, split='train', images=len(IDS), max_regions=6, images_per_shard=2,
-          proposals='p' * 64, teacher='text', image_teacher='image', embedding_dim=3, recipe={'scales': [1, 1.5]})
+JOB = Job(
+  'embeddings',
+  dataset='d' * 64,
+  split='train',
+  images=len(IDS),
+  max_regions=6,
+  images_per_shard=2,
+  proposals='p' * 64,
+  teacher='text',
+  image_teacher='image',
+  embedding_dim=3,
+  recipe={'scales': [1, 1.5]},
+)
 
 
 def regions(image_id: int, dim: int = 3) -> Regions:
@@ -24,6 +35,7 @@ def regions(image_id: int, dim: int = 3) -> Regions:
 
 def make(path: Path, job: Job = JOB, *, part: tuple[int, int] = (0, 1), stop_after: int | None = None) -> bool:
   """Writes the store or this part of it, or stops in the middle of its shard number `stop_after`."""
+
   def found(shard, stop):
     for i in job.examples(shard):
       yield IDS[i], regions(IDS[i], job.embedding_dim)

@@ -10,23 +10,50 @@ from vild_jax import detector
 from vild_jax.config import Config
 from vild_jax.structs import Batch, RegionTargets, Vocabulary
 
-CLASSES = 6   # the last two are novel
+CLASSES = 6  # the last two are novel
 BASE = 4
 
 
 def config(*overrides: str) -> Config:
   """ResNet-10 with 8 channels at 64 px, one convolution a head, 16-dimensional embeddings."""
-  return config_lib.override(Config(), [
-    'model.backbone.depth=10', 'model.backbone.width=8', 'model.pyramid.channels=16', 'model.anchors.size=4',
-    'model.rpn.num_convs=1', 'model.rpn.channels=16', 'model.rpn.train_pre_nms_top_k=40',
-    'model.rpn.test_pre_nms_top_k=40', 'model.rpn.max_per_level=30', 'model.rpn.max_proposals=30',
-    'model.region_head.num_convs=1', 'model.region_head.conv_channels=16', 'model.region_head.num_fcs=1',
-    'model.region_head.fc_channels=32', 'model.region_head.embedding_dim=16', 'model.mask_head.num_convs=1',
-    'model.mask_head.channels=8', 'model.postprocess.max_detections=10', 'assignment.rpn_samples=64',
-    'assignment.roi_samples=16', 'assignment.mask_samples=4', 'data.image_size=64', 'data.batch_size=8',
-    'data.max_instances=5', 'data.workers=0', 'optimizer.warmup_steps=2', 'optimizer.learning_rate=0.01',
-    'train.steps=8', 'train.log_every=2', 'train.checkpoint_every=2', 'train.pictures=0', 'evaluation.batch_size=8',
-    *overrides])
+  return config_lib.override(
+    Config(),
+    [
+      'model.backbone.depth=10',
+      'model.backbone.width=8',
+      'model.pyramid.channels=16',
+      'model.anchors.size=4',
+      'model.rpn.num_convs=1',
+      'model.rpn.channels=16',
+      'model.rpn.train_pre_nms_top_k=40',
+      'model.rpn.test_pre_nms_top_k=40',
+      'model.rpn.max_per_level=30',
+      'model.rpn.max_proposals=30',
+      'model.region_head.num_convs=1',
+      'model.region_head.conv_channels=16',
+      'model.region_head.num_fcs=1',
+      'model.region_head.fc_channels=32',
+      'model.region_head.embedding_dim=16',
+      'model.mask_head.num_convs=1',
+      'model.mask_head.channels=8',
+      'model.postprocess.max_detections=10',
+      'assignment.rpn_samples=64',
+      'assignment.roi_samples=16',
+      'assignment.mask_samples=4',
+      'data.image_size=64',
+      'data.batch_size=8',
+      'data.max_instances=5',
+      'data.workers=0',
+      'optimizer.warmup_steps=2',
+      'optimizer.learning_rate=0.01',
+      'train.steps=8',
+      'train.log_every=2',
+      'train.checkpoint_every=2',
+      'train.pictures=0',
+      'evaluation.batch_size=8',
+      *overrides,
+    ],
+  )
 
 
 def variables(of: Config, seed: int = 0, *, deltas: float = 1.0) -> dict:
@@ -38,8 +65,13 @@ def variables(of: Config, seed: int = 0, *, deltas: float = 1.0) -> dict:
 
   def draw(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
     leaf, noise = path[-1].key, rng.normal(size=shape.shape)
-    values = {'scale': 1 + 0.1 * noise, 'var': np.exp(0.3 * noise), 'bias': 0.05 * noise, 'mean': 0.1 * noise,
-              'background': 0.01 * noise}
+    values = {
+      'scale': 1 + 0.1 * noise,
+      'var': np.exp(0.3 * noise),
+      'bias': 0.05 * noise,
+      'mean': 0.1 * noise,
+      'background': 0.01 * noise,
+    }
     fan_in = np.prod(shape.shape[:-1]) if len(shape.shape) > 1 else 1
     scale = deltas if any('box' in part.key for part in path) else 1.0
     return jax.numpy.asarray(scale * values.get(leaf, noise * np.sqrt(2 / fan_in)), shape.dtype)
@@ -67,7 +99,8 @@ def batch(seed: int = 0, *, size: int = 8, side: int = 64, instances: int = 5, e
     boxes=(boxes * valid[..., None]).astype(np.float32),
     labels=(rng.integers(0, BASE, (size, instances)) * valid).astype(np.int32),
     masks=(rng.uniform(size=(size, instances, 112, 112)) > 0.3).astype(np.uint8) * np.uint8(255),
-    valid=valid)
+    valid=valid,
+  )
 
 
 def distilled_batch(seed=0, *, padding=0.0):

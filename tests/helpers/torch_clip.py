@@ -23,8 +23,9 @@ class Bottleneck(nn.Module):
     self.bn3 = nn.BatchNorm2d(4 * channels)
     self.downsample = None
     if stride > 1 or inputs != 4 * channels:
-      self.downsample = nn.ModuleDict({'0': nn.Conv2d(inputs, 4 * channels, 1, bias=False),
-                                       '1': nn.BatchNorm2d(4 * channels)})
+      self.downsample = nn.ModuleDict(
+        {'0': nn.Conv2d(inputs, 4 * channels, 1, bias=False), '1': nn.BatchNorm2d(4 * channels)}
+      )
 
   def forward(self, x):
     pool = (lambda y: functional.avg_pool2d(y, self.stride)) if self.stride > 1 else (lambda y: y)
@@ -49,7 +50,8 @@ class AttentionPool(nn.Module):
     cells = torch.cat([cells.mean(1, keepdim=True), cells], 1) + self.positional_embedding
     split = lambda y: y.unflatten(2, (self.heads, -1)).transpose(1, 2)
     mixed = functional.scaled_dot_product_attention(
-      split(self.q_proj(cells[:, :1])), split(self.k_proj(cells)), split(self.v_proj(cells)))
+      split(self.q_proj(cells[:, :1])), split(self.k_proj(cells)), split(self.v_proj(cells))
+    )
     return self.c_proj(mixed.transpose(1, 2).flatten(2))[:, 0]
 
 
@@ -67,8 +69,9 @@ class ResNet(nn.Module):
     inputs = width
     for stage, blocks in enumerate(layers, 1):
       channels = width * 2 ** (stage - 1)
-      modules = [Bottleneck(inputs if not i else 4 * channels, channels, 2 if stage > 1 and not i else 1)
-                 for i in range(blocks)]
+      modules = [
+        Bottleneck(inputs if not i else 4 * channels, channels, 2 if stage > 1 and not i else 1) for i in range(blocks)
+      ]
       self.add_module(f'layer{stage}', nn.Sequential(*modules))
       inputs = 4 * channels
     self.stages = len(layers)

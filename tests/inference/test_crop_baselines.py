@@ -25,13 +25,20 @@ from vild_jax.train import checkpoint
 from vild_jax.workflows import evaluating
 
 NAMES = ('red mug', 'ant', 'tree')
-IDS = {3: 0, 1: 1, 8: 2}                       # category id -> row
+IDS = {3: 0, 1: 1, 8: 2}  # category id -> row
 IS_BASE = np.array([True, False, True])
 # 27 proposals at most, and a picture in less than the square: some of the 30 are padding, some lie in it.
-CONFIG = tiny.config('model.region_head.embedding_dim=8', 'model.pyramid.min_level=4',
-                     'model.anchors.size=1', 'model.rpn.test_pre_nms_top_k=12', 'mesh.data=1', 'model.temperature=0.1',
-                     'model.postprocess.max_detections=100', 'model.postprocess.base_weight=0.75',
-                     'evaluation.batch_size=3')
+CONFIG = tiny.config(
+  'model.region_head.embedding_dim=8',
+  'model.pyramid.min_level=4',
+  'model.anchors.size=1',
+  'model.rpn.test_pre_nms_top_k=12',
+  'mesh.data=1',
+  'model.temperature=0.1',
+  'model.postprocess.max_detections=100',
+  'model.postprocess.base_weight=0.75',
+  'evaluation.batch_size=3',
+)
 
 
 class PilTower:
@@ -73,9 +80,12 @@ def made(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     towers = []
     patch.setattr(crop_baselines, 'CropTower', lambda teacher: towers.append(PilTower(teacher)) or towers[-1])
-    metrics = {scores: evaluating.evaluate(CONFIG, folder / 'run', folder / 'data', 'val', folder / scores,
-                                         scores=scores, teacher=folder / 'teacher')
-               for scores in ('clip-crops', 'text+clip-crops')}
+    metrics = {
+      scores: evaluating.evaluate(
+        CONFIG, folder / 'run', folder / 'data', 'val', folder / scores, scores=scores, teacher=folder / 'teacher'
+      )
+      for scores in ('clip-crops', 'text+clip-crops')
+    }
   return folder, words, metrics, towers
 
 
@@ -83,27 +93,40 @@ def made(tmp_path_factory):
 def regions(made):
   """{image id: (proposals in the square, valid, objectness, refined boxes, text scores, picture, resized)}."""
   folder, words, _, _ = made
-  variables, vocabulary_rows = tiny.variables(CONFIG), jax.tree.map(
-    jnp.asarray, Vocabulary(words.embeddings, IS_BASE, np.ones(3, bool)))
-  predict = jax.jit(lambda image, size: detector.predict(CONFIG, variables, image, size, vocabulary_rows,
-                                                         return_intermediates=True)[1])
+  variables, vocabulary_rows = (
+    tiny.variables(CONFIG),
+    jax.tree.map(jnp.asarray, Vocabulary(words.embeddings, IS_BASE, np.ones(3, bool))),
+  )
+  predict = jax.jit(
+    lambda image, size: detector.predict(CONFIG, variables, image, size, vocabulary_rows, return_intermediates=True)[1]
+  )
   dataset, found = sources.open_dataset(folder / 'data', 'val'), {}
-  masks = jax.jit(lambda features, boxes: detector.masks(
-    CONFIG.model, variables, features, boxes, jnp.ones(boxes.shape[:2], bool), train=False)[0])
+  masks = jax.jit(
+    lambda features, boxes: detector.masks(
+      CONFIG.model, variables, features, boxes, jnp.ones(boxes.shape[:2], bool), train=False
+    )[0]
+  )
   for i in range(len(dataset)):
     picture = transforms.decode(dataset[i].image)
     resized = transforms.resize_and_pad(picture, 64)
     inside = jax.device_get(predict(resized.image, resized.size))
     last = np.tile(resized.size - 1, 2)
     proposals = inside['proposals']
-    decoded = detector.boxes.decode(jnp.asarray(inside['box_deltas']), jnp.asarray(proposals.boxes),
-                                    weights=detector.BOX_WEIGHTS)
+    decoded = detector.boxes.decode(
+      jnp.asarray(inside['box_deltas']), jnp.asarray(proposals.boxes), weights=detector.BOX_WEIGHTS
+    )
     logits = inside['text_logits'].astype(np.float64)
     powers = np.exp(logits - logits.max(1, keepdims=True))
     found[dataset[i].image_id] = (
-      np.clip(proposals.boxes, 0, last), proposals.valid, proposals.scores, np.clip(np.asarray(decoded), 0, last),
-      (powers / powers.sum(1, keepdims=True))[:, :-1], picture, resized,
-      partial(masks, {level: x[None] for level, x in inside['features'].items()}))
+      np.clip(proposals.boxes, 0, last),
+      proposals.valid,
+      proposals.scores,
+      np.clip(np.asarray(decoded), 0, last),
+      (powers / powers.sum(1, keepdims=True))[:, :-1],
+      picture,
+      resized,
+      partial(masks, {level: x[None] for level, x in inside['features'].items()}),
+    )
   return found
 
 
@@ -195,20 +218,30 @@ def test_both_rows_come_from_one_pass_of_crops(made):
 def test_exponents_of_base_and_novel_are_swapped():
   rng = np.random.default_rng(0)
   embeddings = rng.normal(size=(1, 4, 8)).astype(np.float32)
-  words = Vocabulary(jnp.asarray(np.pad(np.eye(3, 8, dtype=np.float32), ((0, 1), (0, 0)))),
-                     jnp.asarray([True, False, True, False]), jnp.asarray([True, True, True, False]))
+  words = Vocabulary(
+    jnp.asarray(np.pad(np.eye(3, 8, dtype=np.float32), ((0, 1), (0, 0)))),
+    jnp.asarray([True, False, True, False]),
+    jnp.asarray([True, True, True, False]),
+  )
   variables = {'params': {'background': jnp.ones(8)}}
   model = dataclasses.replace(CONFIG.model, temperature=0.5)
-  of = lambda text_scores: np.asarray(crop_baselines.crop_scores(
-    model, variables, crop_baselines.Candidates({}, None, None, None, None, text_scores), jnp.asarray(embeddings), words))
+  of = lambda text_scores: np.asarray(
+    crop_baselines.crop_scores(
+      model,
+      variables,
+      crop_baselines.Candidates({}, None, None, None, None, text_scores),
+      jnp.asarray(embeddings),
+      words,
+    )
+  )
   alone = of(None)
   cosine = embeddings[0, :, :3] / np.linalg.norm(embeddings[0], axis=1, keepdims=True)
   powers = np.exp(cosine / 0.5)
   np.testing.assert_allclose(alone[0, :, :3], powers / powers.sum(1, keepdims=True), rtol=1e-5)
   assert (alone[..., 3] == 0).all()
   joint = of(jnp.full((1, 4, 4), 0.5))
-  np.testing.assert_allclose(joint[0, :, 0], 0.5**0.75 * alone[0, :, 0]**0.25, rtol=1e-5)
-  np.testing.assert_allclose(joint[0, :, 1], 0.5**0.25 * alone[0, :, 1]**0.75, rtol=1e-5)
+  np.testing.assert_allclose(joint[0, :, 0], 0.5**0.75 * alone[0, :, 0] ** 0.25, rtol=1e-5)
+  np.testing.assert_allclose(joint[0, :, 1], 0.5**0.25 * alone[0, :, 1] ** 0.75, rtol=1e-5)
 
 
 def test_the_tower_is_the_teachers(made):
@@ -220,13 +253,16 @@ def test_the_tower_is_the_teachers(made):
   assert tower.embedding_dim == 8 and (np.sum(tower.embed(image, boxes) * expected, axis=1) > 0.999).all()
 
 
-@pytest.mark.parametrize(('words', 'message'), [
-  (['run', '--scores', 'clip-crops'], 'expected --teacher DIR or a teacher in the config'),
-  (['run', '--scores', 'clip-crops', '--teacher', 'other'], "other is of teacher 'clip"),
-  (['run', '--scores', 'text+clip-crops', '--teacher', 'words'], 'words is no teacher directory'),
-  (['ensemble', '--scores', 'text+clip-crops', '--teacher', 'teacher'], 'but model.image_head is true; expected'),
-  (['image', '--scores', 'text+clip-crops', '--teacher', 'teacher'], 'but model.background is false; expected'),
-])
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (['run', '--scores', 'clip-crops'], 'expected --teacher DIR or a teacher in the config'),
+    (['run', '--scores', 'clip-crops', '--teacher', 'other'], "other is of teacher 'clip"),
+    (['run', '--scores', 'text+clip-crops', '--teacher', 'words'], 'words is no teacher directory'),
+    (['ensemble', '--scores', 'text+clip-crops', '--teacher', 'teacher'], 'but model.image_head is true; expected'),
+    (['image', '--scores', 'text+clip-crops', '--teacher', 'teacher'], 'but model.background is false; expected'),
+  ],
+)
 def test_what_cannot_be_scored_is_one_line_before_anything_is_written(made, capsys, tmp_path, words, message):
   folder, vocabulary_file, _, _ = made
   name, *rest = words
@@ -241,8 +277,22 @@ def test_what_cannot_be_scored_is_one_line_before_anything_is_written(made, caps
     teacher_checkpoint.save_teacher(folder / 'other', dataclasses.replace(teacher, params=changed))
   if '--teacher' in rest:
     rest[-1] = str(folder / rest[-1])
-  assert cli.main(['evaluate', str(folder / name / 'config.json'), '--checkpoint', str(folder / name), '--data',
-                   str(folder / 'data'), '--out', str(tmp_path / 'o'), *rest]) == 2
+  assert (
+    cli.main(
+      [
+        'evaluate',
+        str(folder / name / 'config.json'),
+        '--checkpoint',
+        str(folder / name),
+        '--data',
+        str(folder / 'data'),
+        '--out',
+        str(tmp_path / 'o'),
+        *rest,
+      ]
+    )
+    == 2
+  )
   error = capsys.readouterr().err.strip()
   assert message in error and len(error.splitlines()) == 1, error
   assert not (tmp_path / 'o').exists()

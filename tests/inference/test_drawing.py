@@ -32,7 +32,7 @@ def test_paints_masks_boxes_and_labels_in_the_colour_of_the_class_and_nothing_el
     inside = picture[masks[i]].astype(float).mean(0)
     np.testing.assert_allclose(inside, 0.62 * 90 + 0.38 * color, atol=6)
   assert (picture[-50:, :80] == 90).all()
-  assert (picture[70:100, 100:150] != 90).any()                                  # the label above the box
+  assert (picture[70:100, 100:150] != 90).any()  # the label above the box
 
 
 def test_novel_classes_are_dashed_and_starred():
@@ -60,7 +60,7 @@ def test_boxes_beyond_the_picture_and_crowds_are_drawn():
   picture = drawing.draw(image, boxes, np.arange(62) % 3, np.linspace(1, 0, 62), None, NAMES)
   assert picture.shape == image.shape
   assert (picture[440:, 550:] != 90).any()
-  assert (picture[300:420, 20:600] == 90).all()     # sixty labels at one place do not spread over the picture
+  assert (picture[300:420, 20:600] == 90).all()  # sixty labels at one place do not spread over the picture
 
 
 def test_colours_are_stable_and_tell_neighbours_apart():

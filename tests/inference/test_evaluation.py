@@ -13,7 +13,7 @@ from vild_jax.inference import evaluation
 from vild_jax.vocabulary import VocabularyFile
 
 CAT, PERSON, CUP, HOT_DOG = 17, 1, 47, 58  # novel, base, novel, and one of the 15 that are neither
-_OF = {3: CAT, 1: PERSON, 8: HOT_DOG}      # in the place of the small set's own
+_OF = {3: CAT, 1: PERSON, 8: HOT_DOG}  # in the place of the small set's own
 SPLIT = class_lists.class_list('coco-ovd')
 WORDS = VocabularyFile(np.eye(65, 80), SPLIT.names, np.array(SPLIT.is_base), 'made up', '')
 
@@ -37,9 +37,16 @@ def perfect(config, variables, classes, trained_on, dataset, mesh, timer):
     labels = [row_of[name_of[int(objects.category_ids[i])]] for i in known] + [row_of['cup']]
     boxes = np.concatenate([objects.boxes[known], [[0, 0, 9, 9]]])
     timer.add(0.1, 1)
-    yield ({'image_id': example.image_id, 'original_size': (example.height, example.width), 'boxes': boxes,
-            'labels': np.array(labels, int), 'scores': np.linspace(0.9, 0.5, len(labels)),
-            'masks': np.ones((len(labels), 28, 28), np.float32)},)
+    yield (
+      {
+        'image_id': example.image_id,
+        'original_size': (example.height, example.width),
+        'boxes': boxes,
+        'labels': np.array(labels, int),
+        'scores': np.linspace(0.9, 0.5, len(labels)),
+        'masks': np.ones((len(labels), 28, 28), np.float32),
+      },
+    )
 
 
 def evaluate(dataset, out, protocol, words=WORDS):
@@ -50,7 +57,8 @@ def evaluate(dataset, out, protocol, words=WORDS):
 def test_open_vocabulary_coco_is_scored_on_the_categories_of_the_vocabulary(dataset, tmp_path, capsys):
   metrics = evaluate(dataset, tmp_path, 'coco')
   assert capsys.readouterr().err.splitlines() == [
-    "15 of 80 categories of the data are not in the vocabulary, 'traffic light' for one; they are not scored"]
+    "15 of 80 categories of the data are not in the vocabulary, 'traffic light' for one; they are not scored"
+  ]
   for group, base in (('base', True), ('novel', False)):
     rows = {row['id'] for row in metrics['per_category'] if row['base'] is base}
     assert rows == {key for key, flag in zip(SPLIT.ids, SPLIT.is_base, strict=True) if flag is base}, group
@@ -61,8 +69,11 @@ def test_open_vocabulary_coco_is_scored_on_the_categories_of_the_vocabulary(data
 
 
 def test_by_the_lvis_protocol_a_category_without_a_row_is_an_error(dataset, tmp_path):
-  with pytest.raises(DataError, match=r"15 categories of the data set are not in the vocabulary, 'traffic light' for "
-                                      'one; expected a row for each'):
+  with pytest.raises(
+    DataError,
+    match=r"15 categories of the data set are not in the vocabulary, 'traffic light' for "
+    'one; expected a row for each',
+  ):
     evaluate(dataset, tmp_path / 'out', 'lvis')
   assert not (tmp_path / 'out').exists()
 

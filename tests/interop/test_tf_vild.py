@@ -16,9 +16,13 @@ from vild_jax.data import class_lists
 from vild_jax.interop import tf_vild
 from vild_jax.train import checkpoint
 
-VARIANTS = {'r50_text': (425, 'vild_r50'), 'r50_vanilla': (425, 'vild_r50'),
-            'r50_double_branch': (463, 'vild_ensemble_r50'), 'r152_vanilla': (935, 'vild_r152'),
-            'r152_double_branch': (973, 'vild_ensemble_r152')}
+VARIANTS = {
+  'r50_text': (425, 'vild_r50'),
+  'r50_vanilla': (425, 'vild_r50'),
+  'r50_double_branch': (463, 'vild_ensemble_r50'),
+  'r152_vanilla': (935, 'vild_r152'),
+  'r152_double_branch': (973, 'vild_ensemble_r152'),
+}
 # Full-size models that are computed: {variant: depth}.
 COMPUTED = {'r50_vanilla': 50, 'r152_double_branch': 152}
 
@@ -63,17 +67,23 @@ def test_what_decays_is_what_decays_there(layout):
       assert node == v['weight_decay'], v['name']
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-  (lambda v: v.update({'fpn/l9/kernel': v['fpn/l2/kernel']}), 'fpn/l9/kernel has no place in vild_r50'),
-  (lambda v: v.pop('rpn_head/rpn-l4-bn-1/beta'), 'rpn_head/rpn-l4-bn-1/beta is missing; expected it for params/rpn'),
-  (lambda v: v.pop('resnet50/batch_normalization_52/moving_mean'), 'batch_normalization_52/moving_mean is missing'),
-  (lambda v: v.update({'fpn/p6/bias': np.ones(255, np.float32)}), r'fpn/p6/bias has shape \(255,\)'),
-  (lambda v: v.update({'fpn/p6/bias': np.full(256, np.nan)}), 'fpn/p6/bias holds numbers that are not finite'),
-  (lambda v: v.pop(tf_vild.CLASS_EMBEDDINGS), 'class-predict/kernel is missing'),
-  (lambda v: v.update({tf_vild.CLASS_EMBEDDINGS: np.zeros((512, 3))}), 'no direction in column 0'),
-  (lambda v: v.pop('resnet50/conv2d/kernel'), 'there is no ViLD in these'),
-  (lambda v: v.update({'resnet20/conv2d/kernel': v.pop('resnet50/conv2d/kernel')}), 'is of a ResNet-20; expected one'),
-])
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda v: v.update({'fpn/l9/kernel': v['fpn/l2/kernel']}), 'fpn/l9/kernel has no place in vild_r50'),
+    (lambda v: v.pop('rpn_head/rpn-l4-bn-1/beta'), 'rpn_head/rpn-l4-bn-1/beta is missing; expected it for params/rpn'),
+    (lambda v: v.pop('resnet50/batch_normalization_52/moving_mean'), 'batch_normalization_52/moving_mean is missing'),
+    (lambda v: v.update({'fpn/p6/bias': np.ones(255, np.float32)}), r'fpn/p6/bias has shape \(255,\)'),
+    (lambda v: v.update({'fpn/p6/bias': np.full(256, np.nan)}), 'fpn/p6/bias holds numbers that are not finite'),
+    (lambda v: v.pop(tf_vild.CLASS_EMBEDDINGS), 'class-predict/kernel is missing'),
+    (lambda v: v.update({tf_vild.CLASS_EMBEDDINGS: np.zeros((512, 3))}), 'no direction in column 0'),
+    (lambda v: v.pop('resnet50/conv2d/kernel'), 'there is no ViLD in these'),
+    (
+      lambda v: v.update({'resnet20/conv2d/kernel': v.pop('resnet50/conv2d/kernel')}),
+      'is of a ResNet-20; expected one',
+    ),
+  ],
+)
 def test_a_checkpoint_that_does_not_fit_names_the_variable(layout, change, message):
   variables = hollow(layout, 'r50_vanilla')
   change(variables)
@@ -137,8 +147,12 @@ def test_round_trip_through_a_tensorflow_checkpoint(computed, layout, tmp_path, 
   variant, weights, image, (_, pyramid), features, config = computed
   train_only = {v['name']: np.zeros(v['shape'], v['dtype']) for v in layout[variant]['train_only'][:40]}
   written, prefix = {**weights, **train_only}, str(tmp_path / 'model.ckpt-180000')
-  tf.raw_ops.SaveV2(prefix=prefix, tensor_names=list(written), shape_and_slices=[''] * len(written),
-                    tensors=[tf.constant(value) for value in written.values()])
+  tf.raw_ops.SaveV2(
+    prefix=prefix,
+    tensor_names=list(written),
+    shape_and_slices=[''] * len(written),
+    tensors=[tf.constant(value) for value in written.values()],
+  )
   out = tmp_path / 'converted'
   assert cli.main(['convert', 'tf-vild', '--from', prefix, '--dry-run']) == 0
   assert f'{len(weights)} of {len(weights)} variables have a place' in capsys.readouterr().out.splitlines()[-1]
@@ -158,7 +172,7 @@ def test_round_trip_through_a_tensorflow_checkpoint(computed, layout, tmp_path, 
     bundle = str(tmp_path / 'model_bundle')
     assert cli.main(['export', str(out / 'config.json'), '--checkpoint', str(out), '--out', bundle]) == 0
     assert vild_jax.load(bundle).config == config
-  assert cli.main(['convert', 'tf-vild', '--from', prefix, '--out', str(out)]) == 2   # never over something there
+  assert cli.main(['convert', 'tf-vild', '--from', prefix, '--out', str(out)]) == 2  # never over something there
   assert cli.main(['convert', 'tf-vild', '--from', str(tmp_path / 'nothing'), '--out', str(tmp_path / 'o')]) == 2
   assert 'no readable TensorFlow checkpoint' in capsys.readouterr().err
   assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith('model')) == ['converted']

@@ -30,7 +30,7 @@ def layers():
   for shape in shapes:
     kernel = rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))
     variance = rng.uniform(0.2, 2, shape[0])
-    variance[0] = 1e-6   # a channel that hardly moves: eps is what divides it
+    variance[0] = 1e-6  # a channel that hardly moves: eps is what divides it
     norm = rng.uniform(0.5, 1.5, shape[0]), rng.normal(0, 0.1, shape[0]), rng.normal(0, 0.1, shape[0]), variance
     found.append(tuple(x.astype(np.float32) for x in (kernel, *norm)))
   return found
@@ -53,8 +53,9 @@ def tensors(hugging_face: bool = False) -> dict[str, np.ndarray]:
   found = {}
   for (conv, norm), (kernel, *values) in zip(names(hugging_face), layers(), strict=True):
     found[f'{conv}.weight'] = kernel
-    found |= dict(zip((f'{norm}.{leaf}' for leaf in ('weight', 'bias', 'running_mean', 'running_var')), values,
-                      strict=True))
+    found |= dict(
+      zip((f'{norm}.{leaf}' for leaf in ('weight', 'bias', 'running_mean', 'running_var')), values, strict=True)
+    )
     found[f'{norm}.num_batches_tracked'] = np.array(7)
   head = 'classifier.1' if hugging_face else 'fc'
   return found | {f'{head}.weight': np.zeros((10, 256), np.float32), f'{head}.bias': np.zeros(10, np.float32)}
@@ -85,15 +86,21 @@ def test_eps_is_folded_exactly():
   np.testing.assert_allclose(new_scale[3:], scale[3:], rtol=1e-6)
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-  (lambda t: t.pop('layer1.0.downsample.0.weight'), 'layer1.0.downsample.0.weight is missing; expected a plain ResNet'),
-  (lambda t: t.update({'layer1.0.se.fc1.weight': np.zeros(3)}), 'layer1.0.se.fc1.weight fits nothing'),
-  (lambda t: t.update({'layer2.0.conv2.weight': np.zeros((16, 4, 3, 3))}), r'conv2.weight has shape \(16, 4, 3, 3\)'),
-  (lambda t: t.update({'bn1.bias': np.full(8, np.inf)}), 'bn1.bias holds numbers that are not finite'),
-  (lambda t: t.update({'bn1.running_var': np.full(8, -1.0)}), 'bn1.running_var holds a negative number'),
-  (lambda t: t.update({'layer3.1.conv1.weight': np.zeros((32, 128, 1, 1))}), r'blocks \(1, 1, 2, 1\) of 3'),
-  (lambda t: t.update({'conv1.0.weight': t.pop('conv1.weight')}), 'there is no ResNet of timm, torchvision'),
-])
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (
+      lambda t: t.pop('layer1.0.downsample.0.weight'),
+      'layer1.0.downsample.0.weight is missing; expected a plain ResNet',
+    ),
+    (lambda t: t.update({'layer1.0.se.fc1.weight': np.zeros(3)}), 'layer1.0.se.fc1.weight fits nothing'),
+    (lambda t: t.update({'layer2.0.conv2.weight': np.zeros((16, 4, 3, 3))}), r'conv2.weight has shape \(16, 4, 3, 3\)'),
+    (lambda t: t.update({'bn1.bias': np.full(8, np.inf)}), 'bn1.bias holds numbers that are not finite'),
+    (lambda t: t.update({'bn1.running_var': np.full(8, -1.0)}), 'bn1.running_var holds a negative number'),
+    (lambda t: t.update({'layer3.1.conv1.weight': np.zeros((32, 128, 1, 1))}), r'blocks \(1, 1, 2, 1\) of 3'),
+    (lambda t: t.update({'conv1.0.weight': t.pop('conv1.weight')}), 'there is no ResNet of timm, torchvision'),
+  ],
+)
 def test_another_architecture_is_refused_by_name(change, message):
   given = tensors()
   change(given)
@@ -123,13 +130,17 @@ def test_training_starts_from_a_converted_backbone(file, tmp_path, capsys, monke
     assert set(found) > {'backbone', 'fpn'}
   np.testing.assert_array_equal(made.params['fpn']['output2']['kernel'], scratch['params']['fpn']['output2']['kernel'])
   assert jax.tree.map(lambda x: (x.shape, x.sharding), made.params) == jax.tree.map(
-    lambda x: (x.shape, x.sharding), state.abstract(config, mesh).params)
+    lambda x: (x.shape, x.sharding), state.abstract(config, mesh).params
+  )
 
 
-@pytest.mark.parametrize(('overrides', 'message'), [
-  (['model.backbone.depth=26'], 'of another architecture: batch_stats/backbone/group1_block2'),
-  (['model.backbone.depth=14', 'model.backbone.width=16'], r'is \(1, 1, 8, 8\), expected|expected \('),
-])
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    (['model.backbone.depth=26'], 'of another architecture: batch_stats/backbone/group1_block2'),
+    (['model.backbone.depth=14', 'model.backbone.width=16'], r'is \(1, 1, 8, 8\), expected|expected \('),
+  ],
+)
 def test_a_backbone_of_another_depth_or_width_is_refused(file, tmp_path, overrides, message, monkeypatch):
   out = tmp_path / 'backbone'
   assert cli.main(['convert', 'resnet', '--from', str(file), '--out', str(out)]) == 0

@@ -10,8 +10,15 @@ import pytest
 
 from vild_jax.nn import clip, transformer
 
-CONFIG = clip.ClipConfig(embedding_dim=16, image=clip.Transformer(24, 2, 3, 48), image_size=8, patch_size=4,
-                         text=clip.Transformer(16, 2, 2, 32), vocab_size=20, context_length=6)
+CONFIG = clip.ClipConfig(
+  embedding_dim=16,
+  image=clip.Transformer(24, 2, 3, 48),
+  image_size=8,
+  patch_size=4,
+  text=clip.Transformer(16, 2, 2, 32),
+  vocab_size=20,
+  context_length=6,
+)
 
 
 @pytest.fixture(scope='module')

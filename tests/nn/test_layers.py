@@ -12,8 +12,9 @@ from vild_jax.nn.fpn import upsample_nearest
 from vild_jax.nn.heads import Deconv2x2, flatten_by_matmul
 
 
-@pytest.mark.parametrize(('size', 'variable', 'output'), [(3, 'conv2d', 'fixed3'), (7, 'conv2d_1', 'fixed7'),
-                                                          (1, 'conv2d_2', 'fixed1')])
+@pytest.mark.parametrize(
+  ('size', 'variable', 'output'), [(3, 'conv2d', 'fixed3'), (7, 'conv2d_1', 'fixed7'), (1, 'conv2d_2', 'fixed1')]
+)
 def test_strided_convolutions_pad_as_the_reference(golden, size, variable, output):
   values = golden('conv_padding')
   layer = layers.conv(2, size, stride=2, use_bias=False, init=layers.HEAD_INIT, dtype=None)
@@ -25,7 +26,8 @@ def test_deconvolution_is_the_references(golden):
   values = golden('conv_padding')
   kernel = values['in_conv2d_transpose__kernel'].transpose(0, 1, 3, 2)  # the reference has [h, w, out, in]
   found = Deconv2x2(kernel.shape[-1]).apply(
-    {'params': {'kernel': kernel, 'bias': values['in_conv2d_transpose__bias']}}, values['in_x'])
+    {'params': {'kernel': kernel, 'bias': values['in_conv2d_transpose__bias']}}, values['in_x']
+  )
   np.testing.assert_allclose(found, values['out_deconv2'], rtol=1e-5, atol=1e-6)
 
 

@@ -11,8 +11,15 @@ import pytest
 from vild_jax.nn import clip, modified_resnet
 
 RESNET = clip.ModifiedResNet(layers=(1, 2), width=8, heads=4)
-CONFIG = clip.ClipConfig(embedding_dim=12, image=RESNET, image_size=16, patch_size=None,
-                         text=clip.Transformer(16, 1, 2, 32), vocab_size=20, context_length=6)
+CONFIG = clip.ClipConfig(
+  embedding_dim=12,
+  image=RESNET,
+  image_size=16,
+  patch_size=None,
+  text=clip.Transformer(16, 1, 2, 32),
+  vocab_size=20,
+  context_length=6,
+)
 
 
 def pixels(seed, batch=4):
@@ -58,7 +65,8 @@ def test_each_picture_stands_alone_and_every_pixel_counts(params):
 def test_training_normalises_by_the_batch_and_frozen_by_what_was_gathered(params):
   tower, images = clip.ImageTower(CONFIG), pixels(3, 8)
   trained, collected = jax.jit(lambda p, x: tower.apply({'params': p}, x, train=True, mutable=['batch_stats']))(
-    params, images)
+    params, images
+  )
   assert np.abs(trained - embed(params, images)).max() > 1e-2
   # With the batch's own statistics in place of the running ones, the frozen tower says the same of that batch.
   moved = clip.with_statistics(params, collected['batch_stats'], momentum=0.0)

@@ -64,7 +64,10 @@ def test_a_plan_says_what_a_device_holds_and_what_it_tells_others(made):
   assert memory['needed'] > memory['arguments'] + memory['temporaries'] > memory['temporaries'] > 0
   kinds = {(row['kind'], *row['axes']) for row in found['collectives']}
   assert {('all-gather', 'fsdp')} <= kinds and {kind for kind, *_ in kinds} <= {
-    'all-gather', 'all-reduce', 'reduce-scatter'}
+    'all-gather',
+    'all-reduce',
+    'reduce-scatter',
+  }
   assert found['gathered'] == [] and found['rematerialised_by_the_partitioner'] == 0
   assert 0.3 < found['model_flops'] / found['xla_flops'] < 1.5
   assert len(found['largest']) == 10 and found['largest'][0]['bytes'] >= found['largest'][-1]['bytes'] > 0
@@ -125,27 +128,33 @@ def test_what_was_measured_is_kept_and_memory_is_judged_anew(made):
 
 def test_the_compiler_for_tpus_has_the_first_word_and_a_given_limit_the_next():
   fits = lambda needed, hbm, of, **more: plan_lib._fitted(
-    {'compiled': True, 'memory': {'needed': needed}} | more, hbm, topology.target(of))['fits']
+    {'compiled': True, 'memory': {'needed': needed}} | more, hbm, topology.target(of)
+  )['fits']
   assert fits(17 * 2**30, None, 'v5e:2x2') is True and fits(17 * 2**30, 2**34, 'v5e:2x2') is False
   assert fits(1, None, 'cpu:2') is None and fits(1, 2, 'cpu:2') is True
   refused = {'compiled': False, 'memory': {'needed': 3, 'available': 2}}
   assert fits(3, None, 'v5e:2x2', **refused) is False and fits(3, 9, 'v5e:2x2', **refused) is False
-  says = lambda hbm, of, **more: report.verdict(plan_lib._fitted(
-    {'compiled': True, 'memory': {'needed': 2**30}} | more, hbm, topology.target(of)))
+  says = lambda hbm, of, **more: report.verdict(
+    plan_lib._fitted({'compiled': True, 'memory': {'needed': 2**30}} | more, hbm, topology.target(of))
+  )
   assert says(None, 'v5e:2x2') == '1.00 GiB of 15.75 GiB: fits, says the compiler'
   assert says(2**29, 'v5e:2x2') == '1.00 GiB of 512.00 MiB: does NOT fit'
   assert says(2**23, 'v5e:2x2', compiled=False, memory={'needed': 3 * 2**20, 'available': 2**21}) == (
-    '3.00 MiB of 2.00 MiB: does NOT fit, says the compiler')
+    '3.00 MiB of 2.00 MiB: does NOT fit, says the compiler'
+  )
   assert says(None, 'cpu:2') == '1.00 GiB of not known (--hbm GIB says): see for yourself'
 
 
 @pytest.mark.parametrize('most', [0, 1, 2, 3, 5, 8, 23, 1000])
-@pytest.mark.parametrize('memory', [
-  lambda n, most: (3 + 10 * n, 10 * most + 8),   # the line that it looks for
-  lambda n, most: (min(10 * n, 33 + n), 10 * most),
-  lambda n, most: (n**2, most**2 + 1),
-  lambda n, most: (5, 10),                       # says nothing
-])
+@pytest.mark.parametrize(
+  'memory',
+  [
+    lambda n, most: (3 + 10 * n, 10 * most + 8),  # the line that it looks for
+    lambda n, most: (min(10 * n, 33 + n), 10 * most),
+    lambda n, most: (n**2, most**2 + 1),
+    lambda n, most: (5, 10),  # says nothing
+  ],
+)
 def test_the_largest_that_fits(most, memory):
   tried = []
   assert search.largest_that(lambda n: (tried.append(n) or n <= most, *memory(n, most))) == most
@@ -160,8 +169,11 @@ def test_where_memory_is_a_line_the_largest_that_fits_takes_four_trials():
 
 def test_fit_takes_batches_that_the_mesh_can_share(monkeypatch):
   def measured(config, of, **_):
-    return {'memory': {'needed': config.data.batch_size, 'available': 30}, 'judge': 'sum',
-            'fits': config.data.batch_size <= 30}
+    return {
+      'memory': {'needed': config.data.batch_size, 'available': 30},
+      'judge': 'sum',
+      'fits': config.data.batch_size <= 30,
+    }
 
   monkeypatch.setattr(search, 'plan', measured)
   found = search.planned(tiny.config('mesh.fsdp=2', 'train.accumulate=3'), OF, fit=True)
@@ -185,23 +197,29 @@ def test_flops_are_those_of_the_mathematics():
   assert of(split, (4, 3, 3)) == 4 * 2 * 27
 
 
-@pytest.mark.parametrize(('topology_name', 'platform', 'message'), [
-  ('v5e', None, "--topology is 'v5e'; expected v5e:16x16"),
-  ('v5e:0x4', None, 'expected v5e:16x16'),
-  ('v5e:32x32', None, '1024 chips; expected at most 256 of v5e'),
-  ('cpu:8', 'tpu', 'is no TPU; expected --platform cpu'),
-  ('cpu:9', None, 'JAX runs already with 8 devices'),
-])
+@pytest.mark.parametrize(
+  ('topology_name', 'platform', 'message'),
+  [
+    ('v5e', None, "--topology is 'v5e'; expected v5e:16x16"),
+    ('v5e:0x4', None, 'expected v5e:16x16'),
+    ('v5e:32x32', None, '1024 chips; expected at most 256 of v5e'),
+    ('cpu:8', 'tpu', 'is no TPU; expected --platform cpu'),
+    ('cpu:9', None, 'JAX runs already with 8 devices'),
+  ],
+)
 def test_devices_that_cannot_be(topology_name, platform, message):
   with pytest.raises(ValueError, match=message):
     topology.devices(topology.target(topology_name, platform))
 
 
-@pytest.mark.parametrize(('words', 'message'), [
-  (['--hbm', '0'], '--hbm is 0.0; expected a positive number of GiB'),
-  (['--hbm', 'inf'], '--hbm is inf; expected a positive number of GiB'),
-  (['--effort', '2'], '--effort is 2.0; expected a number from -1 to 1'),
-])
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (['--hbm', '0'], '--hbm is 0.0; expected a positive number of GiB'),
+    (['--hbm', 'inf'], '--hbm is inf; expected a positive number of GiB'),
+    (['--effort', '2'], '--effort is 2.0; expected a number from -1 to 1'),
+  ],
+)
 def test_numbers_that_cannot_be(tmp_path, capsys, words, message):
   (tmp_path / 'c.json').write_text(config_lib.to_text(CONFIG))
   assert cli.main(['plan', str(tmp_path / 'c.json'), '--topology', 'cpu:2', '--cache', str(tmp_path), *words]) == 2
@@ -212,6 +230,7 @@ def test_without_the_compiler_for_tpus_one_line_says_so(tmp_path, monkeypatch, c
   monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
   (tmp_path / 'c.json').write_text(config_lib.to_text(CONFIG))
   assert cli.main(['plan', str(tmp_path / 'c.json'), '--topology', 'v5e:2x2', '--cache', str(tmp_path)]) == 2
-  assert capsys.readouterr().err == ('vild-jax plan: the compiler for TPUs is not installed; expected libtpu: pip '
-                                     "install 'vild_jax[tpu]'\n")
+  assert capsys.readouterr().err == (
+    "vild-jax plan: the compiler for TPUs is not installed; expected libtpu: pip install 'vild_jax[tpu]'\n"
+  )
   assert np.prod(topology.target('v5e:4x4', 'cpu').sizes) == 16  # emulated it needs none

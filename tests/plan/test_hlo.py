@@ -8,7 +8,7 @@ from vild_jax.plan import hlo
 
 MESH = {'data': 4, 'fsdp': 2}
 STATE = r'state\.params'
-TEXT = '''HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 
 %add (a: f32[], b: f32[]) -> f32[] {
   %a = f32[] parameter(0)
@@ -61,7 +61,7 @@ dimensions={0}
 backend_config={"known_trip_count":{"n":"3"}}
   ROOT %rs = f32[8]{0} fusion(%loop), kind=kCustom, calls=%all-reduce-scatter.1
 }
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -71,10 +71,15 @@ def found():
 
 def test_every_collective_once_by_kind_bytes_and_axes(found):
   # Of a start and its done one, what comes out; in tiles of 128, 16 bf16 are 256 bytes; the loop runs three times.
-  expected = {('all-gather', 1024): (('fsdp',), 1), ('all-gather', 64): (('data',), 1),
-              ('collective-permute', 16): (('fsdp',), 1), ('all-to-all', 16): (('fsdp',), 1),
-              ('all-reduce', 40): (('data',), 3), ('reduce-scatter', 256): (('data', 'fsdp'), 1),
-              ('all-reduce', 16 + 256): (('data', 'fsdp'), 1)}
+  expected = {
+    ('all-gather', 1024): (('fsdp',), 1),
+    ('all-gather', 64): (('data',), 1),
+    ('collective-permute', 16): (('fsdp',), 1),
+    ('all-to-all', 16): (('fsdp',), 1),
+    ('all-reduce', 40): (('data',), 3),
+    ('reduce-scatter', 256): (('data', 'fsdp'), 1),
+    ('all-reduce', 16 + 256): (('data', 'fsdp'), 1),
+  }
   assert {key: (c.axes, c.times) for key, c in found.items()} == expected
 
 
@@ -91,11 +96,20 @@ def test_sources_go_through_fusions_and_loops():
   assert of('body', 'ar.in') == {'batch.image'}
 
 
-@pytest.mark.parametrize(('shape', 'size'), [
-  ('f32[]', 4), ('pred[3]{0}', 3), ('bf16[2,3]{1,0}', 12), ('s4[8]{0}', 4), ('c64[2]', 16), ('token[]', 0),
-  ('(f32[2]{0}, (u8[3]{0}, f8e4m3fn[5]{0}))', 16), ('f32[1,200]{1,0:T(8,128)}', 8 * 256 * 4),
-  ('bf16[9,5]{0,1:T(8,128)(2,1)}', 8 * 128 * 2),  # the first dimension is the fastest
-])
+@pytest.mark.parametrize(
+  ('shape', 'size'),
+  [
+    ('f32[]', 4),
+    ('pred[3]{0}', 3),
+    ('bf16[2,3]{1,0}', 12),
+    ('s4[8]{0}', 4),
+    ('c64[2]', 16),
+    ('token[]', 0),
+    ('(f32[2]{0}, (u8[3]{0}, f8e4m3fn[5]{0}))', 16),
+    ('f32[1,200]{1,0:T(8,128)}', 8 * 256 * 4),
+    ('bf16[9,5]{0,1:T(8,128)(2,1)}', 8 * 128 * 2),  # the first dimension is the fastest
+  ],
+)
 def test_bytes_of_types(shape, size):
   assert sum(array.bytes for array in hlo.arrays(shape)) == size
 
@@ -110,10 +124,14 @@ def test_groups_of_an_unknown_form_have_no_axes():
   assert hlo.axes('replica_groups=@mesh<a=2>{a}', MESH) is None
 
 
-@pytest.mark.parametrize('text', [  # both of one refusal by libtpu 0.0.42: what it prints, and what it raises
-  'Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.',
-  'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds '
-  'available HBM (15.75G).'])
+@pytest.mark.parametrize(
+  'text',
+  [  # both of one refusal by libtpu 0.0.42: what it prints, and what it raises
+    'Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.',
+    'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds '
+    'available HBM (15.75G).',
+  ],
+)
 def test_a_program_that_does_not_fit_says_how_much_it_needs(text):
   assert hlo.refused(text) == {'needed': int(20.5 * 2**30), 'available': int(15.75 * 2**30)}
   assert hlo.refused('INTERNAL: something else') is None

@@ -48,16 +48,24 @@ def _report(**change):
   box = dict(zip(KEYS, (0.251, 0.4625, 0.1, 0.2, None, 0.3, 0.1, 0.6, 0.2), strict=True))
   picture = np.full((40, 60, 3), (200, 30, 30), np.uint8)
   fields = {
-    'title': 'Toy <world> & more', 'summary': 'A run.', 'seed': 3,
+    'title': 'Toy <world> & more',
+    'summary': 'A run.',
+    'seed': 3,
     'stages': [report.Stage('prepare', 'Wrote it.', 4.25), report.Stage('train', 'Trained.', 3725.0)],
-    'data': {'training': {'images': 1000, 'occluded_fraction': 0.345, 'annotations_per_frequency': {'r': 1, 'c': 2}},
-             'validation': {'images': 250}},
-    'methods': {'vild_text': {'box': box, 'mask': None, 'seconds_per_image': 0.5},
-                'supervised': {'box': box | {'AP50_novel': 0.9}, 'mask': box, 'seconds_per_image': None}},
+    'data': {
+      'training': {'images': 1000, 'occluded_fraction': 0.345, 'annotations_per_frequency': {'r': 1, 'c': 2}},
+      'validation': {'images': 250},
+    },
+    'methods': {
+      'vild_text': {'box': box, 'mask': None, 'seconds_per_image': 0.5},
+      'supervised': {'box': box | {'AP50_novel': 0.9}, 'mask': box, 'seconds_per_image': None},
+    },
     'titles': {'vild_text': 'ViLD-text', 'supervised': 'Supervised'},
     'curves': {'ViLD-text': [{'step': s, 'loss': 3.0 / s, 'learning_rate': 0.01} for s in (10, 20, 30)]},
-    'gallery': [report.Pair('picture 7', picture, picture[:, ::-1])], 'gallery_note': 'From 0.3 on.',
-    'machine': {'command': 'vild-jax demo --workdir "<W>"'}}
+    'gallery': [report.Pair('picture 7', picture, picture[:, ::-1])],
+    'gallery_note': 'From 0.3 on.',
+    'machine': {'command': 'vild-jax demo --workdir "<W>"'},
+  }
   return report.Report(**(fields | change))
 
 
@@ -83,7 +91,7 @@ def test_the_page_stands_alone_and_tells_the_truth(tmp_path):
   assert ['objects partly occluded', '34.5 %', '–'] in reader.rows
   assert ['objects of rare / common / frequent classes', '1 / 2', '–'] in reader.rows
   assert '3 → 0.1' not in reader.words and '0.3 → 0.1' in reader.words
-  assert '20.0 %' in reader.words and '90.0 %' not in reader.words      # the supervised row makes no headline
+  assert '20.0 %' in reader.words and '90.0 %' not in reader.words  # the supervised row makes no headline
 
 
 def test_a_page_of_nothing_is_still_a_page(tmp_path):

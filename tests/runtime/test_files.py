@@ -42,8 +42,10 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
 
 
 def test_an_error_in_words_keeps_them(tmp_path):
-  with (pytest.raises(OSError, match=r'^the shard could not be written whole$'),
-        files.replacing(tmp_path / 'file') as temporary):
+  with (
+    pytest.raises(OSError, match=r'^the shard could not be written whole$'),
+    files.replacing(tmp_path / 'file') as temporary,
+  ):
     temporary.write_text('half')
     raise OSError('the shard could not be written whole')
   assert not list(tmp_path.iterdir())

@@ -15,47 +15,67 @@ from vild_jax.runtime import processes
 
 NOTHING = {'coordinator_address': None, 'num_processes': None, 'process_id': None}
 # What srun sets in a step of two nodes with four tasks, two each; sbatch's own script has no SLURM_STEP_* of it.
-STEP = {'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '3',
-        'SLURM_LOCALID': '1', 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_TASKS_PER_NODE': '2(x2)'}
+STEP = {
+  'SLURM_JOB_ID': '77',
+  'SLURM_STEP_NODELIST': 'n[1-2]',
+  'SLURM_NTASKS': '4',
+  'SLURM_PROCID': '3',
+  'SLURM_LOCALID': '1',
+  'SLURM_STEP_NUM_TASKS': '4',
+  'SLURM_STEP_TASKS_PER_NODE': '2(x2)',
+}
 SCRIPT = {key: value for key, value in STEP.items() if 'STEP' not in key}
 JAX_SETS = {'JAX_COORDINATOR_ADDRESS': 'n1:99', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '1'}
 POD = {'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '1'}
-EXPLICIT = {'coordinator_address': 'n1:99', 'num_processes': 2, 'process_id': 1,
-            'cluster_detection_method': 'deactivate'}
+EXPLICIT = {
+  'coordinator_address': 'n1:99',
+  'num_processes': 2,
+  'process_id': 1,
+  'cluster_detection_method': 'deactivate',
+}
 
 
-@pytest.mark.parametrize(('given', 'environment', 'expected'), [
-  ({}, {}, None),
-  ({}, {'HOSTNAME': 'laptop', 'PATH': '/bin'}, None),
-  ({'coordinator_address': 'n1:99', 'num_processes': 2, 'process_id': 1}, {}, EXPLICIT),
-  ({}, JAX_SETS, EXPLICIT),
-  ({'process_id': 0}, JAX_SETS, EXPLICIT | {'process_id': 0}),
-  ({'num_processes': 1}, {}, None),
-  ({}, {**JAX_SETS, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
-  ({}, {**JAX_SETS, **POD, 'JAX_PROCESS_ID': ''}, EXPLICIT),
-  ({}, {**POD, 'JAX_NUM_PROCESSES': '1'}, None),
-  ({}, STEP, {'cluster_detection_method': 'slurm'}),
-  ({}, {**STEP, 'JAX_COORDINATOR_ADDRESS': 'n1:99'}, {'cluster_detection_method': 'slurm'}),
-  ({}, {**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1(x4)'}, {'cluster_detection_method': 'slurm', 'local_device_ids': []}),
-  ({}, {**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1,2'}, {'cluster_detection_method': 'slurm'}),
-  ({}, {**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1(x4)', 'JAX_LOCAL_DEVICE_IDS': '0'},
-   {'cluster_detection_method': 'slurm'}),
-  ({}, {**STEP, 'SLURM_STEP_NUM_TASKS': '1'}, None),
-  ({}, SCRIPT, None),
-])
+@pytest.mark.parametrize(
+  ('given', 'environment', 'expected'),
+  [
+    ({}, {}, None),
+    ({}, {'HOSTNAME': 'laptop', 'PATH': '/bin'}, None),
+    ({'coordinator_address': 'n1:99', 'num_processes': 2, 'process_id': 1}, {}, EXPLICIT),
+    ({}, JAX_SETS, EXPLICIT),
+    ({'process_id': 0}, JAX_SETS, EXPLICIT | {'process_id': 0}),
+    ({'num_processes': 1}, {}, None),
+    ({}, {**JAX_SETS, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
+    ({}, {**JAX_SETS, **POD, 'JAX_PROCESS_ID': ''}, EXPLICIT),
+    ({}, {**POD, 'JAX_NUM_PROCESSES': '1'}, None),
+    ({}, STEP, {'cluster_detection_method': 'slurm'}),
+    ({}, {**STEP, 'JAX_COORDINATOR_ADDRESS': 'n1:99'}, {'cluster_detection_method': 'slurm'}),
+    ({}, {**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1(x4)'}, {'cluster_detection_method': 'slurm', 'local_device_ids': []}),
+    ({}, {**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1,2'}, {'cluster_detection_method': 'slurm'}),
+    (
+      {},
+      {**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1(x4)', 'JAX_LOCAL_DEVICE_IDS': '0'},
+      {'cluster_detection_method': 'slurm'},
+    ),
+    ({}, {**STEP, 'SLURM_STEP_NUM_TASKS': '1'}, None),
+    ({}, SCRIPT, None),
+  ],
+)
 def test_what_is_found(given, environment, expected):
   assert processes.found(NOTHING | given, environment) == expected
 
 
-@pytest.mark.parametrize(('given', 'environment', 'message'), [
-  ({'num_processes': 2}, {}, '--num-processes is given without --coordinator-address or JAX_COORDINATOR_ADDRESS'),
-  ({'coordinator_address': 'n1:99', 'num_processes': 2}, {}, 'without --process-id or JAX_PROCESS_ID'),
-  ({}, {**JAX_SETS, 'JAX_NUM_PROCESSES': 'two'}, "JAX_NUM_PROCESSES is 'two'; expected a number"),
-  ({'process_id': 2}, JAX_SETS, '--process-id is 2; expected 0 to 1, for 2 processes'),
-  ({'process_id': -1}, JAX_SETS, '--process-id is -1; expected 0 to 1'),
-  ({'num_processes': 0}, {}, '--num-processes is 0; expected at least 1'),
-  ({'coordinator_address': 'n1'}, JAX_SETS, "--coordinator-address is 'n1'; expected HOST:PORT"),
-])
+@pytest.mark.parametrize(
+  ('given', 'environment', 'message'),
+  [
+    ({'num_processes': 2}, {}, '--num-processes is given without --coordinator-address or JAX_COORDINATOR_ADDRESS'),
+    ({'coordinator_address': 'n1:99', 'num_processes': 2}, {}, 'without --process-id or JAX_PROCESS_ID'),
+    ({}, {**JAX_SETS, 'JAX_NUM_PROCESSES': 'two'}, "JAX_NUM_PROCESSES is 'two'; expected a number"),
+    ({'process_id': 2}, JAX_SETS, '--process-id is 2; expected 0 to 1, for 2 processes'),
+    ({'process_id': -1}, JAX_SETS, '--process-id is -1; expected 0 to 1'),
+    ({'num_processes': 0}, {}, '--num-processes is 0; expected at least 1'),
+    ({'coordinator_address': 'n1'}, JAX_SETS, "--coordinator-address is 'n1'; expected HOST:PORT"),
+  ],
+)
 def test_what_does_not_fit_together(given, environment, message):
   with pytest.raises(ValueError, match=message):
     processes.found(NOTHING | given, environment)

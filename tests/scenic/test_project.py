@@ -47,14 +47,17 @@ def test_scenics_names_and_ours_are_one_setting():
     assert scenic[theirs] == config_lib.flatten(config)[ours]
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-  ({'batch_size': 4}, r'batch_size is 4 and vild\.data\.batch_size 8; expected one value'),
-  ({'num_training_epochs': 12}, 'num_training_epochs is 12; expected num_training_steps'),
-  ({'checkpoint': False}, 'checkpoint is False; expected True'),
-  ({'data_dtype_str': 'bfloat16'}, "data_dtype_str is 'bfloat16'; expected 'float32'"),
-  ({'vild.model.backbon': 1}, "unknown key 'model.backbon'; the nearest valid one is 'model.backbone'"),
-  ({'vild.model.backbone.depth': 51}, 'model.backbone.depth is 51; expected one of'),
-])
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'batch_size': 4}, r'batch_size is 4 and vild\.data\.batch_size 8; expected one value'),
+    ({'num_training_epochs': 12}, 'num_training_epochs is 12; expected num_training_steps'),
+    ({'checkpoint': False}, 'checkpoint is False; expected True'),
+    ({'data_dtype_str': 'bfloat16'}, "data_dtype_str is 'bfloat16'; expected 'float32'"),
+    ({'vild.model.backbon': 1}, "unknown key 'model.backbon'; the nearest valid one is 'model.backbone'"),
+    ({'vild.model.backbone.depth': 51}, 'model.backbone.depth is 51; expected one of'),
+  ],
+)
 def test_a_scenic_config_that_cannot_be_meant_is_refused(change, message):
   scenic = scenic_config.to_scenic(tiny.config()).copy_and_resolve_references()  # a copy's two names can differ
   for key, value in change.items():
@@ -101,21 +104,33 @@ def test_the_stream_starts_at_any_step():
 
 def test_the_networks_parameters_are_the_detectors():
   config = tiny.config()
-  made = jax.eval_shape(lambda: scenic_project.Network(config.model).init(
-    jax.random.PRNGKey(0), jnp.zeros((2, 64, 64, 3)), train=False, debug=False))
+  made = jax.eval_shape(
+    lambda: scenic_project.Network(config.model).init(
+      jax.random.PRNGKey(0), jnp.zeros((2, 64, 64, 3)), train=False, debug=False
+    )
+  )
   assert jax.tree.map(lambda x: x.shape, dict(made)) == jax.tree.map(lambda x: x.shape, tiny.variables(config))
 
 
 def test_without_scenic_one_line_says_how_to_get_it(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'scenic', None)
   scenic_project._model_cls.cache_clear()
-  with pytest.raises(ImportError, match=r"google-research/scenic is not installed; expected `pip install "
-                                        r"'vild_jax\[scenic\]'`, which takes it from git"):
+  with pytest.raises(
+    ImportError,
+    match=r'google-research/scenic is not installed; expected `pip install '
+    r"'vild_jax\[scenic\]'`, which takes it from git",
+  ):
     scenic_project.get_model_cls()
   (tmp_path / 'scenic').mkdir()
   (tmp_path / 'scenic' / '__init__.py').write_text('')
-  done = subprocess.run([sys.executable, '-m', 'vild_jax.scenic.project'], capture_output=True, text=True,
-                        check=False, cwd=ROOT, env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{ROOT}'})
+  done = subprocess.run(
+    [sys.executable, '-m', 'vild_jax.scenic.project'],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{ROOT}'},
+  )
   assert done.returncode == 1 and 'on PyPI, scenic is another project' in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
 
@@ -135,8 +150,10 @@ def _has(name: str) -> bool:
     return False
 
 
-needs_scenic = pytest.mark.skipif(not (_has('scenic.train_lib') and _has('tensorflow')),
-                                  reason="google-research/scenic is not installed (pip install 'vild_jax[scenic]')")
+needs_scenic = pytest.mark.skipif(
+  not (_has('scenic.train_lib') and _has('tensorflow')),
+  reason="google-research/scenic is not installed (pip install 'vild_jax[scenic]')",
+)
 
 
 @pytest.fixture(scope='module')
@@ -145,18 +162,26 @@ def made(tmp_path_factory):
   folder = tmp_path_factory.mktemp('made')
   small_experiment.prepare(folder)
   small_experiment.plant_regions(folder)
-  config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
-                       'mesh.data=2', 'train.steps=2', 'train.log_every=1', 'train.pictures=1',
-                       'distillation.weight=0.5', f'distillation.store={folder / "regions"}',
-                       'distillation.regions_per_image=6')
+  config = tiny.config(
+    f'vocabulary={folder / "v.npz"}',
+    f'data.train={folder / "data"}',
+    f'data.val={folder / "data"}',
+    'mesh.data=2',
+    'train.steps=2',
+    'train.log_every=1',
+    'train.pictures=1',
+    'distillation.weight=0.5',
+    f'distillation.store={folder / "regions"}',
+    'distillation.regions_per_image=6',
+  )
   (folder / 'config.json').write_text(config_lib.to_text(config))
-  (folder / 'scenic_config.py').write_text(f'''
+  (folder / 'scenic_config.py').write_text(f"""
 from vild_jax import config
 from vild_jax.interop import scenic_config
 
 def get_config():
   return scenic_config.to_scenic(config.load({str(folder / 'config.json')!r}))
-''')
+""")
   return folder
 
 
@@ -164,11 +189,22 @@ def get_config():
 def test_two_steps_by_scenics_app_equal_vild_jax_train(made):
   """Scenic's app.run, config flags, work directory and writer around ours: the same parameters, to the bit."""
   assert run('train', made / 'config.json', '--workdir', made / 'ours') == 0
-  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '8',
-                 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}
-  done = subprocess.run([sys.executable, '-m', 'vild_jax.scenic.project', f'--config={made}/scenic_config.py',
-                         f'--workdir={made}/theirs', '--config.num_training_steps=2'],
-                        capture_output=True, text=True, check=False, cwd=made, env=environment)
+  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '8', 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'vild_jax.scenic.project',
+      f'--config={made}/scenic_config.py',
+      f'--workdir={made}/theirs',
+      '--config.num_training_steps=2',
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=made,
+    env=environment,
+  )
   assert done.returncode == 0, done.stderr[-4000:]
   config = config_lib.load(made / 'config.json')
   ours, theirs = (checkpoint.load_variables(made / name, config) for name in ('ours', 'theirs'))
@@ -177,6 +213,7 @@ def test_two_steps_by_scenics_app_equal_vild_jax_train(made):
   # what Scenic's writer was given, read back from its TensorBoard file, and the evaluation
   from tensorboard.backend.event_processing import event_accumulator
   from tensorboard.util import tensor_util
+
   events = event_accumulator.EventAccumulator(str(made / 'theirs'), size_guidance={'tensors': 0})
   events.Reload()
   losses = [float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors('loss')]
@@ -197,8 +234,11 @@ def test_the_model_is_a_base_model_whose_loss_is_the_objective(made):
   model = scenic_project.get_model_cls('vild')(scenic, dataset.meta_data)
   assert isinstance(model, base_model.BaseModel) and 'regions' in batch['label']
   params, statistics, _, _ = train_utils.initialize_model(
-    model_def=model.flax_model, input_spec=[(dataset.meta_data['input_shape'], jnp.float32)], config=scenic,
-    rngs=jax.random.PRNGKey(0))
+    model_def=model.flax_model,
+    input_spec=[(dataset.meta_data['input_shape'], jnp.float32)],
+    config=scenic,
+    rngs=jax.random.PRNGKey(0),
+  )
   variables = tiny.variables(model.experiment)
   shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
   assert shapes({'params': dict(params), **statistics}) == shapes(variables)
@@ -208,10 +248,14 @@ def test_the_model_is_a_base_model_whose_loss_is_the_objective(made):
   @jax.jit
   def both(variables, words):
     logits, updated = model.forward(variables, batch, words, key)
-    total, (_, statistics) = objective_lib.objective(model.experiment, variables, scenic_project._struct(batch), words,
-                                                     key)
-    return (model.loss_function(logits, batch), updated['batch_stats'],
-            model.get_metrics_fn_jit('train')(logits, batch)), (total, statistics)
+    total, (_, statistics) = objective_lib.objective(
+      model.experiment, variables, scenic_project._struct(batch), words, key
+    )
+    return (
+      model.loss_function(logits, batch),
+      updated['batch_stats'],
+      model.get_metrics_fn_jit('train')(logits, batch),
+    ), (total, statistics)
 
   (loss, updated, metrics), (total, statistics) = both(variables, words)
   assert float(loss) == float(total) > 0

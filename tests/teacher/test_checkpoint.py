@@ -17,6 +17,7 @@ from vild_jax.teacher import hf_config, parameter_names
 
 FILES = ['config.json', 'model.safetensors', 'preprocessor_config.json', 'tokenizer.json']
 
+
 def write(directory, case):
   config = hf_config.parse({'model_type': 'clip', **clip_golden.CASES[case]}, directory / 'config.json')
   clip_golden.write_directory(directory, case, theirs(config))
@@ -90,10 +91,14 @@ def test_identity_follows_weights_sizes_and_tokens(tiny):
   changed = dataclasses.replace(teacher, params=weights)
   assert changed.text_identity != teacher.text_identity and changed.image_identity == teacher.image_identity
   text = dataclasses.replace(teacher.config.text, activation='gelu')
-  assert dataclasses.replace(teacher, config=dataclasses.replace(teacher.config, text=text)
-                             ).text_identity != teacher.text_identity
-  assert dataclasses.replace(teacher, tokenizer_json=teacher.tokenizer_json.replace('w7', 'seven')
-                             ).text_identity != teacher.text_identity
+  assert (
+    dataclasses.replace(teacher, config=dataclasses.replace(teacher.config, text=text)).text_identity
+    != teacher.text_identity
+  )
+  assert (
+    dataclasses.replace(teacher, tokenizer_json=teacher.tokenizer_json.replace('w7', 'seven')).text_identity
+    != teacher.text_identity
+  )
   spaced = json.dumps(json.loads(teacher.tokenizer_json), indent=1)
   assert dataclasses.replace(teacher, tokenizer_json=spaced).text_identity == teacher.text_identity
 
@@ -149,8 +154,10 @@ NO_TEACHER = {
   'tokens': (lambda d: edit_config(d, text_config__vocab_size=60), 'has 50 tokens; expected 60'),
   'too few layers': (lambda d: edit_config(d, text_config__num_hidden_layers=1), 'fits nothing'),
   'too many layers': (lambda d: edit_config(d, text_config__num_hidden_layers=3), r'lacks text_model.encoder.layers.2'),
-  'another dimension': (lambda d: edit_config(d, projection_dim=25),
-                        r'text_projection.weight is \(24, 32\); expected \(25, 32\)'),
+  'another dimension': (
+    lambda d: edit_config(d, projection_dim=25),
+    r'text_projection.weight is \(24, 32\); expected \(25, 32\)',
+  ),
   'a parameter too many': (lambda d: edit_weights(d, lambda t: t.update(extra=np.ones(1))), 'has extra, which fits'),
   'a parameter missing': (lambda d: edit_weights(d, lambda t: t.pop('logit_scale')), 'lacks logit_scale'),
   'not finite': (lambda d: edit_weights(d, poison), 'visual_projection.weight holds numbers that are not finite'),
@@ -169,9 +176,16 @@ def test_what_is_no_teacher_is_one_line(tiny, case):
 def test_silent_and_older_configs_mean_what_transformers_means(tmp_path):
   path = tmp_path / 'config.json'
   silent = hf_config.parse({'model_type': 'clip', 'text_config': {}, 'vision_config': {}}, path)
-  assert silent == clip.ClipConfig(512, clip.Transformer(768, 12, 12, 3072), 224, 32,
-                                   clip.Transformer(512, 12, 8, 2048), 49408, 77, 49407)
-  older = hf_config.parse({'model_type': 'clip', 'vision_config': {},
-                                 'text_config': {'hidden_act': 'gelu', 'hidden_size': 64},
-                                 'text_config_dict': {'hidden_size': 128}}, path)
+  assert silent == clip.ClipConfig(
+    512, clip.Transformer(768, 12, 12, 3072), 224, 32, clip.Transformer(512, 12, 8, 2048), 49408, 77, 49407
+  )
+  older = hf_config.parse(
+    {
+      'model_type': 'clip',
+      'vision_config': {},
+      'text_config': {'hidden_act': 'gelu', 'hidden_size': 64},
+      'text_config_dict': {'hidden_size': 128},
+    },
+    path,
+  )
   assert (older.text.width, older.text.activation) == (128, 'quick_gelu')

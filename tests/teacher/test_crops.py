@@ -14,14 +14,28 @@ from tests.helpers import small_teacher
 from tests.helpers.plain_crops import plain_embeddings, plain_pixels
 from vild_jax.teacher import crops
 
-BOXES = np.array([
-  [3, 4, 40, 50.5], [10.25, 20.5, 30.75, 24], [0, 0, 41, 70],   # inside, wide, the whole picture
-  [-5, -9, 12, 20], [30, 55, 60, 99],                           # across the border
-  [17, 33, 17.4, 33.2], [8, 8, 8, 8], [5, 2, 6, 68],            # tiny, empty, a line
-  [100, 100, 120, 130], [-20, -20, -10, -5], [41, 0, 41, 70],   # beyond
-], np.float32)
-STRETCHED = {**small_teacher.PREPROCESSOR, 'image_processor_type': 'SiglipImageProcessor',
-             'size': {'height': 16, 'width': 16}, 'do_center_crop': False}
+BOXES = np.array(
+  [
+    [3, 4, 40, 50.5],
+    [10.25, 20.5, 30.75, 24],
+    [0, 0, 41, 70],  # inside, wide, the whole picture
+    [-5, -9, 12, 20],
+    [30, 55, 60, 99],  # across the border
+    [17, 33, 17.4, 33.2],
+    [8, 8, 8, 8],
+    [5, 2, 6, 68],  # tiny, empty, a line
+    [100, 100, 120, 130],
+    [-20, -20, -10, -5],
+    [41, 0, 41, 70],  # beyond
+  ],
+  np.float32,
+)
+STRETCHED = {
+  **small_teacher.PREPROCESSOR,
+  'image_processor_type': 'SiglipImageProcessor',
+  'size': {'height': 16, 'width': 16},
+  'do_center_crop': False,
+}
 PATHS = pytest.mark.parametrize('on_device', [False, True], ids=['host', 'device'])
 
 
@@ -103,8 +117,13 @@ def test_what_a_store_keeps_of_it(teacher, picture):
   assert 0 < np.abs(rough - crops.CropTower(teacher).embed(picture, BOXES)).max() < 0.05
 
 
-@pytest.mark.parametrize('boxes, found', [([[0, 0, 1, np.nan]], 'box 0 is .*nan'), ([[0, 0, 2, 2], [5, 0, 4, 2]],
-                                          r'box 1 is \[5.0, 0.0, 4.0, 2.0\]; expected y1 <= y2 and x1 <= x2')])
+@pytest.mark.parametrize(
+  'boxes, found',
+  [
+    ([[0, 0, 1, np.nan]], 'box 0 is .*nan'),
+    ([[0, 0, 2, 2], [5, 0, 4, 2]], r'box 1 is \[5.0, 0.0, 4.0, 2.0\]; expected y1 <= y2 and x1 <= x2'),
+  ],
+)
 def test_boxes_that_are_none(boxes, found):
   with pytest.raises(ValueError, match=found):
     crops.crop_bounds(np.array(boxes), 41, 70)

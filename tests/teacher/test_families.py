@@ -43,8 +43,10 @@ def tower(config: clip.ClipConfig, kind: type, dtype=jnp.float32):
 
 
 def embeddings(teacher, images, tokens, dtype=jnp.float32):
-  return (np.asarray(tower(teacher.config, clip.ImageTower, dtype)(teacher.params['image'], images)),
-          np.asarray(tower(teacher.config, clip.TextTower, dtype)(teacher.params['text'], tokens)))
+  return (
+    np.asarray(tower(teacher.config, clip.ImageTower, dtype)(teacher.params['image'], images)),
+    np.asarray(tower(teacher.config, clip.TextTower, dtype)(teacher.params['text'], tokens)),
+  )
 
 
 @pytest.mark.parametrize('case', family_golden.CASES)
@@ -76,7 +78,10 @@ def test_a_saved_teacher_is_the_teacher(tmp_path, case):
   teacher = teacher_checkpoint.load_teacher(write(tmp_path / 'source', case))
   teacher_checkpoint.save_teacher(tmp_path / 'copy', teacher)
   teacher_checkpoint.save_text_tower(tmp_path / 'text_tower', teacher)
-  copy, text = teacher_checkpoint.load_teacher(tmp_path / 'copy'), teacher_checkpoint.load_text_tower(tmp_path / 'text_tower')
+  copy, text = (
+    teacher_checkpoint.load_teacher(tmp_path / 'copy'),
+    teacher_checkpoint.load_text_tower(tmp_path / 'text_tower'),
+  )
   assert copy.config == text.config == teacher.config and copy.preprocessor == teacher.preprocessor
   jax.tree.map(np.testing.assert_array_equal, copy.params, teacher.params)
   jax.tree.map(np.testing.assert_array_equal, text.params, {'text': teacher.params['text']})
@@ -95,18 +100,23 @@ def test_transformers_reads_what_was_saved(tmp_path, case):
   model, report = transformers.AutoModel.from_pretrained(tmp_path / 'copy', output_loading_info=True)
   assert not report['missing_keys'] and not report['unexpected_keys'] and not report['mismatched_keys']
   with torch.no_grad():
-    out = model.eval()(input_ids=torch.from_numpy(tokens).long(),
-                       pixel_values=torch.from_numpy(images).permute(0, 3, 1, 2))
+    out = model.eval()(
+      input_ids=torch.from_numpy(tokens).long(), pixel_values=torch.from_numpy(images).permute(0, 3, 1, 2)
+    )
   image, text = embeddings(teacher, images, tokens)
   np.testing.assert_allclose(image, out.image_embeds, atol=1e-5)
   np.testing.assert_allclose(text, out.text_embeds, atol=1e-5)
 
 
 # Vocabularies and region stores name a teacher by these: they may never change.
-@pytest.mark.parametrize(('case', 'name', 'text', 'image'), [
-  ('siglip2_giant', 'siglip-vit-12x48-patch16-48d', 'a08c99bc7cf852f7', '9203be0684f550f4'),
-  ('rn50', 'clip-resnet-3-4-6-3x8-24d', 'e595a683be08d89a', '9906a42802d4f29a'),
-  ('vit', 'clip-vit-2x64-patch8-24d', 'e595a683be08d89a', '0db379987c8ed79e')])
+@pytest.mark.parametrize(
+  ('case', 'name', 'text', 'image'),
+  [
+    ('siglip2_giant', 'siglip-vit-12x48-patch16-48d', 'a08c99bc7cf852f7', '9203be0684f550f4'),
+    ('rn50', 'clip-resnet-3-4-6-3x8-24d', 'e595a683be08d89a', '9906a42802d4f29a'),
+    ('vit', 'clip-vit-2x64-patch8-24d', 'e595a683be08d89a', '0db379987c8ed79e'),
+  ],
+)
 def test_identities_name_the_family_and_follow_the_weights(tmp_path, case, name, text, image):
   teacher = teacher_checkpoint.load_teacher(write(tmp_path / 'teacher', case))
   assert (teacher.text_identity, teacher.image_identity) == (f'{name}:{text}', f'{name}:{image}')
@@ -122,8 +132,9 @@ def test_identities_name_the_family_and_follow_the_weights(tmp_path, case, name,
 def test_half_precision_is_close(tmp_path, case):
   teacher = teacher_checkpoint.load_teacher(write(tmp_path / 'teacher', case))
   images, tokens = family_golden.inputs(case)
-  for full, half in zip(embeddings(teacher, images, tokens), embeddings(teacher, images, tokens, jnp.bfloat16),
-                        strict=True):
+  for full, half in zip(
+    embeddings(teacher, images, tokens), embeddings(teacher, images, tokens, jnp.bfloat16), strict=True
+  ):
     assert (np.sum(full * half, axis=1) >= 0.999).all()
 
 
@@ -149,16 +160,23 @@ def set_config(directory, tree):
 
 def test_sizes_repeated_as_tensors_and_counters_are_no_parameters(tmp_path):
   directory = write(tmp_path / 'teacher', 'vit')
-  edit_weights(directory, lambda t: t.update({
-    'input_resolution': np.array(32), 'context_length': np.array(77), 'vocab_size': np.array(60)}))
+  edit_weights(
+    directory,
+    lambda t: t.update({'input_resolution': np.array(32), 'context_length': np.array(77), 'vocab_size': np.array(60)}),
+  )
   teacher_checkpoint.load_teacher(directory)
 
 
 def test_a_config_beside_original_names_says_what_shapes_do_not(tmp_path):
   directory = write(tmp_path / 'teacher', 'rn50')
-  set_config(directory, {'model_type': 'clip', 'text_config': {'hidden_act': 'gelu', 'num_attention_heads': 4,
-                                                               'eos_token_id': 7},
-                         'vision_config': {'heads': 8}})
+  set_config(
+    directory,
+    {
+      'model_type': 'clip',
+      'text_config': {'hidden_act': 'gelu', 'num_attention_heads': 4, 'eos_token_id': 7},
+      'vision_config': {'heads': 8},
+    },
+  )
   config = teacher_checkpoint.load_teacher(directory).config
   assert config.text == clip.Transformer(64, 2, 4, 256, 'gelu') and config.end_id == 7
   assert config.image == clip.ModifiedResNet((3, 4, 6, 3), 8, 8)
@@ -200,46 +218,94 @@ def escape(directory):
 
 
 SPOILT = {
-  'a part cut in half': ('vit', lambda d: halve(shard(d) / 'model-00002-of-00003.safetensors'),
-                         '00002-of-00003.safetensors is no complete safetensors'),
-  'a part missing': ('vit', lambda d: (shard(d) / 'model-00002-of-00003.safetensors').unlink(),
-                     'lists model-00002-of-00003.safetensors, which is not there'),
+  'a part cut in half': (
+    'vit',
+    lambda d: halve(shard(d) / 'model-00002-of-00003.safetensors'),
+    '00002-of-00003.safetensors is no complete safetensors',
+  ),
+  'a part missing': (
+    'vit',
+    lambda d: (shard(d) / 'model-00002-of-00003.safetensors').unlink(),
+    'lists model-00002-of-00003.safetensors, which is not there',
+  ),
   'an index that forgets': ('vit', unlist, 'disagree about logit_scale'),
   'an index that leaves the folder': ('vit', escape, 'no usable weight_map'),
   'a pickle': ('vit', lambda d: (d / 'model.safetensors').rename(d / 'pytorch_model.bin'), 'which is never read'),
-  'another vocabulary': ('rn50', lambda d: shutil.copy(
-    write(d.parent / 'other', 'siglip_b16') / 'tokenizer.json', d), 'has 320 tokens; expected 60'),
+  'another vocabulary': (
+    'rn50',
+    lambda d: shutil.copy(write(d.parent / 'other', 'siglip_b16') / 'tokenizer.json', d),
+    'has 320 tokens; expected 60',
+  ),
   'another family': ('rn50', lambda d: set_config(d, {'model_type': 'bert'}), "'bert'; expected 'clip_modif"),
-  'a norm missing': ('rn50', lambda d: edit_weights(d, lambda t: t.pop('visual.layer3.5.bn2.running_var')),
-                     r'lacks visual.layer3.5.bn2.running_var \(0 unknown, 1 missing\)'),
-  'a position missing': ('rn50', lambda d: edit_weights(d, lambda t: t.pop('visual.attnpool.positional_embedding')),
-                         'lacks visual.attnpool.positional_embedding'),
-  'a block too many': ('rn50', lambda d: edit_weights(d, lambda t: t.update({'visual.layer1.3.extra': np.ones(1)})),
-                       'lacks visual.layer1.3.bn1.bias|has visual.layer1.3.extra'),
-  'another shape': ('rn50', lambda d: edit_weights(d, lambda t: t.update(
-    {'visual.layer2.0.conv2.weight': np.ones((16, 16, 1, 1), np.float32)})),
-                    r'conv2.weight is \(16, 16, 1, 1\); expected \(16, 16, 3, 3\)'),
-  'packed attention cut': ('siglip2_giant', lambda d: edit_weights(d, lambda t: t.update(
-    {'vision_model.head.attention.in_proj_bias': np.ones(143, np.float32)})),
-                           r'in_proj_bias is \(143,\); expected \(144,\)'),
-  'no bias of the logits': ('siglip2_giant', lambda d: edit_weights(d, lambda t: t.pop('logit_bias')),
-                            'lacks logit_bias'),
-  'a CLIP called SigLIP': ('siglip2_giant', lambda d: set_config(
-    d, {**family_golden.SIGLIP['siglip2_giant'], 'model_type': 'clip'}), 'fits nothing'),
-  'unequal dimensions': ('siglip2_giant', lambda d: set_config(
-    d, {'model_type': 'siglip', 'text_config': {'projection_size': 40, 'vocab_size': 256}}),
-                         'projection_size is 40; expected 768, the hidden_size of vision_config'),
-  'no head': ('siglip2_giant', lambda d: set_config(
-    d, {'model_type': 'siglip', 'vision_config': {'vision_use_head': False}}), 'vision_use_head is False'),
-  'a picture smaller than a patch': ('siglip2_giant', lambda d: set_config(
-    d, {'model_type': 'siglip', 'vision_config': {'image_size': 8}}), 'image_size is 8; expected at least a patch'),
-  'a picture off the stride': ('rn50', lambda d: set_config(d, {'vision_config': {'image_size': 230}}),
-                               'image_size is 230; expected a multiple of 32'),
-  'no tokenizer but its parts': ('vit', lambda d: [(d / 'tokenizer.json').rename(d / 'vocab.json'),
-                                                   (d / 'merges.txt').touch()],
-                                 r'no tokenizer\.json; its vocab.json and merges.txt make one: .*AutoTokenizer'),
-  'no tokenizer but its pieces': ('siglip2_giant', lambda d: (d / 'tokenizer.json').rename(d / 'spiece.model'),
-                                  r'no tokenizer\.json; its spiece.model makes one'),
+  'a norm missing': (
+    'rn50',
+    lambda d: edit_weights(d, lambda t: t.pop('visual.layer3.5.bn2.running_var')),
+    r'lacks visual.layer3.5.bn2.running_var \(0 unknown, 1 missing\)',
+  ),
+  'a position missing': (
+    'rn50',
+    lambda d: edit_weights(d, lambda t: t.pop('visual.attnpool.positional_embedding')),
+    'lacks visual.attnpool.positional_embedding',
+  ),
+  'a block too many': (
+    'rn50',
+    lambda d: edit_weights(d, lambda t: t.update({'visual.layer1.3.extra': np.ones(1)})),
+    'lacks visual.layer1.3.bn1.bias|has visual.layer1.3.extra',
+  ),
+  'another shape': (
+    'rn50',
+    lambda d: edit_weights(
+      d, lambda t: t.update({'visual.layer2.0.conv2.weight': np.ones((16, 16, 1, 1), np.float32)})
+    ),
+    r'conv2.weight is \(16, 16, 1, 1\); expected \(16, 16, 3, 3\)',
+  ),
+  'packed attention cut': (
+    'siglip2_giant',
+    lambda d: edit_weights(
+      d, lambda t: t.update({'vision_model.head.attention.in_proj_bias': np.ones(143, np.float32)})
+    ),
+    r'in_proj_bias is \(143,\); expected \(144,\)',
+  ),
+  'no bias of the logits': (
+    'siglip2_giant',
+    lambda d: edit_weights(d, lambda t: t.pop('logit_bias')),
+    'lacks logit_bias',
+  ),
+  'a CLIP called SigLIP': (
+    'siglip2_giant',
+    lambda d: set_config(d, {**family_golden.SIGLIP['siglip2_giant'], 'model_type': 'clip'}),
+    'fits nothing',
+  ),
+  'unequal dimensions': (
+    'siglip2_giant',
+    lambda d: set_config(d, {'model_type': 'siglip', 'text_config': {'projection_size': 40, 'vocab_size': 256}}),
+    'projection_size is 40; expected 768, the hidden_size of vision_config',
+  ),
+  'no head': (
+    'siglip2_giant',
+    lambda d: set_config(d, {'model_type': 'siglip', 'vision_config': {'vision_use_head': False}}),
+    'vision_use_head is False',
+  ),
+  'a picture smaller than a patch': (
+    'siglip2_giant',
+    lambda d: set_config(d, {'model_type': 'siglip', 'vision_config': {'image_size': 8}}),
+    'image_size is 8; expected at least a patch',
+  ),
+  'a picture off the stride': (
+    'rn50',
+    lambda d: set_config(d, {'vision_config': {'image_size': 230}}),
+    'image_size is 230; expected a multiple of 32',
+  ),
+  'no tokenizer but its parts': (
+    'vit',
+    lambda d: [(d / 'tokenizer.json').rename(d / 'vocab.json'), (d / 'merges.txt').touch()],
+    r'no tokenizer\.json; its vocab.json and merges.txt make one: .*AutoTokenizer',
+  ),
+  'no tokenizer but its pieces': (
+    'siglip2_giant',
+    lambda d: (d / 'tokenizer.json').rename(d / 'spiece.model'),
+    r'no tokenizer\.json; its spiece.model makes one',
+  ),
 }
 
 
@@ -266,7 +332,9 @@ def test_a_name_that_is_no_folder_is_asked_of_the_hub(tmp_path, monkeypatch):
   assert list(asked) == ['openai/clip-vit'] and 'tokenizer.json' in asked['openai/clip-vit']
   (tmp_path / 'openai').mkdir()
   write(tmp_path / 'openai' / 'clip-vit', 'rn50')
-  assert teacher_checkpoint.load_text_tower('openai/clip-vit').config == config_of('rn50')   # a folder goes before the hub
+  assert teacher_checkpoint.load_text_tower('openai/clip-vit').config == config_of(
+    'rn50'
+  )  # a folder goes before the hub
   for path in (tmp_path / 'no' / 'folder', str(tmp_path / 'none'), 'none', 'a/b/c'):
     with pytest.raises(ValueError, match=r'is no folder; expected a teacher directory \(config.json, model'):
       teacher_checkpoint.load_teacher(path)

@@ -12,14 +12,36 @@ from vild_jax.nn import clip
 from vild_jax.teacher import image, prompts, text, zero_shot
 
 # As openai/clip-vit-base-patch32 and google/siglip-base-patch16-224 ship them.
-CLIP = {'crop_size': 224, 'do_center_crop': True, 'do_normalize': True, 'do_resize': True, 'size': 224, 'resample': 3,
-        'feature_extractor_type': 'CLIPFeatureExtractor', 'image_mean': [0.48145466, 0.4578275, 0.40821073],
-        'image_std': [0.26862954, 0.26130258, 0.27577711]}
-SIGLIP = {'do_normalize': True, 'do_rescale': True, 'do_resize': True, 'image_mean': [0.5] * 3, 'image_std': [0.5] * 3,
-          'image_processor_type': 'SiglipImageProcessor', 'resample': 3, 'rescale_factor': 0.00392156862745098,
-          'size': {'height': 224, 'width': 224}}
-NEWER = {**CLIP, 'crop_size': {'height': 224, 'width': 224}, 'size': {'shortest_edge': 224}, 'do_rescale': True,
-         'rescale_factor': 0.00392156862745098, 'image_processor_type': 'CLIPImageProcessorFast'}
+CLIP = {
+  'crop_size': 224,
+  'do_center_crop': True,
+  'do_normalize': True,
+  'do_resize': True,
+  'size': 224,
+  'resample': 3,
+  'feature_extractor_type': 'CLIPFeatureExtractor',
+  'image_mean': [0.48145466, 0.4578275, 0.40821073],
+  'image_std': [0.26862954, 0.26130258, 0.27577711],
+}
+SIGLIP = {
+  'do_normalize': True,
+  'do_rescale': True,
+  'do_resize': True,
+  'image_mean': [0.5] * 3,
+  'image_std': [0.5] * 3,
+  'image_processor_type': 'SiglipImageProcessor',
+  'resample': 3,
+  'rescale_factor': 0.00392156862745098,
+  'size': {'height': 224, 'width': 224},
+}
+NEWER = {
+  **CLIP,
+  'crop_size': {'height': 224, 'width': 224},
+  'size': {'shortest_edge': 224},
+  'do_rescale': True,
+  'rescale_factor': 0.00392156862745098,
+  'image_processor_type': 'CLIPImageProcessorFast',
+}
 
 
 @pytest.fixture(scope='module')
@@ -63,8 +85,9 @@ def test_the_short_side_is_the_size_and_the_centre_is_kept(picture):
 
 def test_a_silent_file_means_clips_own_steps(picture):
   silent = {key: CLIP[key] for key in ('image_mean', 'image_std')}
-  np.testing.assert_array_equal(image.parse_preprocessing(silent, 224)(picture),
-                                image.parse_preprocessing(CLIP, 224)(picture))
+  np.testing.assert_array_equal(
+    image.parse_preprocessing(silent, 224)(picture), image.parse_preprocessing(CLIP, 224)(picture)
+  )
 
 
 def test_the_colour_model_is_of_no_matter(picture):
@@ -76,34 +99,41 @@ def test_the_colour_model_is_of_no_matter(picture):
   np.testing.assert_array_equal(prepare(grey), prepare(np.repeat(np.asarray(grey)[..., None], 3, 2)))
 
 
-@pytest.mark.parametrize('tree, message', [
-  ({'image_processor_type': 'ViTImageProcessor'}, "image_processor_type is 'ViTImageProcessor'; expected one of"),
-  ({'do_pad': True}, 'do_pad is true; expected only the steps'),
-  ({'size': {'longest_edge': 224}}, r'size is {"longest_edge": 224}; expected a number of pixels'),
-  ({'size': '224'}, 'size is "224"'), ({'size': {'shortest_edge': 0}}, 'size is'),
-  ({'crop_size': {'shortest_edge': 224}}, 'crop_size is .*; expected a height and a width'),
-  ({'crop_size': 336}, 'crop_size is 336; expected a square of 224, which is what the image tower takes'),
-  ({'do_center_crop': False}, 'size is 224; expected a square of 224'),
-  ({'resample': 6}, 'resample is 6; expected a code of PIL'), ({'resample': 'bicubic'}, 'resample is "bicubic"'),
-  ({'rescale_factor': 'x'}, 'rescale_factor is "x"'), ({'image_mean': None}, 'image_mean is null; expected three'),
-  ({'image_mean': [0.5]}, r'image_mean is \[0.5\]; expected three numbers'),
-  ({'image_std': [0.5, 0, 0.5]}, 'image_std is .*; expected three numbers'),
-])
+@pytest.mark.parametrize(
+  'tree, message',
+  [
+    ({'image_processor_type': 'ViTImageProcessor'}, "image_processor_type is 'ViTImageProcessor'; expected one of"),
+    ({'do_pad': True}, 'do_pad is true; expected only the steps'),
+    ({'size': {'longest_edge': 224}}, r'size is {"longest_edge": 224}; expected a number of pixels'),
+    ({'size': '224'}, 'size is "224"'),
+    ({'size': {'shortest_edge': 0}}, 'size is'),
+    ({'crop_size': {'shortest_edge': 224}}, 'crop_size is .*; expected a height and a width'),
+    ({'crop_size': 336}, 'crop_size is 336; expected a square of 224, which is what the image tower takes'),
+    ({'do_center_crop': False}, 'size is 224; expected a square of 224'),
+    ({'resample': 6}, 'resample is 6; expected a code of PIL'),
+    ({'resample': 'bicubic'}, 'resample is "bicubic"'),
+    ({'rescale_factor': 'x'}, 'rescale_factor is "x"'),
+    ({'image_mean': None}, 'image_mean is null; expected three'),
+    ({'image_mean': [0.5]}, r'image_mean is \[0.5\]; expected three numbers'),
+    ({'image_std': [0.5, 0, 0.5]}, 'image_std is .*; expected three numbers'),
+  ],
+)
 def test_what_is_not_supported_is_one_line(tree, message):
   with pytest.raises(ValueError, match=f'preprocessor_config.json: {message}') as error:
     image.parse_preprocessing({**CLIP, **tree}, 224)
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('wrong', [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32),
-                                   np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+  'wrong', [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
 def test_an_array_that_is_no_picture(wrong):
   with pytest.raises(ValueError, match=r'expected uint8 \[height, width, 3\]'):
     image.parse_preprocessing(CLIP, 224)(wrong)
 
 
 def test_embeddings_are_those_of_the_bare_tower(teacher, picture):
-  pictures = [picture[:, i:i + 30] for i in range(0, 40, 8)]  # 5 pictures in batches of 2
+  pictures = [picture[:, i : i + 30] for i in range(0, 40, 8)]  # 5 pictures in batches of 2
   tower = image.ImageTower(teacher, batch_size=2)
   found = tower.embed_images(pictures)
   pixels = np.stack([image.parse_preprocessing(small_teacher.PREPROCESSOR, 16)(p) for p in pictures])
@@ -133,7 +163,9 @@ def test_zero_shot_scores(teacher, picture):
   np.testing.assert_allclose(scores.probability, powers / powers.sum(1, keepdims=True), rtol=1e-4)
   best = (images @ texts.T).argmax(1)
   assert zero_shot.is_right(teacher, [picture] * 2, [best[0], (best[0] + 1) % 3], names, templates).tolist() == [
-    True, False]
+    True,
+    False,
+  ]
 
 
 def test_the_names_of_a_sigmoid_model_are_scored_each_by_itself(picture):

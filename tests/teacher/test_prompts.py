@@ -30,10 +30,18 @@ def test_templates_of_a_file(tmp_path):
   assert prompts.load_templates(path) == ('a drawing of {article} {}', '{} – klein')
 
 
-@pytest.mark.parametrize('content, found', [
-  (b'a photo\n', 'p.txt:1: \'a photo\' is no template'), (b'{}\n{name}\n', 'p.txt:2'), (b'{} and {}\n', 'p.txt:1'),
-  (b'a {\n', 'p.txt:1'), (b'{:d}\n', 'p.txt:1'), (b'\n\n', 'holds no template'), (b'\xff\xfe{}', 'no UTF-8'),
-])
+@pytest.mark.parametrize(
+  'content, found',
+  [
+    (b'a photo\n', "p.txt:1: 'a photo' is no template"),
+    (b'{}\n{name}\n', 'p.txt:2'),
+    (b'{} and {}\n', 'p.txt:1'),
+    (b'a {\n', 'p.txt:1'),
+    (b'{:d}\n', 'p.txt:1'),
+    (b'\n\n', 'holds no template'),
+    (b'\xff\xfe{}', 'no UTF-8'),
+  ],
+)
 def test_a_bad_file_is_one_line(tmp_path, content, found):
   (tmp_path / 'p.txt').write_bytes(content)
   with pytest.raises(ValueError, match=found) as error:

@@ -26,19 +26,33 @@ def test_ids_equal_those_of_transformers_padding_included():
 
 
 def test_canonical_text():
-  assert canonical_text('  A T-shirt,\n(red) it\'s  ') == 'a tshirt red its'
+  assert canonical_text("  A T-shirt,\n(red) it's  ") == 'a tshirt red its'
 
 
 def gemma(**tokens):
   """A tokenizer.json of Gemma's kind: words of single letters, spaces as tokens."""
   vocab = {'<pad>': 0, '<eos>': 1, '<bos>': 2, '<unk>': 3, '\u2581': 4, 'a': 5, 'b': 6, '.': 7, 'A': 8, **tokens}
-  return json.dumps({
-    'version': '1.0', 'added_tokens': [], 'padding': {'strategy': {'Fixed': 9}, 'direction': 'Left',
-                                                      'pad_to_multiple_of': None, 'pad_id': 0, 'pad_type_id': 0,
-                                                      'pad_token': '<pad>'},
-    'normalizer': {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '\u2581'},
-    'model': {'type': 'BPE', 'vocab': {k: v for k, v in vocab.items() if v is not None}, 'merges': [],
-              'unk_token': '<unk>'}})
+  return json.dumps(
+    {
+      'version': '1.0',
+      'added_tokens': [],
+      'padding': {
+        'strategy': {'Fixed': 9},
+        'direction': 'Left',
+        'pad_to_multiple_of': None,
+        'pad_id': 0,
+        'pad_type_id': 0,
+        'pad_token': '<pad>',
+      },
+      'normalizer': {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '\u2581'},
+      'model': {
+        'type': 'BPE',
+        'vocab': {k: v for k, v in vocab.items() if v is not None},
+        'merges': [],
+        'unk_token': '<unk>',
+      },
+    }
+  )
 
 
 def test_siglip2_lowers_drops_nothing_and_pads_to_the_right():
@@ -54,8 +68,16 @@ def test_a_tokenizer_without_padding_is_one_line():
 def test_texts_are_embedded_with_all_their_padding():
   golden = json.loads(siglip_golden.GOLDEN.read_text(encoding='utf-8'))
   tokenizer_json = json.dumps(golden['tokenizer'])
-  config = clip.ClipConfig(embedding_dim=8, image=clip.Transformer(8, 1, 2, 16), image_size=4, patch_size=4,
-                           text=clip.Transformer(16, 1, 2, 32), vocab_size=85, context_length=64, sigmoid=True)
+  config = clip.ClipConfig(
+    embedding_dim=8,
+    image=clip.Transformer(8, 1, 2, 16),
+    image_size=4,
+    patch_size=4,
+    text=clip.Transformer(16, 1, 2, 32),
+    vocab_size=85,
+    context_length=64,
+    sigmoid=True,
+  )
   tower = clip.TextTower(config)
   params = jax.jit(tower.init)(jax.random.key(0), np.ones((1, 64), np.int32))['params']
   texts = ['a photo of a dog.', 'a photo of the large armadillo in the scene', 'cat']

@@ -34,7 +34,7 @@ def test_every_lvis_name(tokenizer, shared):
 def test_a_long_text_keeps_its_end_and_is_named(tokenizer):
   text = ' '.join(['cat'] * 90)
   with pytest.warns(UserWarning, match=r"'cat cat.*has 90 tokens; only the first 75 are used"):
-    row, = tokenizer([text])
+    (row,) = tokenizer([text])
   assert row.tolist() == [49406] + [2368] * 75 + [49407]
 
 

@@ -12,8 +12,15 @@ from vild_jax.structs import TrainState
 from vild_jax.train import accumulate, optim, sharding
 
 # One level of the pyramid and no convolutions in the heads compile fastest.
-BASE = ('model.pyramid.min_level=5', 'model.pyramid.max_level=5', 'model.anchors.size=1', 'model.rpn.num_convs=0',
-        'model.region_head.num_convs=0', 'model.mask_head.num_convs=0', 'distillation.weight=0.5')
+BASE = (
+  'model.pyramid.min_level=5',
+  'model.pyramid.max_level=5',
+  'model.anchors.size=1',
+  'model.rpn.num_convs=0',
+  'model.region_head.num_convs=0',
+  'model.mask_head.num_convs=0',
+  'distillation.weight=0.5',
+)
 ONE, PARTS = tiny.config(*BASE, 'mesh.data=1'), tiny.config(*BASE, 'mesh.data=1', 'train.accumulate=2')
 SPREAD = tiny.config(*BASE, 'mesh.data=2', 'mesh.fsdp=2', 'train.accumulate=2')
 VARIABLES = jax.device_get(tiny.variables(ONE, deltas=0.1))
@@ -37,8 +44,9 @@ def _gradients(config):
 def test_with_frozen_statistics_microbatches_add_up_to_the_batch(monkeypatch):
   """On four devices, whose parameters are split by two, against one."""
   normalise = flax.linen.BatchNorm
-  monkeypatch.setattr(flax.linen, 'BatchNorm',
-                      lambda use_running_average, **options: normalise(use_running_average=True, **options))
+  monkeypatch.setattr(
+    flax.linen, 'BatchNorm', lambda use_running_average, **options: normalise(use_running_average=True, **options)
+  )
   whole, whole_metrics, _ = _gradients(ONE)
   parts, metrics, _ = _gradients(SPREAD)
   assert set(metrics) == set(whole_metrics)

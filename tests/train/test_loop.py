@@ -32,6 +32,7 @@ def _batches(kill_at=None):
       if step == kill_at:
         raise Killed
       yield {field: getattr(tiny.batch(step), field) for field in Batch.__dataclass_fields__}
+
   return stream
 
 
@@ -100,11 +101,14 @@ def test_another_config_is_refused_but_another_cadence_is_not(undisturbed):
   assert checkpoint.read_config(workdir).train.log_every == 1
 
 
-@pytest.mark.parametrize(('override', 'message'), [
-  ('model.mask_head.channels=4', r'another architecture: .*is \(.*expected \('),
-  ('model.region_head.num_convs=2', 'another architecture: .*conv2.* is missing'),
-  ('model.mask_head.num_convs=0', 'another architecture: .*(has no place in the model|, expected)'),
-])
+@pytest.mark.parametrize(
+  ('override', 'message'),
+  [
+    ('model.mask_head.channels=4', r'another architecture: .*is \(.*expected \('),
+    ('model.region_head.num_convs=2', 'another architecture: .*conv2.* is missing'),
+    ('model.mask_head.num_convs=0', 'another architecture: .*(has no place in the model|, expected)'),
+  ],
+)
 def test_a_checkpoint_of_another_architecture_is_refused(undisturbed, override, message):
   workdir, _ = undisturbed
   with pytest.raises(ValueError, match=message):
@@ -120,10 +124,15 @@ def test_an_empty_folder_is_no_checkpoint(tmp_path):
 
 def _poisoned(step):
   """Batches with the pictures of one step spoiled, and numbers for the pictures."""
+
   def stream(start):
     for number, arrays in enumerate(_batches()(start), start + 1):
-      yield {**arrays, 'image': arrays['image'] * (np.nan if number == step else 1),
-             'image_id': 100 * number + np.arange(8)}
+      yield {
+        **arrays,
+        'image': arrays['image'] * (np.nan if number == step else 1),
+        'image_id': 100 * number + np.arange(8),
+      }
+
   return stream
 
 
@@ -132,8 +141,11 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named_with_its_images(tm
   # The program that may skip: it ends at the same losses, and is compiled already.
   monkeypatch.setattr(loop, 'make_train_step', lambda config, mesh: make_train_step(CONFIG, mesh))
   stops = tiny.config('train.log_every=4')
-  with pytest.raises(FloatingPointError, match=r'not finite in step 5: .*gradient_norm nan, loss nan, .*; '
-                     r'images 500, 501, .*, 507; expected finite numbers \(the checkpoint of step 4 is kept\)$'):
+  with pytest.raises(
+    FloatingPointError,
+    match=r'not finite in step 5: .*gradient_norm nan, loss nan, .*; '
+    r'images 500, 501, .*, 507; expected finite numbers \(the checkpoint of step 4 is kept\)$',
+  ):
     loop.train(stops, tmp_path, tiny.vocabulary(), _poisoned(5), mesh=mesh)
   assert checkpoint.Checkpoints(tmp_path).latest_step() == 4
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoint.load_variables(tmp_path, CONFIG)))
@@ -190,6 +202,7 @@ def test_the_newest_checkpoints_and_the_best_ones_stay(tmp_path):
 @pytest.mark.parametrize('told_at', [1, 5])
 def test_sigterm_saves_the_step_and_a_resume_ends_bit_identical(undisturbed, tmp_path, mesh, told_at):
   """The real signal, while step `told_at` is fed; in between the loop ends as it does for one process."""
+
   def stream(start):
     for step, arrays in enumerate(_batches()(start), start + 1):
       if step == told_at and start < told_at:

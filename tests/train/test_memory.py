@@ -11,8 +11,15 @@ from vild_jax import detector
 from vild_jax.train import checkpoint, sharding, state, step
 
 # One level of the pyramid and no convolutions in the heads compile fastest.
-BASE = ('model.pyramid.min_level=5', 'model.pyramid.max_level=5', 'model.anchors.size=1', 'model.rpn.num_convs=0',
-        'model.region_head.num_convs=0', 'model.mask_head.num_convs=0', 'mesh.data=1')
+BASE = (
+  'model.pyramid.min_level=5',
+  'model.pyramid.max_level=5',
+  'model.anchors.size=1',
+  'model.rpn.num_convs=0',
+  'model.region_head.num_convs=0',
+  'model.mask_head.num_convs=0',
+  'mesh.data=1',
+)
 STEPS = 2
 
 
@@ -22,8 +29,10 @@ def _train(config, *, donate=True):
   drawn = jax.device_get(tiny.variables(config, deltas=0.1))
   current = state.abstract(config, mesh)
   momentum = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), current.opt_state)
-  current = jax.device_put(current.replace(step=np.int32(0), key=np.asarray(jax.random.PRNGKey(0)), opt_state=momentum,
-                                           **drawn), jax.tree.map(lambda x: x.sharding, current))
+  current = jax.device_put(
+    current.replace(step=np.int32(0), key=np.asarray(jax.random.PRNGKey(0)), opt_state=momentum, **drawn),
+    jax.tree.map(lambda x: x.sharding, current),
+  )
   words = jax.device_put(tiny.vocabulary(), sharding.replicated(mesh))
   train_step = step.make_train_step(config, mesh)
   train_step = train_step if donate else jax.jit(train_step.__wrapped__)
@@ -44,8 +53,9 @@ def plain():
 def _distance(found, expected):
   """The largest distance of a parameter's array from the plain one, relative to how far training moved them all."""
   start = jax.device_get(tiny.variables(tiny.config(*BASE), deltas=0.1)['params'])
-  norm = lambda a, b: np.sqrt(sum(np.sum((x.astype(np.float64) - y) ** 2) for x, y in zip(
-    jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
+  norm = lambda a, b: np.sqrt(
+    sum(np.sum((x.astype(np.float64) - y) ** 2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  )
   moved = norm(expected, start)
   assert moved > 0.01
   return norm(found, expected) / moved
@@ -66,11 +76,13 @@ def test_rematerialised_blocks_keep_their_names():
 
 def test_rematerialisation_keeps_less_for_the_backward_pass():
   """Of what the backward pass is handed, a block's inner arrays are missing."""
+
   def kept(remat):
     config = tiny.config(*BASE, f'model.backbone.remat={remat}')
     variables, image = tiny.variables(config), np.zeros((2, 64, 64, 3), np.float32)
-    features = lambda params: detector.first_stage(config.model, {**variables, 'params': params}, image,
-                                                   train=True)[0].features
+    features = lambda params: (
+      detector.first_stage(config.model, {**variables, 'params': params}, image, train=True)[0].features
+    )
     _, pull = jax.eval_shape(lambda params: jax.vjp(features, params), variables['params'])
     return sum(np.prod(x.shape) for x in jax.tree.leaves(pull))
 

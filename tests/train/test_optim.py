@@ -26,8 +26,9 @@ def test_schedule_is_the_references_but_for_the_decay_that_it_lost(golden):
 def test_every_parameter_has_a_rule_and_only_kernels_and_the_background_decay():
   config = tiny.config()
   params = jax.eval_shape(lambda: detector.init(config, jax.random.PRNGKey(0)))['params']
-  decays = {optim.path_name(path): value
-            for path, value in jax.tree_util.tree_flatten_with_path(optim.decay_mask(params))[0]}
+  decays = {
+    optim.path_name(path): value for path, value in jax.tree_util.tree_flatten_with_path(optim.decay_mask(params))[0]
+  }
   assert decays['background'] and decays['backbone/stem/kernel'] and decays['mask_head/deconv/kernel']
   assert not decays['mask_head/deconv/bias'] and not decays['fpn/output2_bn/bn/scale']
   assert all(value == (name == 'background' or name.endswith('kernel')) for name, value in decays.items())
@@ -66,7 +67,7 @@ def test_adamw_is_that_of_its_paper_with_our_schedule_and_mask():
       g = float(gradient['a'][name][0])
       means[name] = 0.8 * means.get(name, 0.0) + 0.2 * g
       squares[name] = 0.99 * squares.get(name, 0.0) + 0.01 * g * g
-      step = means[name] / (1 - 0.8 ** t) / (np.sqrt(squares[name] / (1 - 0.99 ** t)) + 1e-8)
+      step = means[name] / (1 - 0.8**t) / (np.sqrt(squares[name] / (1 - 0.99**t)) + 1e-8)
       values[name] -= 0.5 * (step + decay * values[name])
   for name, value in values.items():
     np.testing.assert_allclose(params['a'][name], value, rtol=1e-5)

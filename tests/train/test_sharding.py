@@ -17,8 +17,11 @@ from vild_jax.structs import Batch
 from vild_jax.train import checkpoint, sharding, state
 
 ONE = tiny.config(*BASE, 'mesh.data=1')
-MANY = {'8 data': (), '4 data x 2 fsdp': ('mesh.fsdp=2',),
-        '2 data x 2 fsdp x 2 spatial': ('mesh.fsdp=2', 'mesh.spatial=2')}
+MANY = {
+  '8 data': (),
+  '4 data x 2 fsdp': ('mesh.fsdp=2',),
+  '2 data x 2 fsdp x 2 spatial': ('mesh.fsdp=2', 'mesh.spatial=2'),
+}
 
 
 @pytest.fixture(scope='module')
@@ -54,9 +57,10 @@ def _check_collectives(text, config, params):
   bodies = re.findall(r'(?:body|condition)=%?([\w.-]+)', text)
   assert bodies
   for body in bodies:
-    block = text[text.index(f'%{body} ('):]
-    assert not re.search(r'(all-(?:reduce|gather|to-all)|collective-permute)(?:-start)?\(',
-                         block[:block.index('\n}')]), body
+    block = text[text.index(f'%{body} (') :]
+    assert not re.search(
+      r'(all-(?:reduce|gather|to-all)|collective-permute)(?:-start)?\(', block[: block.index('\n}')]
+    ), body
 
 
 @pytest.mark.parametrize('arranged', MANY)
@@ -73,8 +77,10 @@ def test_ten_steps_end_at_the_same_parameters(arranged):
 def test_fsdp_of_eight_leaves_a_device_a_seventh_of_the_full_size_state_at_most(name):
   config = config_lib.load(f'configs/{name}.py', ['mesh.fsdp=8'])
   one = sharding.make_mesh(ONE.mesh)
-  whole, split = (sharding.bytes_per_device((s.params, s.opt_state)) for s in (
-    state.abstract(config, one), state.abstract(config, sharding.make_mesh(config.mesh))))
+  whole, split = (
+    sharding.bytes_per_device((s.params, s.opt_state))
+    for s in (state.abstract(config, one), state.abstract(config, sharding.make_mesh(config.mesh)))
+  )
   assert 2 * 4 * 40e6 < whole < 2 * 4 * 120e6  # parameters and momentum, float32
   assert whole / 8 <= split <= whole / 7
 
@@ -116,13 +122,19 @@ def test_every_field_of_a_batch_has_a_rule_and_only_pictures_are_split_by_rows()
   assert len(others) == 8 and all(tuple(s.spec) == (('data', 'fsdp'),) for s in others)
 
 
-@pytest.mark.parametrize(('overrides', 'message'), [
-  (['mesh.data=16'], r'mesh\.data is 16, fsdp 1, spatial 1: 16 devices, but there are 8; expected at most that many'),
-  (['mesh.data=3', 'mesh.fsdp=4'], '12 devices, but there are 8'),
-  (['mesh.fsdp=3'], r'mesh\.fsdp is 3 and mesh\.spatial 1, which do not divide 8 devices; expected 8 to be a multiple'),
-  (['mesh.fsdp=0'], r'mesh\.fsdp is 0; expected a positive number'),
-  (['mesh.spatial=2'], r'data\.image_size is 64; expected a multiple of 256, so that each of mesh\.spatial = 2'),
-])
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    (['mesh.data=16'], r'mesh\.data is 16, fsdp 1, spatial 1: 16 devices, but there are 8; expected at most that many'),
+    (['mesh.data=3', 'mesh.fsdp=4'], '12 devices, but there are 8'),
+    (
+      ['mesh.fsdp=3'],
+      r'mesh\.fsdp is 3 and mesh\.spatial 1, which do not divide 8 devices; expected 8 to be a multiple',
+    ),
+    (['mesh.fsdp=0'], r'mesh\.fsdp is 0; expected a positive number'),
+    (['mesh.spatial=2'], r'data\.image_size is 64; expected a multiple of 256, so that each of mesh\.spatial = 2'),
+  ],
+)
 def test_a_mesh_that_does_not_fit_says_so(overrides, message):
   with pytest.raises((ConfigError, ValueError), match=message):
     sharding.make_mesh(tiny.config(*overrides).mesh)
@@ -138,7 +150,11 @@ def test_a_batch_that_does_not_fit_says_so():
 
 
 def test_what_a_device_holds_is_said():
-  text = sharding.describe(mesh := sharding.make_mesh(tiny.config('mesh.fsdp=8').mesh),
-                           state.abstract(tiny.config('mesh.fsdp=8'), mesh))
-  assert re.fullmatch(r'mesh 1 data x 8 fsdp x 1 spatial of \S+; on each device: parameters \d+\.\d MiB, '
-                      r'optimiser \d+\.\d MiB', text)
+  text = sharding.describe(
+    mesh := sharding.make_mesh(tiny.config('mesh.fsdp=8').mesh), state.abstract(tiny.config('mesh.fsdp=8'), mesh)
+  )
+  assert re.fullmatch(
+    r'mesh 1 data x 8 fsdp x 1 spatial of \S+; on each device: parameters \d+\.\d MiB, '
+    r'optimiser \d+\.\d MiB',
+    text,
+  )

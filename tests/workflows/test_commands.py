@@ -44,8 +44,9 @@ def settings_read():
 
   def getattribute(self, name):
     code = sys._getframe(1).f_code  # the settings' own code does not count, but for properties
-    if ((Path(code.co_filename).name not in own or isinstance(getattr(config_lib.Model, code.co_name, None), property))
-        and name in type(self).__dataclass_fields__):
+    if (
+      Path(code.co_filename).name not in own or isinstance(getattr(config_lib.Model, code.co_name, None), property)
+    ) and name in type(self).__dataclass_fields__:
       read.add((type(self).__name__, name))
     return object.__getattribute__(self, name)
 
@@ -66,26 +67,53 @@ def made(tmp_path_factory, settings_read):
   folder = tmp_path_factory.mktemp('made')
   small_experiment.prepare(folder)
   small_experiment.plant_regions(folder)
-  config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
-                       'train.steps=2', 'train.pictures=1', 'distillation.weight=0.5',
-                       f'distillation.store={folder / "regions"}', 'distillation.regions_per_image=6')
+  config = tiny.config(
+    f'vocabulary={folder / "v.npz"}',
+    f'data.train={folder / "data"}',
+    f'data.val={folder / "data"}',
+    'train.steps=2',
+    'train.pictures=1',
+    'distillation.weight=0.5',
+    f'distillation.store={folder / "regions"}',
+    'distillation.regions_per_image=6',
+  )
   (folder / 'config.json').write_text(config_lib.to_text(config))
   assert run('train', folder / 'config.json', '--workdir', folder / 'run') == 0
   assert run('export', folder / 'config.json', '--checkpoint', folder / 'run', '--out', folder / 'bundle') == 0
-  assert run('evaluate', folder / 'config.json', '--checkpoint', folder / 'run', '--out', folder / 'evaluation',
-             '--json', folder / 'm.json') == 0
+  assert (
+    run(
+      'evaluate',
+      folder / 'config.json',
+      '--checkpoint',
+      folder / 'run',
+      '--out',
+      folder / 'evaluation',
+      '--json',
+      folder / 'm.json',
+    )
+    == 0
+  )
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 72, 3), dtype=np.uint8)).save(folder / 'picture.png')
   return folder
 
 
 def test_every_setting_is_read_by_training_evaluation_or_export(made, settings_read):
   with_head = tiny.config('model.image_head=true')  # what only an ensemble reads
-  jax.eval_shape(lambda: detector_lib.predict(with_head, detector_lib.init(with_head, jax.random.key(0)),
-                                              jnp.zeros((64, 64, 3)), (64, 64),
-                                              jax.tree.map(jnp.asarray, tiny.vocabulary())))
-  unread = [f'{section.__name__}.{name}' for section in sections(config_lib.Config)
-            for name, kind in typing.get_type_hints(section).items()
-            if not dataclasses.is_dataclass(kind) and (section.__name__, name) not in settings_read]
+  jax.eval_shape(
+    lambda: detector_lib.predict(
+      with_head,
+      detector_lib.init(with_head, jax.random.key(0)),
+      jnp.zeros((64, 64, 3)),
+      (64, 64),
+      jax.tree.map(jnp.asarray, tiny.vocabulary()),
+    )
+  )
+  unread = [
+    f'{section.__name__}.{name}'
+    for section in sections(config_lib.Config)
+    for name, kind in typing.get_type_hints(section).items()
+    if not dataclasses.is_dataclass(kind) and (section.__name__, name) not in settings_read
+  ]
   assert not unread, f'{", ".join(unread)}: settings that do nothing'
 
 
@@ -104,7 +132,7 @@ def test_a_bundle_detects_in_the_pictures_own_pixels(made):
   assert found.labels.dtype == np.int32 and set(found.labels) <= {0, 1}
   assert (np.diff(found.scores) <= 0).all() and (found.scores <= 1).all()
   assert (found.boxes >= 0).all() and (found.boxes <= [40, 72, 40, 72]).all()
-  assert (found.boxes[:, 3].max() > 36)  # not the pixels of the 64 px network input
+  assert found.boxes[:, 3].max() > 36  # not the pixels of the 64 px network input
   from_path = detector.detect(made / 'picture.png', classes=['tree', 'red mug'], min_score=0.0)
   np.testing.assert_array_equal(found.boxes, from_path.boxes)
 
@@ -141,8 +169,23 @@ def test_evaluate_writes_results_and_metrics(made, capsys):
 
 
 def test_evaluate_says_how_near_the_student_comes_to_the_teacher(made, capsys):
-  assert run('evaluate', made / 'config.json', '--checkpoint', made / 'run', '--split', 'train', '--regions',
-             made / 'regions', '--out', made / 'near', '--json', made / 'near.json') == 0
+  assert (
+    run(
+      'evaluate',
+      made / 'config.json',
+      '--checkpoint',
+      made / 'run',
+      '--split',
+      'train',
+      '--regions',
+      made / 'regions',
+      '--out',
+      made / 'near',
+      '--json',
+      made / 'near.json',
+    )
+    == 0
+  )
   assert 'mean cosine to the teacher: ' in capsys.readouterr().out
   cosine = json.loads((made / 'near' / 'teacher_cosine.json').read_text())['teacher_cosine']
   assert json.loads((made / 'near.json').read_text())['teacher_cosine'] == cosine
@@ -150,8 +193,21 @@ def test_evaluate_says_how_near_the_student_comes_to_the_teacher(made, capsys):
 
 
 def test_detect_writes_pictures_and_json(made):
-  assert run('detect', made / 'picture.png', '--checkpoint', made / 'bundle', '--classes', 'tree, ant', '--out',
-             made / 'found', '--min-score', '0') == 0
+  assert (
+    run(
+      'detect',
+      made / 'picture.png',
+      '--checkpoint',
+      made / 'bundle',
+      '--classes',
+      'tree, ant',
+      '--out',
+      made / 'found',
+      '--min-score',
+      '0',
+    )
+    == 0
+  )
   assert Image.open(made / 'found' / 'picture_detections.png').size[0] >= 72
   (found,) = json.loads((made / 'found' / 'detections.json').read_text())
   assert found['detections'] and set(found['detections'][0]) == {'class', 'score', 'box_yxyx', 'mask'}
@@ -201,11 +257,27 @@ def _spoiled(made, tmp_path, what):
     return ('train', config, '--workdir', tmp_path / 'run'), 'holds checkpoints/ but no config.json'
   if what == 'teacher of another dimension':
     teacher_checkpoint.save_teacher(tmp_path / 't', small_teacher.make())
-    return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'b', '--teacher', tmp_path / 't'), \
-      f"{tmp_path / 't'} is of teacher 'clip-vit-1x16-patch8-8d:"
+    return (
+      'export',
+      config,
+      '--checkpoint',
+      made / 'run',
+      '--out',
+      tmp_path / 'b',
+      '--teacher',
+      tmp_path / 't',
+    ), f"{tmp_path / 't'} is of teacher 'clip-vit-1x16-patch8-8d:"
   if what == 'teacher of an export':
-    return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'b', '--teacher', tmp_path / 'none'), \
-      'none is no folder'
+    return (
+      'export',
+      config,
+      '--checkpoint',
+      made / 'run',
+      '--out',
+      tmp_path / 'b',
+      '--teacher',
+      tmp_path / 'none',
+    ), 'none is no folder'
   if what == 'no distillation':
     return (*train, '--distillation.store='), 'the data holds no regions with embeddings of the teacher'
   if what.startswith('regions'):
@@ -219,8 +291,9 @@ def _spoiled(made, tmp_path, what):
       'regions embedded anew': ({'recipe': {'crops': 'other'}}, 'was trained on a region store with identity'),
     }[what]
     teacher = vocabulary.load(made / 'v.npz').teacher
-    path = planted_store.write(tmp_path / 'regions', sources.open_dataset(data, 'train'),
-                               **{'teacher': teacher, **changed})
+    path = planted_store.write(
+      tmp_path / 'regions', sources.open_dataset(data, 'train'), **{'teacher': teacher, **changed}
+    )
     words = (*train, f'--distillation.store={path}')
     if 'anew' in what:
       shutil.copytree(made / 'run', tmp_path / 'run')
@@ -229,24 +302,52 @@ def _spoiled(made, tmp_path, what):
   if what == 'unknown class':
     return (*detect, 'trees, zebra'), "'trees' is not in the stored vocabulary"
   if what == 'vocabulary folder':
-    return ('embed-text', '--from-npy', made / 'rows.npy', '--classes', made / 'small_val.json', '--teacher-id', 'x',
-            '--out', made), f'{made}: Is a directory'
+    return (
+      'embed-text',
+      '--from-npy',
+      made / 'rows.npy',
+      '--classes',
+      made / 'small_val.json',
+      '--teacher-id',
+      'x',
+      '--out',
+      made,
+    ), f'{made}: Is a directory'
   if what == 'no backbone':
     return (*train, f'--train.init_backbone={tmp_path}'), 'holds no variables/; expected a folder of `vild-jax convert'
   if what == 'no first stage':
     return (*train, f'--train.init_first_stage={tmp_path}'), 'holds no checkpoint; expected a work directory'
   if what == 'no store':
-    return ('evaluate', config, '--checkpoint', made / 'run', '--regions', data, '--out',
-            tmp_path / 'o'), f'{data} is no region store'
+    return (
+      'evaluate',
+      config,
+      '--checkpoint',
+      made / 'run',
+      '--regions',
+      data,
+      '--out',
+      tmp_path / 'o',
+    ), f'{data} is no region store'
   if what == 'top level':
     return (*train, '--model.pyramid.max_level=7'), 'data.image_size is 64; expected a multiple of 128'
   if what == 'not federated':
     tree = small_set.annotations()
-    annotations, images = small_set.write(tmp_path, {**tree, 'images': [
-      {**image, 'neg_category_ids': []} for image in tree['images']]}, stem='coco_val')
+    annotations, images = small_set.write(
+      tmp_path, {**tree, 'images': [{**image, 'neg_category_ids': []} for image in tree['images']]}, stem='coco_val'
+    )
     assert run('prepare', '--annotations', annotations, '--images', images, '--out', tmp_path / 'd') == 0
-    return ('evaluate', config, '--checkpoint', made / 'run', '--data', tmp_path / 'd', '--split', 'val', '--out',
-            tmp_path / 'o'), 'evaluation.protocol=coco'
+    return (
+      'evaluate',
+      config,
+      '--checkpoint',
+      made / 'run',
+      '--data',
+      tmp_path / 'd',
+      '--split',
+      'val',
+      '--out',
+      tmp_path / 'o',
+    ), 'evaluation.protocol=coco'
   if what == 'other data':
     annotations, images = small_set.write(tmp_path, stem='other_train')
     tree = json.loads(annotations.read_text())
@@ -255,42 +356,93 @@ def _spoiled(made, tmp_path, what):
     shutil.copytree(made / 'run', tmp_path / 'run')
     saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
     saved['data']['train'] = str(tmp_path / 'd')
-    store = planted_store.write(tmp_path / 'regions', sources.open_dataset(tmp_path / 'd', 'train'),
-                                teacher=vocabulary.load(made / 'v.npz').teacher)
+    store = planted_store.write(
+      tmp_path / 'regions',
+      sources.open_dataset(tmp_path / 'd', 'train'),
+      teacher=vocabulary.load(made / 'v.npz').teacher,
+    )
     saved['distillation']['store'] = str(store)
     (tmp_path / 'run' / 'config.json').write_text(json.dumps(saved))
     return ('train', tmp_path / 'run' / 'config.json', '--workdir', tmp_path / 'run'), 'expected the same data, or'
   if what == 'broken config':
     (tmp_path / 'c.py').write_text('from vild_jax.config import Config\n\ndef get_config():\n  return Config(sed=1)\n')
-    return ('train', tmp_path / 'c.py', '--workdir', tmp_path / 'w'), "c.py, line 4: TypeError"
+    return ('train', tmp_path / 'c.py', '--workdir', tmp_path / 'w'), 'c.py, line 4: TypeError'
   if what == 'unwritable':
     (tmp_path / 'file').write_text('')
     return ('train', config, '--workdir', tmp_path / 'file' / 'w'), 'Not a directory'
   if what == 'architecture':
-    return ('evaluate', config, '--checkpoint', made / 'run', '--data', data, '--out', tmp_path / 'e',
-            '--model.mask_head.channels=4'), 'was trained with another model: model.mask_head.channels'
+    return (
+      'evaluate',
+      config,
+      '--checkpoint',
+      made / 'run',
+      '--data',
+      data,
+      '--out',
+      tmp_path / 'e',
+      '--model.mask_head.channels=4',
+    ), 'was trained with another model: model.mask_head.channels'
   if what == 'other meaning':
-    return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'b',
-            '--model.anchors.size=5'), 'was trained with another model: model.anchors.size: 4.0 and 5.0'
+    return (
+      'export',
+      config,
+      '--checkpoint',
+      made / 'run',
+      '--out',
+      tmp_path / 'b',
+      '--model.anchors.size=5',
+    ), 'was trained with another model: model.anchors.size: 4.0 and 5.0'
   if what == 'other teacher':
     file = vocabulary.load(made / 'v.npz')
     vocabulary.save(tmp_path / 'v.npz', vocabulary.VocabularyFile(file.embeddings, file.names, file.is_base, 'x', ''))
-    return ('evaluate', config, '--checkpoint', made / 'run', '--vocabulary', tmp_path / 'v.npz', '--out',
-            tmp_path / 'e'), "is of teacher 'x'"
+    return (
+      'evaluate',
+      config,
+      '--checkpoint',
+      made / 'run',
+      '--vocabulary',
+      tmp_path / 'v.npz',
+      '--out',
+      tmp_path / 'e',
+    ), "is of teacher 'x'"
   if what == 'empty classes':
     return (*detect, ' , '), 'expected names separated by commas'
   if what == 'no picture':
     (tmp_path / 'p.jpg').write_bytes(b'no picture')
-    return ('detect', tmp_path / 'p.jpg', '--checkpoint', made / 'bundle', '--out', tmp_path / 'o', '--classes',
-            'tree'), 'p.jpg'
+    return (
+      'detect',
+      tmp_path / 'p.jpg',
+      '--checkpoint',
+      made / 'bundle',
+      '--out',
+      tmp_path / 'o',
+      '--classes',
+      'tree',
+    ), 'p.jpg'
   if what == 'no bundle':
-    return ('detect', made / 'picture.png', '--checkpoint', tmp_path, '--out', tmp_path / 'o', '--classes',
-            'tree'), 'holds no config.json'
+    return (
+      'detect',
+      made / 'picture.png',
+      '--checkpoint',
+      tmp_path,
+      '--out',
+      tmp_path / 'o',
+      '--classes',
+      'tree',
+    ), 'holds no config.json'
   if what == 'damaged bundle':
     shutil.copytree(made / 'bundle', tmp_path / 'b')
     shutil.rmtree(tmp_path / 'b' / 'variables')
-    return ('detect', made / 'picture.png', '--checkpoint', tmp_path / 'b', '--out', tmp_path / 'o', '--classes',
-            'tree'), 'holds no checkpoint'
+    return (
+      'detect',
+      made / 'picture.png',
+      '--checkpoint',
+      tmp_path / 'b',
+      '--out',
+      tmp_path / 'o',
+      '--classes',
+      'tree',
+    ), 'holds no checkpoint'
   if what == 'no json':
     (tmp_path / 'a.json').write_text('{')
     return ('prepare', '--annotations', tmp_path / 'a.json', '--images', made, '--out', tmp_path / 'd'), 'JSON'
@@ -299,14 +451,49 @@ def _spoiled(made, tmp_path, what):
   return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'mine'), 'exists and is no bundle'
 
 
-@pytest.mark.parametrize('what', [
-  'unknown key', 'no config', 'no data', 'no vocabulary', 'dimension', 'other config', 'other data', 'edited config',
-  'damaged checkpoint', 'no saved config', 'teacher of an export', 'no distillation', 'unknown class',
-  'teacher of another dimension', 'regions of other data', 'regions without embeddings',
-  'regions of another teacher', 'regions of another dimension', 'regions of fewer pictures', 'regions made anew',
-  'regions embedded anew', 'vocabulary folder', 'not federated', 'no backbone', 'no first stage', 'no store',
-  'top level', 'broken config', 'unwritable', 'architecture', 'other meaning', 'other teacher', 'empty classes',
-  'no picture', 'no bundle', 'damaged bundle', 'no json', 'export over a folder'])
+@pytest.mark.parametrize(
+  'what',
+  [
+    'unknown key',
+    'no config',
+    'no data',
+    'no vocabulary',
+    'dimension',
+    'other config',
+    'other data',
+    'edited config',
+    'damaged checkpoint',
+    'no saved config',
+    'teacher of an export',
+    'no distillation',
+    'unknown class',
+    'teacher of another dimension',
+    'regions of other data',
+    'regions without embeddings',
+    'regions of another teacher',
+    'regions of another dimension',
+    'regions of fewer pictures',
+    'regions made anew',
+    'regions embedded anew',
+    'vocabulary folder',
+    'not federated',
+    'no backbone',
+    'no first stage',
+    'no store',
+    'top level',
+    'broken config',
+    'unwritable',
+    'architecture',
+    'other meaning',
+    'other teacher',
+    'empty classes',
+    'no picture',
+    'no bundle',
+    'damaged bundle',
+    'no json',
+    'export over a folder',
+  ],
+)
 def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
   words, message = _spoiled(made, tmp_path, what)
   before = {path: path.stat().st_mtime_ns for path in made.rglob('*') if path.is_file()}
@@ -330,11 +517,14 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
     assert f'example: vild-jax {command}' in ' '.join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize(('words', 'message'), [
-  (('train', 'c.py', '--workdir', 'w', '--train.steps', '3'), 'expected --train.steps=VALUE'),
-  (('train', 'c.py'), '--workdir'),
-  (('evaluate', 'c.py', '--checkpoint', 'c', '--out', 'o', '--json', '/nowhere/m.json'), 'a folder that exists'),
-])
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (('train', 'c.py', '--workdir', 'w', '--train.steps', '3'), 'expected --train.steps=VALUE'),
+    (('train', 'c.py'), '--workdir'),
+    (('evaluate', 'c.py', '--checkpoint', 'c', '--out', 'o', '--json', '/nowhere/m.json'), 'a folder that exists'),
+  ],
+)
 def test_words_that_do_not_fit_are_one_line(capsys, words, message):
   with pytest.raises(SystemExit) as stopped:
     run(*words)
@@ -343,6 +533,23 @@ def test_words_that_do_not_fit_are_one_line(capsys, words, message):
 
 
 def test_an_unknown_argument_is_refused():
-  done = subprocess.run([sys.executable, '-m', 'vild_jax', 'detect', 'x.jpg', '--checkpoint', 'c', '--classes', 'a',
-                         '--out', 'o', '--frobnicate=1'], capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'vild_jax',
+      'detect',
+      'x.jpg',
+      '--checkpoint',
+      'c',
+      '--classes',
+      'a',
+      '--out',
+      'o',
+      '--frobnicate=1',
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 2 and '--frobnicate=1' in done.stderr

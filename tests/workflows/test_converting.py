@@ -28,7 +28,8 @@ def unit_rows(seed, count=20, dimension=32):
 def tower(rows):
   """A text tower that embeds every list of names as `rows`."""
   return lambda directory: SimpleNamespace(
-    vocabulary=lambda names, is_base, which: VocabularyFile(rows, tuple(names), is_base, 'tower:1', which))
+    vocabulary=lambda names, is_base, which: VocabularyFile(rows, tuple(names), is_base, 'tower:1', which)
+  )
 
 
 def test_without_a_teacher_the_identity_is_that_of_the_embeddings(classes):
@@ -45,7 +46,7 @@ def test_a_teacher_is_taken_at_its_word_only_if_its_embeddings_agree(classes, mo
   monkeypatch.setattr(converting.text, 'load_text', tower(near.astype(np.float32)))
   file = converting.embedded_vocabulary(rows, classes, 'c', 'teacher')
   assert (file.teacher, file.prompts) == ('tower:1', 'vild')
-  np.testing.assert_array_equal(file.embeddings, rows)   # the checkpoint's own rows stay
+  np.testing.assert_array_equal(file.embeddings, rows)  # the checkpoint's own rows stay
   monkeypatch.setattr(converting.text, 'load_text', tower(np.roll(rows, 1, axis=0)))
   with pytest.raises(ValueError, match='teacher is not the teacher of this checkpoint: only 0% of its classes'):
     converting.embedded_vocabulary(rows, classes, 'c', 'teacher')
@@ -54,10 +55,13 @@ def test_a_teacher_is_taken_at_its_word_only_if_its_embeddings_agree(classes, mo
     converting.embedded_vocabulary(rows, classes, 'c', 'teacher')
 
 
-@pytest.mark.parametrize(('count', 'named', 'message'), [
-  (7, False, 'embeds 7 classes; expected --classes to say which, or the 1203 of LVIS v1'),
-  (7, True, 'embeds 7 classes and --classes names 20; expected as many'),
-])
+@pytest.mark.parametrize(
+  ('count', 'named', 'message'),
+  [
+    (7, False, 'embeds 7 classes; expected --classes to say which, or the 1203 of LVIS v1'),
+    (7, True, 'embeds 7 classes and --classes names 20; expected as many'),
+  ],
+)
 def test_as_many_names_as_embeddings(classes, count, named, message):
   with pytest.raises(ValueError, match=message):
     converting.embedded_vocabulary(unit_rows(0, count), classes if named else None, 'c', None)

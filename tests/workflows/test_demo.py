@@ -27,9 +27,14 @@ def small_demo():
 def _tiny_config(real, *args):
   config = real(*args)
   small = tiny.config('model.region_head.embedding_dim=0', 'train.steps=2')
-  return dataclasses.replace(small, name=config.name, seed=config.seed, vocabulary=config.vocabulary,
-                             teacher=config.teacher, data=dataclasses.replace(small.data, train=config.data.train,
-                                                                              val=config.data.val))
+  return dataclasses.replace(
+    small,
+    name=config.name,
+    seed=config.seed,
+    vocabulary=config.vocabulary,
+    teacher=config.teacher,
+    data=dataclasses.replace(small.data, train=config.data.train, val=config.data.val),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -50,8 +55,17 @@ def compared(made, small_demo):
 def test_the_report_is_whole(made):
   report = json.loads((made / 'report.json').read_text())
   assert report['seed'] == 5
-  assert list(report['seconds']) == ['world', 'prepare', 'teacher', 'embed_text', 'start', 'train', 'evaluate',
-                                     'export', 'gallery']
+  assert list(report['seconds']) == [
+    'world',
+    'prepare',
+    'teacher',
+    'embed_text',
+    'start',
+    'train',
+    'evaluate',
+    'export',
+    'gallery',
+  ]
   method = report['methods']['vild_text']
   for kind in ('box', 'mask'):
     assert {'AP', 'AP50', 'APr', 'APc', 'APf', 'AP_base', 'AP_novel', 'AP50_base', 'AP50_novel'} <= set(method[kind])
@@ -71,14 +85,27 @@ def test_methods_share_the_work(compared, made):
   report, first = compared
   assert list(report['methods']) == ['vild_text', 'vild_ensemble', 'clip_crops']
   stages = json.loads((made / 'stages.json').read_text())['stages']
-  assert {name: stages[name] for name in first} == first    # nothing was done twice
-  assert set(stages) - set(first) == {'propose', 'embed_regions', 'train_vild_ensemble', 'evaluate_vild_ensemble',
-                                      'export_vild_ensemble', 'evaluate_clip_crops'}
+  assert {name: stages[name] for name in first} == first  # nothing was done twice
+  assert set(stages) - set(first) == {
+    'propose',
+    'embed_regions',
+    'train_vild_ensemble',
+    'evaluate_vild_ensemble',
+    'export_vild_ensemble',
+    'evaluate_clip_crops',
+  }
   configs = [json.loads((made / name / 'config.json').read_text()) for name in ('vild_text', 'vild_ensemble')]
-  flat = [{**c, **{f'{k}.{n}': v for k, part in c.items() if isinstance(part, dict) for n, v in part.items()}}
-          for c in configs]
+  flat = [
+    {**c, **{f'{k}.{n}': v for k, part in c.items() if isinstance(part, dict) for n, v in part.items()}}
+    for c in configs
+  ]
   assert {key for key in flat[0] if flat[0][key] != flat[1][key] and not isinstance(flat[0][key], dict)} == {
-    'name', 'model.image_head', 'distillation.weight', 'distillation.store', 'distillation.regions_per_image'}
+    'name',
+    'model.image_head',
+    'distillation.weight',
+    'distillation.store',
+    'distillation.regions_per_image',
+  }
   assert configs[0]['train']['init_first_stage'] == str(made / 'start')
   cosine = report['methods']['vild_ensemble']['teacher_cosine']
   assert -1 <= cosine['novel'] <= 1 and cosine['regions']['all'] > 0

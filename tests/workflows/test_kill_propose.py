@@ -23,16 +23,33 @@ def words(tmp_path_factory):
   tree = {**small_set.annotations(), 'annotations': [], 'images': []}
   for i in range(IMAGES):
     (images / f'{i}.jpg').write_bytes(small_set.picture(48, 32 + i, seed=i))
-    tree['images'].append({'id': i, 'height': 48, 'width': 32 + i, 'file_name': f'{i}.jpg',
-                           'neg_category_ids': [], 'not_exhaustive_category_ids': []})
+    tree['images'].append(
+      {
+        'id': i,
+        'height': 48,
+        'width': 32 + i,
+        'file_name': f'{i}.jpg',
+        'neg_category_ids': [],
+        'not_exhaustive_category_ids': [],
+      }
+    )
   path, _ = small_set.write(folder / 'annotations', tree)
   assert run('prepare', '--annotations', path, '--images', images, '--out', folder / 'data') == 0
   config = tiny.config('mesh.data=1', 'evaluation.batch_size=2', f'data.train={folder / "data"}')
   (folder / 'run').mkdir()
   (folder / 'run' / 'config.json').write_text(config_lib.to_text(config))
   checkpoint.save_variables(folder / 'run', tiny.variables(config, deltas=0.02))
-  return ['propose', folder / 'run' / 'config.json', '--checkpoint', folder / 'run', '--max-proposals', 30,
-          '--images-per-shard', 2, '--out'], folder
+  return [
+    'propose',
+    folder / 'run' / 'config.json',
+    '--checkpoint',
+    folder / 'run',
+    '--max-proposals',
+    30,
+    '--images-per-shard',
+    2,
+    '--out',
+  ], folder
 
 
 @pytest.fixture(scope='module')

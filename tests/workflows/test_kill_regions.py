@@ -10,7 +10,7 @@ from tests.helpers.small_experiment import run
 from vild_jax.data import sources
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 
-COPIES = 60       # of the four pictures of the small set, a file each: long enough to be hit
+COPIES = 60  # of the four pictures of the small set, a file each: long enough to be hit
 
 
 @pytest.fixture(scope='module')
@@ -24,8 +24,19 @@ def command(tmp_path_factory):
   assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
   write_proposals(folder / 'proposals', sources.open_dataset(folder / 'data', 'train'))
   teacher_checkpoint.save_teacher(folder / 'teacher', small_teacher.make())
-  return ['embed-regions', '--teacher', folder / 'teacher', '--data', folder / 'data', '--proposals',
-          folder / 'proposals', '--images-per-shard', 2, '--batch-size', 16]
+  return [
+    'embed-regions',
+    '--teacher',
+    folder / 'teacher',
+    '--data',
+    folder / 'data',
+    '--proposals',
+    folder / 'proposals',
+    '--images-per-shard',
+    2,
+    '--batch-size',
+    16,
+  ]
 
 
 def test_a_run_killed_at_random_moments_ends_at_the_same_bytes(command, tmp_path):
@@ -36,8 +47,12 @@ def test_a_run_killed_at_random_moments_ends_at_the_same_bytes(command, tmp_path
   for kill in range(killing.KILLS):
     had = len(list(killed.glob('*.array_record')))
     wanted = had + int(rng.integers(1, (shards - had) // (killing.KILLS + 1 - kill)))
-    killing.kill([*command, '--out', killed], lambda wanted=wanted: len(list(killed.glob('*.array_record'))) >= wanted,
-                 tmp_path / 'log', wait=rng.uniform(0, 0.03))  # a shard takes about that long
+    killing.kill(
+      [*command, '--out', killed],
+      lambda wanted=wanted: len(list(killed.glob('*.array_record'))) >= wanted,
+      tmp_path / 'log',
+      wait=rng.uniform(0, 0.03),
+    )  # a shard takes about that long
     left = {file.name for file in killed.glob('*.array_record')}
     assert had < len(left) < shards and not (killed / 'manifest.json').exists(), f'seed {seed}: {len(left)} shards'
   assert run(*command, '--out', killed) == 0

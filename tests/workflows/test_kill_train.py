@@ -20,10 +20,17 @@ def config_file(tmp_path_factory):
   folder = tmp_path_factory.mktemp('kill')
   small_experiment.prepare(folder, stems=('small_train',))
   small_experiment.plant_regions(folder)
-  config = tiny.config(f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', 'mesh.data=1',
-                       f'train.steps={STEPS}', 'train.log_every=1', 'train.checkpoint_every=1',
-                       'distillation.weight=10', f'distillation.store={folder / "regions"}',
-                       'distillation.regions_per_image=6')
+  config = tiny.config(
+    f'vocabulary={folder / "v.npz"}',
+    f'data.train={folder / "data"}',
+    'mesh.data=1',
+    f'train.steps={STEPS}',
+    'train.log_every=1',
+    'train.checkpoint_every=1',
+    'distillation.weight=10',
+    f'distillation.store={folder / "regions"}',
+    'distillation.regions_per_image=6',
+  )
   (folder / 'config.json').write_text(config_lib.to_text(config))
   return folder / 'config.json'
 

@@ -30,12 +30,31 @@ def made(tmp_path_factory):
 
 
 def test_classify_prints_the_best_names_of_each_picture(made, tmp_path, capsys):
-  assert run('classify', made / 'a.png', made / 'b.png', '--teacher', made / 'teacher', '--classes',
-             'red mug, toy elephant, toy', '--top', 2, '--prompts', 'single', '--json', tmp_path / 'out.json') == 0
+  assert (
+    run(
+      'classify',
+      made / 'a.png',
+      made / 'b.png',
+      '--teacher',
+      made / 'teacher',
+      '--classes',
+      'red mug, toy elephant, toy',
+      '--top',
+      2,
+      '--prompts',
+      'single',
+      '--json',
+      tmp_path / 'out.json',
+    )
+    == 0
+  )
   found = json.loads((tmp_path / 'out.json').read_text())
   teacher = teacher_checkpoint.load_teacher(made / 'teacher')
   assert (found['teacher'], found['image_tower'], found['prompts']) == (
-    teacher.text_identity, teacher.image_identity, 'single')
+    teacher.text_identity,
+    teacher.image_identity,
+    'single',
+  )
   pictures = [Image.open(made / f'{name}.png') for name in ('a', 'b')]
   names = ('red mug', 'toy elephant', 'toy')
   scores = zero_shot.classify(teacher, pictures, names, prompts.load_templates('single'))
@@ -51,32 +70,77 @@ def test_classify_prints_the_best_names_of_each_picture(made, tmp_path, capsys):
 
 def test_classify_takes_the_lists_that_embed_text_takes(made, tmp_path):
   for classes, count in ((made / 'names.txt', 3), ('voc', 20)):
-    assert run('classify', made / 'a.png', '--teacher', made / 'teacher', '--classes', classes, '--top', 99,
-               '--prompts', 'single', '--json', tmp_path / 'o.json') == 0
+    assert (
+      run(
+        'classify',
+        made / 'a.png',
+        '--teacher',
+        made / 'teacher',
+        '--classes',
+        classes,
+        '--top',
+        99,
+        '--prompts',
+        'single',
+        '--json',
+        tmp_path / 'o.json',
+      )
+      == 0
+    )
     assert len(json.loads((tmp_path / 'o.json').read_text())['images'][0]['scores']) == count
 
 
-@pytest.mark.parametrize(('classes', 'count', 'base'), [('coco', 80, 0), ('coco-ovd', 65, 48), ('voc', 20, 0),
-                                                        ('objects365', 365, 0), ('names.txt', 3, 0)])
+@pytest.mark.parametrize(
+  ('classes', 'count', 'base'),
+  [('coco', 80, 0), ('coco-ovd', 65, 48), ('voc', 20, 0), ('objects365', 365, 0), ('names.txt', 3, 0)],
+)
 def test_embed_text_writes_a_vocabulary_with_its_origin(made, tmp_path, classes, count, base):
   classes = made / classes if classes.endswith('.txt') else classes
-  assert run('embed-text', '--teacher', made / 'teacher', '--classes', classes, '--out', tmp_path / 'v.npz',
-             '--prompts', 'single') == 0
+  assert (
+    run(
+      'embed-text',
+      '--teacher',
+      made / 'teacher',
+      '--classes',
+      classes,
+      '--out',
+      tmp_path / 'v.npz',
+      '--prompts',
+      'single',
+    )
+    == 0
+  )
   file = vocabulary.load(tmp_path / 'v.npz')
   assert (len(file.names), file.is_base.sum(), file.prompts) == (count, base, 'single')
   assert file.teacher == teacher_checkpoint.load_text_tower(made / 'teacher').text_identity
 
 
 def test_synonyms_are_averaged(made, tmp_path):
-  assert run('embed-text', '--teacher', made / 'teacher', '--classes', 'lvis', '--out', tmp_path / 'v.npz', '--prompts',
-             'single', '--synonyms') == 0
+  assert (
+    run(
+      'embed-text',
+      '--teacher',
+      made / 'teacher',
+      '--classes',
+      'lvis',
+      '--out',
+      tmp_path / 'v.npz',
+      '--prompts',
+      'single',
+      '--synonyms',
+    )
+    == 0
+  )
   file = vocabulary.load(tmp_path / 'v.npz')
   assert file.prompts == 'single + synonyms' and prompts.load_templates(file.prompts) == ('a photo of a {}',)
   tower = text.load_text(made / 'teacher')
   categories = {c.name: c for c in class_lists.lvis_categories()}
   assert categories['bull'].synonyms == ('horned_cow',)  # the name is not among them, and is averaged all the same
-  for name, words in (('airplane', ('airplane', 'aeroplane')), ('bull', ('bull', 'horned cow')),
-                      ('zucchini', ('zucchini', 'courgette'))):
+  for name, words in (
+    ('airplane', ('airplane', 'aeroplane')),
+    ('bull', ('bull', 'horned cow')),
+    ('zucchini', ('zucchini', 'courgette')),
+  ):
     rows = tower.embed_texts([f'a photo of a {word}' for word in words]).astype(np.float64)
     expected = rows.mean(0) / np.linalg.norm(rows.mean(0))
     np.testing.assert_allclose(file.embeddings[file.names.index(name)], expected, atol=1e-5)
@@ -84,9 +148,21 @@ def test_synonyms_are_averaged(made, tmp_path):
 
 def test_a_text_that_is_too_long_is_one_warning_that_names_it(made, tmp_path, capsys):
   (tmp_path / 'c.txt').write_text('toy\n' + 'red mug ' * 10 + '\n' + 'mug ' * 30)
-  assert run('embed-text', '--teacher', made / 'teacher', '--classes', tmp_path / 'c.txt', '--out',
-             tmp_path / 'v.npz', '--prompts', 'single') == 0
-  warning, = capsys.readouterr().err.splitlines()
+  assert (
+    run(
+      'embed-text',
+      '--teacher',
+      made / 'teacher',
+      '--classes',
+      tmp_path / 'c.txt',
+      '--out',
+      tmp_path / 'v.npz',
+      '--prompts',
+      'single',
+    )
+    == 0
+  )
+  (warning,) = capsys.readouterr().err.splitlines()
   assert warning.startswith("vild-jax embed-text: warning: 'a photo of a red mug red mug")
   assert warning.endswith('has 24 tokens; only the first 12 are used (and of 1 more texts)')
   file = vocabulary.load(tmp_path / 'v.npz')
@@ -109,7 +185,7 @@ def _spoiled(made, tmp_path, what):
     return (*embed, 'voc'), 'it has no model.safetensors'
   if what == 'cut weights':
     content = (teacher / 'model.safetensors').read_bytes()
-    (teacher / 'model.safetensors').write_bytes(content[:len(content) // 2])
+    (teacher / 'model.safetensors').write_bytes(content[: len(content) // 2])
     return classify, 'model.safetensors is no complete safetensors file'
   if what == 'other tokenizer':
     (teacher / 'tokenizer.json').write_text(small_teacher.make('more words').tokenizer_json)
@@ -138,9 +214,24 @@ def _spoiled(made, tmp_path, what):
   return ('classify', tmp_path / 'p.jpg', '--teacher', teacher, '--classes', 'toy'), 'p.jpg: no readable picture'
 
 
-@pytest.mark.parametrize('what', [
-  'no teacher', 'no weights', 'cut weights', 'other tokenizer', 'unsupported preprocessing', 'empty list',
-  'a name twice', 'a word twice', 'no word', 'no synonyms', 'no prompts', 'none at the top', 'no picture'])
+@pytest.mark.parametrize(
+  'what',
+  [
+    'no teacher',
+    'no weights',
+    'cut weights',
+    'other tokenizer',
+    'unsupported preprocessing',
+    'empty list',
+    'a name twice',
+    'a word twice',
+    'no word',
+    'no synonyms',
+    'no prompts',
+    'none at the top',
+    'no picture',
+  ],
+)
 def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
   words, message = _spoiled(made, tmp_path, what)
   assert run(*words) == 2

@@ -23,10 +23,10 @@ from vild_jax.runtime import processes
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint, sharding, writers
 
-STEPS, SAVED = 3, 1     # and the step of the checkpoint that another number of processes goes on from
+STEPS, SAVED = 3, 1  # and the step of the checkpoint that another number of processes goes on from
 KILLS = int(os.environ.get('VILD_JAX_KILLS', '0'))
 LONG = 60 * (KILLS + 1)  # steps of the runs that are told to end; JAX looks for the signal once a second
-_HEARTBEAT = 10         # seconds of silence
+_HEARTBEAT = 10  # seconds of silence
 
 
 @pytest.fixture(scope='module')
@@ -36,9 +36,17 @@ def folder(tmp_path_factory):
   small_experiment.prepare(folder)
   for steps in (STEPS, LONG):
     config = tiny.config(
-      f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}',
-      f'train.steps={steps}', f'train.checkpoint_every={SAVED if steps == STEPS else 5}', 'train.log_every=1',
-      'train.on_nan=skip', 'data.batch_size=4', 'evaluation.batch_size=8', 'mesh.data=-1')
+      f'vocabulary={folder / "v.npz"}',
+      f'data.train={folder / "data"}',
+      f'data.val={folder / "data"}',
+      f'train.steps={steps}',
+      f'train.checkpoint_every={SAVED if steps == STEPS else 5}',
+      'train.log_every=1',
+      'train.on_nan=skip',
+      'data.batch_size=4',
+      'evaluation.batch_size=8',
+      'mesh.data=-1',
+    )
     (folder / f'{steps}.json').write_text(config_lib.to_text(config))
   return folder
 
@@ -66,8 +74,9 @@ def same_training_by(children, tmp_path, *words):
   found = []
   for name, mesh, devices, count in (('one', 1, 1, 1), ('two', -1, 4, 2)):
     out = tmp_path / f'{name}.npz'
-    codes = children.finish([f'mesh.data={mesh}', *words, '--out', out], devices=devices, count=count,
-                            of='tests.helpers.same_training')
+    codes = children.finish(
+      [f'mesh.data={mesh}', *words, '--out', out], devices=devices, count=count, of='tests.helpers.same_training'
+    )
     assert codes == count * [0], children.said()
     found.append(same_training.load(out))
   return found
@@ -81,7 +90,9 @@ def test_first_step_is_the_same_by_two_processes_of_four_devices(children, tmp_p
 
 
 def test_a_state_saved_by_two_processes_of_four_devices_is_the_same_in_one_of_two_or_eight(children, tmp_path):
-  codes = children.finish(['mesh.fsdp=8', '--save', '--out', tmp_path], devices=4, count=2, of='tests.helpers.same_training')
+  codes = children.finish(
+    ['mesh.fsdp=8', '--save', '--out', tmp_path], devices=4, count=2, of='tests.helpers.same_training'
+  )
   assert codes == [0, 0], children.said()
   config = tiny.config(*same_training.BASE, 'mesh.data=1')
   saved = same_training.noisy_start(config, sharding.make_mesh(config.mesh))
@@ -99,7 +110,8 @@ def test_two_processes_do_what_one_does(folder, children, tmp_path):
   train = lambda workdir: ['train', config, '--workdir', workdir]
   others = lambda of: [
     ['evaluate', config, '--checkpoint', two, '--out', tmp_path / f'scored-{of}'],
-    ['propose', config, '--checkpoint', two, '--images-per-shard', 1, '--out', tmp_path / f'store-{of}']]
+    ['propose', config, '--checkpoint', two, '--images-per-shard', 1, '--out', tmp_path / f'store-{of}'],
+  ]
   assert children.finish(train(two), *others('two'), devices=2, count=2) == [0, 0], children.said()
   assert 'process 1' in children.log(1).read_text() and 'steps 0 to' not in children.log(1).read_text()
   went_on = tmp_path / 'went on'
@@ -208,11 +220,24 @@ def test_one_is_killed_and_the_other_ends_in_time_and_says_why(folder, children,
 
 @pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
 def test_embeddings_of_two_processes_are_those_of_one(folder, children, tmp_path):
-  planted_store.write(tmp_path / 'proposals', sources.open_dataset(folder / 'data', 'train'), teacher='',
-                      kind='proposals')
+  planted_store.write(
+    tmp_path / 'proposals', sources.open_dataset(folder / 'data', 'train'), teacher='', kind='proposals'
+  )
   teacher_checkpoint.save_teacher(tmp_path / 'teacher', small_teacher.make())
-  words = ['embed-regions', '--teacher', tmp_path / 'teacher', '--data', folder / 'data', '--proposals',
-           tmp_path / 'proposals', '--images-per-shard', 1, '--batch-size', 16, '--out']
+  words = [
+    'embed-regions',
+    '--teacher',
+    tmp_path / 'teacher',
+    '--data',
+    folder / 'data',
+    '--proposals',
+    tmp_path / 'proposals',
+    '--images-per-shard',
+    1,
+    '--batch-size',
+    16,
+    '--out',
+  ]
   assert children.finish([*words, tmp_path / 'two'], devices=1, count=2) == [0, 0], children.said()
   assert children.finish([*words, tmp_path / 'one'], devices=1) == [0], children.said()
   assert planted_store.content(tmp_path / 'two') == planted_store.content(tmp_path / 'one')
@@ -223,17 +248,38 @@ def test_pictures_in_training_and_scores_of_crops_by_two_processes(children, tmp
   annotations, images = small_set.write(tmp_path, stem='small_train')
   teacher_checkpoint.save_teacher(tmp_path / 'teacher', small_teacher.make('red mug ant tree'))
   words, run, data = tmp_path / 'v.npz', tmp_path / 'run', tmp_path / 'data'
-  for command in (['prepare', '--annotations', annotations, '--images', images, '--out', data],
-                  ['embed-text', '--teacher', tmp_path / 'teacher', '--classes', annotations, '--out', words]):
+  for command in (
+    ['prepare', '--annotations', annotations, '--images', images, '--out', data],
+    ['embed-text', '--teacher', tmp_path / 'teacher', '--classes', annotations, '--out', words],
+  ):
     assert small_experiment.run(*command) == 0
-  config = tiny.config(f'vocabulary={words}', f'data.train={data}', f'data.val={data}', 'data.val_split=train',
-                       'model.region_head.embedding_dim=8', 'train.steps=1', 'train.pictures=2', 'data.batch_size=4',
-                       'evaluation.batch_size=4')
+  config = tiny.config(
+    f'vocabulary={words}',
+    f'data.train={data}',
+    f'data.val={data}',
+    'data.val_split=train',
+    'model.region_head.embedding_dim=8',
+    'train.steps=1',
+    'train.pictures=2',
+    'data.batch_size=4',
+    'evaluation.batch_size=4',
+  )
   (tmp_path / 'config.json').write_text(config_lib.to_text(config))
-  evaluate = lambda out: ['evaluate', tmp_path / 'config.json', '--checkpoint', run, '--scores', 'text+clip-crops',
-                          '--teacher', tmp_path / 'teacher', '--out', out]
-  assert children.finish(['train', tmp_path / 'config.json', '--workdir', run], evaluate(tmp_path / 'by-two'),
-                         devices=2, count=2) == [0, 0], children.said()
+  evaluate = lambda out: [
+    'evaluate',
+    tmp_path / 'config.json',
+    '--checkpoint',
+    run,
+    '--scores',
+    'text+clip-crops',
+    '--teacher',
+    tmp_path / 'teacher',
+    '--out',
+    out,
+  ]
+  assert children.finish(
+    ['train', tmp_path / 'config.json', '--workdir', run], evaluate(tmp_path / 'by-two'), devices=2, count=2
+  ) == [0, 0], children.said()
   assert children.finish(evaluate(tmp_path / 'by-one'), devices=4) == [0], children.said()
   assert_same_results(tmp_path / 'by-two', tmp_path / 'by-one')
   assert any(b'\x89PNG' in file.read_bytes() for file in run.rglob('events.*')), 'no picture in the log'

@@ -41,7 +41,9 @@ def run(args: argparse.Namespace) -> None:
 
   arguments.require(args.out or args.dry_run, 'convert takes --out DIR, or --dry-run')
   resnet = args.kind == 'resnet'
-  arguments.require(not (resnet and (args.classes or args.teacher)), '--classes and --teacher belong to convert tf-vild')
+  arguments.require(
+    not (resnet and (args.classes or args.teacher)), '--classes and --teacher belong to convert tf-vild'
+  )
   if args.dry_run:
     print(converting.mapping(args.source, resnet=resnet))
   elif resnet:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--dtype',
     choices=['float32', 'bfloat16'],
     default='float32',
-    help="arithmetic of the image tower; bfloat16 is faster on accelerators. Embeddings are stored as float16",
+    help='arithmetic of the image tower; bfloat16 is faster on accelerators. Embeddings are stored as float16',
   )
   parser.add_argument(
     '--batch-size', type=int, default=defaults.CROP_BATCH, metavar='N', help='crops that the tower embeds at a time'
@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> None:
     )
     made = distilling.import_regions(args.imported, args.data, args.split, Path(args.out), **how)
   else:
-    arguments.require(
-      args.teacher and args.proposals, 'embed-regions takes --teacher and --proposals, or --import'
-    )
+    arguments.require(args.teacher and args.proposals, 'embed-regions takes --teacher and --proposals, or --import')
     made = distilling.embed_regions(
       args.teacher,
       args.data,

@@ -10,9 +10,7 @@ from vild_jax.commands import arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options of the command."""
-  arguments.add_example(
-    parser, 'vild-jax export configs/vild_text_r50_lvis.py --checkpoint workdir/text --out bundle'
-  )
+  arguments.add_example(parser, 'vild-jax export configs/vild_text_r50_lvis.py --checkpoint workdir/text --out bundle')
   arguments.add_config(parser)
   parser.add_argument('--checkpoint', required=True, help='a work directory')
   arguments.add_step(parser)

@@ -62,8 +62,6 @@ def run(args: argparse.Namespace) -> None:
   arguments.require(-1 <= args.effort <= 1, f'--effort is {args.effort}; expected a number from -1 to 1')
   cache = Path(args.cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'vild_jax' / 'plan')
   hbm = None if args.hbm is None else int(args.hbm * 2**30)
-  found = search.planned(
-    config, target, fit=args.fit, classes=args.classes, effort=args.effort, cache=cache, hbm=hbm
-  )
+  found = search.planned(config, target, fit=args.fit, classes=args.classes, effort=args.effort, cache=cache, hbm=hbm)
   print(report.report(found))
   arguments.write_json(args.json, found)

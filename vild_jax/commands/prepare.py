@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--annotations', help='the JSON file, in LVIS or COCO format')
   parser.add_argument('--images', help='the folder of its pictures')
   parser.add_argument(
-    '--from-tfds', metavar='NAME', help="instead of the two: a stock TFDS data set, lvis or coco, or its folder"
+    '--from-tfds', metavar='NAME', help='instead of the two: a stock TFDS data set, lvis or coco, or its folder'
   )
   parser.add_argument('--data-dir', help="where TFDS keeps that data set (default: TFDS's own folder)")
   parser.add_argument('--out', required=True, help='folder of data sets; this one goes to OUT/NAME/1.0.0')

@@ -13,8 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options of the command."""
   arguments.add_example(
     parser,
-    'vild-jax propose configs/vild_text_r50_lvis.py --checkpoint workdir/text --data data/lvis '
-    '--out workdir/proposals',
+    'vild-jax propose configs/vild_text_r50_lvis.py --checkpoint workdir/text --data data/lvis --out workdir/proposals',
   )
   arguments.add_config(parser)
   parser.add_argument('--checkpoint', required=True, help='a work directory or a bundle')

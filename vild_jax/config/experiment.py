@@ -41,16 +41,27 @@ class Assignment:
   roi_positive_fraction: float = 0.25
   roi_positive_iou: float = 0.5
   mask_samples: int = 128
-  rpn_targets_plus_one: bool = True      # False: the reference's anchor targets without the +1 convention
-  novel_logits_zero: bool = False        # True: novel logits times 0 instead of out of the softmax
+  rpn_targets_plus_one: bool = True  # False: the reference's anchor targets without the +1 convention
+  novel_logits_zero: bool = False  # True: novel logits times 0 instead of out of the softmax
   novel_labels: bool = False
 
   def __post_init__(self):
     require_positive(self, 'assignment', 'rpn_samples', 'roi_samples', 'mask_samples')
-    require_fraction(self, 'assignment', 'rpn_positive_iou', 'rpn_negative_iou', 'rpn_positive_fraction',
-                     'roi_positive_fraction', 'roi_positive_iou')
-    require(self.rpn_negative_iou <= self.rpn_positive_iou, 'assignment.rpn_negative_iou', self.rpn_negative_iou,
-            f'at most rpn_positive_iou, {self.rpn_positive_iou}')
+    require_fraction(
+      self,
+      'assignment',
+      'rpn_positive_iou',
+      'rpn_negative_iou',
+      'rpn_positive_fraction',
+      'roi_positive_fraction',
+      'roi_positive_iou',
+    )
+    require(
+      self.rpn_negative_iou <= self.rpn_positive_iou,
+      'assignment.rpn_negative_iou',
+      self.rpn_negative_iou,
+      f'at most rpn_positive_iou, {self.rpn_positive_iou}',
+    )
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,19 @@ class Optimizer:
   decay_factor: float = 0.1
   momentum: float = 0.9
   weight_decay: float = 4e-5
-  drop_last_decay: bool = False          # True: the reference's schedule, which loses its last decay (section 4.7)
+  drop_last_decay: bool = False  # True: the reference's schedule, which loses its last decay (section 4.7)
 
   def __post_init__(self):
     require(self.rule in ('sgd', 'adamw'), 'optimizer.rule', self.rule, "'sgd' or 'adamw'")
-    require(all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
-             'optimizer.decay_at', self.decay_at, 'increasing fractions of training between 0 and 1')
-    require_positive(self, 'optimizer', 'learning_rate',
-                     zero=('warmup_learning_rate', 'warmup_steps', 'decay_factor', 'weight_decay'))
+    require(
+      all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
+      'optimizer.decay_at',
+      self.decay_at,
+      'increasing fractions of training between 0 and 1',
+    )
+    require_positive(
+      self, 'optimizer', 'learning_rate', zero=('warmup_learning_rate', 'warmup_steps', 'decay_factor', 'weight_decay')
+    )
     require(0 <= self.momentum < 1, 'optimizer.momentum', self.momentum, 'a number from 0 to below 1')
 
 
@@ -155,10 +171,23 @@ class Train:
 
   def __post_init__(self):
     require(self.on_nan in ('stop', 'skip'), 'train.on_nan', self.on_nan, 'stop or skip')
-    require_positive(self, 'train', 'steps', 'log_every', 'checkpoint_every', 'keep', 'pictures_every', 'accumulate',
-                     zero=('pictures', 'keep_best'))
-    require(not (self.init_backbone and self.init_first_stage), 'train.init_first_stage', self.init_first_stage,
-            "'' beside train.init_backbone: each brings a backbone")
+    require_positive(
+      self,
+      'train',
+      'steps',
+      'log_every',
+      'checkpoint_every',
+      'keep',
+      'pictures_every',
+      'accumulate',
+      zero=('pictures', 'keep_best'),
+    )
+    require(
+      not (self.init_backbone and self.init_first_stage),
+      'train.init_first_stage',
+      self.init_first_stage,
+      "'' beside train.init_backbone: each brings a backbone",
+    )
 
 
 @dataclass(frozen=True)
@@ -216,12 +245,20 @@ class Config:
   def __post_init__(self):
     require(0 <= self.seed < 2**32, 'seed', self.seed, 'a number from 0 to below 2**32')
     stride = 2**self.model.pyramid.max_level
-    require(self.data.image_size % stride == 0, 'data.image_size', self.data.image_size,
-            f'a multiple of {stride}, the stride of the top level of model.pyramid')
+    require(
+      self.data.image_size % stride == 0,
+      'data.image_size',
+      self.data.image_size,
+      f'a multiple of {stride}, the stride of the top level of model.pyramid',
+    )
     # With one row of the top level on a device XLA (jax 0.10.2) computes wrong gradients: it sums them over `data`.
     rows, spatial = 2 * stride * self.mesh.spatial, self.mesh.spatial
-    require(spatial == 1 or self.data.image_size % rows == 0, 'data.image_size', self.data.image_size,
-            f'a multiple of {rows}, so that each of mesh.spatial = {spatial} devices has two rows of the top level')
+    require(
+      spatial == 1 or self.data.image_size % rows == 0,
+      'data.image_size',
+      self.data.image_size,
+      f'a multiple of {rows}, so that each of mesh.spatial = {spatial} devices has two rows of the top level',
+    )
 
 
 def with_embedding_dim(config: Config, dim: int) -> Config:
@@ -264,8 +301,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     where = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = getattr(error, 'lineno', None) or (where[-1] if where else '?')
     message = ' '.join(str(error).split())
-    raise ConfigError(f'{path}, line {line}: {type(error).__name__}: {message}; expected a get_config() -> Config '
-                      'that runs') from error
+    raise ConfigError(
+      f'{path}, line {line}: {type(error).__name__}: {message}; expected a get_config() -> Config that runs'
+    ) from error
   require(callable(make), str(path), 'without get_config()', 'get_config() -> Config')
   require(isinstance(config, Config), f'{path}: get_config()', type(config).__name__, 'to return a Config')
   return override(config, overrides or [])

@@ -52,8 +52,9 @@ class Anchors:
   num_scales: int = 1
 
   def __post_init__(self):
-    require(min(self.aspect_ratios, default=0) > 0, 'model.anchors.aspect_ratios', self.aspect_ratios,
-             'positive ratios')
+    require(
+      min(self.aspect_ratios, default=0) > 0, 'model.anchors.aspect_ratios', self.aspect_ratios, 'positive ratios'
+    )
     require_positive(self, 'model.anchors', 'size', 'num_scales')
 
 
@@ -63,15 +64,23 @@ class ProposalNetwork:
 
   num_convs: int = 2
   channels: int = 256
-  train_pre_nms_top_k: int = 2000   # a level, before NMS
+  train_pre_nms_top_k: int = 2000  # a level, before NMS
   test_pre_nms_top_k: int = 1000
-  max_per_level: int = 1000         # a level, after NMS
-  max_proposals: int = 1000         # of all levels together
+  max_per_level: int = 1000  # a level, after NMS
+  max_proposals: int = 1000  # of all levels together
   nms_threshold: float = 0.7
 
   def __post_init__(self):
-    require_positive(self, 'model.rpn', 'channels', 'train_pre_nms_top_k', 'test_pre_nms_top_k', 'max_per_level',
-                     'max_proposals', zero=('num_convs',))
+    require_positive(
+      self,
+      'model.rpn',
+      'channels',
+      'train_pre_nms_top_k',
+      'test_pre_nms_top_k',
+      'max_per_level',
+      'max_proposals',
+      zero=('num_convs',),
+    )
     require_fraction(self, 'model.rpn', 'nms_threshold')
 
 
@@ -84,11 +93,17 @@ class RegionHead:
   conv_channels: int = 256
   num_fcs: int = 2
   fc_channels: int = 1024
-  embedding_dim: int = 0            # of the teacher's space; 0 takes the vocabulary's (512 where there is none yet)
+  embedding_dim: int = 0  # of the teacher's space; 0 takes the vocabulary's (512 where there is none yet)
 
   def __post_init__(self):
-    require_positive(self, 'model.region_head', 'roi_size', 'conv_channels', 'fc_channels',
-                     zero=('num_convs', 'num_fcs', 'embedding_dim'))
+    require_positive(
+      self,
+      'model.region_head',
+      'roi_size',
+      'conv_channels',
+      'fc_channels',
+      zero=('num_convs', 'num_fcs', 'embedding_dim'),
+    )
 
 
 @dataclass(frozen=True)
@@ -142,14 +157,18 @@ class Model:
   background: bool = True
   postprocess: Postprocess = field(default_factory=Postprocess)
   temperature: float = 0.01
-  batch_norm_momentum: float = 0.997     # of the moving statistics; shorter trainings need a shorter memory
+  batch_norm_momentum: float = 0.997  # of the moving statistics; shorter trainings need a shorter memory
   dtype: str = 'float32'
 
   def __post_init__(self):
     require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
     require_positive(self, 'model', 'temperature')
-    require(self.background or not self.image_head, 'model.background', self.background,
-            'true with model.image_head, whose other head learns from words')
+    require(
+      self.background or not self.image_head,
+      'model.background',
+      self.background,
+      'true with model.image_head, whose other head learns from words',
+    )
     momentum = self.batch_norm_momentum
     require(0 <= momentum < 1, 'model.batch_norm_momentum', momentum, 'a number from 0 to below 1')
 

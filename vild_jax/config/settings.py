@@ -29,8 +29,12 @@ def require_positive(settings: Any, section: str, *names: str, zero: tuple[str, 
   """Raises ConfigError unless the named numbers of a section are positive; those of `zero` may be 0."""
   for name in (*names, *zero):
     value, key = getattr(settings, name), f'{section}.{name}' if section else name
-    require(value >= 0 if name in zero else value > 0, key, value,
-            'zero or a positive number' if name in zero else 'a positive number')
+    require(
+      value >= 0 if name in zero else value > 0,
+      key,
+      value,
+      'zero or a positive number' if name in zero else 'a positive number',
+    )
 
 
 def require_fraction(settings: Any, section: str, *names: str) -> None:

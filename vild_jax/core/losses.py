@@ -106,8 +106,11 @@ def region_box(
 ) -> Float[Array, '']:
   """Box refinement: Huber (delta 1), mean over the four numbers of the (`count`) foreground regions."""
   counts = jnp.broadcast_to(foreground[..., None], deltas.shape)
-  return _mean(_huber(jnp.where(counts, at_least_float32(deltas) - targets, 0.0), 1.0), counts,
-               None if count is None else 4 * count)
+  return _mean(
+    _huber(jnp.where(counts, at_least_float32(deltas) - targets, 0.0), 1.0),
+    counts,
+    None if count is None else 4 * count,
+  )
 
 
 def mask(
@@ -119,8 +122,11 @@ def mask(
 ) -> Float[Array, '']:
   """Masks: binary cross-entropy with soft targets, mean over the pixels of the (`count`) foreground regions."""
   counts = jnp.broadcast_to(foreground[..., None, None], logits.shape)
-  return _mean(_cross_entropy(jnp.where(counts, at_least_float32(logits), 0.0), targets), counts,
-               None if count is None else logits.shape[-1] * logits.shape[-2] * count)
+  return _mean(
+    _cross_entropy(jnp.where(counts, at_least_float32(logits), 0.0), targets),
+    counts,
+    None if count is None else logits.shape[-1] * logits.shape[-2] * count,
+  )
 
 
 def distillation(

@@ -58,8 +58,9 @@ def multilevel_roi_align(
   strides = jnp.asarray([2.0**level for level in levels], jnp.float32)[row]
   dtype = features[levels[0]].dtype
   # Gathered in float32, so that the gradient is summed in it: coarse pixels get hundreds of small shares.
-  pixels = at_least_float32(jnp.concatenate([features[level].reshape(-1, features[level].shape[-1])
-                                             for level in levels]))
+  pixels = at_least_float32(
+    jnp.concatenate([features[level].reshape(-1, features[level].shape[-1]) for level in levels])
+  )
 
   scaled = boxes / strides[:, None]
   y0, y1, wy = _corners(scaled[:, 0], scaled[:, 2] - scaled[:, 0], output_size, heights)
@@ -73,7 +74,11 @@ def multilevel_roi_align(
     weight = weight_y[:, :, None] * weight_x[:, None, :]
     return total + pixels.at[index].get(mode='promise_in_bounds') * weight[..., None], None
 
-  corners = (jnp.stack([y0, y0, y1, y1]), jnp.stack([x0, x1, x0, x1]),
-             jnp.stack([1.0 - wy, 1.0 - wy, wy, wy]), jnp.stack([1.0 - wx, wx, 1.0 - wx, wx]))
+  corners = (
+    jnp.stack([y0, y0, y1, y1]),
+    jnp.stack([x0, x1, x0, x1]),
+    jnp.stack([1.0 - wy, 1.0 - wy, wy, wy]),
+    jnp.stack([1.0 - wx, wx, 1.0 - wx, wx]),
+  )
   nothing = jnp.zeros((*y0.shape, output_size, pixels.shape[-1]), jnp.result_type(pixels, wy))
   return jax.lax.scan(add_corner, nothing, corners)[0].astype(dtype)

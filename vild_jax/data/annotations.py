@@ -97,8 +97,13 @@ def read_annotations(path: str | Path, *, drop_bad_boxes: bool = False) -> Annot
   if not pictures:
     raise DataError(f'{path} lists no pictures; expected at least one')
   info = tree.get('info')
-  return Annotations(tuple(categories), tuple(pictures.values()), tuple(map(reader.objects, pictures)),
-                     info if isinstance(info, dict) else {}, reader.notes())
+  return Annotations(
+    tuple(categories),
+    tuple(pictures.values()),
+    tuple(map(reader.objects, pictures)),
+    info if isinstance(info, dict) else {},
+    reader.notes(),
+  )
 
 
 def read_categories(path: str | Path) -> tuple[Category, ...]:
@@ -144,8 +149,7 @@ def _categories(entries: list[dict[str, Any]], problems: Problems) -> list[Categ
       problems.add('category', f'category {name!r} has frequency {frequency!r}; expected r, c or f')
     else:
       names.add(name)
-      categories[key] = Category(key, name, frequency, str(entry.get('synset') or ''),
-                                 tuple(map(str, synonyms)))
+      categories[key] = Category(key, name, frequency, str(entry.get('synset') or ''), tuple(map(str, synonyms)))
   if not entries:
     problems.add('category', 'the list of categories is empty; expected at least one')
   return [categories[key] for key in sorted(categories)]
@@ -158,8 +162,11 @@ def _pictures(entries: list[dict[str, Any]], known: set[int], problems: Problems
     files = _files(entry)
     lists = [entry.get(k) or [] for k in ('neg_category_ids', 'not_exhaustive_category_ids')]
     if not all(map(_is_id, (key, height, width))) or height <= 0 or width <= 0:
-      problems.add('image', f'image entry {at} has id {key!r}, height {height!r} and width {width!r}; expected whole '
-                            'numbers, and a positive size')
+      problems.add(
+        'image',
+        f'image entry {at} has id {key!r}, height {height!r} and width {width!r}; expected whole '
+        'numbers, and a positive size',
+      )
     elif key in pictures:
       problems.add('image', f'image id {key} stands twice; expected once')
     elif not files:
@@ -216,11 +223,15 @@ class _Objects:
     picture = self._pictures.get(image_id) if _is_id(image_id) else None
     category, area, crowd = entry.get('category_id'), entry.get('area'), entry.get('iscrowd', 0)
     if picture is None:
-      self._problems.add('image', f'{who} belongs to the unknown image {image_id!r}; expected one of the '
-                                  f'{len(self._pictures)} ids of "images"')
+      self._problems.add(
+        'image',
+        f'{who} belongs to the unknown image {image_id!r}; expected one of the {len(self._pictures)} ids of "images"',
+      )
     if not _is_id(category) or category not in self._known:
-      self._problems.add('category', f'{who} has the unknown category {category!r}; expected one of the '
-                                     f'{len(self._known)} ids of "categories"')
+      self._problems.add(
+        'category',
+        f'{who} has the unknown category {category!r}; expected one of the {len(self._known)} ids of "categories"',
+      )
     if not rle.is_number(area) or area < 0:
       self._problems.add('field', f'{who} has area {area!r}; expected a number of pixels')
       return
@@ -237,8 +248,9 @@ class _Objects:
     if box is None:
       return
     self._counts['polygon{s} of fewer than three points left out'] += short
-    self._counts['object{s} without segmentation: to be evaluated by box, no use for training masks'] += (
-      not segmentation)
+    self._counts[
+      'object{s} without segmentation: to be evaluated by box, no use for training masks'
+    ] += not segmentation
     self._of[picture.id].append((key, category, box, float(area), bool(crowd), segmentation))
 
   def _box(self, who: str, bbox: Any, picture: Picture) -> list[float] | None:
@@ -255,11 +267,15 @@ class _Objects:
         self._counts['annotation{s} with a box of no size or outside the picture dropped'] += 1
       else:
         what = 'of no size' if w <= 0 or h <= 0 else 'wholly outside its picture'
-        self._problems.add('box', f'{who} has the box {bbox} {what} ({picture.width} wide, {picture.height} high); '
-                                  'expected a positive size inside it, or --drop-bad-boxes to leave such out')
+        self._problems.add(
+          'box',
+          f'{who} has the box {bbox} {what} ({picture.width} wide, {picture.height} high); '
+          'expected a positive size inside it, or --drop-bad-boxes to leave such out',
+        )
       return None
     self._counts['box{es} partly outside the picture clipped'] += (
-      max(abs(a - b) for a, b in zip(box, inside, strict=True)) > _ROUNDING)
+      max(abs(a - b) for a, b in zip(box, inside, strict=True)) > _ROUNDING
+    )
     return inside
 
   def objects(self, image_id: int) -> Objects:
@@ -277,6 +293,11 @@ def make_objects(rows: list[tuple]) -> Objects:
   """Rows (id, category id, box yxyx, area, is crowd, segmentation) -> Objects in order of id."""
   rows = sorted(rows, key=lambda row: row[0])
   ids, categories, boxes, areas, crowds, segmentations = zip(*rows, strict=True) if rows else ((),) * 6
-  return Objects(np.array(ids, np.int64), np.array(categories, np.int64),
-                 np.array(boxes, np.float32).reshape(-1, 4), np.array(areas, np.float64),
-                 np.array(crowds, np.bool_), tuple(segmentations))
+  return Objects(
+    np.array(ids, np.int64),
+    np.array(categories, np.int64),
+    np.array(boxes, np.float32).reshape(-1, 4),
+    np.array(areas, np.float64),
+    np.array(crowds, np.bool_),
+    tuple(segmentations),
+  )

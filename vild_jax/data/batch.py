@@ -53,8 +53,9 @@ class LabelMap:
     return np.array([self.rows.get(int(c), -1) for c in category_ids], np.int32)
 
 
-def label_map(categories: Sequence[Category], names: Sequence[str], is_base: Sequence[bool] | np.ndarray, *,
-              novel: bool = False) -> LabelMap:
+def label_map(
+  categories: Sequence[Category], names: Sequence[str], is_base: Sequence[bool] | np.ndarray, *, novel: bool = False
+) -> LabelMap:
   """Matches a data set's categories with a vocabulary by their raw names.
 
   Cleaned names would not do: LVIS's 1,203 names clean to 1,199. Categories that the vocabulary lacks are dropped, and
@@ -68,8 +69,10 @@ def label_map(categories: Sequence[Category], names: Sequence[str], is_base: Seq
   matched = {c.id: row_of[c.name] for c in categories if c.name in row_of}
   if not matched:
     sides = [repr(next(iter(side), None)) for side in ((c.name for c in categories), row_of)]
-    raise DataError(f'no category of the data set is in the vocabulary: the one has {sides[0]}, the other {sides[1]}; '
-                    'expected equal raw names')
+    raise DataError(
+      f'no category of the data set is in the vocabulary: the one has {sides[0]}, the other {sides[1]}; '
+      'expected equal raw names'
+    )
   rows = {category: row for category, row in matched.items() if novel or is_base[row]}
   if not rows:
     raise DataError(f'all {len(matched)} categories of the data set are novel in the vocabulary; expected base classes')
@@ -79,8 +82,13 @@ def label_map(categories: Sequence[Category], names: Sequence[str], is_base: Seq
 # --- one example ----------------------------------------------------------------------------------------------------
 
 
-def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random.Generator,
-                  regions: region_targets.RegionDraw | None = None) -> Arrays:
+def train_example(
+  example: Example,
+  labels: LabelMap,
+  data: Data,
+  rng: np.random.Generator,
+  regions: region_targets.RegionDraw | None = None,
+) -> Arrays:
   """One training example, jittered, mirrored or not, cropped and padded (METHOD.md, section 3).
 
   Crowds, categories that `labels` drops and objects outside the crop are left out. Of more than `max_instances`
@@ -99,15 +107,21 @@ def train_example(example: Example, labels: LabelMap, data: Data, rng: np.random
     image, boxes = image[:, ::-1], transforms.flip_boxes(boxes, example.width)
   resized = transforms.resize_and_pad(image, data.image_size, scale=draw.scale, offset_draw=draw.offset_draw)
   boxes = transforms.to_square(boxes, resized)
-  kept = np.flatnonzero((rows >= 0) & ~objects.is_crowd & transforms.is_visible(boxes))[:data.max_instances]
+  kept = np.flatnonzero((rows >= 0) & ~objects.is_crowd & transforms.is_visible(boxes))[: data.max_instances]
 
   slots = data.max_instances
   size = transforms.MASK_SIZE
-  item = {'image': resized.image, 'image_size': resized.size, 'boxes': np.zeros((slots, 4), np.float32),
-          'labels': np.zeros(slots, np.int32), 'masks': np.zeros((slots, size, size), np.uint8),
-          'valid': np.arange(slots) < len(kept), 'image_id': np.int64(example.image_id)}
-  item['boxes'][:len(kept)] = boxes[kept]
-  item['labels'][:len(kept)] = rows[kept]
+  item = {
+    'image': resized.image,
+    'image_size': resized.size,
+    'boxes': np.zeros((slots, 4), np.float32),
+    'labels': np.zeros(slots, np.int32),
+    'masks': np.zeros((slots, size, size), np.uint8),
+    'valid': np.arange(slots) < len(kept),
+    'image_id': np.int64(example.image_id),
+  }
+  item['boxes'][: len(kept)] = boxes[kept]
+  item['labels'][: len(kept)] = rows[kept]
   for slot, (index, box) in enumerate(zip(kept, transforms.to_picture(boxes[kept], resized), strict=True)):
     mask = _mask(example, index)
     soft = transforms.crop_mask(mask[:, ::-1] if draw.flip else mask, box)
@@ -125,17 +139,24 @@ def eval_example(example: Example, image_size: int) -> Arrays:
     int32 [2], image_id int64, real bool: True.
   """
   resized = transforms.resize_and_pad(decode(example), image_size)
-  return {'image': resized.image, 'image_size': resized.size, 'scale': resized.scale,
-          'original_size': np.array([example.height, example.width], np.int32),
-          'image_id': np.int64(example.image_id), 'real': np.bool_(True)}
+  return {
+    'image': resized.image,
+    'image_size': resized.size,
+    'scale': resized.scale,
+    'original_size': np.array([example.height, example.width], np.int32),
+    'image_id': np.int64(example.image_id),
+    'real': np.bool_(True),
+  }
 
 
 def decode(example: Example) -> np.ndarray:
   """The picture, uint8 [H, W, 3]. Raises DataError if it cannot be read or has not the size that is annotated."""
   image = transforms.decode(example.image, f'image {example.image_id}')
   if image.shape[:2] != (example.height, example.width):
-    raise DataError(f'image {example.image_id}: the picture has {image.shape[0]} x {image.shape[1]} pixels; expected '
-                    f'{example.height} x {example.width} as annotated (height x width)')
+    raise DataError(
+      f'image {example.image_id}: the picture has {image.shape[0]} x {image.shape[1]} pixels; expected '
+      f'{example.height} x {example.width} as annotated (height x width)'
+    )
   return image
 
 
@@ -147,17 +168,29 @@ def _mask(example: Example, index: int) -> np.ndarray:
 
 
 def _padding_example(image_size: int) -> Arrays:
-  return {'image': np.zeros((image_size, image_size, 3), np.float32), 'image_size': np.ones(2, np.float32),
-          'scale': np.ones(2, np.float32), 'original_size': np.ones(2, np.int32), 'image_id': np.int64(-1),
-          'real': np.bool_(False)}
+  return {
+    'image': np.zeros((image_size, image_size, 3), np.float32),
+    'image_size': np.ones(2, np.float32),
+    'scale': np.ones(2, np.float32),
+    'original_size': np.ones(2, np.int32),
+    'image_id': np.int64(-1),
+    'real': np.bool_(False),
+  }
 
 
 # --- streams --------------------------------------------------------------------------------------------------------
 
 
-def train_batches(dataset: ExampleSource, labels: LabelMap, config: Config, *,
-                  regions: region_targets.RegionSource | None = None, start_step: int = 0, process_index: int = 0,
-                  process_count: int = 1) -> Iterator[Arrays]:
+def train_batches(
+  dataset: ExampleSource,
+  labels: LabelMap,
+  config: Config,
+  *,
+  regions: region_targets.RegionSource | None = None,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Arrays]:
   """The endless stream of training batches from `start_step` on, this process's part of each.
 
   Process p of P gets slots [p · B / P, (p + 1) · B / P) of the global batch B = `config.data.batch_size`. Keys and
@@ -180,15 +213,16 @@ def train_batches(dataset: ExampleSource, labels: LabelMap, config: Config, *,
     order_seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
     examples = grain.MapDataset.source(dataset).shuffle(seed=order_seed).repeat(None)
   item = functools.partial(_train_item, labels=labels, config=config, regions=regions)
-  batches = examples.map_with_index(item).batch(local)[start_step * process_count + process_index::process_count]
+  batches = examples.map_with_index(item).batch(local)[start_step * process_count + process_index :: process_count]
   item_bytes = _image_bytes(config) + config.data.max_instances * transforms.MASK_SIZE**2
   if regions is not None:
     item_bytes += 4 * config.distillation.regions_per_image * config.model.embedding_dim
   return _stream(batches, config.data.workers, local * item_bytes)
 
 
-def eval_batches(dataset: ExampleSource, config: Config, *, batch_size: int, process_index: int = 0,
-                 process_count: int = 1) -> Iterator[Arrays]:
+def eval_batches(
+  dataset: ExampleSource, config: Config, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Arrays]:
   """All examples once, in order, as `eval_example` makes them, with a leading batch axis.
 
   `batch_size` is global and shared among processes as in `train_batches`. The last batch is filled up with examples
@@ -201,8 +235,9 @@ def eval_batches(dataset: ExampleSource, config: Config, *, batch_size: int, pro
   return _stream(batches, min(config.data.workers, count), local * _image_bytes(config))
 
 
-def _train_item(index: int, example: Example, *, labels: LabelMap, config: Config,
-                regions: region_targets.RegionSource | None) -> Arrays:
+def _train_item(
+  index: int, example: Example, *, labels: LabelMap, config: Config, regions: region_targets.RegionSource | None
+) -> Arrays:
   rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(index,)))
   draw = None
   if regions is not None:

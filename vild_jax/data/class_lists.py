@@ -51,16 +51,18 @@ def class_list(spec: str | Path, *, base: str | Path | None = None) -> ClassList
   for name in names:
     if name not in classes.names:
       near = difflib.get_close_matches(name, classes.names, n=1, cutoff=0.0)
-      raise DataError(f'{base}: the base class {name!r} is not among the {len(classes)} classes of {spec}; the nearest '
-                      f'is {near[0]!r}')
-  return ClassList(classes.names, tuple(name in set(names) for name in classes.names), classes.ids,
-                   classes.synonyms)
+      raise DataError(
+        f'{base}: the base class {name!r} is not among the {len(classes)} classes of {spec}; the nearest is {near[0]!r}'
+      )
+  return ClassList(classes.names, tuple(name in set(names) for name in classes.names), classes.ids, classes.synonyms)
 
 
 def lvis_categories() -> tuple[Category, ...]:
   """The 1,203 categories of LVIS v1, by id."""
-  return tuple(Category(key, name, frequency, synset, tuple(synonyms))
-               for key, name, frequency, synset, synonyms in _table('lvis_v1'))
+  return tuple(
+    Category(key, name, frequency, synset, tuple(synonyms))
+    for key, name, frequency, synset, synonyms in _table('lvis_v1')
+  )
 
 
 def coco_categories() -> tuple[Category, ...]:
@@ -96,16 +98,22 @@ def _read(spec: str | Path) -> ClassList:
   if path.suffix == '.json':
     return _from_categories(read_categories(path))
   if not path.is_file():
-    raise DataError(f'{spec} is no list of classes; expected one of {", ".join(BUILT_IN)}, a text file with one name a '
-                    'line, a LVIS- or COCO-format .json, or a prepared data set')
+    raise DataError(
+      f'{spec} is no list of classes; expected one of {", ".join(BUILT_IN)}, a text file with one name a '
+      'line, a LVIS- or COCO-format .json, or a prepared data set'
+    )
   names = _read_text(path)
   return ClassList(tuple(names), (False,) * len(names), tuple(range(1, len(names) + 1)))
 
 
 def _from_categories(categories: Sequence[Category]) -> ClassList:
   synonyms = tuple(c.synonyms for c in categories)
-  return ClassList(tuple(c.name for c in categories), tuple(c.frequency in ('c', 'f') for c in categories),
-                   tuple(c.id for c in categories), synonyms if any(synonyms) else None)
+  return ClassList(
+    tuple(c.name for c in categories),
+    tuple(c.frequency in ('c', 'f') for c in categories),
+    tuple(c.id for c in categories),
+    synonyms if any(synonyms) else None,
+  )
 
 
 def _read_text(path: Path) -> list[str]:

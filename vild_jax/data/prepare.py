@@ -49,8 +49,16 @@ class Source(Protocol):
   def where(self, index: int) -> str: ...
 
 
-def prepare(annotations: str | Path, images: str | Path, out: str | Path, *, name: str | None = None,
-            split: str | None = None, overwrite: bool = False, drop_bad_boxes: bool = False) -> Path:
+def prepare(
+  annotations: str | Path,
+  images: str | Path,
+  out: str | Path,
+  *,
+  name: str | None = None,
+  split: str | None = None,
+  overwrite: bool = False,
+  drop_bad_boxes: bool = False,
+) -> Path:
   """Stores a LVIS- or COCO-format file and its pictures as one split of the data set OUT/NAME/1.0.0.
 
   A further split of the same name is added beside the others; it must have the same categories. The same split again
@@ -78,8 +86,15 @@ def prepare(annotations: str | Path, images: str | Path, out: str | Path, *, nam
   return store(JsonSource(annotations, images, drop_bad_boxes=drop_bad_boxes), out, name, split, overwrite=overwrite)
 
 
-def from_tfds(name_or_dir: str | Path, out: str | Path, *, data_dir: str | Path | None = None,
-              name: str | None = None, split: str | None = None, overwrite: bool = False) -> Path:
+def from_tfds(
+  name_or_dir: str | Path,
+  out: str | Path,
+  *,
+  data_dir: str | Path | None = None,
+  name: str | None = None,
+  split: str | None = None,
+  overwrite: bool = False,
+) -> Path:
   """Stores a stock TFDS `lvis` or `coco` data set that is on this machine already; see `stock_tfds` for what it holds.
 
   Args:
@@ -93,6 +108,7 @@ def from_tfds(name_or_dir: str | Path, out: str | Path, *, data_dir: str | Path 
   Returns, raises: as `prepare`.
   """
   from vild_jax.data import stock_tfds
+
   stock = stock_tfds.open_stock(name_or_dir, data_dir)
   for part in stock.splits(split):
     stored_as = 'val' if part == 'validation' else part
@@ -103,6 +119,7 @@ def from_tfds(name_or_dir: str | Path, out: str | Path, *, data_dir: str | Path 
 def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: bool = False) -> Path:
   """Stores every example of `source` as a split, in the way and with the errors that `prepare` describes."""
   from vild_jax.data.tfds_builders import detection
+
   _check_names(name, split)
   version = Path(out) / name / detection.VERSION
   _check_against(version, source, split)
@@ -178,9 +195,11 @@ def _check_against(version: Path, source: Source, split: str) -> None:
     return
   mine, theirs = {c.id: c for c in source.categories}, {c.id: c for c in categories}
   key = next(k for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k))
-  raise DataError(f'{version} holds {", ".join(sorted(splits))} with other categories than the new {split}: id {key} '
-                  f'is {_short(theirs.get(key))} there and {_short(mine.get(key))} here; expected equal ones, or '
-                  'another name')
+  raise DataError(
+    f'{version} holds {", ".join(sorted(splits))} with other categories than the new {split}: id {key} '
+    f'is {_short(theirs.get(key))} there and {_short(mine.get(key))} here; expected equal ones, or '
+    'another name'
+  )
 
 
 def _short(category: Category | None) -> str:
@@ -238,18 +257,33 @@ def _picture_problem(name: str, example: Example) -> str:
   if kind not in ('JPEG', 'PNG', 'MPO'):  # MPO: a JPEG with further pictures behind it, as cameras write
     return f'{name} is {kind}; expected JPEG or PNG'
   if (height, width) != (example.height, example.width):
-    return (f'{name} is {width} wide and {height} high; expected {example.width} and {example.height} as the '
-            'annotations say')
+    return (
+      f'{name} is {width} wide and {height} high; expected {example.width} and {example.height} as the annotations say'
+    )
   return ''
 
 
 def _digest(example: Example) -> bytes:
   o = example.objects
   total = hashlib.sha256(hashlib.sha256(example.image).digest())
-  total.update(json.dumps([
-    example.image_id, example.height, example.width, list(example.neg_category_ids),
-    list(example.not_exhaustive_category_ids), o.ids.tolist(), o.category_ids.tolist(), o.boxes.tolist(),
-    o.areas.astype('float32').tolist(), o.is_crowd.tolist(), list(o.segmentations)], sort_keys=True).encode())
+  total.update(
+    json.dumps(
+      [
+        example.image_id,
+        example.height,
+        example.width,
+        list(example.neg_category_ids),
+        list(example.not_exhaustive_category_ids),
+        o.ids.tolist(),
+        o.category_ids.tolist(),
+        o.boxes.tolist(),
+        o.areas.astype('float32').tolist(),
+        o.is_crowd.tolist(),
+        list(o.segmentations),
+      ],
+      sort_keys=True,
+    ).encode()
+  )
   return total.digest()
 
 
@@ -270,6 +304,7 @@ def _quiet_tfds() -> Iterator[None]:
   """TFDS announces a download to stdout, draws bars of its own and logs each phase; ours is the one bar."""
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.utils import tqdm_utils
+
   level, bars = logging.get_verbosity(), tqdm_utils._active
   logging.set_verbosity(logging.ERROR)
   tfds.disable_progress_bar()
@@ -289,8 +324,9 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
     if present[split]['identity'] == identity:
       return
     if not overwrite:
-      raise DataError(f'{version} has a split {split!r} with other content; expected the same, another split or name, '
-                      'or --overwrite')
+      raise DataError(
+        f'{version} has a split {split!r} with other content; expected the same, another split or name, or --overwrite'
+      )
   info = json.loads((built / 'dataset_info.json').read_text(encoding='utf-8'))
   entry, tag = info['splits'][0], identity[:16]
   entry['filepathTemplate'] = '{DATASET}-{SPLIT}-' + tag + '.{FILEFORMAT}-{SHARD_X_OF_Y}'
@@ -301,8 +337,12 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
   if old:
     metadata = json.loads((version / 'metadata.json').read_text(encoding='utf-8'))
     info['splits'] = sorted([s for s in old['splits'] if s['name'] != split] + [entry], key=lambda s: s['name'])
-  metadata['contents'][f'{split}-{tag}'] = {'identity': identity, 'info': content.source.info,
-                                            'notes': list(content.source.notes), 'has_masks': content.has_masks}
+  metadata['contents'][f'{split}-{tag}'] = {
+    'identity': identity,
+    'info': content.source.info,
+    'notes': list(content.source.notes),
+    'has_masks': content.has_masks,
+  }
   (built / 'metadata.json').write_text(json.dumps(metadata), encoding='utf-8')
   (built / 'dataset_info.json').write_text(json.dumps(info, indent=2), encoding='utf-8')
   if old is None:

@@ -11,8 +11,15 @@ from vild_jax.data.annotations import Problems, read_annotations
 from vild_jax.data.rle import decode_mask
 from vild_jax.data.schema import Category, DataError, Example
 
-__all__ = ['JsonSource', 'PreparedDataset', 'decode_mask', 'open_dataset', 'prepared_folder', 'read_metadata',
-           'to_lvis_json']
+__all__ = [
+  'JsonSource',
+  'PreparedDataset',
+  'decode_mask',
+  'open_dataset',
+  'prepared_folder',
+  'read_metadata',
+  'to_lvis_json',
+]
 
 # TFDS is imported by one thread at a time: while that goes on, it replaces the whole process's `import` by a lazy one,
 # and another thread that imports it just then waits for the first, which waits for it.
@@ -50,8 +57,15 @@ class JsonSource:
 
   def __getitem__(self, index: int) -> Example:
     picture = self._annotations.pictures[index]
-    return Example(picture.id, self.files[index].read_bytes(), picture.height, picture.width,
-                   self._annotations.objects[index], picture.neg_category_ids, picture.not_exhaustive_category_ids)
+    return Example(
+      picture.id,
+      self.files[index].read_bytes(),
+      picture.height,
+      picture.width,
+      self._annotations.objects[index],
+      picture.neg_category_ids,
+      picture.not_exhaustive_category_ids,
+    )
 
   def where(self, index: int) -> str:
     """What to call example `index` in a message."""
@@ -66,9 +80,16 @@ def prepared_folder(path: str | Path) -> Path:
   path = Path(path)
   if not path.is_dir():
     raise DataError(f'{path} is no folder; expected the folder of a data set, as vild-jax prepare writes it')
-  found = [path] if (path / 'dataset_info.json').is_file() else sorted(
-    info.parent for depth in ('*', '*/*') for info in path.glob(f'{depth}/dataset_info.json')
-    if not any(part.startswith('.') for part in info.relative_to(path).parts))
+  found = (
+    [path]
+    if (path / 'dataset_info.json').is_file()
+    else sorted(
+      info.parent
+      for depth in ('*', '*/*')
+      for info in path.glob(f'{depth}/dataset_info.json')
+      if not any(part.startswith('.') for part in info.relative_to(path).parts)
+    )
+  )
   if not found:
     raise DataError(f'{path} holds no data set; expected the folder of one, as vild-jax prepare writes it')
   if len(found) > 1:
@@ -91,8 +112,10 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
       content = split['name'] + '-' + split['filepathTemplate'].partition('-{SPLIT}-')[2].partition('.')[0]
       splits[split['name']] = {**metadata['contents'][content], 'examples': sum(map(int, split['shardLengths']))}
   except (OSError, KeyError, TypeError, ValueError) as error:
-    raise DataError(f'{folder} is no data set that vild-jax prepare wrote ({type(error).__name__}: {error}); a stock '
-                    'TFDS data set must go through prepare --from-tfds first') from None
+    raise DataError(
+      f'{folder} is no data set that vild-jax prepare wrote ({type(error).__name__}: {error}); a stock '
+      'TFDS data set must go through prepare --from-tfds first'
+    ) from None
   return categories, splits
 
 
@@ -150,6 +173,7 @@ class PreparedDataset:
           import tensorflow_datasets as tfds  # a second of import, for those that read pictures alone
 
           from vild_jax.data.tfds_builders.detection import from_features
+
           builder = tfds.builder_from_directory(self.folder)
           source = builder.as_data_source(self.split, decoders={'image': tfds.decode.SkipDecoding()})
           self._opened = source, from_features
@@ -173,17 +197,37 @@ def to_lvis_json(dataset: PreparedDataset) -> dict[str, Any]:
   images, annotations = [], []
   for i in range(len(dataset)):
     example = dataset[i]
-    images.append({'id': example.image_id, 'height': example.height, 'width': example.width,
-                   'neg_category_ids': list(example.neg_category_ids),
-                   'not_exhaustive_category_ids': list(example.not_exhaustive_category_ids)})
+    images.append(
+      {
+        'id': example.image_id,
+        'height': example.height,
+        'width': example.width,
+        'neg_category_ids': list(example.neg_category_ids),
+        'not_exhaustive_category_ids': list(example.not_exhaustive_category_ids),
+      }
+    )
     o = example.objects
     for j in range(len(o.ids)):
       y1, x1, y2, x2 = (float(v) for v in o.boxes[j])
-      annotations.append({'id': int(o.ids[j]), 'image_id': example.image_id, 'category_id': int(o.category_ids[j]),
-                          'bbox': [x1, y1, x2 - x1, y2 - y1], 'area': float(o.areas[j]),
-                          'iscrowd': int(o.is_crowd[j])}
-                         | ({'segmentation': o.segmentations[j]} if o.segmentations[j] else {}))
-  categories = [{'id': c.id, 'name': c.name, 'synset': c.synset, 'synonyms': list(c.synonyms)}
-                | ({'frequency': c.frequency} if c.frequency else {}) for c in dataset.categories]
-  return {'info': dataset.info, 'images': sorted(images, key=lambda image: image['id']),
-          'annotations': sorted(annotations, key=lambda annotation: annotation['id']), 'categories': categories}
+      annotations.append(
+        {
+          'id': int(o.ids[j]),
+          'image_id': example.image_id,
+          'category_id': int(o.category_ids[j]),
+          'bbox': [x1, y1, x2 - x1, y2 - y1],
+          'area': float(o.areas[j]),
+          'iscrowd': int(o.is_crowd[j]),
+        }
+        | ({'segmentation': o.segmentations[j]} if o.segmentations[j] else {})
+      )
+  categories = [
+    {'id': c.id, 'name': c.name, 'synset': c.synset, 'synonyms': list(c.synonyms)}
+    | ({'frequency': c.frequency} if c.frequency else {})
+    for c in dataset.categories
+  ]
+  return {
+    'info': dataset.info,
+    'images': sorted(images, key=lambda image: image['id']),
+    'annotations': sorted(annotations, key=lambda annotation: annotation['id']),
+    'categories': categories,
+  }

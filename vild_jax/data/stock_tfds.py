@@ -37,8 +37,10 @@ def open_stock(name_or_dir: str | Path, data_dir: str | Path | None = None) -> S
   root = Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
   folder = root / str(name_or_dir).replace(':', '/')
   if not folder.is_dir():
-    raise DataError(f'{name_or_dir} is neither a folder nor a data set in {root}; expected a prepared TFDS data set, '
-                    'such as lvis or coco/2017')
+    raise DataError(
+      f'{name_or_dir} is neither a folder nor a data set in {root}; expected a prepared TFDS data set, '
+      'such as lvis or coco/2017'
+    )
   return StockDataset(prepared_folder(folder))
 
 
@@ -47,6 +49,7 @@ class StockDataset:
 
   def __init__(self, folder: Path):
     import tensorflow_datasets as tfds
+
     try:
       self._builder = tfds.builder_from_directory(folder)
       fields = self._builder.info.features
@@ -56,8 +59,10 @@ class StockDataset:
       if not lvis and 'is_crowd' not in objects:
         raise KeyError('is_crowd')
     except (KeyError, AttributeError, TypeError) as error:
-      raise DataError(f'{folder} has not the features of a stock lvis or coco data set (no {error}); expected image, '
-                      'image/id and objects with bbox, label, id and area') from None
+      raise DataError(
+        f'{folder} has not the features of a stock lvis or coco data set (no {error}); expected image, '
+        'image/id and objects with bbox, label, id and area'
+      ) from None
     self._folder = folder
     self.name = self._builder.name
     self.categories = _categories(folder, label, lvis_categories() if lvis else coco_categories())
@@ -69,8 +74,9 @@ class StockDataset:
     if split == 'val' and not wanted and 'validation' in there:
       wanted = ['validation']
     if not wanted:
-      raise DataError(f'{self._folder} has the splits {", ".join(there)}; expected {split or "train or validation"} '
-                      'among them')
+      raise DataError(
+        f'{self._folder} has the splits {", ".join(there)}; expected {split or "train or validation"} among them'
+      )
     return wanted
 
   def source(self, split: str) -> StockSource:
@@ -94,6 +100,7 @@ class StockSource:
 
   def __init__(self, dataset: StockDataset, folder: Path, builder: Any, split: str):
     import tensorflow_datasets as tfds
+
     self.categories = tuple(sorted(dataset.categories, key=lambda c: c.id))
     self.info = {'description': f'TFDS {builder.info.full_name}, split {split}'}
     self._ids = np.array([c.id for c in dataset.categories])  # label -> category id
@@ -128,8 +135,10 @@ class StockSource:
       raise DataError(f'{self.where(index)} is of unknown format; expected a JPEG or PNG') from None
     except Exception as error:  # bytes of others can break the parsers in any way
       reason = (str(error).splitlines() or [''])[0]
-      raise DataError(f'{self._name}: record {index} does not decode ({type(error).__name__}: {reason}); expected the '
-                      'features of the data set') from None
+      raise DataError(
+        f'{self._name}: record {index} does not decode ({type(error).__name__}: {reason}); expected the '
+        'features of the data set'
+      ) from None
     o, rows = record['objects'], []
     crowds, masks = o.get('is_crowd', [False] * len(o['id'])), o.get('segmentation', [None] * len(o['id']))
     size = np.array([height, width, height, width], np.float64)
@@ -140,16 +149,20 @@ class StockSource:
         self._counts.append(int(key))
         continue
       rows.append((int(key), int(self._ids[label]), box, float(area), bool(crowd), self._rle(index, key, mask, size)))
-    lists = [tuple(int(self._ids[label]) for label in record.get(k, ()))
-             for k in ('neg_category_ids', 'not_exhaustive_category_ids')]
+    lists = [
+      tuple(int(self._ids[label]) for label in record.get(k, ()))
+      for k in ('neg_category_ids', 'not_exhaustive_category_ids')
+    ]
     return Example(record['image/id'], record['image'], height, width, make_objects(rows), *lists)
 
   def _rle(self, index: int, key: int, mask: np.ndarray | None, size: np.ndarray) -> Any:
     if mask is None:
       return []
     if mask.shape[:2] != tuple(size[:2].astype(int)):
-      raise DataError(f'{self._name}: the mask of object {key} in record {index} has the shape {mask.shape[:2]}; '
-                      f'expected {tuple(size[:2].astype(int))}, that of the picture')
+      raise DataError(
+        f'{self._name}: the mask of object {key} in record {index} has the shape {mask.shape[:2]}; '
+        f'expected {tuple(size[:2].astype(int))}, that of the picture'
+      )
     return rle.encode_mask(mask[:, :, 0] > 0)
 
 
@@ -157,6 +170,7 @@ def _open_records(files: list[Path], file_format: str) -> Any:
   """An indexable of serialised examples."""
   if file_format == 'array_record':
     from array_record.python.array_record_data_source import ArrayRecordDataSource
+
     return ArrayRecordDataSource([str(f) for f in files])
   if file_format == 'tfrecord':
     return _TfRecords(files)

@@ -19,7 +19,7 @@ from vild_jax.data.schema import DataError
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # RGB, of pictures in [0, 1]
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-MASK_SIZE = 112                                     # side of a ground-truth mask crop
+MASK_SIZE = 112  # side of a ground-truth mask crop
 
 # PIL warns of pictures that it reads all the same (odd EXIF, many pixels). For good, since pictures are decoded in
 # threads, and `catch_warnings` around each would put other threads' filters out of order.
@@ -98,8 +98,9 @@ def normalize(image: np.ndarray) -> np.ndarray:
   return rows.reshape(image.shape)
 
 
-def resize_and_pad(image: np.ndarray, image_size: int, *, scale: float = 1.0,
-                   offset_draw: tuple[float, float] = (0.0, 0.0)) -> ResizedImage:
+def resize_and_pad(
+  image: np.ndarray, image_size: int, *, scale: float = 1.0, offset_draw: tuple[float, float] = (0.0, 0.0)
+) -> ResizedImage:
   """Normalises, rescales to fit `scale` times the square of side S = `image_size`, crops and zero-pads to the square.
 
   Args:
@@ -118,17 +119,20 @@ def resize_and_pad(image: np.ndarray, image_size: int, *, scale: float = 1.0,
   offset = (excess * np.asarray(offset_draw, np.float32)).astype(np.int64)
   size = np.minimum(rescaled, image_size)
 
-  axes = [_taps(int(n), int(m), int(start), int(count))
-          for n, m, start, count in zip(size_in, rescaled, offset, size, strict=True)]
+  axes = [
+    _taps(int(n), int(m), int(start), int(count))
+    for n, m, start, count in zip(size_in, rescaled, offset, size, strict=True)
+  ]
   window = normalize(image[tuple(slice(lower[0], upper[-1] + 1) for lower, upper, _ in axes)])
   # The axis that shrinks the most goes first, so that the intermediate picture is the smaller one.
   for axis in np.argsort(size / np.array(window.shape[:2]), kind='stable'):
     lower, upper, weight = axes[axis]
     window = _blend(window, lower - lower[0], upper - lower[0], weight, int(axis))
   square = np.zeros((image_size, image_size, 3), np.float32)
-  square[:size[0], :size[1]] = window
-  return ResizedImage(square, size.astype(np.float32), rescaled.astype(np.float32) / size_in.astype(np.float32),
-                      offset.astype(np.float32))
+  square[: size[0], : size[1]] = window
+  return ResizedImage(
+    square, size.astype(np.float32), rescaled.astype(np.float32) / size_in.astype(np.float32), offset.astype(np.float32)
+  )
 
 
 def _taps(size_in: int, size_out: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

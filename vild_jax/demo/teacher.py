@@ -32,8 +32,15 @@ _BATCH = 64  # of half that, its batch statistics are too noisy: such teachers s
 _PROMPTS = ('vild', 'imagenet', 'single')
 
 
-def train(images: np.ndarray, category_index: np.ndarray, names: Sequence[str], out_dir: str | Path, *, seed: int = 0,
-          steps: int = 3000) -> teacher_checkpoint.Teacher:
+def train(
+  images: np.ndarray,
+  category_index: np.ndarray,
+  names: Sequence[str],
+  out_dir: str | Path,
+  *,
+  seed: int = 0,
+  steps: int = 3000,
+) -> teacher_checkpoint.Teacher:
   """Trains on captioned pictures and writes a teacher directory.
 
   Args:
@@ -45,15 +52,16 @@ def train(images: np.ndarray, category_index: np.ndarray, names: Sequence[str], 
     steps: batches of 64 pictures.
   """
   if len(images) < _BATCH or len(images) != len(category_index):
-    raise ValueError(f'{len(images)} pictures and {len(category_index)} labels; expected as many of each, at least '
-                     f'{_BATCH}')
+    raise ValueError(
+      f'{len(images)} pictures and {len(category_index)} labels; expected as many of each, at least {_BATCH}'
+    )
   templates = [template for which in _PROMPTS for template in prompts.load_templates(which)]
   captions = [prompts.fill(name, templates) for name in names]
   tokenizer_json = word_tokenizer([caption for of_name in captions for caption in of_name])
   config = _config(images.shape[1], tokenizer_json)
   tokenizer = Tokenizer(tokenizer_json, _CONTEXT_LENGTH)
   tokens = np.stack([tokenizer(of_name) for of_name in captions])  # [C, templates, T]
-  tokens = tokens[..., :int((tokens > 0).sum(-1).max())]
+  tokens = tokens[..., : int((tokens > 0).sum(-1).max())]
   params = _initial(jax.random.key(seed), config=config)
   opt_state = _optimizer(steps).init(params)
   rng = np.random.default_rng([seed, 1])
@@ -65,18 +73,26 @@ def train(images: np.ndarray, category_index: np.ndarray, names: Sequence[str], 
       chosen, order = order[:_BATCH], order[_BATCH:]
       texts = tokens[np.arange(len(names)), rng.integers(len(templates), size=len(names))]
       key = jax.random.fold_in(jax.random.key(seed), i)
-      params, opt_state, loss = _step(params, opt_state, images[chosen], category_index[chosen], texts, key,
-                                      config=config, steps=steps)
+      params, opt_state, loss = _step(
+        params, opt_state, images[chosen], category_index[chosen], texts, key, config=config, steps=steps
+      )
       if i % 20 == 0 or i == steps - 1:
         bar.set_postfix_str(f'loss {float(loss):.3f}', refresh=False)
       bar.update()
-  teacher = teacher_checkpoint.Teacher(config, jax.tree.map(np.asarray, params), tokenizer_json, _preprocessor(images.shape[1]))
+  teacher = teacher_checkpoint.Teacher(
+    config, jax.tree.map(np.asarray, params), tokenizer_json, _preprocessor(images.shape[1])
+  )
   teacher_checkpoint.save_teacher(out_dir, teacher)
   return teacher
 
 
-def accuracy(teacher: teacher_checkpoint.Teacher, images: np.ndarray, category_index: np.ndarray, names: Sequence[str],
-             which: str | Path = 'vild') -> float:
+def accuracy(
+  teacher: teacher_checkpoint.Teacher,
+  images: np.ndarray,
+  category_index: np.ndarray,
+  names: Sequence[str],
+  which: str | Path = 'vild',
+) -> float:
   """The share of pictures (as in `train`) whose nearest text embedding is that of their own category."""
   return float(zero_shot.is_right(teacher, images, category_index, names, prompts.load_templates(which)).mean())
 
@@ -88,30 +104,70 @@ def word_tokenizer(texts: Sequence[str]) -> str:
   """
   words = sorted({word for text in texts for word in re.findall(r'\w+|[^\w\s]+', text.lower())})
   vocab = {token: i for i, token in enumerate(['<pad>', '<unk>', *words, START, END])}
-  special = [{'id': vocab[token], 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
-              'normalized': False, 'special': True} for token in ('<pad>', '<unk>', START, END)]
-  return json.dumps({
-    'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': special,
-    'normalizer': {'type': 'Lowercase'}, 'pre_tokenizer': {'type': 'Whitespace'},
-    'post_processor': {'type': 'RobertaProcessing', 'sep': [END, vocab[END]], 'cls': [START, vocab[START]],
-                       'trim_offsets': False, 'add_prefix_space': False},
-    'decoder': None, 'model': {'type': 'WordLevel', 'vocab': vocab, 'unk_token': '<unk>'},
-  }, indent=1)
+  special = [
+    {
+      'id': vocab[token],
+      'content': token,
+      'single_word': False,
+      'lstrip': False,
+      'rstrip': False,
+      'normalized': False,
+      'special': True,
+    }
+    for token in ('<pad>', '<unk>', START, END)
+  ]
+  return json.dumps(
+    {
+      'version': '1.0',
+      'truncation': None,
+      'padding': None,
+      'added_tokens': special,
+      'normalizer': {'type': 'Lowercase'},
+      'pre_tokenizer': {'type': 'Whitespace'},
+      'post_processor': {
+        'type': 'RobertaProcessing',
+        'sep': [END, vocab[END]],
+        'cls': [START, vocab[START]],
+        'trim_offsets': False,
+        'add_prefix_space': False,
+      },
+      'decoder': None,
+      'model': {'type': 'WordLevel', 'vocab': vocab, 'unk_token': '<unk>'},
+    },
+    indent=1,
+  )
 
 
 def _config(size: int, tokenizer_json: str) -> clip.ClipConfig:
   vocab_size = len(json.loads(tokenizer_json)['model']['vocab'])
   return clip.ClipConfig(
-    embedding_dim=64, image=clip.ModifiedResNet(layers=(1, 1, 1), width=16, heads=4), image_size=size, patch_size=None,
-    text=clip.Transformer(64, 1, 2, 256), vocab_size=vocab_size, context_length=_CONTEXT_LENGTH, end_id=vocab_size - 1)
+    embedding_dim=64,
+    image=clip.ModifiedResNet(layers=(1, 1, 1), width=16, heads=4),
+    image_size=size,
+    patch_size=None,
+    text=clip.Transformer(64, 1, 2, 256),
+    vocab_size=vocab_size,
+    context_length=_CONTEXT_LENGTH,
+    end_id=vocab_size - 1,
+  )
 
 
 def _preprocessor(size: int) -> dict[str, Any]:
   """Stretched to the square: its pictures are boxes, and a central crop would cut off the ends of long ones."""
   square = {'height': size, 'width': size}
-  return {'image_processor_type': 'CLIPImageProcessor', 'do_convert_rgb': True, 'do_resize': True, 'size': square,
-          'resample': 3, 'do_center_crop': False, 'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
-          'image_mean': list(_MEAN), 'image_std': list(_STD)}
+  return {
+    'image_processor_type': 'CLIPImageProcessor',
+    'do_convert_rgb': True,
+    'do_resize': True,
+    'size': square,
+    'resample': 3,
+    'do_center_crop': False,
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': list(_MEAN),
+    'image_std': list(_STD),
+  }
 
 
 def _normalized(images: Any) -> jax.Array:
@@ -137,8 +193,17 @@ def _optimizer(steps: int) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'steps'), donate_argnums=(0, 1))
-def _step(params: Any, opt_state: Any, images: jax.Array, labels: jax.Array, texts: jax.Array, key: jax.Array, *,
-          config: clip.ClipConfig, steps: int) -> tuple[Any, Any, jax.Array]:
+def _step(
+  params: Any,
+  opt_state: Any,
+  images: jax.Array,
+  labels: jax.Array,
+  texts: jax.Array,
+  key: jax.Array,
+  *,
+  config: clip.ClipConfig,
+  steps: int,
+) -> tuple[Any, Any, jax.Array]:
   # Mirrored at random: no name depends on it.
   mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
   pixels = _normalized(images)

@@ -30,26 +30,71 @@ from vild_jax.runtime import progress
 # so that text alone told what the unseen combinations look like, and had no novel shape.
 GENERATOR_VERSION = 3
 
-_SIDES = (112, 208)          # pixels, of a picture
-_OBJECTS = (3, 8)            # a picture
-_NEGATIVES = (6, 10)         # categories a picture, verified to be absent
-_NOT_EXHAUSTIVE = 0.08       # the share of pictures with one more object of a category, left unannotated
-_VAL_INSTANCES = 22          # of each category in a validation set of default size
-_RARE_CUTOFF = 0.03          # of the training pictures: at most this many show a rare category, ...
-_COMMON_CUTOFF = 0.1         # ... at most this many a common one; a frequent one appears in more
+_SIDES = (112, 208)  # pixels, of a picture
+_OBJECTS = (3, 8)  # a picture
+_NEGATIVES = (6, 10)  # categories a picture, verified to be absent
+_NOT_EXHAUSTIVE = 0.08  # the share of pictures with one more object of a category, left unannotated
+_VAL_INSTANCES = 22  # of each category in a validation set of default size
+_RARE_CUTOFF = 0.03  # of the training pictures: at most this many show a rare category, ...
+_COMMON_CUTOFF = 0.1  # ... at most this many a common one; a frequent one appears in more
 _JPEG_QUALITY = 92
-_TEACHER_OBJECTS = (5, 9)   # a scene that the teacher's crops are cut from: more, for the work that a scene is
-_WITH_CONTEXT = 0.3         # the share of these crops that show 1.5 times the box
-_BOX_ERROR = 0.15           # the greatest error of their centres and sides, as a share of the box's sides
-_GROUND = 0.12              # the share that shows none of the objects, but for a rest of one at most
-_GROUND_SIDES = (14, 70)    # pixels, of these
+_TEACHER_OBJECTS = (5, 9)  # a scene that the teacher's crops are cut from: more, for the work that a scene is
+_WITH_CONTEXT = 0.3  # the share of these crops that show 1.5 times the box
+_BOX_ERROR = 0.15  # the greatest error of their centres and sides, as a share of the box's sides
+_GROUND = 0.12  # the share that shows none of the objects, but for a rest of one at most
+_GROUND_SIDES = (14, 70)  # pixels, of these
 # One for each category, in id order: shape by shape, and for each shape pattern by pattern. Invented, so that none is
 # taken for more than a name.
 _NOUNS = (
-    'bakru', 'colmi', 'denta', 'farlo', 'gimbo', 'halsu', 'javeno', 'kirba', 'lomeg', 'mulda', 'nerpi', 'ostak',
-    'pirmo', 'quenta', 'rabbo', 'seldi', 'torpa', 'umbik', 'vaskol', 'wenda', 'yarlu', 'zobri', 'abmok', 'birtu',
-    'cando', 'dulge', 'emsal', 'forbi', 'gantu', 'hirmo', 'isbel', 'jukla', 'kesto', 'lurda', 'marbi', 'nolgu',
-    'orvik', 'pelta', 'quibo', 'rolsa', 'sunte', 'tiglo', 'urbam', 'velko', 'wimba', 'yosti', 'zarnu', 'alfeb')
+  'bakru',
+  'colmi',
+  'denta',
+  'farlo',
+  'gimbo',
+  'halsu',
+  'javeno',
+  'kirba',
+  'lomeg',
+  'mulda',
+  'nerpi',
+  'ostak',
+  'pirmo',
+  'quenta',
+  'rabbo',
+  'seldi',
+  'torpa',
+  'umbik',
+  'vaskol',
+  'wenda',
+  'yarlu',
+  'zobri',
+  'abmok',
+  'birtu',
+  'cando',
+  'dulge',
+  'emsal',
+  'forbi',
+  'gantu',
+  'hirmo',
+  'isbel',
+  'jukla',
+  'kesto',
+  'lurda',
+  'marbi',
+  'nolgu',
+  'orvik',
+  'pelta',
+  'quibo',
+  'rolsa',
+  'sunte',
+  'tiglo',
+  'urbam',
+  'velko',
+  'wimba',
+  'yosti',
+  'zarnu',
+  'alfeb',
+)
 _NOVEL_SHAPE = 'crescent'
 _STREAMS = {'train': 0, 'val': 1, 'teacher': 2}
 
@@ -96,8 +141,12 @@ def generate(out: Path, *, seed: int = 0, train_images: int = 1000, val_images: 
     DataError: OUT holds something else, a world of other arguments, or a number of pictures is not positive.
   """
   out = Path(out)
-  parameters = {'generator_version': GENERATOR_VERSION, 'seed': seed, 'train_images': train_images,
-                'val_images': val_images}
+  parameters = {
+    'generator_version': GENERATOR_VERSION,
+    'seed': seed,
+    'train_images': train_images,
+    'val_images': val_images,
+  }
   for name in ('train_images', 'val_images'):
     if parameters[name] < 1:
       raise DataError(f'{name} is {parameters[name]}; expected at least 1')
@@ -112,12 +161,21 @@ def generate(out: Path, *, seed: int = 0, train_images: int = 1000, val_images: 
       (partial / split).mkdir()
       sets[split] = _render(partial / split, seed, split, count, first, bar)
   table = _category_table(sets['train'])
-  summary = {**parameters, 'frequency_cutoffs': _cutoffs(train_images),
-             'categories': {f: sum(c['frequency'] == f for c in table) for f in 'rcf'},
-             **{split: _statistics(*sets[split]) for split in sets}}
+  summary = {
+    **parameters,
+    'frequency_cutoffs': _cutoffs(train_images),
+    'categories': {f: sum(c['frequency'] == f for c in table) for f in 'rcf'},
+    **{split: _statistics(*sets[split]) for split in sets},
+  }
   for split, (images, objects, _) in sets.items():
-    info = {'description': f'vild_jax toy world, {split}', 'version': str(GENERATOR_VERSION), 'parameters': parameters,
-            'frequency_cutoffs': summary['frequency_cutoffs'], 'statistics': summary[split], 'summary': summary}
+    info = {
+      'description': f'vild_jax toy world, {split}',
+      'version': str(GENERATOR_VERSION),
+      'parameters': parameters,
+      'frequency_cutoffs': summary['frequency_cutoffs'],
+      'statistics': summary[split],
+      'summary': summary,
+    }
     content = {'info': info, 'licenses': [], 'categories': table, 'images': images, 'annotations': objects}
     text = json.dumps(content, separators=(',', ':'))
     (partial / 'annotations' / f'toy_{split}.json').write_text(text, encoding='utf-8')
@@ -139,7 +197,7 @@ def _reuse(out: Path, parameters: dict) -> dict:
 
 def _rng(seed: int, stream: str, number: int = 0) -> np.random.Generator:
   # Always four words: numpy pads shorter keys with zeros, and two keys that differ in trailing zeros are one.
-  return np.random.default_rng([seed % 2 ** 32, seed // 2 ** 32 % 2 ** 32, _STREAMS[stream], number])
+  return np.random.default_rng([seed % 2**32, seed // 2**32 % 2**32, _STREAMS[stream], number])
 
 
 def _cutoffs(train_images: int) -> dict[str, int]:
@@ -167,7 +225,7 @@ def _plan(rng: np.random.Generator, split: str, count: int) -> list[list[tuple[i
   # The rarest first, while there is room to give each picture of a category its own place.
   for index in np.argsort(quota, kind='stable'):
     room = np.flatnonzero(capacity)
-    if not room.size:    # a set too small for all categories
+    if not room.size:  # a set too small for all categories
       break
     distinct = min(quota[index], len(room))
     chosen = list(rng.choice(room, distinct, replace=False, p=capacity[room] / capacity[room].sum()))
@@ -200,12 +258,26 @@ def _render(folder: Path, seed: int, split: str, count: int, first: int, bar: tq
     negatives = rng.choice(absent, rng.integers(_NEGATIVES[0], _NEGATIVES[1] + 1), replace=False)
     partly = sorted({table[index].id for index, annotated in objects if not annotated})
     unannotated += sum(not annotated for _, annotated in objects)
-    images.append({'id': image_id, 'file_name': f'{image_id:06d}.jpg', 'height': height, 'width': width,
-                   'neg_category_ids': sorted(table[i].id for i in negatives), 'not_exhaustive_category_ids': partly})
+    images.append(
+      {
+        'id': image_id,
+        'file_name': f'{image_id:06d}.jpg',
+        'height': height,
+        'width': width,
+        'neg_category_ids': sorted(table[i].id for i in negatives),
+        'not_exhaustive_category_ids': partly,
+      }
+    )
     for position, (index, annotated) in enumerate(objects):
       if annotated:
-        annotations.append({'id': 1000 * image_id + position, 'image_id': image_id, 'category_id': table[index].id,
-                            **_region(owner == position, int(full[position]))})
+        annotations.append(
+          {
+            'id': 1000 * image_id + position,
+            'image_id': image_id,
+            'category_id': table[index].id,
+            **_region(owner == position, int(full[position])),
+          }
+        )
     encoded = cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
     (folder / f'{image_id:06d}.jpg').write_bytes(encoded.tobytes())
     bar.update()
@@ -217,15 +289,20 @@ def _region(mask: np.ndarray, full: int) -> dict:
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
   box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
   area = int(mask.sum())
-  return {'bbox': [float(v) for v in box], 'area': area, 'segmentation': _segmentation(mask, box), 'iscrowd': 0,
-          'visible': round(area / full, 3)}
+  return {
+    'bbox': [float(v) for v in box],
+    'area': area,
+    'segmentation': _segmentation(mask, box),
+    'iscrowd': 0,
+    'visible': round(area / full, 3),
+  }
 
 
 def _segmentation(mask: np.ndarray, box: list[int]) -> list[list[int]] | dict:
   x, y, width, height = box
   # At twice the size a contour through pixel centres tells the two sides of every pixel apart, so that its points
   # can be moved onto the edges between pixels.
-  double = np.repeat(np.repeat(mask[y:y + height, x:x + width].astype(np.uint8), 2, 0), 2, 1)
+  double = np.repeat(np.repeat(mask[y : y + height, x : x + width].astype(np.uint8), 2, 0), 2, 1)
   contours, hierarchy = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
   if (hierarchy[0, :, 3] >= 0).any():
     # A polygon of COCO's kind cannot have a hole.
@@ -258,7 +335,7 @@ def captioned_crops(seed: int, count: int, size: int = 32) -> tuple[np.ndarray, 
     crops = [(_crop(rng, picture, owner == position), shown[position]) for position in range(number)]
     if rng.random() < number * _GROUND / (1 - _GROUND) and (ground := _ground(rng, picture, owner >= 0)) is not None:
       crops.append((ground, len(categories())))
-    for crop, label in crops[:count - done]:
+    for crop, label in crops[: count - done]:
       images[done] = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
       labels[done] = label
       done += 1
@@ -294,16 +371,28 @@ def _crop(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> np
 def _category_table(train: tuple[list, list, int]) -> list[dict]:
   """LVIS's category entries; the counts are of the training set in both files, as in LVIS."""
   images, instances = _per_category(train[1])
-  return [{'id': c.id, 'name': c.name, 'synset': c.synset, 'synonyms': list(c.synonyms), 'def': looks()[c.id - 1],
-           'frequency': c.frequency, 'image_count': int(images[c.id - 1]), 'instance_count': int(instances[c.id - 1])}
-          for c in categories()]
+  return [
+    {
+      'id': c.id,
+      'name': c.name,
+      'synset': c.synset,
+      'synonyms': list(c.synonyms),
+      'def': looks()[c.id - 1],
+      'frequency': c.frequency,
+      'image_count': int(images[c.id - 1]),
+      'instance_count': int(instances[c.id - 1]),
+    }
+    for c in categories()
+  ]
 
 
 def _per_category(annotations: list[dict]) -> tuple[np.ndarray, np.ndarray]:
   size = len(categories())
   pairs = {(a['image_id'], a['category_id']) for a in annotations}
-  return (np.bincount([c - 1 for _, c in pairs], minlength=size),
-          np.bincount([a['category_id'] - 1 for a in annotations], minlength=size))
+  return (
+    np.bincount([c - 1 for _, c in pairs], minlength=size),
+    np.bincount([a['category_id'] - 1 for a in annotations], minlength=size),
+  )
 
 
 def _statistics(images: list[dict], annotations: list[dict], unannotated: int) -> dict:
@@ -315,16 +404,16 @@ def _statistics(images: list[dict], annotations: list[dict], unannotated: int) -
   per_image = np.bincount([a['image_id'] - images[0]['id'] for a in annotations], minlength=len(images))
   images_of, instances_of = _per_category(annotations)
   return {
-      'images': len(images),
-      'annotations': len(annotations),
-      'unannotated_objects': unannotated,
-      'annotations_per_frequency': {f: sum(frequency[a['category_id']] == f for a in annotations) for f in 'rcf'},
-      'annotations_per_image': [int(per_image.min()), round(float(per_image.mean()), 2), int(per_image.max())],
-      'occluded_fraction': round(float((visible < 0.95).mean()), 4),
-      'small_fraction': round(float((area < 32 ** 2).mean()), 4),
-      'novel_image_fraction': round(len(novel) / len(images), 4),
-      'least_images_of_a_category': int(images_of.min()),
-      'least_annotations_of_a_category': int(instances_of.min()),
-      'negatives_per_image': round(float(np.mean([len(i['neg_category_ids']) for i in images])), 2),
-      'not_exhaustive_images': sum(bool(i['not_exhaustive_category_ids']) for i in images),
+    'images': len(images),
+    'annotations': len(annotations),
+    'unannotated_objects': unannotated,
+    'annotations_per_frequency': {f: sum(frequency[a['category_id']] == f for a in annotations) for f in 'rcf'},
+    'annotations_per_image': [int(per_image.min()), round(float(per_image.mean()), 2), int(per_image.max())],
+    'occluded_fraction': round(float((visible < 0.95).mean()), 4),
+    'small_fraction': round(float((area < 32**2).mean()), 4),
+    'novel_image_fraction': round(len(novel) / len(images), 4),
+    'least_images_of_a_category': int(images_of.min()),
+    'least_annotations_of_a_category': int(instances_of.min()),
+    'negatives_per_image': round(float(np.mean([len(i['neg_category_ids']) for i in images])), 2),
+    'not_exhaustive_images': sum(bool(i['not_exhaustive_category_ids']) for i in images),
   }

@@ -16,17 +16,20 @@ SHAPES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring', 'heart', 'cre
 PATTERNS = ('red', 'yellow', 'green', 'blue', 'striped', 'spotted')
 
 # The two colours of each pattern, RGB: the body's and, for the last two, that of the stripes or spots.
-_COLOURS = np.array([
+_COLOURS = np.array(
+  [
     [[214, 40, 40], [214, 40, 40]],
     [[246, 204, 38], [246, 204, 38]],
     [[40, 160, 72], [40, 160, 72]],
     [[38, 92, 214], [38, 92, 214]],
     [[246, 246, 242], [30, 32, 44]],
     [[142, 46, 166], [250, 236, 246]],
-], np.float32)
+  ],
+  np.float32,
+)
 
-_MIN_VISIBLE = 0.75    # the share of an object that later ones must leave to be seen, so that it stays recognisable
-_ATTEMPTS = 40         # places tried for an object; it shrinks a little with each
+_MIN_VISIBLE = 0.75  # the share of an object that later ones must leave to be seen, so that it stays recognisable
+_ATTEMPTS = 40  # places tried for an object; it shrinks a little with each
 
 
 def _arc(radius: float, start: float, stop: float, points: int, centre: float = 0.0) -> np.ndarray:
@@ -49,7 +52,7 @@ def _heart() -> np.ndarray:
 
 def _crescent() -> np.ndarray:
   # The outer circle minus one of radius 0.8 whose centre lies 0.5 to the right.
-  x = (1.05 ** 2 - 0.8 ** 2 + 0.5 ** 2) / (2 * 0.5)
+  x = (1.05**2 - 0.8**2 + 0.5**2) / (2 * 0.5)
   outer = math.acos(x / 1.05)
   inner = math.acos((x - 0.5) / 0.8)
   back = _arc(1.05, outer, 2 * math.pi - outer, 32)
@@ -61,14 +64,14 @@ def _outlines() -> dict[str, list[np.ndarray]]:
   s, a, b = 0.8, 0.34, 1.04
   cross = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
   return {
-      'circle': [_arc(0.92, 0, 2 * math.pi, 40)],
-      'square': [np.array([(-s, -s), (s, -s), (s, s), (-s, s)])],
-      'triangle': [np.array([(0, -1.1), (1.06, 0.76), (-1.06, 0.76)])],
-      'star': [_star()],
-      'cross': [np.array(cross)],
-      'ring': [_arc(1.02, 0, 2 * math.pi, 40), _arc(0.5, 0, 2 * math.pi, 28)],
-      'heart': [_heart()],
-      'crescent': [_crescent()],
+    'circle': [_arc(0.92, 0, 2 * math.pi, 40)],
+    'square': [np.array([(-s, -s), (s, -s), (s, s), (-s, s)])],
+    'triangle': [np.array([(0, -1.1), (1.06, 0.76), (-1.06, 0.76)])],
+    'star': [_star()],
+    'cross': [np.array(cross)],
+    'ring': [_arc(1.02, 0, 2 * math.pi, 40), _arc(0.5, 0, 2 * math.pi, 28)],
+    'heart': [_heart()],
+    'crescent': [_crescent()],
   }
 
 
@@ -104,8 +107,12 @@ def bounds(item: Figure) -> np.ndarray:
 
 def _window(item: Figure, height: int, width: int, margin: int) -> tuple[int, int, int, int]:
   x0, y0, x1, y1 = bounds(item)
-  return (max(0, math.floor(y0) - margin), min(height, math.ceil(y1) + margin),
-          max(0, math.floor(x0) - margin), min(width, math.ceil(x1) + margin))
+  return (
+    max(0, math.floor(y0) - margin),
+    min(height, math.ceil(y1) + margin),
+    max(0, math.floor(x0) - margin),
+    min(width, math.ceil(x1) + margin),
+  )
 
 
 def _points(contours: list[np.ndarray], x0: int, y0: int) -> list[np.ndarray]:
@@ -145,8 +152,15 @@ def paint(rng: np.random.Generator, picture: np.ndarray, item: Figure) -> None:
   shade = 1 + math.sin(light) * slope * rows + math.cos(light) * slope * columns
   body = np.clip(body * shade[..., None], 0, 255).astype(np.uint8)
   rim = tuple(float(v) for v in np.clip(first * 0.45, 0, 255))
-  cv2.polylines(body, _points(item.contours, where[1].start, where[0].start), True, rim,
-                max(1, round(item.radius / 10)), cv2.LINE_AA, 4)
+  cv2.polylines(
+    body,
+    _points(item.contours, where[1].start, where[0].start),
+    True,
+    rim,
+    max(1, round(item.radius / 10)),
+    cv2.LINE_AA,
+    4,
+  )
   part += (body - part) * (alpha[..., None] * np.float32(1 / 255))
 
 
@@ -184,7 +198,7 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
   colour = _muted(rng)
   other = colour + rng.uniform(-45, 45) + rng.uniform(-14, 14, 3)
   kind = rng.integers(4)
-  if kind == 0:    # a slope of light
+  if kind == 0:  # a slope of light
     along = _along(rows, columns, rng.uniform(0, 2 * math.pi))
     mix = (along - along.min()) / (np.ptp(along) + 1)
   elif kind == 1:  # clouds
@@ -194,11 +208,12 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
   elif kind == 2:  # boards
     along = _along(rows, columns, rng.uniform(0, math.pi))
     mix = 0.5 + 0.35 * np.clip(2 * np.sin(along * (2 * math.pi / rng.uniform(14, 40))), -1, 1)
-  else:            # tiles
+  else:  # tiles
     tile = rng.uniform(14, 34)
     shift = rng.uniform(0, tile, 2)
-    mix = 0.5 + 0.3 * np.sign(np.sin((rows + shift[0]) * (math.pi / tile)) *
-                              np.sin((columns + shift[1]) * (math.pi / tile)))
+    mix = 0.5 + 0.3 * np.sign(
+      np.sin((rows + shift[0]) * (math.pi / tile)) * np.sin((columns + shift[1]) * (math.pi / tile))
+    )
   picture = colour + mix[..., None] * (other - colour)
   grain = rng.integers(-11, 12, ((height + 1) // 2, (width + 1) // 2), np.int16).astype(np.float32)
   picture += cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
@@ -241,8 +256,9 @@ def develop(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
   return np.clip(picture * light[..., None] + noise, 0, 255).astype(np.uint8)
 
 
-def scene(rng: np.random.Generator, height: int, width: int, kinds: list[tuple[int, int]]
-          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scene(
+  rng: np.random.Generator, height: int, width: int, kinds: list[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Draws objects of the given (shape, pattern) kinds, later ones in front of earlier ones.
 
   Returns:
@@ -262,18 +278,19 @@ def scene(rng: np.random.Generator, height: int, width: int, kinds: list[tuple[i
   return develop(rng, picture), owner, full
 
 
-def _place(rng: np.random.Generator, shape: int, pattern: int, placed: list[Figure], owner: np.ndarray,
-           full: np.ndarray) -> tuple[Figure, np.ndarray, tuple[slice, slice]]:
+def _place(
+  rng: np.random.Generator, shape: int, pattern: int, placed: list[Figure], owner: np.ndarray, full: np.ndarray
+) -> tuple[Figure, np.ndarray, tuple[slice, slice]]:
   """Finds a place that hides no object for the most part; about half of the places cover another object partly."""
   height, width = owner.shape
   size = math.sqrt(height * width)
   radius = size * math.exp(rng.uniform(math.log(0.088), math.log(0.235)))
   overlap = bool(placed) and rng.random() < 0.44
   seen = np.bincount(owner.ravel() + 1, minlength=len(placed) + 1)[1:]
-  whole = np.maximum(full[:len(placed)], 1)
+  whole = np.maximum(full[: len(placed)], 1)
   best = None
   for attempt in range(_ATTEMPTS):
-    r = max(radius * 0.98 ** attempt, 7.5)
+    r = max(radius * 0.98**attempt, 7.5)
     if overlap:
       other = placed[rng.integers(len(placed))]
       angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0.6, 1.0) * (r + other.radius)

@@ -25,9 +25,16 @@ BASE, NOVEL, OTHER, ALL = GROUPS = ('base', 'novel', 'other', 'all')
 _MIN_IOU = 0.5
 
 
-def distillation_cosine(config: Config, variables: Any, trained_on: VocabularyFile, dataset: sources.PreparedDataset,
-                        store: RegionStore, *, regions_per_image: int = defaults.MAX_REGIONS,
-                        mesh: Mesh | None = None) -> dict[str, Any]:
+def distillation_cosine(
+  config: Config,
+  variables: Any,
+  trained_on: VocabularyFile,
+  dataset: sources.PreparedDataset,
+  store: RegionStore,
+  *,
+  regions_per_image: int = defaults.MAX_REGIONS,
+  mesh: Mesh | None = None,
+) -> dict[str, Any]:
   """The mean cosine between the student's and the teacher's embeddings of the same regions.
 
   The student is the head that learns from the teacher: the image head where there is one. A region belongs to the
@@ -55,10 +62,18 @@ def distillation_cosine(config: Config, variables: Any, trained_on: VocabularyFi
   size = config.evaluation.batch_size
   sharding.check_batch_size(mesh, size, 'evaluation.batch_size')
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  embed = jax.jit(partial(detector.student_embeddings, config.model, per_image=sharding.per_image(mesh)),
-                  in_shardings=(replicated, sharding.image_sharding(mesh), batch, batch), out_shardings=batch)
-  is_base = dict(zip((c.id for c in dataset.categories),
-                     vocabulary_lib.is_base([c.name for c in dataset.categories], trained_on), strict=True))
+  embed = jax.jit(
+    partial(detector.student_embeddings, config.model, per_image=sharding.per_image(mesh)),
+    in_shardings=(replicated, sharding.image_sharding(mesh), batch, batch),
+    out_shardings=batch,
+  )
+  is_base = dict(
+    zip(
+      (c.id for c in dataset.categories),
+      vocabulary_lib.is_base([c.name for c in dataset.categories], trained_on),
+      strict=True,
+    )
+  )
   cosines: dict[str, list[float]] = {group: [] for group in GROUPS}
   number = 0
   with progress.bar(len(dataset), 'compare embeddings', unit='image') as bar:
@@ -94,8 +109,9 @@ def _groups(boxes: np.ndarray, example: Example, is_base: dict[int, bool]) -> li
     return [OTHER] * len(boxes)
   overlap = _iou(boxes.astype(np.float64), truth.astype(np.float64))
   best = overlap.argmax(axis=1)
-  return [(BASE if is_base[int(categories[j])] else NOVEL) if overlap[i, j] >= _MIN_IOU else OTHER
-          for i, j in enumerate(best)]
+  return [
+    (BASE if is_base[int(categories[j])] else NOVEL) if overlap[i, j] >= _MIN_IOU else OTHER for i, j in enumerate(best)
+  ]
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

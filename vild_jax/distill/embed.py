@@ -34,13 +34,21 @@ from vild_jax.runtime import progress
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import crops
 
-_AHEAD = 3             # pictures that are decoded while the tower works on one
-_FIRST = 4             # pictures after which the time for all is stated; the first of them waits for the compiler
+_AHEAD = 3  # pictures that are decoded while the tower works on one
+_FIRST = 4  # pictures after which the time for all is stated; the first of them waits for the compiler
 
 
-def embed_regions(teacher: teacher_checkpoint.Teacher, dataset: sources.PreparedDataset, proposals: RegionStore,
-                  out: str | Path, *, max_regions: int = defaults.MAX_REGIONS, dtype: Any = jnp.float32, batch_size: int = defaults.CROP_BATCH,
-                  images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD) -> dict[str, Any]:
+def embed_regions(
+  teacher: teacher_checkpoint.Teacher,
+  dataset: sources.PreparedDataset,
+  proposals: RegionStore,
+  out: str | Path,
+  *,
+  max_regions: int = defaults.MAX_REGIONS,
+  dtype: Any = jnp.float32,
+  batch_size: int = defaults.CROP_BATCH,
+  images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
+) -> dict[str, Any]:
   """Writes the embeddings of the best proposals of each picture; killed anywhere and called again, it goes on.
 
   The store ends at the same bytes however often it was interrupted and by however many processes it was made, on equal
@@ -66,13 +74,24 @@ def embed_regions(teacher: teacher_checkpoint.Teacher, dataset: sources.Prepared
       is writing there; a picture or shard is damaged.
   """
   if (proposals.dataset, proposals.split) != (dataset.identity, dataset.split):
-    raise DataError(f'{proposals.path} is of the data set {proposals.dataset[:12]}, split {proposals.split!r}; '
-                    f'expected {dataset.identity[:12]}, split {dataset.split!r}, which is {_name(dataset)}')
+    raise DataError(
+      f'{proposals.path} is of the data set {proposals.dataset[:12]}, split {proposals.split!r}; '
+      f'expected {dataset.identity[:12]}, split {dataset.split!r}, which is {_name(dataset)}'
+    )
   tower = crops.CropTower(teacher, dtype, batch_size=batch_size)
-  job = Job(EMBEDDINGS, dataset=dataset.identity, split=dataset.split, images=len(dataset),
-            max_regions=max_regions, images_per_shard=images_per_shard, proposals=proposals.boxes_identity,
-            teacher=teacher.text_identity, image_teacher=tower.identity, embedding_dim=tower.embedding_dim,
-            recipe=tower.recipe)
+  job = Job(
+    EMBEDDINGS,
+    dataset=dataset.identity,
+    split=dataset.split,
+    images=len(dataset),
+    max_regions=max_regions,
+    images_per_shard=images_per_shard,
+    proposals=proposals.boxes_identity,
+    teacher=teacher.text_identity,
+    image_teacher=tower.identity,
+    embedding_dim=tower.embedding_dim,
+    recipe=tower.recipe,
+  )
 
   def embedded(examples: Iterable[int]) -> Iterator[tuple[int, Regions]]:
     with contextlib.closing(_ahead(lambda i: _read(dataset, proposals, i, max_regions), examples)) as pictures:
@@ -87,8 +106,14 @@ def embed_regions(teacher: teacher_checkpoint.Teacher, dataset: sources.Prepared
   return _write(Path(out), job, embedded, at_most, len(crops.SCALES))
 
 
-def import_regions(arrays: ImportedRegions, dataset: sources.PreparedDataset, out: str | Path, *,
-                   max_regions: int = defaults.MAX_REGIONS, images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD) -> dict[str, Any]:
+def import_regions(
+  arrays: ImportedRegions,
+  dataset: sources.PreparedDataset,
+  out: str | Path,
+  *,
+  max_regions: int = defaults.MAX_REGIONS,
+  images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
+) -> dict[str, Any]:
   """Writes a store of embeddings that were computed elsewhere; arguments, results and errors as `embed_regions`.
 
   Raises ValueError also for arrays that lack a picture of the data set or have one that it lacks, or that hold anything
@@ -98,36 +123,58 @@ def import_regions(arrays: ImportedRegions, dataset: sources.PreparedDataset, ou
     known = {dataset[i].image_id for i in range(len(dataset))}
     missing, unknown = sorted(known - arrays.image_ids), sorted(arrays.image_ids - known)
     what = f'has no image {missing[0]}' if missing else f'has an image {unknown[0]} that is not in {_name(dataset)}'
-    raise DataError(f'{arrays.path} {what} ({len(missing)} missing, {len(unknown)} unknown); expected the '
-                    f'{len(dataset)} images of the data set, a picture without regions too')
-  job = Job(EMBEDDINGS, dataset=dataset.identity, split=dataset.split, images=len(dataset),
-            max_regions=max_regions, images_per_shard=images_per_shard, teacher=arrays.teacher,
-            image_teacher=arrays.image_teacher, embedding_dim=arrays.embedding_dim, recipe={'imported': arrays.digest})
+    raise DataError(
+      f'{arrays.path} {what} ({len(missing)} missing, {len(unknown)} unknown); expected the '
+      f'{len(dataset)} images of the data set, a picture without regions too'
+    )
+  job = Job(
+    EMBEDDINGS,
+    dataset=dataset.identity,
+    split=dataset.split,
+    images=len(dataset),
+    max_regions=max_regions,
+    images_per_shard=images_per_shard,
+    teacher=arrays.teacher,
+    image_teacher=arrays.image_teacher,
+    embedding_dim=arrays.embedding_dim,
+    recipe={'imported': arrays.digest},
+  )
 
   def read(examples: Iterable[int]) -> Iterator[tuple[int, Regions]]:
     for i in examples:
       example = dataset[i]
       found = arrays.of(example)
-      yield example.image_id, Regions(found.boxes[:max_regions], found.scores[:max_regions],
-                                      found.embeddings[:max_regions])
+      yield (
+        example.image_id,
+        Regions(found.boxes[:max_regions], found.scores[:max_regions], found.embeddings[:max_regions]),
+      )
 
   return _write(Path(out), job, read, len(dataset) * max_regions, 0)
 
 
-def _write(out: Path, job: Job, make: Callable[[Iterable[int]], Iterator[tuple[int, Regions]]], at_most: int,
-           crops_per_region: int) -> dict[str, Any]:
+def _write(
+  out: Path,
+  job: Job,
+  make: Callable[[Iterable[int]], Iterator[tuple[int, Regions]]],
+  at_most: int,
+  crops_per_region: int,
+) -> dict[str, Any]:
   """Writes the shards that are missing of a store with `at_most` regions."""
   with StoreWriter(out, job, process_index=jax.process_index(), process_count=jax.process_count()) as writer:
     missing = writer.missing()
     examples = [i for shard in missing for i in job.examples(shard)]
     share = len(examples) / job.images
     size = at_most * (20 + 2 * job.embedding_dim) + 20 * job.images
-    print(f'{out}: {job.images} images, at most {at_most} regions of dimension {job.embedding_dim} and '
-          f'{readable(size)} in {job.shards} shards; to do: {len(missing)} shards, {len(examples)} images'
-          + (f', at most {round(share * at_most * crops_per_region)} crops' if crops_per_region else ''),
-          file=sys.stderr)
-    with (progress.bar(len(examples), 'embed' if crops_per_region else 'import', unit='image') as bar,
-          contextlib.closing(make(examples)) as found):
+    print(
+      f'{out}: {job.images} images, at most {at_most} regions of dimension {job.embedding_dim} and '
+      f'{readable(size)} in {job.shards} shards; to do: {len(missing)} shards, {len(examples)} images'
+      + (f', at most {round(share * at_most * crops_per_region)} crops' if crops_per_region else ''),
+      file=sys.stderr,
+    )
+    with (
+      progress.bar(len(examples), 'embed' if crops_per_region else 'import', unit='image') as bar,
+      contextlib.closing(make(examples)) as found,
+    ):
       meter = _Meter(bar, len(examples), crops_per_region)
       for shard in missing:
         writer.write(shard, meter.count(itertools.islice(found, len(job.examples(shard)))))
@@ -168,8 +215,9 @@ def _duration(seconds: float) -> str:
   return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'
 
 
-def _read(dataset: sources.PreparedDataset, proposals: RegionStore, index: int, max_regions: int
-          ) -> tuple[int, np.ndarray, Regions]:
+def _read(
+  dataset: sources.PreparedDataset, proposals: RegionStore, index: int, max_regions: int
+) -> tuple[int, np.ndarray, Regions]:
   """(image id, uint8 [H, W, 3], its best regions)."""
   example = dataset[index]
   found = proposals[example.image_id]

@@ -48,13 +48,25 @@ def with_proposals(config: Config, count: int) -> Config:
   if count < 1:
     raise ValueError(f'--max-proposals is {count}; expected at least 1')
   rpn = config.model.rpn
-  rpn = dataclasses.replace(rpn, max_proposals=count, max_per_level=max(rpn.max_per_level, count),
-                            test_pre_nms_top_k=max(rpn.test_pre_nms_top_k, count))
+  rpn = dataclasses.replace(
+    rpn,
+    max_proposals=count,
+    max_per_level=max(rpn.max_per_level, count),
+    test_pre_nms_top_k=max(rpn.test_pre_nms_top_k, count),
+  )
   return dataclasses.replace(config, model=dataclasses.replace(config.model, rpn=rpn))
 
 
-def propose(config: Config, variables: Any, dataset: sources.PreparedDataset, out: Path, *, max_proposals: int = defaults.MAX_PROPOSALS,
-            images_per_shard: int = defaults.PROPOSAL_IMAGES_PER_SHARD, mesh: Mesh | None = None) -> dict[str, Any]:
+def propose(
+  config: Config,
+  variables: Any,
+  dataset: sources.PreparedDataset,
+  out: Path,
+  *,
+  max_proposals: int = defaults.MAX_PROPOSALS,
+  images_per_shard: int = defaults.PROPOSAL_IMAGES_PER_SHARD,
+  mesh: Mesh | None = None,
+) -> dict[str, Any]:
   """Writes the proposals of every picture of `dataset` to the region store `out`, or what is missing of them.
 
   Boxes are in pixels of the original picture, clipped to it, with objectness as score; slots that the network left
@@ -84,18 +96,34 @@ def propose(config: Config, variables: Any, dataset: sources.PreparedDataset, ou
   sharding.check_batch_size(mesh, size, 'evaluation.batch_size')
   model = config.model
   parts = {key: dataclasses.asdict(getattr(model, key)) for key in ('backbone', 'pyramid', 'anchors', 'rpn')}
-  job = Job(PROPOSALS, dataset=dataset.identity, split=dataset.split, images=len(dataset),
-            max_regions=max_proposals, images_per_shard=images_per_shard,
-            # Batches of another size may be other programs, and other last bits.
-            origin={'checkpoint': weights.identity(variables), 'image_size': config.data.image_size,
-                    'batch_size': size, 'dtype': model.dtype, **parts})
+  job = Job(
+    PROPOSALS,
+    dataset=dataset.identity,
+    split=dataset.split,
+    images=len(dataset),
+    max_regions=max_proposals,
+    images_per_shard=images_per_shard,
+    # Batches of another size may be other programs, and other last bits.
+    origin={
+      'checkpoint': weights.identity(variables),
+      'image_size': config.data.image_size,
+      'batch_size': size,
+      'dtype': model.dtype,
+      **parts,
+    },
+  )
   with StoreWriter(out, job, process_index=jax.process_index(), process_count=jax.process_count()) as writer:
     missing, start = writer.missing(), time.perf_counter()
     counts = [len(job.examples(shard)) for shard in missing]
-    print(f'{out}: {len(dataset)} images in {job.shards} shards, at most {max_proposals} proposals each and '
-          f'{readable(job.max_bytes)} in all; {len(missing)} shards to write', file=sys.stderr)
-    with (progress.bar(sum(counts), 'propose', unit='image') as bar,
-          contextlib.closing(_proposals(config, variables, dataset, job, missing, mesh)) as found):
+    print(
+      f'{out}: {len(dataset)} images in {job.shards} shards, at most {max_proposals} proposals each and '
+      f'{readable(job.max_bytes)} in all; {len(missing)} shards to write',
+      file=sys.stderr,
+    )
+    with (
+      progress.bar(sum(counts), 'propose', unit='image') as bar,
+      contextlib.closing(_proposals(config, variables, dataset, job, missing, mesh)) as found,
+    ):
       for shard, count in zip(missing, counts, strict=True):
         writer.write(shard, _counted(itertools.islice(found, count), bar))
     whole = writer.finish()
@@ -105,14 +133,22 @@ def propose(config: Config, variables: Any, dataset: sources.PreparedDataset, ou
 def outcome(out: Path, whole: bool) -> dict[str, Any]:
   """What a store came to: whole, and if it is identity, boxes, regions and bytes; stderr says so too."""
   if not whole:
-    print(f'{out}: the shards of process {jax.process_index()} are written; the last of the {jax.process_count()} processes makes '
-          'the store whole', file=sys.stderr)
+    print(
+      f'{out}: the shards of process {jax.process_index()} are written; the last of the {jax.process_count()} processes makes '
+      'the store whole',
+      file=sys.stderr,
+    )
     return {'whole': False}
   store = RegionStore(out)
   of = f'teacher {store.teacher}' if store.teacher else f'boxes {store.boxes_identity[:12]}'
   print(f'{out}: {store.images} images, {store.regions} regions, {readable(store.size)}; {of}', file=sys.stderr)
-  return {'whole': True, 'identity': store.identity, 'boxes': store.boxes_identity, 'regions': store.regions,
-          'bytes': store.size}
+  return {
+    'whole': True,
+    'identity': store.identity,
+    'boxes': store.boxes_identity,
+    'regions': store.regions,
+    'bytes': store.size,
+  }
 
 
 def readable(size: float) -> str:
@@ -135,8 +171,9 @@ class _Chosen:
     return self._dataset[int(self._order[index])]
 
 
-def _proposals(config: Config, variables: Any, dataset: sources.PreparedDataset, job: Job, shards: list[int],
-               mesh: Mesh) -> Iterator[tuple[int, Regions]]:
+def _proposals(
+  config: Config, variables: Any, dataset: sources.PreparedDataset, job: Job, shards: list[int], mesh: Mesh
+) -> Iterator[tuple[int, Regions]]:
   """(image id, proposals) of every picture of the shards, in order."""
   if not shards:
     return

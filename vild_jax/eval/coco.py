@@ -12,11 +12,23 @@ from vild_jax.eval import scoring
 MAX_DETECTIONS = defaults.COCO_MAX_DETECTIONS
 
 
-def evaluate(ground_truth: dict | str | Path, results: list[results_lib.Result] | str | Path, *,
-             base_category_ids: Collection[int] | None = None, min_area: float = 0.0,
-             min_instances: int = 1) -> scoring.Metrics:
+def evaluate(
+  ground_truth: dict | str | Path,
+  results: list[results_lib.Result] | str | Path,
+  *,
+  base_category_ids: Collection[int] | None = None,
+  min_area: float = 0.0,
+  min_instances: int = 1,
+) -> scoring.Metrics:
   """Scores results by the COCO protocol; arguments and returns as `lvis.evaluate`, base by `base_category_ids` alone
   where the categories have no frequency."""
   truth, found = scoring.read(ground_truth, results)
-  return scoring.score(truth, found, federated=False, max_detections=MAX_DETECTIONS,
-                       base_category_ids=base_category_ids, min_area=min_area, min_instances=min_instances)
+  return scoring.score(
+    truth,
+    found,
+    federated=False,
+    max_detections=MAX_DETECTIONS,
+    base_category_ids=base_category_ids,
+    min_area=min_area,
+    min_instances=min_instances,
+  )

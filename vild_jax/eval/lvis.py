@@ -18,9 +18,14 @@ from vild_jax.eval import scoring
 MAX_DETECTIONS = defaults.MAX_DETECTIONS
 
 
-def evaluate(ground_truth: dict | str | Path, results: list[results_lib.Result] | str | Path, *,
-             base_category_ids: Collection[int] | None = None, min_area: float = 0.0,
-             min_instances: int = 1) -> scoring.Metrics:
+def evaluate(
+  ground_truth: dict | str | Path,
+  results: list[results_lib.Result] | str | Path,
+  *,
+  base_category_ids: Collection[int] | None = None,
+  min_area: float = 0.0,
+  min_instances: int = 1,
+) -> scoring.Metrics:
   """Scores results by the LVIS protocol.
 
   Args:
@@ -38,8 +43,15 @@ def evaluate(ground_truth: dict | str | Path, results: list[results_lib.Result] 
   """
   truth, found = scoring.read(ground_truth, results)
   check_federated(truth, ground_truth if isinstance(ground_truth, str | Path) else 'the ground truth')
-  metrics = scoring.score(truth, _listed(truth, _best(found)), federated=True, max_detections=MAX_DETECTIONS,
-                          base_category_ids=base_category_ids, min_area=min_area, min_instances=min_instances)
+  metrics = scoring.score(
+    truth,
+    _listed(truth, _best(found)),
+    federated=True,
+    max_detections=MAX_DETECTIONS,
+    base_category_ids=base_category_ids,
+    min_area=min_area,
+    min_instances=min_instances,
+  )
   return {**metrics, 'detections': len(found)}
 
 
@@ -49,8 +61,10 @@ def check_federated(truth: dict[str, Any], name: str | Path = 'the ground truth'
   A class counts only in pictures known to hold or to lack it: without the latter all confusions go unpunished.
   """
   if len(truth['categories']) > 1 and not any(image.get('neg_category_ids') for image in truth['images']):
-    raise DataError(f'{name}: none of the {len(truth["images"])} pictures lists categories that it lacks; expected '
-                    "LVIS's neg_category_ids, or evaluation.protocol=coco for exhaustive annotations")
+    raise DataError(
+      f'{name}: none of the {len(truth["images"])} pictures lists categories that it lacks; expected '
+      "LVIS's neg_category_ids, or evaluation.protocol=coco for exhaustive annotations"
+    )
 
 
 def _best(results: list[results_lib.Result]) -> list[results_lib.Result]:
@@ -58,8 +72,11 @@ def _best(results: list[results_lib.Result]) -> list[results_lib.Result]:
   pictures: dict[int, list[Any]] = defaultdict(list)
   for result in results:
     pictures[result['image_id']].append(result)
-  return [result for picture in pictures.values()
-          for result in sorted(picture, key=lambda result: -result['score'])[:MAX_DETECTIONS]]
+  return [
+    result
+    for picture in pictures.values()
+    for result in sorted(picture, key=lambda result: -result['score'])[:MAX_DETECTIONS]
+  ]
 
 
 def _listed(truth: dict[str, Any], results: list[results_lib.Result]) -> list[results_lib.Result]:

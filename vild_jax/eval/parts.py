@@ -45,8 +45,9 @@ class PartWriter:
     self._stack.__exit__(*error)
 
 
-def merge(results: str | Path, run: str, count: int, image_ids: Sequence[int], *,
-          wait_seconds: float = WAIT_SECONDS) -> None:
+def merge(
+  results: str | Path, run: str, count: int, image_ids: Sequence[int], *, wait_seconds: float = WAIT_SECONDS
+) -> None:
   """Waits for the parts of `count` processes, writes them as one results file, and removes them.
 
   Args:
@@ -69,8 +70,10 @@ def merge(results: str | Path, run: str, count: int, image_ids: Sequence[int], *
     for i, image_id in enumerate(image_ids):
       holder = next((k for k, head in enumerate(heads) if head is not None and head[0] == i), None)
       if holder is None:
-        raise DataError(f'the {count} parts of {results} lack image {image_id}, or it is out of order; expected every '
-                        'picture of the data set once')
+        raise DataError(
+          f'the {count} parts of {results} lack image {image_id}, or it is out of order; expected every '
+          'picture of the data set once'
+        )
       writer.write(heads[holder][1])
       heads[holder] = next(streams[holder], None)
     if any(head is not None for head in heads):
@@ -95,8 +98,10 @@ def _wait(parts: Sequence[Path], seconds: float) -> None:
   end = time.monotonic() + seconds
   while missing := [index for index, part in enumerate(parts) if not part.is_file()]:
     if time.monotonic() > end:
-      raise DataError(f'{parts[missing[0]]} does not come: process {missing[0]} of {len(parts)} has written no '
-                      f'results {seconds:g} s after this one; expected all to run, with one --out that all see')
+      raise DataError(
+        f'{parts[missing[0]]} does not come: process {missing[0]} of {len(parts)} has written no '
+        f'results {seconds:g} s after this one; expected all to run, with one --out that all see'
+      )
     time.sleep(0.05)
 
 
@@ -107,6 +112,8 @@ def _pictures(lines: Iterator[str], part: Path, place: dict[int, int]) -> Iterat
       image_id, found = json.loads(line)
       where = place[image_id]
     except (ValueError, TypeError, KeyError):
-      raise DataError(f'{part}, line {number} is no picture of the data set with its results; expected what a process '
-                      'of this run wrote') from None
+      raise DataError(
+        f'{part}, line {number} is no picture of the data set with its results; expected what a process '
+        'of this run wrote'
+      ) from None
     yield where, found

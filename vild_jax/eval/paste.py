@@ -22,7 +22,7 @@ def paste_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -
   pasted = np.zeros((len(masks), height, width), bool)
   for canvas, mask, corners in zip(pasted, masks, _expand(boxes, masks.shape[1:]), strict=True):
     window, y, x = _window(mask, corners, height, width)
-    canvas[y:y + window.shape[0], x:x + window.shape[1]] = window
+    canvas[y : y + window.shape[0], x : x + window.shape[1]] = window
   return pasted
 
 
@@ -34,8 +34,10 @@ def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np
 def paste_to_rles(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
   """Equal to `to_rle` of every mask of `paste_masks`, without making the pictures; the arguments are the same."""
   _check(masks, boxes)
-  return [_window_rle(*_window(mask, corners, height, width), height, width)
-          for mask, corners in zip(masks, _expand(boxes, masks.shape[1:]), strict=True)]
+  return [
+    _window_rle(*_window(mask, corners, height, width), height, width)
+    for mask, corners in zip(masks, _expand(boxes, masks.shape[1:]), strict=True)
+  ]
 
 
 def to_rle(mask: np.ndarray) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _window(mask: np.ndarray, corners: np.ndarray, height: int, width: int) -> t
   resized = cv2.resize(padded, (max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1))) > 0.5
   top, bottom = np.clip((y1, y2 + 1), 0, height)
   left, right = np.clip((x1, x2 + 1), 0, width)
-  return resized[top - y1:bottom - y1, left - x1:right - x1], int(top), int(left)
+  return resized[top - y1 : bottom - y1, left - x1 : right - x1], int(top), int(left)
 
 
 def _window_rle(window: np.ndarray, y: int, x: int, height: int, width: int) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def _window_rle(window: np.ndarray, y: int, x: int, height: int, width: int) -> 
   columns = np.zeros((window.shape[1], window.shape[0] + 2), bool)
   columns[:, 1:-1] = window.T
   column, row = np.divmod(np.flatnonzero(columns[:, 1:] ^ columns[:, :-1]), window.shape[0] + 1)
-  changes = (x + column) * height + y + row     # in column-major order: on, off, on, off, ...
+  changes = (x + column) * height + y + row  # in column-major order: on, off, on, off, ...
   # A run that reaches the bottom of a column and goes on at the top of the next is one run.
   joined = np.flatnonzero(changes[1:-1:2] == changes[2::2]) * 2 + 1
   changes = np.delete(changes, np.concatenate([joined, joined + 1]))
@@ -87,5 +89,7 @@ def _window_rle(window: np.ndarray, y: int, x: int, height: int, width: int) -> 
 
 def _plain(rle: dict[str, Any]) -> dict[str, Any]:
   counts = rle['counts']
-  return {'size': [int(side) for side in rle['size']],
-          'counts': counts.decode('ascii') if isinstance(counts, bytes) else counts}
+  return {
+    'size': [int(side) for side in rle['size']],
+    'counts': counts.decode('ascii') if isinstance(counts, bytes) else counts,
+  }

@@ -23,9 +23,16 @@ from vild_jax.runtime import files
 Result = dict[str, Any]
 
 
-def detections_to_results(image_id: int, boxes: np.ndarray, scores: np.ndarray, category_ids: np.ndarray,
-                          masks: np.ndarray | None, original_size: tuple[int, int], *,
-                          valid: np.ndarray | None = None) -> list[Result]:
+def detections_to_results(
+  image_id: int,
+  boxes: np.ndarray,
+  scores: np.ndarray,
+  category_ids: np.ndarray,
+  masks: np.ndarray | None,
+  original_size: tuple[int, int],
+  *,
+  valid: np.ndarray | None = None,
+) -> list[Result]:
   """The K detections of one picture as results, in the order given.
 
   Args:
@@ -46,8 +53,10 @@ def detections_to_results(image_id: int, boxes: np.ndarray, scores: np.ndarray, 
     raise DataError(f'picture {image_id}: a detection has a box or a score that is no number; expected finite ones')
   corner = boxes[:, 1::-1]
   bboxes = np.concatenate([corner, boxes[:, 3:1:-1] - corner], axis=1).tolist()
-  results = [{'image_id': int(image_id), 'category_id': category, 'bbox': bbox, 'score': score}
-             for category, bbox, score in zip(category_ids.tolist(), bboxes, scores.tolist(), strict=True)]
+  results = [
+    {'image_id': int(image_id), 'category_id': category, 'bbox': bbox, 'score': score}
+    for category, bbox, score in zip(category_ids.tolist(), bboxes, scores.tolist(), strict=True)
+  ]
   if masks is not None:
     rles = paste.paste_to_rles(np.asarray(masks)[keep], boxes, *map(int, original_size))
     for result, rle in zip(results, rles, strict=True):
@@ -151,7 +160,7 @@ def _problem(result: Any, image_sizes: Mapping[int, tuple[int, int]], category_i
   if rle is not None and not (isinstance(rle, dict) and isinstance(rle.get('counts'), str | bytes)):
     return f'segmentation is {str(rle)[:60]}; expected a compressed run-length code'
   if rle is not None and tuple(rle['size']) != size:
-    return f'segmentation has size {list(rle["size"])}; expected {list(size)}, the picture\'s height and width'
+    return f"segmentation has size {list(rle['size'])}; expected {list(size)}, the picture's height and width"
   try:
     rle is not None and mask_api.area(rle)
   except ValueError as error:

@@ -21,8 +21,9 @@ Metrics = dict[str, Any]
 _AREAS = ('all', 'small', 'medium', 'large')
 
 
-def read(ground_truth: dict | str | Path, results: list[results_lib.Result] | str | Path
-         ) -> tuple[dict[str, Any], list[results_lib.Result]]:
+def read(
+  ground_truth: dict | str | Path, results: list[results_lib.Result] | str | Path
+) -> tuple[dict[str, Any], list[results_lib.Result]]:
   """Reads and checks ground truth and the results that belong to it.
 
   Raises:
@@ -37,8 +38,11 @@ def _read_ground_truth(source: dict | str | Path) -> dict[str, Any]:
   """LVIS- or COCO-format JSON with annotation ids 1, 2, ...: files repeat them, and the evaluator misreads 0."""
   tree = results_lib.read_json(source, 'LVIS- or COCO-format ground truth')
   name = source if isinstance(source, str | Path) else 'the ground truth'
-  fields = {'images': {'id', 'height', 'width'}, 'categories': {'id', 'name'},
-            'annotations': {'image_id', 'category_id', 'bbox', 'area'}}
+  fields = {
+    'images': {'id', 'height', 'width'},
+    'categories': {'id', 'name'},
+    'annotations': {'image_id', 'category_id', 'bbox', 'area'},
+  }
   for key, expected in fields.items():
     if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
       raise DataError(f'{name} has no list {key!r}; expected LVIS- or COCO-format ground truth')
@@ -57,8 +61,16 @@ def _read_ground_truth(source: dict | str | Path) -> dict[str, Any]:
   return {'images': tree['images'], 'annotations': annotations, 'categories': tree['categories']}
 
 
-def score(ground_truth: dict[str, Any], results: list[results_lib.Result], *, federated: bool, max_detections: int,
-          base_category_ids: Collection[int] | None, min_area: float, min_instances: int) -> Metrics:
+def score(
+  ground_truth: dict[str, Any],
+  results: list[results_lib.Result],
+  *,
+  federated: bool,
+  max_detections: int,
+  base_category_ids: Collection[int] | None,
+  min_area: float,
+  min_instances: int,
+) -> Metrics:
   """Scores checked results against checked ground truth.
 
   Args:
@@ -79,19 +91,35 @@ def score(ground_truth: dict[str, Any], results: list[results_lib.Result], *, fe
   categories = sorted(ground_truth['categories'], key=lambda category: category['id'])
   frequencies = np.array([category.get('frequency', '') for category in categories])
   is_base = _base(categories, frequencies, base_category_ids)
-  counts = Counter(annotation['category_id'] for annotation in ground_truth['annotations']
-                   if not annotation.get('iscrowd', 0) and annotation['area'] >= min_area)
+  counts = Counter(
+    annotation['category_id']
+    for annotation in ground_truth['annotations']
+    if not annotation.get('iscrowd', 0) and annotation['area'] >= min_area
+  )
   instances = np.array([counts[category['id']] for category in categories], int)
   counted = instances >= min_instances
-  rows = [{'id': category['id'], 'name': category['name'], 'frequency': str(frequency),
-           'base': None if is_base is None else bool(is_base[k]), 'instances': int(instances[k])}
-          for k, (category, frequency) in enumerate(zip(categories, frequencies, strict=True))]
-  metrics: Metrics = {'images': len(ground_truth['images']), 'detections': len(results), 'per_category': rows,
-                      'curves': {'recall': np.linspace(0, 1, 101).tolist()}}
+  rows = [
+    {
+      'id': category['id'],
+      'name': category['name'],
+      'frequency': str(frequency),
+      'base': None if is_base is None else bool(is_base[k]),
+      'instances': int(instances[k]),
+    }
+    for k, (category, frequency) in enumerate(zip(categories, frequencies, strict=True))
+  ]
+  metrics: Metrics = {
+    'images': len(ground_truth['images']),
+    'detections': len(results),
+    'per_category': rows,
+    'curves': {'recall': np.linspace(0, 1, 101).tolist()},
+  }
   for kind, key in (('box', 'bbox'), ('mask', 'segmentation')):
     # One object without a mask is enough: it would count as missed, and what lies in a crowd without one as wrong.
-    if not (all(annotation.get(key) for annotation in ground_truth['annotations'])
-            and all(result.get(key) is not None for result in results)):
+    if not (
+      all(annotation.get(key) for annotation in ground_truth['annotations'])
+      and all(result.get(key) is not None for result in results)
+    ):
       metrics[kind] = metrics['curves'][kind] = None
       for row in rows:
         row[f'{kind}_AP'] = row[f'{kind}_AP50'] = None
@@ -104,8 +132,9 @@ def score(ground_truth: dict[str, Any], results: list[results_lib.Result], *, fe
   return metrics
 
 
-def _base(categories: list[dict], frequencies: np.ndarray, base_category_ids: Collection[int] | None
-          ) -> np.ndarray | None:
+def _base(
+  categories: list[dict], frequencies: np.ndarray, base_category_ids: Collection[int] | None
+) -> np.ndarray | None:
   """Which categories are base, bool [C]; None where nothing tells."""
   if base_category_ids is None:
     return None if (frequencies == '').all() else frequencies != 'r'
@@ -116,14 +145,25 @@ def _base(categories: list[dict], frequencies: np.ndarray, base_category_ids: Co
   return np.array([category['id'] in base for category in categories], bool)
 
 
-def _precision(ground_truth: dict[str, Any], results: list[results_lib.Result], key: str, federated: bool,
-               max_detections: int, min_area: float) -> np.ndarray:
+def _precision(
+  ground_truth: dict[str, Any],
+  results: list[results_lib.Result],
+  key: str,
+  federated: bool,
+  max_detections: int,
+  min_area: float,
+) -> np.ndarray:
   """Precision [10 IoU thresholds, 101 recalls, C, 4 areas]; NaN for a category without ground truth of that area."""
   # The evaluator writes into its input, wants a frequency of every category, and takes the box's area for a mask's
   # where a detection has a bbox: it gets copies with just what it should see.
   keys = ('image_id', 'category_id', 'score', key)
-  truth = COCO({**ground_truth, 'annotations': [dict(annotation) for annotation in ground_truth['annotations']],
-                'categories': [{**c, 'frequency': c.get('frequency') or 'f'} for c in ground_truth['categories']]})
+  truth = COCO(
+    {
+      **ground_truth,
+      'annotations': [dict(annotation) for annotation in ground_truth['annotations']],
+      'categories': [{**c, 'frequency': c.get('frequency') or 'f'} for c in ground_truth['categories']],
+    }
+  )
   found = truth.loadRes([{k: result[k] for k in keys} for result in results])
   evaluator = COCOeval_faster(truth, found, 'bbox' if key == 'bbox' else 'segm', lvis_style=federated)
   evaluator.params.maxDets = [max_detections]
@@ -140,12 +180,15 @@ def _summary(table: np.ndarray, counted: np.ndarray, frequencies: np.ndarray, is
   nowhere = np.zeros_like(counted)
   base, novel = (nowhere, nowhere) if is_base is None else (counted & is_base, counted & ~is_base)
   return {
-    'AP': _mean(table[:, :, counted, 0]), 'AP50': _mean(table[0, :, counted, 0]),
+    'AP': _mean(table[:, :, counted, 0]),
+    'AP50': _mean(table[0, :, counted, 0]),
     'AP75': _mean(table[5, :, counted, 0]),
     **{f'AP{area[0]}': _mean(table[:, :, counted, i]) for i, area in enumerate(_AREAS) if i},
     **{name: _mean(table[:, :, group, 0]) for name, group in groups.items()},
-    'AP_base': _mean(table[:, :, base, 0]), 'AP_novel': _mean(table[:, :, novel, 0]),
-    'AP50_base': _mean(table[0, :, base, 0]), 'AP50_novel': _mean(table[0, :, novel, 0]),
+    'AP_base': _mean(table[:, :, base, 0]),
+    'AP_novel': _mean(table[:, :, novel, 0]),
+    'AP50_base': _mean(table[0, :, base, 0]),
+    'AP50_novel': _mean(table[0, :, novel, 0]),
   }
 
 

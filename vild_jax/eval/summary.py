@@ -42,8 +42,13 @@ def _precision_recall(metrics: Metrics) -> bytes:
   for kind, color in (('box', _BOX), ('mask', _MASK)):
     curve = metrics['curves'][kind]
     if curve is not None:
-      axes.plot(metrics['curves']['recall'], curve, color=color, linewidth=2,
-                label=f'{kind}, AP50 {100 * metrics[kind]["AP50"]:.1f} %')
+      axes.plot(
+        metrics['curves']['recall'],
+        curve,
+        color=color,
+        linewidth=2,
+        label=f'{kind}, AP50 {100 * metrics[kind]["AP50"]:.1f} %',
+      )
       axes.fill_between(metrics['curves']['recall'], curve, color=color, alpha=0.08, linewidth=0)
   axes.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
   if axes.lines:
@@ -57,10 +62,12 @@ def _ap_by_group(metrics: Metrics) -> bytes:
   groups = [group for group in _GROUPS if any(metrics[kind][group] is not None for kind, _ in kinds)]
   for k, (kind, color) in enumerate(kinds):
     heights = [100 * (metrics[kind][group] or 0) for group in groups]
-    bars = axes.bar([i + (k - (len(kinds) - 1) / 2) * 0.38 for i in range(len(groups))], heights, 0.35, color=color,
-                    label=kind)
-    labels = ['none' if metrics[kind][group] is None else f'{height:.1f}'
-              for group, height in zip(groups, heights, strict=True)]
+    bars = axes.bar(
+      [i + (k - (len(kinds) - 1) / 2) * 0.38 for i in range(len(groups))], heights, 0.35, color=color, label=kind
+    )
+    labels = [
+      'none' if metrics[kind][group] is None else f'{height:.1f}' for group, height in zip(groups, heights, strict=True)
+    ]
     axes.bar_label(bars, labels, padding=3, fontsize=9, color=_INK)
   axes.set_xticks(range(len(groups)), [_GROUPS[group] for group in groups])
   axes.grid(visible=False, axis='x')

@@ -1,10 +1,10 @@
 """Bundles: one self-contained folder that any machine can load, without the training code's config file.
 
-  bundle.json      format version, teacher identity, preprocessing
-  config.json      the resolved config
-  vocabulary.npz   the training vocabulary; its base classes decide base or novel at test time
-  variables/       parameters and batch statistics (Orbax)
-  text_tower/      the teacher's text tower and tokenizer, so that any class name works (optional)
+bundle.json      format version, teacher identity, preprocessing
+config.json      the resolved config
+vocabulary.npz   the training vocabulary; its base classes decide base or novel at test time
+variables/       parameters and batch statistics (Orbax)
+text_tower/      the teacher's text tower and tokenizer, so that any class name works (optional)
 """
 
 from __future__ import annotations
@@ -25,8 +25,15 @@ BUNDLE_FILE, TEXT_TOWER = 'bundle.json', 'text_tower'
 FORMAT = 1
 
 
-def export_bundle(out: Path, config: Config, variables: dict[str, Any], vocabulary: Path, *, vocabulary_teacher: str,
-                  teacher: Path | None = None) -> Path:
+def export_bundle(
+  out: Path,
+  config: Config,
+  variables: dict[str, Any],
+  vocabulary: Path,
+  *,
+  vocabulary_teacher: str,
+  teacher: Path | None = None,
+) -> Path:
   """Writes a bundle; it appears under `out` only when it is complete.
 
   Args:
@@ -46,8 +53,13 @@ def export_bundle(out: Path, config: Config, variables: dict[str, Any], vocabula
     'format': FORMAT,
     'name': config.name,
     'teacher': vocabulary_teacher,
-    'preprocessing': {'image_size': config.data.image_size, 'resize': 'bilinear, no half-pixel centres, no antialias',
-                      'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225], 'padding': 'bottom and right'},
+    'preprocessing': {
+      'image_size': config.data.image_size,
+      'resize': 'bilinear, no half-pixel centres, no antialias',
+      'mean': [0.485, 0.456, 0.406],
+      'std': [0.229, 0.224, 0.225],
+      'padding': 'bottom and right',
+    },
   }
   with files.new_folder(out) as folder:
     if teacher is not None:

@@ -66,16 +66,25 @@ class Candidates:
   text_scores: Array | None = None
 
 
-def candidates(model: Model, variables: Any, image: Array, image_size: Array, vocabulary: Vocabulary, *,
-               with_text: bool, per_image: PerImage = jax.vmap) -> Candidates:
+def candidates(
+  model: Model,
+  variables: Any,
+  image: Array,
+  image_size: Array,
+  vocabulary: Vocabulary,
+  *,
+  with_text: bool,
+  per_image: PerImage = jax.vmap,
+) -> Candidates:
   """Images [B, S, S, 3], content sizes [B, 2] -> what there is to crop; `with_text` also refined and scored."""
   first, _ = detector.first_stage(model, variables, image, train=False, per_image=per_image)
   found = first.proposals
   crops = jax.vmap(boxes.clip)(found.boxes, image_size)
   final, text_scores = crops, None
   if with_text:
-    second, _ = detector.second_stage(model, variables, first.features, found.boxes, found.valid, vocabulary,
-                                      train=False, per_image=per_image)
+    second, _ = detector.second_stage(
+      model, variables, first.features, found.boxes, found.valid, vocabulary, train=False, per_image=per_image
+    )
     final = jax.vmap(detector.refine)(found.boxes, second.deltas, image_size)
     text_scores = detector.class_scores(model, second, vocabulary)
   valid = found.valid & (boxes.area(crops) > 0) & (boxes.area(final) > 0)
@@ -93,16 +102,27 @@ def crop_scores(model: Model, variables: Any, found: Candidates, embeddings: Arr
   return jax.vmap(ensemble, in_axes=(0, 0, None))(found.text_scores, scores, vocabulary.is_base)
 
 
-def detections(model: Model, variables: Any, found: Candidates, embeddings: Array, factors: Array,
-               vocabulary: Vocabulary, *, per_image: PerImage = jax.vmap) -> Detections:
+def detections(
+  model: Model,
+  variables: Any,
+  found: Candidates,
+  embeddings: Array,
+  factors: Array,
+  vocabulary: Vocabulary,
+  *,
+  per_image: PerImage = jax.vmap,
+) -> Detections:
   """The second half: candidates and embeddings [B, R, D] of their crops, any where invalid -> detections of a batch.
 
   Scores are multiplied by `factors` [B, R]: ones, or the objectness.
   """
   scores = crop_scores(model, variables, found, embeddings, vocabulary) * factors[..., None]
   chosen = per_image(partial(detector.choose, model))(found.boxes, found.valid, scores)
-  return chosen.replace(masks=detector.masks(model, variables, found.features, chosen.boxes, chosen.valid,
-                                             train=False, per_image=per_image)[0])
+  return chosen.replace(
+    masks=detector.masks(
+      model, variables, found.features, chosen.boxes, chosen.valid, train=False, per_image=per_image
+    )[0]
+  )
 
 
 def folders(scores: str) -> tuple[str, ...]:
@@ -110,9 +130,18 @@ def folders(scores: str) -> tuple[str, ...]:
   return ('', WITH_OBJECTNESS) if scores == defaults.CROPS else ('',)
 
 
-def predictions(config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile,
-                dataset: sources.PreparedDataset, mesh: Mesh, timer: Timer, *, tower: CropTower,
-                scores: str) -> Iterator[Found]:
+def predictions(
+  config: Config,
+  variables: Any,
+  classes: VocabularyFile,
+  trained_on: VocabularyFile,
+  dataset: sources.PreparedDataset,
+  mesh: Mesh,
+  timer: Timer,
+  *,
+  tower: CropTower,
+  scores: str,
+) -> Iterator[Found]:
   """`evaluation.predictions` of a baseline, one entry for each of `folders(scores)`.
 
   The timer counts both halves, the crops and the teacher's encoder; the second half once.
@@ -120,10 +149,16 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
   vocabulary = evaluation.put_vocabulary(classes, trained_on, mesh)
   batch, replicated, per_image = sharding.batch_sharding(mesh), sharding.replicated(mesh), sharding.per_image(mesh)
   image = sharding.image_sharding(mesh)
-  first_half = jax.jit(partial(candidates, config.model, with_text=scores == defaults.TEXT_AND_CROPS, per_image=per_image),
-                       in_shardings=(replicated, image, batch, replicated), out_shardings=batch)
-  second_half = jax.jit(partial(detections, config.model, per_image=per_image),
-                        in_shardings=(replicated, batch, batch, batch, replicated), out_shardings=batch)
+  first_half = jax.jit(
+    partial(candidates, config.model, with_text=scores == defaults.TEXT_AND_CROPS, per_image=per_image),
+    in_shardings=(replicated, image, batch, replicated),
+    out_shardings=batch,
+  )
+  second_half = jax.jit(
+    partial(detections, config.model, per_image=per_image),
+    in_shardings=(replicated, batch, batch, batch, replicated),
+    out_shardings=batch,
+  )
   size = config.evaluation.batch_size
   local = size // jax.process_count()
   shape = (local, config.model.rpn.max_proposals, config.model.embedding_dim)
@@ -165,8 +200,10 @@ def crop_tower(directory: str | Path, config: Config, trained_on: VocabularyFile
   model = config.model
   if scores == defaults.TEXT_AND_CROPS and (model.image_head or not model.background):
     kind = 'model.image_head is true' if model.image_head else 'model.background is false'
-    raise ValueError(f'--scores {scores} takes the scores of ViLD-text, but {kind}; expected a checkpoint of one head '
-                     'with a background')
+    raise ValueError(
+      f'--scores {scores} takes the scores of ViLD-text, but {kind}; expected a checkpoint of one head '
+      'with a background'
+    )
   teacher = teacher_checkpoint.load_teacher(directory)
   if not vocabulary_lib.is_same_teacher(teacher.text_identity, trained_on):
     vocabulary_lib.check_teacher(teacher.text_identity, trained_on.teacher, str(directory))

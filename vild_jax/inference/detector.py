@@ -53,14 +53,21 @@ class Detector:
     vocabulary: the training vocabulary; its base classes are base at test time, all others novel.
   """
 
-  def __init__(self, config: Config, variables: Any, training_vocabulary: VocabularyFile,
-               tower: text.TextTower | None = None):
+  def __init__(
+    self, config: Config, variables: Any, training_vocabulary: VocabularyFile, tower: text.TextTower | None = None
+  ):
     self.config, self.variables, self.vocabulary, self._tower = config, variables, training_vocabulary, tower
     self._embedded: dict[str, np.ndarray] = _other_spellings(training_vocabulary) | dict(
-      zip(training_vocabulary.names, training_vocabulary.embeddings, strict=True))
+      zip(training_vocabulary.names, training_vocabulary.embeddings, strict=True)
+    )
 
-  def detect(self, image: np.ndarray | str | Path, classes: Sequence[str] | VocabularyFile | None = None, *,
-             min_score: float = defaults.MIN_SCORE) -> PictureDetections:
+  def detect(
+    self,
+    image: np.ndarray | str | Path,
+    classes: Sequence[str] | VocabularyFile | None = None,
+    *,
+    min_score: float = defaults.MIN_SCORE,
+  ) -> PictureDetections:
     """Detects `classes` in one picture.
 
     Args:
@@ -77,8 +84,9 @@ class Detector:
     keep = found.valid & (found.scores >= min_score)
     height, width = image.shape[:2]
     boxes = to_picture(found.boxes[keep], resized, height, width)
-    return PictureDetections(boxes, found.scores[keep], found.labels[keep],
-                             paste.paste_masks(sigmoid(found.masks[keep]), boxes, height, width))
+    return PictureDetections(
+      boxes, found.scores[keep], found.labels[keep], paste.paste_masks(sigmoid(found.masks[keep]), boxes, height, width)
+    )
 
   def classes(self, classes: Sequence[str] | VocabularyFile | None = None) -> Vocabulary:
     """Names or a vocabulary file -> the padded argument of the forward pass; base as in training, else novel."""
@@ -95,16 +103,21 @@ class Detector:
       rows = self._embed(names)
     padded = max(16, 1 << (len(names) - 1).bit_length())
     missing = padded - len(names)
-    return Vocabulary(embeddings=np.pad(rows, ((0, missing), (0, 0))), valid=np.arange(padded) < len(names),
-                      is_base=np.pad(vocabulary_lib.is_base(names, self.vocabulary), (0, missing)))
+    return Vocabulary(
+      embeddings=np.pad(rows, ((0, missing), (0, 0))),
+      valid=np.arange(padded) < len(names),
+      is_base=np.pad(vocabulary_lib.is_base(names, self.vocabulary), (0, missing)),
+    )
 
   def _embed(self, names: Sequence[str]) -> np.ndarray:
     known = [name if name in self._embedded else vocabulary_lib.clean_name(name) for name in names]
     unknown = [name for name in dict.fromkeys(known) if name not in self._embedded]
     if unknown and self._tower is None:
       near = difflib.get_close_matches(unknown[0], self.vocabulary.names, n=3, cutoff=0.5)
-      raise ValueError(f'{unknown[0]!r} is not in the stored vocabulary and the bundle has no text tower; expected a '
-                       f'stored name{f" such as {near}" if near else ""}, or load(..., teacher=DIR)')
+      raise ValueError(
+        f'{unknown[0]!r} is not in the stored vocabulary and the bundle has no text tower; expected a '
+        f'stored name{f" such as {near}" if near else ""}, or load(..., teacher=DIR)'
+      )
     if unknown:
       rows = self._tower.embed(unknown, prompt_lib.load_templates(self.vocabulary.prompts))
       self._embedded.update(zip(unknown, rows, strict=True))
@@ -161,5 +174,3 @@ def _as_picture(image: np.ndarray | str | Path) -> np.ndarray:
     found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
     raise ValueError(f'the image is {found}; expected uint8 [H, W, 3] RGB or a path')
   return image
-
-

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_LEGIBLE = 400          # pixels: a picture whose longer side is shorter is enlarged by a whole factor
+_LEGIBLE = 400  # pixels: a picture whose longer side is shorter is enlarged by a whole factor
 _PAPER, _INK = (255, 255, 255), (32, 33, 36)
 Color = tuple[int, int, int]
 
@@ -29,8 +29,16 @@ def class_color(label: int) -> Color:
   return tuple(round(255 * channel) for channel in colorsys.hls_to_rgb(hue, lightness, saturation))
 
 
-def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray | None, masks: np.ndarray | None,
-         names: Sequence[str], *, novel: np.ndarray | None = None) -> np.ndarray:
+def draw(
+  image: np.ndarray,
+  boxes: np.ndarray,
+  labels: np.ndarray,
+  scores: np.ndarray | None,
+  masks: np.ndarray | None,
+  names: Sequence[str],
+  *,
+  novel: np.ndarray | None = None,
+) -> np.ndarray:
   """Draws N objects on a picture.
 
   Args:
@@ -57,25 +65,27 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.nd
   height, width = image.shape[0] * factor, image.shape[1] * factor
   canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
   boxes = boxes * factor
-  unit = max(height, width) / 640                 # lines and text grow with the picture
-  bold = 2 if factor > 1 else 1                    # enlarged pictures are shown small
+  unit = max(height, width) / 640  # lines and text grow with the picture
+  bold = 2 if factor > 1 else 1  # enlarged pictures are shown small
   line = max(round(1.6 * unit * bold), 1)
-  order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind='stable')     # small objects on top
+  order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind='stable')  # small objects on top
   if masks is not None:
     for i in order:
       _draw_mask(canvas, masks[i], class_color(labels[i]), max(round(1.2 * unit), 1))
   is_novel = [novel is not None and bool(novel[label]) for label in labels]
   for i in order:
     _draw_box(canvas, boxes[i], class_color(labels[i]), line, dashed=is_novel[i])
-  texts = [names[label].replace('_', ' ') + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
-           for i, label in enumerate(labels)]
+  texts = [
+    names[label].replace('_', ' ') + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
+    for i, label in enumerate(labels)
+  ]
   text_size = round(float(np.clip(12 * unit * bold, 11, 40)))
   picture = Image.fromarray(canvas)
   taken: list[tuple[int, int, int, int]] = []
   for i in order if scores is None else np.argsort(-np.asarray(scores), kind='stable'):
     chip = _chip(texts[i], class_color(labels[i]), text_size, is_novel[i])
     place = _free_place(boxes[i], chip.size, picture.size, taken)
-    if place:      # in a crowd the colour must do: a heap of labels tells nothing
+    if place:  # in a crowd the colour must do: a heap of labels tells nothing
       taken.append((*place, place[0] + chip.width, place[1] + chip.height))
       picture.paste(chip, place, chip)
   return np.asarray(picture)
@@ -86,8 +96,9 @@ def enlargement(image: np.ndarray) -> int:
   return int(np.clip(np.ceil(_LEGIBLE / max(image.shape[:2])), 1, 4))
 
 
-def side_by_side(left: np.ndarray, right: np.ndarray, titles: Sequence[str] = ('ground truth', 'prediction')
-                 ) -> np.ndarray:
+def side_by_side(
+  left: np.ndarray, right: np.ndarray, titles: Sequence[str] = ('ground truth', 'prediction')
+) -> np.ndarray:
   """Two pictures of equal height, uint8 [H, W, 3] each, under their titles, on white."""
   if left.shape[0] != right.shape[0]:
     raise ValueError(f'the pictures are {left.shape[0]} and {right.shape[0]} pixels high; expected equal heights')
@@ -107,15 +118,16 @@ def contact_sheet(pictures: Sequence[np.ndarray], *, columns: int = 2, width: in
     raise ValueError('no pictures; expected one or more for a contact sheet')
   gap = max(width // 100, 4)
   cell = (width - gap * (columns + 1)) // columns
-  fitted = [cv2.resize(p, (cell, max(round(p.shape[0] * cell / p.shape[1]), 1)), interpolation=cv2.INTER_AREA)
-            for p in pictures]
-  rows = [fitted[i:i + columns] for i in range(0, len(fitted), columns)]
+  fitted = [
+    cv2.resize(p, (cell, max(round(p.shape[0] * cell / p.shape[1]), 1)), interpolation=cv2.INTER_AREA) for p in pictures
+  ]
+  rows = [fitted[i : i + columns] for i in range(0, len(fitted), columns)]
   sheet = np.full((gap + sum(max(len(p) for p in row) + gap for row in rows), width, 3), 255, np.uint8)
   y = gap
   for row in rows:
     for i, picture in enumerate(row):
       x = gap + i * (cell + gap)
-      sheet[y:y + len(picture), x:x + cell] = picture
+      sheet[y : y + len(picture), x : x + cell] = picture
     y += max(len(p) for p in row) + gap
   return sheet
 
@@ -164,20 +176,31 @@ def _chip(text: str, color: Color, size: int, starred: bool) -> Image.Image:
     turns = np.arange(10) * np.pi / 5
     radius = np.where(np.arange(10) % 2, 0.17, 0.40) * 4 * size
     centre = 4 * (pad + 0.42 * size), 2.04 * height
-    pen.polygon([(centre[0] + r * np.sin(t), centre[1] - r * np.cos(t)) for r, t in zip(radius, turns, strict=True)],
-                fill=ink)
+    pen.polygon(
+      [(centre[0] + r * np.sin(t), centre[1] - r * np.cos(t)) for r, t in zip(radius, turns, strict=True)], fill=ink
+    )
   chip = big.resize((width, height), Image.Resampling.LANCZOS)
   ImageDraw.Draw(chip).text((pad + star, height / 2), text, font=font, fill=ink, anchor='lm')
   return chip
 
 
-def _free_place(box: np.ndarray, size: tuple[int, int], bounds: tuple[int, int],
-                taken: list[tuple[int, int, int, int]]) -> tuple[int, int] | None:
+def _free_place(
+  box: np.ndarray, size: tuple[int, int], bounds: tuple[int, int], taken: list[tuple[int, int, int, int]]
+) -> tuple[int, int] | None:
   """The place (x, y) about a box yxyx where a label of `size` = (w, h) hides least of those before it, if any."""
   w, h = size
   y1, x1, y2, x2 = (round(float(v)) for v in box)
-  candidates = [(x1, y1 - h), (x1, y1), (x2 - w, y1 - h), (x1, y2 - h), (x2 - w, y2 - h), (x1, y2), (x2 - w, y1),
-                (x2, y1), (x1 - w, y1)]
+  candidates = [
+    (x1, y1 - h),
+    (x1, y1),
+    (x2 - w, y1 - h),
+    (x1, y2 - h),
+    (x2 - w, y2 - h),
+    (x1, y2),
+    (x2 - w, y1),
+    (x2, y1),
+    (x1 - w, y1),
+  ]
   candidates += [(x1, y1 + k * h) for k in range(1, 4)]
   best, least = None, 0.15 * w * h
   for x, y in candidates:

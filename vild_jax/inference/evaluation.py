@@ -40,9 +40,18 @@ Found = tuple[dict[str, Any], ...]
 Predict = Callable[..., Iterator[Found]]
 
 
-def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile,
-             dataset: sources.PreparedDataset, out: Path, *, mesh: Mesh | None = None,
-             predict: Predict | None = None, folders: Sequence[str] = ('',)) -> dict[str, Any] | None:
+def evaluate(
+  config: Config,
+  variables: Any,
+  classes: VocabularyFile,
+  trained_on: VocabularyFile,
+  dataset: sources.PreparedDataset,
+  out: Path,
+  *,
+  mesh: Mesh | None = None,
+  predict: Predict | None = None,
+  folders: Sequence[str] = ('',),
+) -> dict[str, Any] | None:
   """Detects on every picture of `dataset`, writes `results.json`, and scores it.
 
   Of several processes each detects on its share of every batch, and the first merges and scores their results.
@@ -82,24 +91,39 @@ def evaluate(config: Config, variables: Any, classes: VocabularyFile, trained_on
   _write_results(_encoded(found, category_of_row), [out / folder / RESULTS_FILE for folder in folders], dataset)
   if jax.process_index() > 0:
     return None
-  base = [category.id for category, flag in zip(categories, vocabulary_lib.is_base(
-    [c.name for c in categories], trained_on), strict=True) if flag]
+  base = [
+    category.id
+    for category, flag in zip(categories, vocabulary_lib.is_base([c.name for c in categories], trained_on), strict=True)
+    if flag
+  ]
   protocol = {'lvis': lvis, 'coco': coco}[config.evaluation.protocol]
   scored = {}
   for folder in folders:
     scored[folder] = protocol.evaluate(
-      truth, out / folder / RESULTS_FILE, base_category_ids=base, min_area=config.evaluation.min_area,
-      min_instances=config.evaluation.min_instances) | {'seconds_per_image': timer.seconds_per_image()}
+      truth,
+      out / folder / RESULTS_FILE,
+      base_category_ids=base,
+      min_area=config.evaluation.min_area,
+      min_instances=config.evaluation.min_instances,
+    ) | {'seconds_per_image': timer.seconds_per_image()}
   metrics = scored[folders[0]]
-  metrics |= {folder: {key: scored[folder][key] for key in ('box', 'mask', 'seconds_per_image')}
-              for folder in folders[1:]}
+  metrics |= {
+    folder: {key: scored[folder][key] for key in ('box', 'mask', 'seconds_per_image')} for folder in folders[1:]
+  }
   for folder in folders:
     summary.write_reports(out / folder, scored[folder])
   return metrics
 
 
-def predictions(config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile,
-                dataset: sources.PreparedDataset, mesh: Mesh, timer: Timer) -> Iterator[Found]:
+def predictions(
+  config: Config,
+  variables: Any,
+  classes: VocabularyFile,
+  trained_on: VocabularyFile,
+  dataset: sources.PreparedDataset,
+  mesh: Mesh,
+  timer: Timer,
+) -> Iterator[Found]:
   """Yields for each picture, as one method's: image_id, original_size, detections in its own pixels, best first."""
   vocabulary = put_vocabulary(classes, trained_on, mesh)
   predict = make_predict_step(config, mesh)
@@ -121,8 +145,13 @@ def predictions(config: Config, variables: Any, classes: VocabularyFile, trained
 
 def local_batches(dataset: sources.PreparedDataset, config: Config) -> Iterator[batches.Arrays]:
   """This process's part of every batch of a split, as many for each process."""
-  return batches.eval_batches(dataset, config, batch_size=config.evaluation.batch_size,
-                              process_index=jax.process_index(), process_count=jax.process_count())
+  return batches.eval_batches(
+    dataset,
+    config,
+    batch_size=config.evaluation.batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
 
 
 def bar_of(dataset: sources.PreparedDataset) -> Any:
@@ -134,7 +163,8 @@ def put_vocabulary(classes: VocabularyFile, trained_on: VocabularyFile, mesh: Me
   """The argument of a forward pass, padded, on the devices; base is what is base in training."""
   padded = 8 * -(-len(classes.names) // 8)
   vocabulary = vocabulary_lib.to_struct(classes, padded).replace(
-    is_base=np.pad(vocabulary_lib.is_base(classes.names, trained_on), (0, padded - len(classes.names))))
+    is_base=np.pad(vocabulary_lib.is_base(classes.names, trained_on), (0, padded - len(classes.names)))
+  )
   return jax.device_put(vocabulary, sharding.replicated(mesh))
 
 
@@ -147,11 +177,16 @@ def scored_categories(categories: Sequence[Category], classes: VocabularyFile, p
   known = [category for category in categories if category.name in names]
   missing = [category.name for category in categories if category.name not in names]
   if missing and (protocol == 'lvis' or not known):
-    raise DataError(f'{len(missing)} categories of the data set are not in the vocabulary, {missing[0]!r} for one; '
-                    f'expected a row for {"each" if known else "some"} (by its raw name)')
+    raise DataError(
+      f'{len(missing)} categories of the data set are not in the vocabulary, {missing[0]!r} for one; '
+      f'expected a row for {"each" if known else "some"} (by its raw name)'
+    )
   if missing:
-    print(f'{len(missing)} of {len(categories)} categories of the data are not in the vocabulary, {missing[0]!r} for '
-          'one; they are not scored', file=sys.stderr)
+    print(
+      f'{len(missing)} of {len(categories)} categories of the data are not in the vocabulary, {missing[0]!r} for '
+      'one; they are not scored',
+      file=sys.stderr,
+    )
   return known
 
 
@@ -164,38 +199,54 @@ def category_ids(categories: Sequence[Category], classes: VocabularyFile) -> np.
 def _restricted(truth: dict[str, Any], categories: Sequence[Category]) -> dict[str, Any]:
   """Ground truth of these categories alone."""
   known = {category.id for category in categories}
-  return truth | {'categories': [c for c in truth['categories'] if c['id'] in known],
-                  'annotations': [a for a in truth['annotations'] if a['category_id'] in known]}
+  return truth | {
+    'categories': [c for c in truth['categories'] if c['id'] in known],
+    'annotations': [a for a in truth['annotations'] if a['category_id'] in known],
+  }
 
 
-def picture_drawer(config: Config, trained_on: VocabularyFile, dataset: sources.PreparedDataset,
-                   count: int) -> Callable[[Any], Mapping[str, np.ndarray]]:
+def picture_drawer(
+  config: Config, trained_on: VocabularyFile, dataset: sources.PreparedDataset, count: int
+) -> Callable[[Any], Mapping[str, np.ndarray]]:
   """variables -> {title: ground truth beside predictions} on the first pictures of a split, for the training log."""
   examples = [dataset[i] for i in range(min(count, len(dataset)))]
 
   def draw(variables: Any) -> Mapping[str, np.ndarray]:
     detector = Detector(config, jax.device_get(variables), trained_on)
-    return {f'predictions/{example.image_id}': drawing.side_by_side(*drawn_pair(detector, example, dataset, trained_on))
-            for example in examples}
+    return {
+      f'predictions/{example.image_id}': drawing.side_by_side(*drawn_pair(detector, example, dataset, trained_on))
+      for example in examples
+    }
 
   return draw
 
 
-def drawn_pair(detector: Detector, example: Example, dataset: sources.PreparedDataset,
-               classes: VocabularyFile, *, min_score: float = defaults.DRAWN_MIN_SCORE) -> tuple[np.ndarray, np.ndarray]:
+def drawn_pair(
+  detector: Detector,
+  example: Example,
+  dataset: sources.PreparedDataset,
+  classes: VocabularyFile,
+  *,
+  min_score: float = defaults.DRAWN_MIN_SCORE,
+) -> tuple[np.ndarray, np.ndarray]:
   """One picture drawn twice: with its ground truth, and with what `detector` finds; novel classes are marked."""
   image = transforms.decode(example.image, f'image {example.image_id}')
   novel = ~vocabulary_lib.is_base(classes.names, detector.vocabulary)
   row_of_name = {name: row for row, name in enumerate(classes.names)}
-  row_of_id = {category.id: row_of_name[category.name] for category in dataset.categories
-               if category.name in row_of_name}
+  row_of_id = {
+    category.id: row_of_name[category.name] for category in dataset.categories if category.name in row_of_name
+  }
   objects = example.objects
-  shown = [i for i in range(len(objects.ids)) if not objects.is_crowd[i] and objects.segmentations[i]
-           and int(objects.category_ids[i]) in row_of_id]
+  shown = [
+    i
+    for i in range(len(objects.ids))
+    if not objects.is_crowd[i] and objects.segmentations[i] and int(objects.category_ids[i]) in row_of_id
+  ]
   masks = [rle.decode_mask(objects.segmentations[i], example.height, example.width) for i in shown]
   labels = np.array([row_of_id[int(objects.category_ids[i])] for i in shown], np.int32)
-  truth = drawing.draw(image, objects.boxes[shown], labels, None, np.array(masks).reshape(-1, *image.shape[:2]),
-                   classes.names, novel=novel)
+  truth = drawing.draw(
+    image, objects.boxes[shown], labels, None, np.array(masks).reshape(-1, *image.shape[:2]), classes.names, novel=novel
+  )
   found = detector.detect(image, classes, min_score=min_score)
   guess = drawing.draw(image, found.boxes, found.labels, found.scores, found.masks, classes.names, novel=novel)
   return truth, guess
@@ -223,13 +274,19 @@ def to_picture(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) 
   keep, (height, width) = found.valid, row['original_size']
   boxes = found.boxes[keep] / np.tile(row['scale'], 2)
   boxes = np.clip(boxes, 0, np.array([height, width, height, width], np.float32))
-  return {'image_id': int(row['image_id']), 'original_size': (int(height), int(width)), 'boxes': boxes,
-          'labels': found.labels[keep], 'scores': found.scores[keep],
-          'masks': sigmoid(found.masks[keep])}
+  return {
+    'image_id': int(row['image_id']),
+    'original_size': (int(height), int(width)),
+    'boxes': boxes,
+    'labels': found.labels[keep],
+    'scores': found.scores[keep],
+    'masks': sigmoid(found.masks[keep]),
+  }
 
 
-def _write_results(pictures: Iterator[tuple[int, list[list[results.Result]]]], paths: Sequence[Path],
-                   dataset: sources.PreparedDataset) -> None:
+def _write_results(
+  pictures: Iterator[tuple[int, list[list[results.Result]]]], paths: Sequence[Path], dataset: sources.PreparedDataset
+) -> None:
   """Writes the results of each method to its path: all of them, or this process's part, which the first merges."""
   count, index = jax.process_count(), jax.process_index()
   run = ''
@@ -240,8 +297,10 @@ def _write_results(pictures: Iterator[tuple[int, list[list[results.Result]]]], p
     number = np.frombuffer(os.urandom(4), np.uint32)
     run = f'{int(multihost_utils.broadcast_one_to_all(number)[0]):08x}'  # comes to all after the old parts are gone
   with contextlib.ExitStack() as stack:
-    writers = [stack.enter_context(parts.PartWriter(path, run, index) if count > 1 else results.ResultsWriter(path))
-               for path in paths]
+    writers = [
+      stack.enter_context(parts.PartWriter(path, run, index) if count > 1 else results.ResultsWriter(path))
+      for path in paths
+    ]
     for image_id, of_picture in pictures:
       for writer, found in zip(writers, of_picture, strict=True):
         writer.write(*((image_id, found) if count > 1 else (found,)))
@@ -257,8 +316,9 @@ def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[tu
   def encode(one: dict[str, Any]) -> list[results.Result]:
     ids = category_of_row[one['labels']]
     known = ids >= 0
-    return results.detections_to_results(one['image_id'], one['boxes'][known], one['scores'][known], ids[known],
-                                         one['masks'][known], one['original_size'])
+    return results.detections_to_results(
+      one['image_id'], one['boxes'][known], one['scores'][known], ids[known], one['masks'][known], one['original_size']
+    )
 
   with ThreadPoolExecutor(2) as pool:
     waiting = []

@@ -50,19 +50,23 @@ def from_variables(variables: Mapping[str, np.ndarray]) -> tuple[dict[str, Any],
   class_embeddings(variables)
   given = {name for name in variables if not is_train_only(name)} - {CLASS_EMBEDDINGS}
   for name in sorted(given - table.keys()):
-    raise ValueError(f'{name} has no place in {config.name}; expected the variables of the reference\'s ViLD')
+    raise ValueError(f"{name} has no place in {config.name}; expected the variables of the reference's ViLD")
   for name in sorted(table.keys() - given):
     raise ValueError(f'{name} is missing; expected it for {"/".join(table[name].path)} of {config.name}')
-  expected = {tuple(key.key for key in path): leaf.shape for path, leaf
-              in jax.tree_util.tree_flatten_with_path(checkpoint.abstract_variables(config))[0]}
+  expected = {
+    tuple(key.key for key in path): leaf.shape
+    for path, leaf in jax.tree_util.tree_flatten_with_path(checkpoint.abstract_variables(config))[0]
+  }
   for path in sorted(expected.keys() ^ {place.path for place in table.values()}):
     raise ValueError(f'{"/".join(path)} of {config.name} has no variable; expected one for each parameter')
   flat = {}
   for name, place in table.items():
     value = place.convert(np.asarray(variables[name], np.float32))
     if value.shape != expected[place.path]:
-      raise ValueError(f'{name} has shape {np.shape(variables[name])}, here {value.shape}; expected '
-                       f'{expected[place.path]} for {"/".join(place.path)}')
+      raise ValueError(
+        f'{name} has shape {np.shape(variables[name])}, here {value.shape}; expected '
+        f'{expected[place.path]} for {"/".join(place.path)}'
+      )
     if not np.isfinite(value).all():
       raise ValueError(f'{name} holds numbers that are not finite; expected the weights of a trained model')
     flat[place.path] = value
@@ -82,8 +86,10 @@ def class_embeddings(variables: Mapping[str, np.ndarray]) -> np.ndarray:
   rows = np.ascontiguousarray(columns.T)
   norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
   if not (norms > 1e-8).all():
-    raise ValueError(f'{CLASS_EMBEDDINGS} has no direction in column {int(np.argmin(norms[:, 0] > 1e-8))}; expected an '
-                     'embedding in each')
+    raise ValueError(
+      f'{CLASS_EMBEDDINGS} has no direction in column {int(np.argmin(norms[:, 0] > 1e-8))}; expected an '
+      'embedding in each'
+    )
   return (rows / norms).astype(np.float32)
 
 
@@ -126,8 +132,10 @@ def parameter_table(model: Model) -> dict[str, Place]:
   layer('rpn_head/rpn-box', 'rpn_head', 'box')
 
   count = 0  # the normalisations of both heads are numbered on
-  for head, prefix, projection in (('region_head', '', 'project-to-clip'),
-                                   ('image_head', 'distill_', 'distill-project-to-clip'))[:1 + model.image_head]:
+  for head, prefix, projection in (
+    ('region_head', '', 'project-to-clip'),
+    ('image_head', 'distill_', 'distill-project-to-clip'),
+  )[: 1 + model.image_head]:
     names = [(f'{prefix}conv_{i}', f'conv{i + 1}') for i in range(model.region_head.num_convs)]
     names += [(f'{prefix}fc{i + 6}', f'fc{i + 1}') for i in range(model.region_head.num_fcs)]
     for theirs, ours in names:
@@ -176,8 +184,10 @@ def mapping_text(variables: Mapping[str, np.ndarray]) -> str:
     lines.append((name, 'x'.join(map(str, np.shape(variables[name]))), place))
   widths = [max(len(line[i]) for line in lines) for i in range(2)]
   text = [f'{name:<{widths[0]}}  {shape:>{widths[1]}}  {place}' for name, shape, place in lines]
-  text.append(f'{config.name}: {len(lines)} of {len(variables) - len(train_only)} variables have a place, and every '
-              f'parameter has a variable; {len(train_only)} are left out, which only training needs')
+  text.append(
+    f'{config.name}: {len(lines)} of {len(variables) - len(train_only)} variables have a place, and every '
+    f'parameter has a variable; {len(train_only)} are left out, which only training needs'
+  )
   return '\n'.join(text)
 
 
@@ -193,8 +203,9 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
   try:
     import tensorflow as tf
   except ImportError as error:
-    raise ImportError('reading a TensorFlow checkpoint needs TensorFlow, which is not installed; expected '
-                      "`pip install 'vild_jax[tf]'`") from error
+    raise ImportError(
+      "reading a TensorFlow checkpoint needs TensorFlow, which is not installed; expected `pip install 'vild_jax[tf]'`"
+    ) from error
   tf.config.set_visible_devices([], 'GPU')  # the accelerator is JAX's
   prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', str(path))
   try:
@@ -202,12 +213,17 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
     shapes = reader.get_variable_to_shape_map()
     if shapes_only:
       types = reader.get_variable_to_dtype_map()
-      return {name: np.broadcast_to(np.ones((), np.float32), shape) for name, shape in shapes.items()
-              if types[name] != tf.string}
+      return {
+        name: np.broadcast_to(np.ones((), np.float32), shape)
+        for name, shape in shapes.items()
+        if types[name] != tf.string
+      }
     return {name: np.asarray(reader.get_tensor(name)) for name in shapes if not is_train_only(name)}
   except (ValueError, RuntimeError, tf.errors.OpError) as error:
-    raise ValueError(f'{path} is no readable TensorFlow checkpoint; expected the prefix of its files, such as '
-                     'model.ckpt-180000, or their folder') from error
+    raise ValueError(
+      f'{path} is no readable TensorFlow checkpoint; expected the prefix of its files, such as '
+      'model.ckpt-180000, or their folder'
+    ) from error
 
 
 def _recognise(variables: Mapping[str, np.ndarray]) -> Config:
@@ -215,12 +231,15 @@ def _recognise(variables: Mapping[str, np.ndarray]) -> Config:
   stems = [match for name in variables if (match := re.fullmatch(r'resnet(\d+)/conv2d/kernel', name))]
   if len(stems) != 1 or _PROJECTION not in variables:
     lacking = 'resnetN/conv2d/kernel' if len(stems) != 1 else _PROJECTION
-    raise ValueError(f'there is no ViLD in these {len(variables)} variables: {lacking} is missing or there are '
-                     'several; expected a checkpoint of the reference, such as ViLD R50')
+    raise ValueError(
+      f'there is no ViLD in these {len(variables)} variables: {lacking} is missing or there are '
+      'several; expected a checkpoint of the reference, such as ViLD R50'
+    )
   depth, image_head = int(stems[0][1]), any(name.startswith(f'{_HEAD}/distill') for name in variables)
   if depth not in LAYOUTS:
     raise ValueError(f'{stems[0][0]} is of a ResNet-{depth}; expected one of {", ".join(map(str, LAYOUTS))}')
   width, dimension = (int(np.shape(variables[name])[-1]) for name in (stems[0][0], _PROJECTION))
-  model = replace(Model(), backbone=Backbone(depth, width), region_head=RegionHead(embedding_dim=dimension),
-                  image_head=image_head)
+  model = replace(
+    Model(), backbone=Backbone(depth, width), region_head=RegionHead(embedding_dim=dimension), image_head=image_head
+  )
   return Config(name=f'vild{"_ensemble" if image_head else ""}_r{depth}', model=model)

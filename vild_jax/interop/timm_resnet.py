@@ -44,11 +44,15 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Bac
   backbone, table = _recognise(given)
   known = {name for conv, norm in table for name in (f'{conv}.weight', *(f'{norm}.{leaf}' for leaf in _NORM))}
   for name in sorted(known - given.keys()):
-    raise ValueError(f'{name} is missing; expected a plain ResNet-{backbone.depth} with a projection in the first '
-                     'block of every group (ResNet-18 and -34 have none in the first group there)')
+    raise ValueError(
+      f'{name} is missing; expected a plain ResNet-{backbone.depth} with a projection in the first '
+      'block of every group (ResNet-18 and -34 have none in the first group there)'
+    )
   for name in sorted(given.keys() - known):
-    raise ValueError(f'{name} fits nothing in a plain ResNet-{backbone.depth}; expected no deep stem, no '
-                     'squeeze-and-excitation and no other variant')
+    raise ValueError(
+      f'{name} fits nothing in a plain ResNet-{backbone.depth}; expected no deep stem, no '
+      'squeeze-and-excitation and no other variant'
+    )
   flat: dict[tuple[str, ...], np.ndarray] = {}
   paths = layer_paths(backbone)
   for (conv, norm), (path, shape) in zip(table, paths.items(), strict=True):
@@ -108,8 +112,10 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     except json.JSONDecodeError as error:
       raise ValueError(f'{beside} is no JSON: {error}') from error
     if isinstance(about, dict) and about.get('downsample_in_bottleneck'):
-      raise ValueError(f'{beside}: downsample_in_bottleneck is true, the stride sits on the 1x1 (ResNet v1); expected '
-                       'a ResNet v1.5, which strides on the 3x3')
+      raise ValueError(
+        f'{beside}: downsample_in_bottleneck is true, the stride sits on the 1x1 (ResNet v1); expected '
+        'a ResNet v1.5, which strides on the 3x3'
+      )
   try:
     with safetensors.safe_open(path, framework='flax') as tensors:
       return {name: np.asarray(tensors.get_tensor(name), dtype=np.float32) for name in tensors.keys()}  # noqa: SIM118
@@ -121,22 +127,27 @@ def mapping_text(tensors: Mapping[str, np.ndarray]) -> str:
   """The mapping as a table, one line a convolution with its normalisation, and a line of totals."""
   _, backbone = from_tensors(tensors)
   _, table = _recognise(tensors)
-  lines = [(f'{conv}.weight, {norm}.*', 'x'.join(map(str, shape)), '/'.join(('backbone', *path)))
-           for (conv, norm), (path, shape) in zip(table, layer_paths(backbone).items(), strict=True)]
+  lines = [
+    (f'{conv}.weight, {norm}.*', 'x'.join(map(str, shape)), '/'.join(('backbone', *path)))
+    for (conv, norm), (path, shape) in zip(table, layer_paths(backbone).items(), strict=True)
+  ]
   widths = [max(len(line[i]) for line in lines) for i in range(2)]
   text = [f'{names:<{widths[0]}}  {shape:>{widths[1]}}  {path}' for names, shape, path in lines]
   left_out = sum(_LEFT_OUT.fullmatch(name) is not None for name in tensors)
-  text.append(f'ResNet-{backbone.depth}: {len(tensors) - left_out} of {len(tensors)} tensors have a place; {left_out} '
-              'of the classifier and counters are left out')
+  text.append(
+    f'ResNet-{backbone.depth}: {len(tensors) - left_out} of {len(tensors)} tensors have a place; {left_out} '
+    'of the classifier and counters are left out'
+  )
   return '\n'.join(text)
 
 
 def _recognise(given: Mapping[str, np.ndarray]) -> tuple[Backbone, list[tuple[str, str]]]:
   """(settings, [(convolution, normalisation)] in the order of `layer_paths`) by the names of the tensors."""
   for prefix, stem, pattern, inner in (
-      ('', 'conv1.weight', r'layer(\d+)\.(\d+)\.conv(\d)\.weight', _torchvision),
-      ('resnet.', 'resnet.embedder.embedder.convolution.weight', _HF_PATTERN, _hugging_face),
-      ('', 'embedder.embedder.convolution.weight', _HF_PATTERN, _hugging_face)):
+    ('', 'conv1.weight', r'layer(\d+)\.(\d+)\.conv(\d)\.weight', _torchvision),
+    ('resnet.', 'resnet.embedder.embedder.convolution.weight', _HF_PATTERN, _hugging_face),
+    ('', 'embedder.embedder.convolution.weight', _HF_PATTERN, _hugging_face),
+  ):
     if stem in given:
       found = [tuple(map(int, m.groups())) for name in given if (m := re.fullmatch(re.escape(prefix) + pattern, name))]
       first = min((group for group, _, _ in found), default=0)
@@ -145,11 +156,14 @@ def _recognise(given: Mapping[str, np.ndarray]) -> tuple[Backbone, list[tuple[st
       for depth, (groups, bottleneck) in LAYOUTS.items():
         if (blocks, convs) == (groups, 3 if bottleneck else 2):
           return Backbone(depth, int(given[stem].shape[0])), inner(prefix, groups, convs)
-      raise ValueError(f'these are blocks {blocks} of {convs} convolutions; expected a ResNet of depth '
-                       f'{", ".join(map(str, LAYOUTS))}')
+      raise ValueError(
+        f'these are blocks {blocks} of {convs} convolutions; expected a ResNet of depth {", ".join(map(str, LAYOUTS))}'
+      )
   first = next(iter(sorted(given)), 'nothing')
-  raise ValueError(f'there is no ResNet of timm, torchvision or Hugging Face in these {len(given)} tensors ({first}, '
-                   '...); expected conv1.weight or embedder.embedder.convolution.weight')
+  raise ValueError(
+    f'there is no ResNet of timm, torchvision or Hugging Face in these {len(given)} tensors ({first}, '
+    '...); expected conv1.weight or embedder.embedder.convolution.weight'
+  )
 
 
 _HF_PATTERN = r'encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d)\.convolution\.weight'

@@ -19,8 +19,17 @@ from vild_jax.nn.modified_resnet import ModifiedResNet, ResNetTower, with_statis
 from vild_jax.nn.siglip import SiglipImageTower, SiglipTextTower
 from vild_jax.nn.transformer import ACTIVATIONS, Block, Transformer, layer_norm, precision_of
 
-__all__ = ['ACTIVATIONS', 'Clip', 'ClipConfig', 'ImageTower', 'ModifiedResNet', 'TextTower', 'Transformer', 'normalize',
-           'with_statistics']
+__all__ = [
+  'ACTIVATIONS',
+  'Clip',
+  'ClipConfig',
+  'ImageTower',
+  'ModifiedResNet',
+  'TextTower',
+  'Transformer',
+  'normalize',
+  'with_statistics',
+]
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,16 @@ class _VisionTransformer(nn.Module):
     del train  # nothing here depends on it
     c, t = self.config, self.config.image
     side, precision = c.image_size // c.patch_size, precision_of(self.dtype)
-    patches = nn.Conv(t.width, (c.patch_size,) * 2, strides=c.patch_size, padding='VALID', use_bias=False,
-                      dtype=self.dtype, precision=precision, name='patch')(images)
+    patches = nn.Conv(
+      t.width,
+      (c.patch_size,) * 2,
+      strides=c.patch_size,
+      padding='VALID',
+      use_bias=False,
+      dtype=self.dtype,
+      precision=precision,
+      name='patch',
+    )(images)
     token = self.param('class_token', nn.initializers.normal(t.width**-0.5), (t.width,))
     position = self.param('position', nn.initializers.normal(0.02), (side * side + 1, t.width))
     tokens = jnp.broadcast_to(token.astype(self.dtype), (len(images), 1, t.width))
@@ -133,8 +150,9 @@ class _CausalTransformer(nn.Module):
     if length > c.context_length:
       raise ValueError(f'texts of {length} tokens; expected at most {c.context_length}, the context of this tower')
     position = self.param('position', nn.initializers.normal(0.01), (c.context_length, t.width))
-    x = nn.Embed(c.vocab_size, t.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype,
-                 name='token')(tokens)
+    x = nn.Embed(c.vocab_size, t.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name='token')(
+      tokens
+    )
     x = x + position[None, :length].astype(self.dtype)
     causal = jnp.tril(jnp.ones((length, length), bool))
     for i in range(t.layers):
@@ -142,8 +160,9 @@ class _CausalTransformer(nn.Module):
     x = layer_norm(t, self.dtype, 'norm_out')(x)
     end = jnp.argmax(tokens if c.end_id is None else tokens == c.end_id, axis=1)
     pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-    return nn.Dense(c.embedding_dim, use_bias=False, dtype=self.dtype, precision=precision_of(self.dtype),
-                    name='project')(pooled)
+    return nn.Dense(
+      c.embedding_dim, use_bias=False, dtype=self.dtype, precision=precision_of(self.dtype), name='project'
+    )(pooled)
 
 
 class Clip(nn.Module):
@@ -153,8 +172,9 @@ class Clip(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, images: Float[Array, 'B S S 3'], tokens: Int[Array, 'N T'], train: bool = False
-               ) -> tuple[Float[Array, 'B D'], Float[Array, 'N D'], Float[Array, '']]:
+  def __call__(
+    self, images: Float[Array, 'B S S 3'], tokens: Int[Array, 'N T'], train: bool = False
+  ) -> tuple[Float[Array, 'B D'], Float[Array, 'N D'], Float[Array, '']]:
     """Unit image embeddings, unit text embeddings, and the factor of their cosine. `train`: as in `ImageTower`.
 
     The factor of a sigmoid model multiplies the cosine as well; its `logit_bias`, a parameter beside `logit_scale`, is

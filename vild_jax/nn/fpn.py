@@ -34,7 +34,8 @@ class FPN(nn.Module):
     top = max(backbone)
     lateral = {
       level: conv(self.channels, 1, use_bias=True, init=GLOROT_INIT, dtype=self.dtype, name=f'lateral{level}')(x)
-      for level, x in backbone.items() if level >= self.min_level
+      for level, x in backbone.items()
+      if level >= self.min_level
     }
     for level in range(top - 1, self.min_level - 1, -1):
       lateral[level] = lateral[level] + upsample_nearest(lateral[level + 1])
@@ -45,7 +46,16 @@ class FPN(nn.Module):
     for level in range(top + 1, self.max_level + 1):
       below = features[level - 1] if level == top + 1 else nn.relu(features[level - 1])
       # SAME, not symmetric padding: on even sizes the zero row stands after the picture, as in the reference.
-      features[level] = nn.Conv(self.channels, (3, 3), strides=2, padding='SAME', kernel_init=GLOROT_INIT,
-                                dtype=self.dtype, name=f'output{level}')(below)
-    return {level: BatchNorm(self.dtype, self.momentum, name=f'output{level}_bn')(features[level], train=train)
-            for level in range(self.min_level, self.max_level + 1)}
+      features[level] = nn.Conv(
+        self.channels,
+        (3, 3),
+        strides=2,
+        padding='SAME',
+        kernel_init=GLOROT_INIT,
+        dtype=self.dtype,
+        name=f'output{level}',
+      )(below)
+    return {
+      level: BatchNorm(self.dtype, self.momentum, name=f'output{level}_bn')(features[level], train=train)
+      for level in range(self.min_level, self.max_level + 1)
+    }

@@ -23,7 +23,8 @@ def flatten_by_matmul(x: Array) -> Array:
   # Channel first: the sum runs over what lies densely in memory.
   ones = jnp.eye(width * channels, dtype=x.dtype).reshape(width, channels, -1).swapaxes(0, 1)
   return jnp.einsum('bhwa,awk->bhk', x, ones, precision=jax.lax.Precision.HIGHEST).reshape(
-    batch, height * width * channels)
+    batch, height * width * channels
+  )
 
 
 class RPNHead(nn.Module):

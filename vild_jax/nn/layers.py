@@ -34,13 +34,20 @@ class BatchNorm(nn.Module):
     if valid is not None:
       # Without a single valid row there is nothing to normalise by, and a mean over nothing would be NaN.
       mask = (valid | ~jnp.any(valid)).reshape(valid.shape + (1,) * (x.ndim - 1))
-    return nn.BatchNorm(use_running_average=not train, momentum=self.momentum, epsilon=1e-4,
-                        use_fast_variance=False, dtype=self.dtype, name='bn')(x, mask=mask)
+    return nn.BatchNorm(
+      use_running_average=not train,
+      momentum=self.momentum,
+      epsilon=1e-4,
+      use_fast_variance=False,
+      dtype=self.dtype,
+      name='bn',
+    )(x, mask=mask)
 
 
 def conv(features: int, size: int, *, stride: int = 1, use_bias: bool, init, dtype, name: str | None = None) -> nn.Conv:
   """A convolution: SAME at stride 1, symmetric padding (size − 1) / 2 at stride > 1, whatever the input's parity."""
   pad = (size - 1) // 2
   padding = 'SAME' if stride == 1 else [(pad, pad), (pad, pad)]
-  return nn.Conv(features, (size, size), strides=stride, padding=padding, use_bias=use_bias, kernel_init=init,
-                 dtype=dtype, name=name)
+  return nn.Conv(
+    features, (size, size), strides=stride, padding=padding, use_bias=use_bias, kernel_init=init, dtype=dtype, name=name
+  )

@@ -26,7 +26,7 @@ from vild_jax.nn.transformer import Attention, precision_of
 
 _EPSILON = 1e-5  # of torch's batch normalisation
 _STATISTICS = 'batch_stats'
-_EXPANSION = 4   # a bottleneck block puts out 4 times the channels that it works with
+_EXPANSION = 4  # a bottleneck block puts out 4 times the channels that it works with
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,28 @@ class _BatchNorm(nn.Module):
     return ((x - mean) * factor + bias).astype(self.dtype)
 
 
-def _conv_norm(x: Array, features: int, size: int, dtype: Any, train: bool, name: str, stride: int = 1,
-               scale_init: Any = nn.initializers.ones) -> Array:
+def _conv_norm(
+  x: Array,
+  features: int,
+  size: int,
+  dtype: Any,
+  train: bool,
+  name: str,
+  stride: int = 1,
+  scale_init: Any = nn.initializers.ones,
+) -> Array:
   """A convolution without bias, padded by size // 2 on all sides, and its batch normalisation `{name}_bn`."""
-  x = nn.Conv(features, (size, size), strides=stride, padding=size // 2, use_bias=False, dtype=dtype,
-              precision=precision_of(dtype), kernel_init=nn.initializers.he_normal(), name=name)(x)
+  x = nn.Conv(
+    features,
+    (size, size),
+    strides=stride,
+    padding=size // 2,
+    use_bias=False,
+    dtype=dtype,
+    precision=precision_of(dtype),
+    kernel_init=nn.initializers.he_normal(),
+    name=name,
+  )(x)
   return _BatchNorm(dtype, scale_init, name=f'{name}_bn')(x, train)
 
 
@@ -119,10 +136,12 @@ class ResNetTower(nn.Module):
     for stage, blocks in enumerate(c.layers):
       for i in range(blocks):
         x = _Block(c.width * 2**stage, 2 if stage and not i else 1, self.dtype, name=f'stage{stage + 1}_block{i}')(
-          x, train)
+          x, train
+        )
     cells = x.reshape(x.shape[0], -1, x.shape[-1])
-    position = self.param('position', nn.initializers.normal(c.channels**-0.5),
-                          ((self.image_size // c.stride) ** 2 + 1, c.channels))
+    position = self.param(
+      'position', nn.initializers.normal(c.channels**-0.5), ((self.image_size // c.stride) ** 2 + 1, c.channels)
+    )
     tokens = jnp.concatenate([cells.mean(axis=1, keepdims=True), cells], axis=1) + position.astype(self.dtype)[None]
     return Attention(c.heads, self.dtype, self.embedding_dim, name='pool')(tokens, query=tokens[:, :1])[:, 0]
 

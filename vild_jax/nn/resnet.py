@@ -72,8 +72,14 @@ class ResNet(nn.Module):
     features = {}
     for group, blocks in enumerate(groups):
       for block in range(blocks):
-        x = block_type(channels=self.width * 2**group, stride=2 if group > 0 and block == 0 else 1,
-                       bottleneck=bottleneck, project=block == 0, dtype=self.dtype, momentum=self.momentum,
-                       name=f'group{group + 1}_block{block + 1}')(x, train)
+        x = block_type(
+          channels=self.width * 2**group,
+          stride=2 if group > 0 and block == 0 else 1,
+          bottleneck=bottleneck,
+          project=block == 0,
+          dtype=self.dtype,
+          momentum=self.momentum,
+          name=f'group{group + 1}_block{block + 1}',
+        )(x, train)
       features[group + 2] = x
     return features

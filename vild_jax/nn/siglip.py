@@ -28,8 +28,15 @@ class SiglipImageTower(nn.Module):
     """As `clip.ImageTower`."""
     del train  # nothing here depends on it
     c, batch, side = self.config, images.shape[0], self.image_size // self.patch_size
-    patches = nn.Conv(c.width, (self.patch_size,) * 2, strides=self.patch_size, padding='VALID', dtype=self.dtype,
-                      precision=precision_of(self.dtype), name='patch')(images)
+    patches = nn.Conv(
+      c.width,
+      (self.patch_size,) * 2,
+      strides=self.patch_size,
+      padding='VALID',
+      dtype=self.dtype,
+      precision=precision_of(self.dtype),
+      name='patch',
+    )(images)
     position = self.param('position', nn.initializers.normal(0.02), (side * side, c.width))
     x = patches.reshape(batch, side * side, c.width) + position.astype(self.dtype)[None]
     for i in range(c.layers):
@@ -66,8 +73,9 @@ class SiglipTextTower(nn.Module):
     if length != self.context_length:
       raise ValueError(f'texts of {length} tokens; expected {self.context_length}, padded: this tower attends to all')
     position = self.param('position', nn.initializers.normal(c.width**-0.5), (length, c.width))
-    x = nn.Embed(self.vocab_size, c.width, embedding_init=nn.initializers.normal(c.width**-0.5), dtype=self.dtype,
-                 name='token')(tokens)
+    x = nn.Embed(
+      self.vocab_size, c.width, embedding_init=nn.initializers.normal(c.width**-0.5), dtype=self.dtype, name='token'
+    )(tokens)
     x = x + position.astype(self.dtype)[None]
     for i in range(c.layers):
       x = Block(c, self.dtype, name=f'block_{i}')(x, None)

@@ -44,8 +44,9 @@ class Attention(nn.Module):
   out_width: int | None = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B T W'], mask: Bool[Array, 'T T'] | None = None,
-               query: Float[Array, 'B Q W'] | None = None) -> Float[Array, 'B Q V']:
+  def __call__(
+    self, x: Float[Array, 'B T W'], mask: Bool[Array, 'T T'] | None = None, query: Float[Array, 'B Q W'] | None = None
+  ) -> Float[Array, 'B Q V']:
     """Each row of `query` (by default of `x` itself) mixes the rows of `x`. `mask` [Q, T]: which it may see."""
     width, precision = x.shape[-1], precision_of(self.dtype)
     head = width // self.heads

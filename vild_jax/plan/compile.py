@@ -32,11 +32,11 @@ from vild_jax.structs import Batch, RegionTargets, Vocabulary
 from vild_jax.train import sharding, state
 from vild_jax.train.step import make_train_step
 
-_MASK_SIDE = 112                     # of `structs.Batch`
-_VERSION = 2                         # of what is kept: another one is compiled anew
+_MASK_SIDE = 112  # of `structs.Batch`
+_VERSION = 2  # of what is kept: another one is compiled anew
 _STATE = r'state\.(params|opt_state)\b'
 _LARGEST = 10
-SMALL = 2**16                       # bytes, of batch statistics and losses rather than of gradients
+SMALL = 2**16  # bytes, of batch statistics and losses rather than of gradients
 # GiB of a device, as libtpu 0.0.42 says when it refuses a program; whether one fits is for the compiler to decide.
 _HBM = {'v4': 15.25, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25}
 
@@ -48,13 +48,23 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
   regions = None
   if config.distillation.weight:
     number = config.distillation.regions_per_image
-    regions = RegionTargets(boxes=of(np.float32, number, 4), valid=of(np.bool_, number),
-                            embeddings=of(np.float32, number, config.model.embedding_dim))
-  batch = Batch(image=of(np.float32, side, side, 3), image_size=of(np.float32, 2), boxes=of(np.float32, objects, 4),
-                labels=of(np.int32, objects), masks=of(np.uint8, objects, _MASK_SIDE, _MASK_SIDE),
-                valid=of(np.bool_, objects), regions=regions)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch,
-                      sharding.batch_shardings(mesh, batch))
+    regions = RegionTargets(
+      boxes=of(np.float32, number, 4),
+      valid=of(np.bool_, number),
+      embeddings=of(np.float32, number, config.model.embedding_dim),
+    )
+  batch = Batch(
+    image=of(np.float32, side, side, 3),
+    image_size=of(np.float32, 2),
+    boxes=of(np.float32, objects, 4),
+    labels=of(np.int32, objects),
+    masks=of(np.uint8, objects, _MASK_SIDE, _MASK_SIDE),
+    valid=of(np.bool_, objects),
+    regions=regions,
+  )
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch, sharding.batch_shardings(mesh, batch)
+  )
 
 
 def abstract_vocabulary(config: Config, mesh: Mesh, classes: int) -> Vocabulary:
@@ -69,8 +79,15 @@ def program(config: Config, mesh: Mesh, classes: int) -> tuple[Callable, tuple[A
   return make_train_step(config, mesh), arguments
 
 
-def plan(config: Config, of: Target, *, classes: int = defaults.CLASSES, hbm: int | None = None, effort: float = 0.0,
-         cache: Path | None = None) -> dict[str, Any]:
+def plan(
+  config: Config,
+  of: Target,
+  *,
+  classes: int = defaults.CLASSES,
+  hbm: int | None = None,
+  effort: float = 0.0,
+  cache: Path | None = None,
+) -> dict[str, Any]:
   """Compiles the train step of a config for devices that are not here, and measures it.
 
   Args:
@@ -102,17 +119,26 @@ def plan(config: Config, of: Target, *, classes: int = defaults.CLASSES, hbm: in
     if file:
       cache.mkdir(parents=True, exist_ok=True)
       files.write(file, json.dumps(found, indent=2) + '\n')
-  return {'config': config.name, 'topology': of.topology, 'platform': of.platform,
-          'mesh': dict(mesh.shape), 'batch': config.data.batch_size, 'lowering_seconds': lowering,
-          'batch_per_device': config.data.batch_size / mesh.size,
-          'state_bytes': sharding.bytes_per_device(arguments[0])} | _fitted(found, hbm, of)
+  return {
+    'config': config.name,
+    'topology': of.topology,
+    'platform': of.platform,
+    'mesh': dict(mesh.shape),
+    'batch': config.data.batch_size,
+    'lowering_seconds': lowering,
+    'batch_per_device': config.data.batch_size / mesh.size,
+    'state_bytes': sharding.bytes_per_device(arguments[0]),
+  } | _fitted(found, hbm, of)
 
 
 def _model_flops(config: Config, mesh: Mesh, classes: int, traced: Any) -> int:
   """Of one step of all devices, without what is computed twice to save memory."""
   backbone = dataclasses.replace(config.model.backbone, remat=False)
-  plain = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone),
-                              train=dataclasses.replace(config.train, accumulate=1))
+  plain = dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, backbone=backbone),
+    train=dataclasses.replace(config.train, accumulate=1),
+  )
   if plain != config:
     train_step, arguments = program(plain, mesh, classes)
     traced = train_step.trace(*arguments)
@@ -174,9 +200,12 @@ def _measured(lowered: Any, mesh: Mesh, options: dict[str, Any]) -> dict[str, An
   cost, text = compiled.cost_analysis(), hlo.parse(compiled.as_text())
   collectives = hlo.collectives(text, dict(mesh.shape), _STATE)
   return {
-    'cached': False, 'compiled': True, 'compile_seconds': seconds,
+    'cached': False,
+    'compiled': True,
+    'compile_seconds': seconds,
     'memory': _memory(compiled.memory_analysis()),
-    'xla_flops': cost['flops'] * mesh.size, 'bytes_accessed': cost['bytes accessed'],
+    'xla_flops': cost['flops'] * mesh.size,
+    'bytes_accessed': cost['bytes accessed'],
     'collectives': _by_kind(collectives),
     'gathered': [dataclasses.asdict(c) for c in collectives if _suspicious(c)],
     'rematerialised_by_the_partitioner': hlo.rematerialised(said[0]),
@@ -186,9 +215,13 @@ def _measured(lowered: Any, mesh: Mesh, options: dict[str, Any]) -> dict[str, An
 
 def _memory(stats: Any) -> dict[str, int]:
   """Bytes on one device. Donated arguments become results, and count once."""
-  parts = {'arguments': stats.argument_size_in_bytes, 'results': stats.output_size_in_bytes,
-           'shared': stats.alias_size_in_bytes, 'temporaries': stats.temp_size_in_bytes,
-           'code': stats.generated_code_size_in_bytes}
+  parts = {
+    'arguments': stats.argument_size_in_bytes,
+    'results': stats.output_size_in_bytes,
+    'shared': stats.alias_size_in_bytes,
+    'temporaries': stats.temp_size_in_bytes,
+    'code': stats.generated_code_size_in_bytes,
+  }
   total = sum(parts.values()) - 2 * parts['shared']
   return {'needed': total, 'peak': getattr(stats, 'peak_memory_in_bytes', 0) or total, **parts}
 
@@ -207,8 +240,17 @@ def _by_kind(collectives: list[hlo.Collective]) -> list[dict[str, Any]]:
     places[key] += 1
     times[key] += c.times
     size[key] += c.times * c.bytes
-  return [{'kind': key[0], 'axes': key[1] and list(key[1]), 'small': key[2], 'places': places[key],
-           'times': times[key], 'bytes': size[key]} for key in sorted(places, key=lambda key: -size[key])]
+  return [
+    {
+      'kind': key[0],
+      'axes': key[1] and list(key[1]),
+      'small': key[2],
+      'places': places[key],
+      'times': times[key],
+      'bytes': size[key],
+    }
+    for key in sorted(places, key=lambda key: -size[key])
+  ]
 
 
 @contextlib.contextmanager

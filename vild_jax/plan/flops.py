@@ -40,8 +40,13 @@ def _jaxprs(value: Any) -> list[Any]:
 def _shards(equation: Any) -> int:
   """Into how many parts a shard_map splits what it is given: the devices of an axis that none names do the same."""
   mesh = equation.params['mesh']
-  named = {axis for spec in equation.params['in_specs'] for part in spec if part is not None
-           for axis in (part if isinstance(part, tuple) else (part,))}
+  named = {
+    axis
+    for spec in equation.params['in_specs']
+    for part in spec
+    if part is not None
+    for axis in (part if isinstance(part, tuple) else (part,))
+  }
   return math.prod(mesh.shape[axis] for axis in named)
 
 

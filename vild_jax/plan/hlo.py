@@ -12,15 +12,34 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast', 'collective-permute',
-               'ragged-all-to-all', 'reduce-scatter')
-_NO_BUFFER = ('parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'while', 'conditional', 'call',
-              'optimization-barrier', 'after-all')  # of their own: they name what others made
+COLLECTIVES = (
+  'all-gather',
+  'all-reduce',
+  'all-to-all',
+  'collective-broadcast',
+  'collective-permute',
+  'ragged-all-to-all',
+  'reduce-scatter',
+)
+_NO_BUFFER = (
+  'parameter',
+  'tuple',
+  'get-tuple-element',
+  'bitcast',
+  'constant',
+  'while',
+  'conditional',
+  'call',
+  'optimization-barrier',
+  'after-all',
+)  # of their own: they name what others made
 _NAME = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?')
 _OPCODE = re.compile(r'([a-z][\w\-]*)\(')
-_CALLED = re.compile(r'(?:calls|to_apply|body|condition|called_computations|true_computation|false_computation|'
-                     r'branch_computations)=(\{[^}]*\}|%?[\w.\-]+)')
+_CALLED = re.compile(
+  r'(?:calls|to_apply|body|condition|called_computations|true_computation|false_computation|'
+  r'branch_computations)=(\{[^}]*\}|%?[\w.\-]+)'
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ def parse(text: str) -> Program:
         current = computations.setdefault(name, {})
         where, entry = name, name if is_entry else entry
     elif current is not None and (found := _NAME.match(line)):
-      current[found.group(1)] = _instruction(found.group(1), where, line[found.end():])
+      current[found.group(1)] = _instruction(found.group(1), where, line[found.end() :])
   if entry is None:
     raise ValueError('the text of the compiled program has no ENTRY computation')
   program = Program(computations, entry)
@@ -109,15 +128,15 @@ def parse(text: str) -> Program:
 
 def _instruction(name: str, computation: str, rest: str) -> Instruction:
   end = _closing(rest, 0) if rest.startswith('(') else rest.index(' ') - 1
-  shape, rest = rest[:end + 1], rest[end + 1:].lstrip()
+  shape, rest = rest[: end + 1], rest[end + 1 :].lstrip()
   opcode = _OPCODE.match(rest)
   end = _closing(rest, opcode.end() - 1)
-  operands = rest[opcode.end():end]
+  operands = rest[opcode.end() : end]
   if opcode.group(1) in ('constant', 'parameter'):  # a value, or its number
     names = (operands,)
   else:
     names = tuple(re.findall(r'%([\w.\-]+)', operands) or re.findall(r'([\w.\-]+)\s*(?:,|$)', operands))
-  return Instruction(name, computation, shape, opcode.group(1), names, rest[end + 1:])
+  return Instruction(name, computation, shape, opcode.group(1), names, rest[end + 1 :])
 
 
 def _closing(text: str, start: int) -> int:
@@ -132,8 +151,10 @@ def _closing(text: str, start: int) -> int:
 
 def arrays(shape: str) -> list[Array]:
   """The arrays of a type, of a tuple all of them: (f32[2]{0}, bf16[3,4]{1,0}) is two."""
-  return [Array(f'{kind}[{dims}]', _bits(kind) * _padded(dims, layout) // 8, not re.search(r'S\([1-9]', layout))
-          for kind, dims, layout in _ARRAY.findall(shape)]
+  return [
+    Array(f'{kind}[{dims}]', _bits(kind) * _padded(dims, layout) // 8, not re.search(r'S\([1-9]', layout))
+    for kind, dims, layout in _ARRAY.findall(shape)
+  ]
 
 
 def _bits(kind: str) -> int:
@@ -172,9 +193,16 @@ def collectives(program: Program, mesh_shape: dict[str, int], is_state: str) -> 
       size = max(_payload(instruction), sum(a.bytes for a in _operand_arrays(program, instruction)))
       # A TPU does an all-reduce of which each device keeps a part at once; the text shows both in one computation.
       scattered = kind == 'all-reduce' and name.startswith('all-reduce-scatter')
-      found.append(Collective('reduce-scatter' if scattered else kind, size, _times(program, name),
-                              axes(instruction.attributes, mesh_shape), instruction.op_name,
-                              _only(sources(program, instruction), is_state)))
+      found.append(
+        Collective(
+          'reduce-scatter' if scattered else kind,
+          size,
+          _times(program, name),
+          axes(instruction.attributes, mesh_shape),
+          instruction.op_name,
+          _only(sources(program, instruction), is_state),
+        )
+      )
   return found
 
 
@@ -229,8 +257,11 @@ def _groups(attributes: str, devices: int) -> list[list[int]] | None:
   if iota:
     return _iota(devices, iota.group(3), iota.group(4)).reshape(_numbers(iota.group(1, 2))).tolist()
   # A mesh of the compiler's own, the order of its devices if it is not the plain one, and the axes of the groups.
-  named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
-                    r"\{((?:'\w+',?\s?)*)\}", attributes)
+  named = re.search(
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? '
+    r"\{((?:'\w+',?\s?)*)\}",
+    attributes,
+  )
   if named:
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
     numbers = _iota(devices, named.group(2) or str(devices), named.group(3)).reshape(tuple(sizes.values()))
@@ -269,7 +300,7 @@ def sources(program: Program, instruction: Instruction) -> set[str]:
         # A fusion hands its operands over in order; a loop hands over one tuple, a conditional one of several.
         number = int(current.operands[0])
         direct = caller.opcode in ('fusion', 'call', 'async-start') and number < len(caller.operands)
-        left += _operands(program, caller)[number:number + 1] if direct else _operands(program, caller)
+        left += _operands(program, caller)[number : number + 1] if direct else _operands(program, caller)
     else:
       left += _operands(program, current)
   return found
@@ -289,8 +320,11 @@ def largest(program: Program, count: int) -> list[tuple[int, str, str]]:
 
   They need not live at the same time.
   """
-  inner = {name for name, callers in program.callers.items()
-           if any(caller.opcode not in ('while', 'conditional', 'call') for caller in callers)}
+  inner = {
+    name
+    for name, callers in program.callers.items()
+    if any(caller.opcode not in ('while', 'conditional', 'call') for caller in callers)
+  }
   found: dict[tuple[str, str], int] = {}
   for name, instructions in program.computations.items():
     if name in inner:  # inside of a fusion nothing is stored
@@ -318,8 +352,9 @@ def rematerialised(said: str) -> int:
 def refused(message: str) -> dict[str, int] | None:
   """Bytes needed and available, as the TPU compiler says when memory does not suffice; None if it is another error."""
   number = r'([\d.]+)([KMGT]?)'
-  found = (re.search(rf'Used {number} of {number} hbm', message) or
-           re.search(rf'Ran out of memory on HBM.*\({number}\) exceeds available HBM \({number}\)', message))
+  found = re.search(rf'Used {number} of {number} hbm', message) or re.search(
+    rf'Ran out of memory on HBM.*\({number}\) exceeds available HBM \({number}\)', message
+  )
   if not found:
     return None
   used, unit, limit, limit_unit = found.groups()

@@ -15,8 +15,12 @@ def report(found: dict[str, Any]) -> str:
   lines.append(f'batch            {found["batch"]}, {found["batch_per_device"]:g} on a device')
   lines.append(f'memory needed    {verdict(found)}')
   if found['compiled']:
-    lines.append('                 ' + ', '.join(f'{name} {_size(memory[name])}' for name in (
-      'peak', 'arguments', 'results', 'shared', 'temporaries', 'code')))
+    lines.append(
+      '                 '
+      + ', '.join(
+        f'{name} {_size(memory[name])}' for name in ('peak', 'arguments', 'results', 'shared', 'temporaries', 'code')
+      )
+    )
     lines.append(f'FLOPs of a step  model {found["model_flops"]:.3e}, XLA {found["xla_flops"]:.3e}, all devices')
     lines.append(f'bytes accessed   {_size(found["bytes_accessed"])} on a device')
     for c in found['collectives']:
@@ -24,8 +28,10 @@ def report(found: dict[str, Any]) -> str:
       small = f', none over {_size(SMALL)}' if c['small'] else ''
       lines.append(f'{c["kind"]:<16} {_size(c["bytes"])} in {c["times"]} a step, over {axes}{small}')
     lines += [f'large            {_size(row["bytes"])} {row["type"]} {row["from"][-60:]}' for row in found['largest']]
-    lines += [f'WARNING          all-gather of no parameter, {_size(c["bytes"])}: {c["op_name"][-60:]}'
-              for c in found['gathered']]
+    lines += [
+      f'WARNING          all-gather of no parameter, {_size(c["bytes"])}: {c["op_name"][-60:]}'
+      for c in found['gathered']
+    ]
     if number := found['rematerialised_by_the_partitioner']:
       lines.append(f'WARNING          involuntary full rematerialisation by the partitioner, {number} times')
   if 'largest_batch' in found:

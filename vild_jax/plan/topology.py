@@ -11,10 +11,16 @@ from dataclasses import dataclass
 
 import jax
 
-_MOST_CHIPS = {'v5e': 256, 'v6e': 256}   # the compiler aborts the process beyond
+_MOST_CHIPS = {'v5e': 256, 'v6e': 256}  # the compiler aborts the process beyond
 # libtpu asks for a TPU's metadata otherwise, and waits; and its warnings, the partitioner's too, go to files in /tmp.
-_NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-           'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_STDERR_LOG_LEVEL': '1', 'TPU_LOG_DIR': 'disabled'}
+_NO_TPU = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_STDERR_LOG_LEVEL': '1',
+  'TPU_LOG_DIR': 'disabled',
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,9 @@ def target(topology: str, platform: str | None = None) -> Target:
     raise ValueError(f'--topology is {topology!r}, which is no TPU; expected --platform cpu, or v5e:16x16 or the like')
   most = _MOST_CHIPS.get(found.kind, math.inf)
   if found.platform == 'tpu' and math.prod(found.sizes) > most:
-    raise ValueError(f'--topology is {topology!r}, {math.prod(found.sizes)} chips; expected at most {most} of '
-                     f'{found.kind}')
+    raise ValueError(
+      f'--topology is {topology!r}, {math.prod(found.sizes)} chips; expected at most {most} of {found.kind}'
+    )
   return found
 
 

@@ -29,15 +29,22 @@ def line_chart(title: str, points: Sequence[tuple[float, float]]) -> str:
   x = _LEFT + (data[:, 0] - start) / (end - start) * (_WIDTH - _LEFT - _RIGHT)
   place = lambda value: _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
   line = ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(x, place(data[:, 1]), strict=True))
-  grid = ''.join(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{place(t):.1f}" y2="{place(t):.1f}"/>'
-                 f'<text x="{_LEFT - 6}" y="{place(t) + 3.5:.1f}" text-anchor="end">{_label(t)}</text>' for t in ticks)
-  foot = (f'<text x="{_LEFT}" y="{_HEIGHT - 5}">step {start:.0f}</text>'
-          f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 5}" text-anchor="end">{end:.0f}</text>')
+  grid = ''.join(
+    f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{place(t):.1f}" y2="{place(t):.1f}"/>'
+    f'<text x="{_LEFT - 6}" y="{place(t) + 3.5:.1f}" text-anchor="end">{_label(t)}</text>'
+    for t in ticks
+  )
+  foot = (
+    f'<text x="{_LEFT}" y="{_HEIGHT - 5}">step {start:.0f}</text>'
+    f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 5}" text-anchor="end">{end:.0f}</text>'
+  )
   area = f'{x[0]:.1f},{place(low):.1f} {line} {x[-1]:.1f},{place(low):.1f}'
-  return (f'<figure class="chart"><figcaption><b>{escape(title)}</b><span>{_label(first)} → {_label(last)}</span>'
-          f'</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
-          f'{grid}{foot}<polygon points="{area}"/><polyline points="{line}"/>'
-          f'<circle cx="{x[-1]:.1f}" cy="{place(last):.1f}" r="2.6"/></svg></figure>')
+  return (
+    f'<figure class="chart"><figcaption><b>{escape(title)}</b><span>{_label(first)} → {_label(last)}</span>'
+    f'</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
+    f'{grid}{foot}<polygon points="{area}"/><polyline points="{line}"/>'
+    f'<circle cx="{x[-1]:.1f}" cy="{place(last):.1f}" r="2.6"/></svg></figure>'
+  )
 
 
 def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str]) -> str:
@@ -51,24 +58,33 @@ def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[float | None]]], 
   ticks = _ticks(0.0, max(values))
   width, height, bottom = _LEFT + _RIGHT + len(groups) * _GROUP, 2 * _HEIGHT, 2 * _BOTTOM
   place = lambda value: height - bottom - value / ticks[-1] * (height - _TOP - bottom)
-  grid = ''.join(f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place(t):.1f}" y2="{place(t):.1f}"/>'
-                 f'<text x="{_LEFT - 6}" y="{place(t) + 3.5:.1f}" text-anchor="end">{_label(t)}</text>' for t in ticks)
+  grid = ''.join(
+    f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place(t):.1f}" y2="{place(t):.1f}"/>'
+    f'<text x="{_LEFT - 6}" y="{place(t) + 3.5:.1f}" text-anchor="end">{_label(t)}</text>'
+    for t in ticks
+  )
   step, bars = 0.8 * _GROUP / len(names), ''
   for i, (group, row) in enumerate(groups):
     left = _LEFT + (i + 0.1) * _GROUP
     for j, value in enumerate(row):
       if value is not None:
         x, middle = left + j * step, left + (j + 0.45) * step
-        bars += (f'<rect class="bar{j}" x="{x:.1f}" y="{place(value):.1f}" width="{0.9 * step:.1f}" '
-                 f'height="{place(0) - place(value):.1f}"><title>{escape(group)}, {escape(names[j])}: {value:.1f}'
-                 f'</title></rect><text x="{middle:.1f}" y="{place(value) - 4:.1f}" text-anchor="middle">{value:.0f}'
-                 '</text>')
-    bars += (f'<text class="name" x="{left + 0.4 * _GROUP:.1f}" y="{height - bottom + 16}" text-anchor="middle">'
-             f'{escape(group)}</text>')
+        bars += (
+          f'<rect class="bar{j}" x="{x:.1f}" y="{place(value):.1f}" width="{0.9 * step:.1f}" '
+          f'height="{place(0) - place(value):.1f}"><title>{escape(group)}, {escape(names[j])}: {value:.1f}'
+          f'</title></rect><text x="{middle:.1f}" y="{place(value) - 4:.1f}" text-anchor="middle">{value:.0f}'
+          '</text>'
+        )
+    bars += (
+      f'<text class="name" x="{left + 0.4 * _GROUP:.1f}" y="{height - bottom + 16}" text-anchor="middle">'
+      f'{escape(group)}</text>'
+    )
   legend = ''.join(f'<span><i class="bar{j}"></i>{escape(name)}</span>' for j, name in enumerate(names))
-  return (f'<figure class="chart bars"><figcaption><b>{escape(title)}</b><span class="legend">{legend}</span>'
-          f'</figcaption><svg viewBox="0 0 {width} {height - _BOTTOM}" role="img" aria-label="{escape(title)}">'
-          f'{grid}{bars}</svg></figure>')
+  return (
+    f'<figure class="chart bars"><figcaption><b>{escape(title)}</b><span class="legend">{legend}</span>'
+    f'</figcaption><svg viewBox="0 0 {width} {height - _BOTTOM}" role="img" aria-label="{escape(title)}">'
+    f'{grid}{bars}</svg></figure>'
+  )
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -22,17 +22,30 @@ from vild_jax.report import charts
 from vild_jax.report.style import STYLE
 from vild_jax.runtime import files
 
-_COLUMNS = (('all', 'AP', 'AP'), ('all', 'AP50', 'AP50'), ('base', 'AP', 'AP_base'), ('base', 'AP50', 'AP50_base'),
-            ('novel', 'AP', 'AP_novel'), ('novel', 'AP50', 'AP50_novel'), ('AP by frequency', 'rare', 'APr'),
-            ('AP by frequency', 'common', 'APc'), ('AP by frequency', 'frequent', 'APf'))
-_STATISTICS = {'images': 'pictures', 'annotations': 'annotated objects', 'occluded_fraction': 'objects partly occluded',
-               'small_fraction': 'objects under 32² px', 'novel_image_fraction': 'pictures with a novel object',
-               'annotations_per_image': 'objects a picture (least, mean, most)',
-               'annotations_per_frequency': 'objects of rare / common / frequent classes',
-               'least_images_of_a_category': 'fewest pictures of a class',
-               'least_annotations_of_a_category': 'fewest objects of a class',
-               'negatives_per_image': 'classes verified absent, a picture',
-               'not_exhaustive_images': 'pictures with a class not exhaustively annotated'}
+_COLUMNS = (
+  ('all', 'AP', 'AP'),
+  ('all', 'AP50', 'AP50'),
+  ('base', 'AP', 'AP_base'),
+  ('base', 'AP50', 'AP50_base'),
+  ('novel', 'AP', 'AP_novel'),
+  ('novel', 'AP50', 'AP50_novel'),
+  ('AP by frequency', 'rare', 'APr'),
+  ('AP by frequency', 'common', 'APc'),
+  ('AP by frequency', 'frequent', 'APf'),
+)
+_STATISTICS = {
+  'images': 'pictures',
+  'annotations': 'annotated objects',
+  'occluded_fraction': 'objects partly occluded',
+  'small_fraction': 'objects under 32² px',
+  'novel_image_fraction': 'pictures with a novel object',
+  'annotations_per_image': 'objects a picture (least, mean, most)',
+  'annotations_per_frequency': 'objects of rare / common / frequent classes',
+  'least_images_of_a_category': 'fewest pictures of a class',
+  'least_annotations_of_a_category': 'fewest objects of a class',
+  'negatives_per_image': 'classes verified absent, a picture',
+  'not_exhaustive_images': 'pictures with a class not exhaustively annotated',
+}
 
 
 _GROUPS = {'base': 'base objects', 'novel': 'novel objects', 'other': 'no object', 'all': 'all regions'}
@@ -91,21 +104,35 @@ class Report:
 
 def write_json(path: str | Path, report: Report) -> None:
   """Writes report.json (SURFACE.md): methods, seed, seconds a stage, and the data's counts and the machine beside."""
-  content = {'methods': report.methods, 'seed': report.seed,
-             'seconds': {stage.name: stage.seconds for stage in report.stages},
-             'data': report.data, 'machine': report.machine}
+  content = {
+    'methods': report.methods,
+    'seed': report.seed,
+    'seconds': {stage.name: stage.seconds for stage in report.stages},
+    'data': report.data,
+    'machine': report.machine,
+  }
   files.write(path, json.dumps(content, indent=2, allow_nan=False, default=_number) + '\n')
 
 
 def write_html(path: str | Path, report: Report) -> None:
   """Writes the page: a single file, pictures and style inside, no script; legible in light and dark and on a phone."""
-  sections = [_tiles(report), _results(report), _teacher(report), _gallery(report), _training(report), _stages(report),
-              _data(report), _machine(report)]
-  page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report.title)}</title>'
-          '<meta name="viewport" content="width=device-width, initial-scale=1">'
-          f'<meta name="color-scheme" content="light dark"><style>{STYLE}</style></head><body><main>'
-          f'<header><h1>{escape(report.title)}</h1><p class="lead">{escape(report.summary)}</p></header>'
-          f'{"".join(sections)}</main></body></html>\n')
+  sections = [
+    _tiles(report),
+    _results(report),
+    _teacher(report),
+    _gallery(report),
+    _training(report),
+    _stages(report),
+    _data(report),
+    _machine(report),
+  ]
+  page = (
+    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report.title)}</title>'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f'<meta name="color-scheme" content="light dark"><style>{STYLE}</style></head><body><main>'
+    f'<header><h1>{escape(report.title)}</h1><p class="lead">{escape(report.summary)}</p></header>'
+    f'{"".join(sections)}</main></body></html>\n'
+  )
   files.write(path, page)
 
 
@@ -120,12 +147,15 @@ def _tiles(report: Report) -> str:
       metrics = report.methods[best].get(kind) or {}
       for group in ('base', 'novel'):
         value = metrics.get(f'AP50_{group}')
-        tiles.append((group, f'{kind} AP50, {group}', _percent(value) + ('' if value is None else ' %'),
-                      report.titles[best]))
+        tiles.append(
+          (group, f'{kind} AP50, {group}', _percent(value) + ('' if value is None else ' %'), report.titles[best])
+        )
   total = sum(stage.seconds for stage in report.stages)
   tiles.append(('', 'the whole run', _duration(total), f'{len(report.stages)} stages, seed {report.seed}'))
-  cards = ''.join(f'<div class="tile {group}"><span>{escape(label)}</span><strong>{value}</strong>'
-                  f'<small>{escape(note)}</small></div>' for group, label, value, note in tiles)
+  cards = ''.join(
+    f'<div class="tile {group}"><span>{escape(label)}</span><strong>{value}</strong><small>{escape(note)}</small></div>'
+    for group, label, value, note in tiles
+  )
   return f'<div class="tiles">{cards}</div>'
 
 
@@ -138,9 +168,11 @@ def _results(report: Report) -> str:
   if not tables:
     return ''
   but = ' (the supervised row excepted)' if 'supervised' in report.methods else ''
-  return ('<section><h2>Results</h2><p>Average precision in per cent, by the LVIS protocol: AP is the mean over IoU '
-          '0.50 to 0.95, AP50 is at IoU 0.50. Base classes are annotated in training; '
-          f'<b class="novel">novel</b> ones are not{but}.</p>{tables}</section>')
+  return (
+    '<section><h2>Results</h2><p>Average precision in per cent, by the LVIS protocol: AP is the mean over IoU '
+    '0.50 to 0.95, AP50 is at IoU 0.50. Base classes are annotated in training; '
+    f'<b class="novel">novel</b> ones are not{but}.</p>{tables}</section>'
+  )
 
 
 def _bars(kind: str, methods: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> str:
@@ -148,8 +180,10 @@ def _bars(kind: str, methods: Mapping[str, Mapping[str, Any]], titles: Mapping[s
   if len(methods) < 2:
     return ''
   keys = {'rare (novel)': 'APr', 'common': 'APc', 'frequent': 'APf', 'all': 'AP'}
-  groups = [(titles[name], [None if values[kind].get(key) is None else 100 * values[kind][key]
-                                       for key in keys.values()]) for name, values in methods.items()]
+  groups = [
+    (titles[name], [None if values[kind].get(key) is None else 100 * values[kind][key] for key in keys.values()])
+    for name, values in methods.items()
+  ]
   return charts.bar_chart(f'{kind} AP by frequency', groups, list(keys))
 
 
@@ -163,10 +197,12 @@ def _teacher(report: Report) -> str:
   if not rows:
     return ''
   head = ''.join(f'<th>{name}</th>' for name in _GROUPS.values())
-  return ('<section><h2>Student and teacher</h2><p>Mean cosine between the embedding that the detector gives a region '
-          'and that of the teacher for its crops, on proposals of validation pictures. A region belongs to the object '
-          'that it overlaps by an IoU of 0.5 or more.</p><div class="scroll"><table class="plain"><thead><tr><td></td>'
-          f'{head}</tr></thead><tbody>{rows}</tbody></table></div></section>')
+  return (
+    '<section><h2>Student and teacher</h2><p>Mean cosine between the embedding that the detector gives a region '
+    'and that of the teacher for its crops, on proposals of validation pictures. A region belongs to the object '
+    'that it overlaps by an IoU of 0.5 or more.</p><div class="scroll"><table class="plain"><thead><tr><td></td>'
+    f'{head}</tr></thead><tbody>{rows}</tbody></table></div></section>'
+  )
 
 
 def _table(kind: str, methods: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> str:
@@ -183,8 +219,10 @@ def _table(kind: str, methods: Mapping[str, Mapping[str, Any]], titles: Mapping[
       winner = ' best' if len(methods) > 1 and value is not None and value >= best[key] else ''
       rows += f'<td class="{_classes(i)}{winner}">{_percent(value)}</td>'
     rows += f'<td class="first">{_seconds(values.get("seconds_per_image"))}</td></tr>'
-  return (f'<div class="scroll"><table><thead><tr><td></td>{head}<th class="first">speed</th></tr>'
-          f'<tr><td></td>{names}<th class="first">s / picture</th></tr></thead><tbody>{rows}</tbody></table></div>')
+  return (
+    f'<div class="scroll"><table><thead><tr><td></td>{head}<th class="first">speed</th></tr>'
+    f'<tr><td></td>{names}<th class="first">s / picture</th></tr></thead><tbody>{rows}</tbody></table></div>'
+  )
 
 
 def _classes(i: int) -> str:
@@ -194,15 +232,18 @@ def _classes(i: int) -> str:
 
 def _gallery(report: Report) -> str:
   figures = ''.join(
-      f'<figure><figcaption>{escape(pair.caption)}</figcaption><div class="pair">'
-      f'<div><img alt="ground truth" src="{_inline(pair.ground_truth)}"><span>ground truth</span></div>'
-      f'<div><img alt="prediction" src="{_inline(pair.prediction)}"><span>prediction</span></div></div></figure>'
-      for pair in report.gallery)
+    f'<figure><figcaption>{escape(pair.caption)}</figcaption><div class="pair">'
+    f'<div><img alt="ground truth" src="{_inline(pair.ground_truth)}"><span>ground truth</span></div>'
+    f'<div><img alt="prediction" src="{_inline(pair.prediction)}"><span>prediction</span></div></div></figure>'
+    for pair in report.gallery
+  )
   if not figures:
     return ''
-  return (f'<section><h2>Ground truth and predictions</h2><p>A star and a dashed box mark a <b class="novel">novel</b> '
-          f'class. Numbers are scores in per cent. {escape(report.gallery_note)}</p>'
-          f'<div class="gallery">{figures}</div></section>')
+  return (
+    f'<section><h2>Ground truth and predictions</h2><p>A star and a dashed box mark a <b class="novel">novel</b> '
+    f'class. Numbers are scores in per cent. {escape(report.gallery_note)}</p>'
+    f'<div class="gallery">{figures}</div></section>'
+  )
 
 
 def _training(report: Report) -> str:
@@ -210,19 +251,28 @@ def _training(report: Report) -> str:
   for name, lines in report.curves.items():
     keys = {key for line in lines for key in line} - {'step'}
     ordered = sorted(keys, key=lambda key: (key != 'loss', not key.endswith('loss'), key == 'images_per_second', key))
-    plots = ''.join(charts.line_chart(key.replace('_per_', ' / ').replace('_', ' '),
-                                      [(line['step'], line[key]) for line in lines if key in line]) for key in ordered)
+    plots = ''.join(
+      charts.line_chart(
+        key.replace('_per_', ' / ').replace('_', ' '), [(line['step'], line[key]) for line in lines if key in line]
+      )
+      for key in ordered
+    )
     runs.append(f'<h3>{escape(name)}</h3><div class="charts">{plots}</div>')
   return f'<section><h2>Training</h2>{"".join(runs)}</section>' if runs else ''
 
 
 def _stages(report: Report) -> str:
   longest = max((stage.seconds for stage in report.stages), default=0) or 1
-  rows = ''.join(f'<tr><th scope="row">{escape(stage.name)}</th><td class="text">{escape(stage.what)}</td>'
-                 f'<td class="bar"><i style="width:{100 * stage.seconds / longest:.1f}%"></i></td>'
-                 f'<td>{_duration(stage.seconds)}</td></tr>' for stage in report.stages)
-  return ('<section><h2>What was done</h2><div class="scroll"><table class="stages"><tbody>'
-          f'{rows}</tbody></table></div></section>')
+  rows = ''.join(
+    f'<tr><th scope="row">{escape(stage.name)}</th><td class="text">{escape(stage.what)}</td>'
+    f'<td class="bar"><i style="width:{100 * stage.seconds / longest:.1f}%"></i></td>'
+    f'<td>{_duration(stage.seconds)}</td></tr>'
+    for stage in report.stages
+  )
+  return (
+    '<section><h2>What was done</h2><div class="scroll"><table class="stages"><tbody>'
+    f'{rows}</tbody></table></div></section>'
+  )
 
 
 def _data(report: Report) -> str:
@@ -230,16 +280,22 @@ def _data(report: Report) -> str:
   if not keys:
     return ''
   head = ''.join(f'<th>{escape(name)}</th>' for name in report.data)
-  rows = ''.join(f'<tr><th scope="row">{escape(_STATISTICS.get(key, key.replace("_", " ")))}</th>'
-                 + ''.join(f'<td>{_statistic(key, column.get(key))}</td>' for column in report.data.values()) + '</tr>'
-                 for key in keys)
-  return (f'<section><h2>The data</h2><div class="scroll"><table class="plain"><thead><tr><td></td>{head}</tr></thead>'
-          f'<tbody>{rows}</tbody></table></div></section>')
+  rows = ''.join(
+    f'<tr><th scope="row">{escape(_STATISTICS.get(key, key.replace("_", " ")))}</th>'
+    + ''.join(f'<td>{_statistic(key, column.get(key))}</td>' for column in report.data.values())
+    + '</tr>'
+    for key in keys
+  )
+  return (
+    f'<section><h2>The data</h2><div class="scroll"><table class="plain"><thead><tr><td></td>{head}</tr></thead>'
+    f'<tbody>{rows}</tbody></table></div></section>'
+  )
 
 
 def _machine(report: Report) -> str:
-  facts = ''.join(f'<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>'
-                  for key, value in report.machine.items())
+  facts = ''.join(
+    f'<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>' for key, value in report.machine.items()
+  )
   return f'<section><h2>Machine</h2><dl>{facts}</dl></section>' if facts else ''
 
 

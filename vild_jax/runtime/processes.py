@@ -19,11 +19,14 @@ from typing import Any
 
 # Of a run that was told to end (SIGTERM) and has saved: whoever started it starts it again (sysexits' EX_TEMPFAIL).
 EXIT_PREEMPTED = 75
-HEARTBEAT_SECONDS = 100   # of silence, after which a process counts as dead and the others end
-_JOIN_SECONDS = 300       # until all have come
+HEARTBEAT_SECONDS = 100  # of silence, after which a process counts as dead and the others end
+_JOIN_SECONDS = 300  # until all have come
 _SHUTDOWN_SECONDS = 86_400  # that the first to finish waits for the last; the dead are noticed by their silence
-_WORDS = {'coordinator_address': ('--coordinator-address', 'JAX_COORDINATOR_ADDRESS'),
-          'num_processes': ('--num-processes', 'JAX_NUM_PROCESSES'), 'process_id': ('--process-id', 'JAX_PROCESS_ID')}
+_WORDS = {
+  'coordinator_address': ('--coordinator-address', 'JAX_COORDINATOR_ADDRESS'),
+  'num_processes': ('--num-processes', 'JAX_NUM_PROCESSES'),
+  'process_id': ('--process-id', 'JAX_PROCESS_ID'),
+}
 _SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')  # of a step
 
 
@@ -31,8 +34,14 @@ class Preempted(Exception):
   """Training was told to end and has saved its state; started again, it goes on from there."""
 
 
-def join(coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None, *,
-         heartbeat_seconds: int = HEARTBEAT_SECONDS, saves_on_sigterm: bool = False) -> bool:
+def join(
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  heartbeat_seconds: int = HEARTBEAT_SECONDS,
+  saves_on_sigterm: bool = False,
+) -> bool:
   """Sets up `jax.distributed` if this is one process of several; nothing in JAX may have been computed before.
 
   Args:
@@ -64,8 +73,12 @@ def join(coordinator_address: str | None = None, num_processes: int | None = Non
   import jax
 
   try:
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat_seconds,
-                               initialization_timeout=_JOIN_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
+    jax.distributed.initialize(
+      **arguments,
+      heartbeat_timeout_seconds=heartbeat_seconds,
+      initialization_timeout=_JOIN_SECONDS,
+      shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+    )
   except ValueError as error:
     if arguments or 'coordinator_address' not in str(error):
       raise
@@ -102,9 +115,11 @@ def found(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str,
     return {}  # JAX asks the machine, or its metadata server
   if 'KUBERNETES_SERVICE_HOST' in environment and index is not None:
     if importlib.util.find_spec('kubernetes') is None:
-      raise ValueError(f'JOB_COMPLETION_INDEX is {index}, so this is a pod of an indexed Job; expected '
-                       'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES beside it (1 if it works alone), or the package '
-                       'kubernetes to find them')
+      raise ValueError(
+        f'JOB_COMPLETION_INDEX is {index}, so this is a pod of an indexed Job; expected '
+        'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES beside it (1 if it works alone), or the package '
+        'kubernetes to find them'
+      )
     return {'cluster_detection_method': 'k8s'}
   return None
 
@@ -143,8 +158,9 @@ def _may_hold_tpus(environment: Mapping[str, str]) -> bool:
   platforms = environment.get('JAX_PLATFORMS', '')
   if platforms and 'tpu' not in platforms.split(','):
     return False
-  return importlib.util.find_spec('libtpu') is not None and bool(glob.glob('/dev/accel*') or
-                                                                 glob.glob('/dev/vfio/[0-9]*'))
+  return importlib.util.find_spec('libtpu') is not None and bool(
+    glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*')
+  )
 
 
 def _wait_for(address: str, seconds: float = _JOIN_SECONDS) -> None:
@@ -158,6 +174,8 @@ def _wait_for(address: str, seconds: float = _JOIN_SECONDS) -> None:
     except OSError as error:
       problem = error.strerror or str(error)
     if time.monotonic() > end:
-      raise OSError(f'process 0 does not answer at {address} for {seconds:g} s ({problem}); expected it to be started '
-                    'with the same address')
+      raise OSError(
+        f'process 0 does not answer at {address} for {seconds:g} s ({problem}); expected it to be started '
+        'with the same address'
+      )
     time.sleep(0.2)

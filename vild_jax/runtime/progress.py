@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 T = TypeVar('T')
 _SECONDS_BETWEEN_LINES = 15.0
-_QUIET_SECONDS = 2.0   # what takes no longer writes no line
+_QUIET_SECONDS = 2.0  # what takes no longer writes no line
 
 
 class _Lines(tqdm):
@@ -35,14 +35,24 @@ class _Lines(tqdm):
         self.display()
 
 
-def bar(total: int | None, description: str, *, unit: str = 'it', initial: int = 0,
-        disable: bool = False) -> tqdm:
+def bar(total: int | None, description: str, *, unit: str = 'it', initial: int = 0, disable: bool = False) -> tqdm:
   """A tqdm bar on stderr, unless `disable`: `update(n)`, `set_postfix_str(text)`, `close()`; also a context manager."""
   if sys.stderr.isatty():
-    return tqdm(total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True, ascii=True,
-                disable=disable)
-  return _Lines(total=total, desc=description, unit=unit, initial=initial, ascii=True, ncols=100, disable=disable,
-                mininterval=_SECONDS_BETWEEN_LINES, maxinterval=_SECONDS_BETWEEN_LINES, delay=_QUIET_SECONDS)
+    return tqdm(
+      total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True, ascii=True, disable=disable
+    )
+  return _Lines(
+    total=total,
+    desc=description,
+    unit=unit,
+    initial=initial,
+    ascii=True,
+    ncols=100,
+    disable=disable,
+    mininterval=_SECONDS_BETWEEN_LINES,
+    maxinterval=_SECONDS_BETWEEN_LINES,
+    delay=_QUIET_SECONDS,
+  )
 
 
 def track(items: Iterable[T], description: str, *, total: int | None = None, unit: str = 'it') -> Iterable[T]:

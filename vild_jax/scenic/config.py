@@ -54,8 +54,10 @@ def from_scenic(scenic_config: Any) -> Config:
   leaves = config_lib.flatten(config)
   for theirs, ours in ALIASES.items():
     if theirs in scenic_config and scenic_config[theirs] != leaves[ours]:
-      raise ConfigError(f'{theirs} is {scenic_config[theirs]!r} and {NAME}.{ours} {leaves[ours]!r}; expected one '
-                        'value, as both are names of one setting')
+      raise ConfigError(
+        f'{theirs} is {scenic_config[theirs]!r} and {NAME}.{ours} {leaves[ours]!r}; expected one '
+        'value, as both are names of one setting'
+      )
   for key, value in _FIXED.items():
     if key in scenic_config and scenic_config[key] != value:
       raise ConfigError(f'{key} is {scenic_config[key]!r}; expected {value!r}')

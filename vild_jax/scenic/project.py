@@ -91,10 +91,16 @@ def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
     train_iter=StepIterator(lambda step: _converted(to_scenic_batch, opened.stream(step))),
     valid_iter=StepIterator(lambda _: _converted(to_scenic_batch, _rounds(valid, config))) if valid else None,
     meta_data={
-      'input_shape': (-1, config.data.image_size, config.data.image_size, 3), 'input_dtype': np.float32,
-      'num_train_examples': len(opened.dataset), 'num_eval_examples': len(valid) if valid else 0,
-      'num_classes': len(opened.vocabulary.names), 'class_names': opened.vocabulary.names,
-      'vocabulary': opened.vocabulary, _DATASET: opened})
+      'input_shape': (-1, config.data.image_size, config.data.image_size, 3),
+      'input_dtype': np.float32,
+      'num_train_examples': len(opened.dataset),
+      'num_eval_examples': len(valid) if valid else 0,
+      'num_classes': len(opened.vocabulary.names),
+      'class_names': opened.vocabulary.names,
+      'vocabulary': opened.vocabulary,
+      _DATASET: opened,
+    },
+  )
 
 
 def _converted(convert: Callable[[Mapping], Mapping], stream: Iterator[Mapping]) -> Iterator[Mapping]:
@@ -107,8 +113,13 @@ def _converted(convert: Callable[[Mapping], Mapping], stream: Iterator[Mapping])
 
 def _rounds(dataset: sources.PreparedDataset, config: Config) -> Iterator[batches.Arrays]:
   while True:
-    yield from batches.eval_batches(dataset, config, batch_size=config.evaluation.batch_size,
-                                    process_index=jax.process_index(), process_count=jax.process_count())
+    yield from batches.eval_batches(
+      dataset,
+      config,
+      batch_size=config.evaluation.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
 
 
 def to_scenic_batch(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,11 +133,13 @@ def from_scenic_batch(batch: Mapping[str, Any]) -> batches.Arrays:
   """The batch under our names. ValueError, in host memory, for a device axis or for padding, which training has not."""
   image, mask = batch['inputs'], batch.get('batch_mask')
   if image.ndim != 4:
-    raise ValueError(f"a batch has inputs {image.shape}; expected [B, S, S, 3], this process's part without a device "
-                     'axis')
+    raise ValueError(
+      f"a batch has inputs {image.shape}; expected [B, S, S, 3], this process's part without a device axis"
+    )
   if isinstance(mask, np.ndarray) and not mask.all():
-    raise ValueError(f'{int((mask == 0).sum())} of {mask.size} pictures of a training batch are padding by batch_mask; '
-                     'expected none')
+    raise ValueError(
+      f'{int((mask == 0).sum())} of {mask.size} pictures of a training batch are padding by batch_mask; expected none'
+    )
   return {'image': image, **batch['label']}
 
 
@@ -183,8 +196,15 @@ def _model_cls() -> type:
     def default_flax_model_config(self) -> Any:
       return to_scenic(Config())
 
-    def forward(self, variables: Any, batch: Mapping[str, Any], vocabulary: Vocabulary, key: jax.Array, *,
-                per_image: detector.PerImage = jax.vmap) -> tuple[dict[str, Any], Any]:
+    def forward(
+      self,
+      variables: Any,
+      batch: Mapping[str, Any],
+      vocabulary: Vocabulary,
+      key: jax.Array,
+      *,
+      per_image: detector.PerImage = jax.vmap,
+    ) -> tuple[dict[str, Any], Any]:
       """Both stages in training mode -> (what `loss_function` takes as logits, variables with new statistics).
 
       Args:
@@ -210,8 +230,10 @@ def _model_cls() -> type:
       return sum(self.losses(logits).values())
 
     def get_metrics_fn(self, split: str | None = None) -> Callable:
-      raise ValueError(f'get_metrics_fn({split!r}) is for pmap, which would normalise on each device; expected '
-                       'get_metrics_fn_jit, in a step over global arrays')
+      raise ValueError(
+        f'get_metrics_fn({split!r}) is for pmap, which would normalise on each device; expected '
+        'get_metrics_fn_jit, in a step over global arrays'
+      )
 
     def get_metrics_fn_jit(self, split: str | None = None) -> Callable:
       """(logits, batch) -> {loss: (sum over pictures, pictures)}."""
@@ -229,8 +251,9 @@ def _model_cls() -> type:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def train_and_evaluate(rng: Any, config: Any, model_cls: type, dataset: Any, workdir: str,
-                       writer: Any) -> tuple[Any, dict[str, float], dict[str, float]]:
+def train_and_evaluate(
+  rng: Any, config: Any, model_cls: type, dataset: Any, workdir: str, writer: Any
+) -> tuple[Any, dict[str, float], dict[str, float]]:
   """Trains, or resumes, with the loop of `vild-jax train`; evaluates on `data.val` if there is one.
 
   Args:
@@ -249,22 +272,30 @@ def train_and_evaluate(rng: Any, config: Any, model_cls: type, dataset: Any, wor
   """
   del rng
   if model_cls is not get_model_cls():
-    raise ValueError(f'model_cls is {model_cls.__name__}; expected scenic_project.get_model_cls(): the step is that of '
-                     '`vild-jax train`')
+    raise ValueError(
+      f'model_cls is {model_cls.__name__}; expected scenic_project.get_model_cls(): the step is that of '
+      '`vild-jax train`'
+    )
   opened = dataset.meta_data[_DATASET]
   experiment = model_cls(config, dataset.meta_data).experiment
   if differences := config_lib.difference(opened.config, experiment):
     raise ValueError(f'the data set was opened for another config: {differences[0]} differ; expected one config')
   remembering = _Remembering(writer)
-  state = training.train_on(opened, Path(workdir), stream=functools.partial(_stream, dataset.train_iter),
-                            writer=remembering)
+  state = training.train_on(
+    opened, Path(workdir), stream=functools.partial(_stream, dataset.train_iter), writer=remembering
+  )
   metrics, scored = {}, None
   if experiment.data.val:
-    scored = evaluating.evaluate(experiment, Path(workdir), experiment.data.val, experiment.data.val_split,
-                               Path(workdir) / 'evaluation')
+    scored = evaluating.evaluate(
+      experiment, Path(workdir), experiment.data.val, experiment.data.val_split, Path(workdir) / 'evaluation'
+    )
   if scored is not None:  # in the first of several processes
-    metrics = {f'valid/{kind}_{key}': value for kind in ('box', 'mask') for key, value in (scored[kind] or {}).items()
-               if value is not None}
+    metrics = {
+      f'valid/{kind}_{key}': value
+      for kind in ('box', 'mask')
+      for key, value in (scored[kind] or {}).items()
+      if value is not None
+    }
     writer.write_scalars(int(state.step), metrics)
     writer.flush()
   return _scenic_state(state, experiment), remembering.scalars, metrics
@@ -279,8 +310,14 @@ def _stream(iterator: Any, step: int) -> Iterator[batches.Arrays]:
 def _scenic_state(state: TrainState, config: Config) -> Any:
   train_utils = _scenic('train_lib.train_utils')
   return train_utils.TrainState(
-    tx=optim.optimizer(config), opt_state=state.opt_state, params=state.params, global_step=int(state.step),
-    model_state={'batch_stats': state.batch_stats}, rng=state.key, metadata={})
+    tx=optim.optimizer(config),
+    opt_state=state.opt_state,
+    params=state.params,
+    global_step=int(state.step),
+    model_state={'batch_stats': state.batch_stats},
+    rng=state.key,
+    metadata={},
+  )
 
 
 class _Remembering:
@@ -300,8 +337,14 @@ class _Remembering:
 def main(rng: Any, config: Any, workdir: str, writer: Any) -> None:
   """What Scenic's `app.run` calls. A run that was told to end (SIGTERM) saves and exits as `vild-jax train` does."""
   try:
-    train_and_evaluate(rng=rng, config=config, model_cls=get_model_cls(config.model_name),
-                       dataset=get_dataset(config, rng), workdir=workdir, writer=writer)
+    train_and_evaluate(
+      rng=rng,
+      config=config,
+      model_cls=get_model_cls(config.model_name),
+      dataset=get_dataset(config, rng),
+      workdir=workdir,
+      writer=writer,
+    )
   except processes.Preempted as error:
     print(error, file=sys.stderr)
     sys.exit(processes.EXIT_PREEMPTED)
@@ -317,10 +360,13 @@ def _scenic(name: str) -> Any:
     if importlib.util.find_spec('scenic') is None:
       problem = 'google-research/scenic is not installed'
     elif missing.startswith('scenic.'):
-      problem = f'the scenic that is installed has no {missing}, so it is no google-research/scenic (on PyPI, scenic ' \
-                'is another project)'
-    raise ImportError(f"training with Scenic: {problem}; expected `pip install 'vild_jax[scenic]'`, which takes it "
-                      'from git') from error
+      problem = (
+        f'the scenic that is installed has no {missing}, so it is no google-research/scenic (on PyPI, scenic '
+        'is another project)'
+      )
+    raise ImportError(
+      f"training with Scenic: {problem}; expected `pip install 'vild_jax[scenic]'`, which takes it from git"
+    ) from error
 
 
 if __name__ == '__main__':

@@ -115,16 +115,19 @@ def _load(directory: Path, towers: tuple[str, ...]) -> Teacher:
     return Teacher(config, _read_params(weights, config, tables, towers), tokenizer_json)
 
 
-def _read_params(weights: files.Weights, config: clip.ClipConfig, tables: Mapping[str, Mapping[Path_, Source]],
-                 towers: tuple[str, ...]) -> Params:
+def _read_params(
+  weights: files.Weights, config: clip.ClipConfig, tables: Mapping[str, Mapping[Path_, Source]], towers: tuple[str, ...]
+) -> Params:
   wanted = {ours: source for tower in towers for ours, source in tables[tower].items()}
   known = {source.name for table in tables.values() for source in table.values()}
   unknown = sorted(n for n in weights.shapes.keys() - known if n.rpartition('.')[2] not in _NO_PARAMETER)
   missing = sorted({source.name for source in wanted.values()} - weights.shapes.keys())
   if unknown or missing:
     problem = f'has {unknown[0]}, which fits nothing' if unknown else f'lacks {missing[0]}'
-    raise ValueError(f'{weights.path} {problem} ({len(unknown)} unknown, {len(missing)} missing); expected the '
-                     f'parameters of {hf_config.model_name(config)} as its config.json describes it')
+    raise ValueError(
+      f'{weights.path} {problem} ({len(unknown)} unknown, {len(missing)} missing); expected the '
+      f'parameters of {hf_config.model_name(config)} as its config.json describes it'
+    )
   shapes, flat = parameter_names.expected_shapes(config), {}
   for ours, source in wanted.items():
     found, expected = weights.shapes[source.name], source.shape_in_file(shapes[ours])

@@ -19,8 +19,10 @@ from vild_jax.teacher import image as image_lib
 
 SCALES = (1.0, 1.5)
 _SIDES = (640, 1024, 2048, 4096)  # of the square a picture is padded to on an accelerator, or multiples of the last
-_WINDOW = ('top, left = floor(y1 - (k-1)/2 * height), floor(x1 - (k-1)/2 * width); bottom, right = ceil(y2 + ...), '
-           'ceil(x2 + ...); clipped to the picture; at least 1 px')
+_WINDOW = (
+  'top, left = floor(y1 - (k-1)/2 * height), floor(x1 - (k-1)/2 * width); bottom, right = ceil(y2 + ...), '
+  'ceil(x2 + ...); clipped to the picture; at least 1 px'
+)
 
 
 def crop_bounds(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -37,8 +39,9 @@ def crop_bounds(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
   near, far = boxes[:, :2], boxes[:, 2:]
   wrong = ~np.isfinite(boxes).all(axis=1) | (far < near).any(axis=1)
   if wrong.any():
-    raise ValueError(f'box {np.flatnonzero(wrong)[0]} is {boxes[wrong][0].tolist()}; expected y1 <= y2 and x1 <= x2, '
-                     'finite')
+    raise ValueError(
+      f'box {np.flatnonzero(wrong)[0]} is {boxes[wrong][0].tolist()}; expected y1 <= y2 and x1 <= x2, finite'
+    )
   size = np.array([height, width], np.float64)
   found = []
   for scale in SCALES:
@@ -65,8 +68,15 @@ class CropTower:
     recipe: what beside the teacher decides the embeddings, for a store's manifest (JSON-able).
   """
 
-  def __init__(self, teacher: checkpoint.Teacher, dtype: Any = jnp.float32, *, batch_size: int = defaults.CROP_BATCH,
-               on_device: bool | None = None, threads: int | None = None):
+  def __init__(
+    self,
+    teacher: checkpoint.Teacher,
+    dtype: Any = jnp.float32,
+    *,
+    batch_size: int = defaults.CROP_BATCH,
+    on_device: bool | None = None,
+    threads: int | None = None,
+  ):
     """Puts the image tower on this process's first device, or on all of its accelerators, which take turns.
 
     Args:
@@ -78,15 +88,20 @@ class CropTower:
     """
     self._tower = image_lib.ImageTower(teacher, dtype, batch_size=batch_size)
     self.identity, self.embedding_dim = self._tower.identity, self._tower.embedding_dim
-    self.recipe = {'scales': list(SCALES), 'window': _WINDOW, 'preprocessing': dict(teacher.preprocessor),
-                   'sum': 'n(n(V(1x)) + n(V(1.5x)))', 'dtype': jnp.dtype(dtype).name, 'batch_size': batch_size}
+    self.recipe = {
+      'scales': list(SCALES),
+      'window': _WINDOW,
+      'preprocessing': dict(teacher.preprocessor),
+      'sum': 'n(n(V(1x)) + n(V(1.5x)))',
+      'dtype': jnp.dtype(dtype).name,
+      'batch_size': batch_size,
+    }
     self._side, self._batch_size = self._tower.image_size, batch_size
     accelerated = jax.default_backend() != 'cpu'
     self._on_device = accelerated if on_device is None else on_device
     self._threads = threads or min(os.cpu_count() or 1, 16)
     self._pool = ThreadPoolExecutor(self._threads, 'crops')
-    self._params = [jax.device_put(teacher.params['image'], d)
-                    for d in jax.local_devices()[1:]] if accelerated else []
+    self._params = [jax.device_put(teacher.params['image'], d) for d in jax.local_devices()[1:]] if accelerated else []
     self._params.insert(0, self._tower.params)
     self._of_squares, self._of_picture = _programs(teacher.config, jnp.dtype(dtype), self._tower.preprocess)
 
@@ -101,15 +116,21 @@ class CropTower:
       return np.zeros((0, self.embedding_dim), np.float32)
     if not resample.is_known(self._tower.preprocess):
       parts = np.split(bounds, range(self._batch_size, len(bounds), self._batch_size))
-      return _add(np.concatenate([self._tower.embed_images([image[top:bottom, left:right]
-                                                            for top, left, bottom, right in part]) for part in parts]))
+      return _add(
+        np.concatenate(
+          [
+            self._tower.embed_images([image[top:bottom, left:right] for top, left, bottom, right in part])
+            for part in parts
+          ]
+        )
+      )
     chosen = resample.windows(self._tower.preprocess, bounds, self._side)
     rows, ahead = [], len(self._params)  # so many batches more are prepared while the tower works on one
     for batch in (self._device_batches if self._on_device else self._host_batches)(image, chosen):
       rows.append(batch)
       if len(rows) > ahead:
         rows[-1 - ahead] = np.asarray(rows[-1 - ahead])
-    return _add(np.concatenate(jax.device_get(rows))[:len(bounds)])
+    return _add(np.concatenate(jax.device_get(rows))[: len(bounds)])
 
   def pixels(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """uint8 [2 N, S, S, 3]: the crops that `embed` makes, all 1x first, then all 1.5x; of a resize that is known."""
@@ -118,8 +139,9 @@ class CropTower:
     chosen = resample.windows(self._tower.preprocess, bounds, self._side)
     if not self._on_device:
       return self._squares(_planes(image), chosen, range(len(bounds)), len(bounds))
-    return np.asarray(resample.on_device(jnp.asarray(_padded(image)), chosen, self._tower.preprocess.resample,
-                                         self._side)).astype(np.uint8)
+    return np.asarray(
+      resample.on_device(jnp.asarray(_padded(image)), chosen, self._tower.preprocess.resample, self._side)
+    ).astype(np.uint8)
 
   def _host_batches(self, image: np.ndarray, chosen: resample.Windows) -> Iterator[jax.Array]:
     planes, count = _planes(image), len(chosen.start)
@@ -132,9 +154,12 @@ class CropTower:
     """uint8 [size, S, S, 3], a new array, since the device may read it where it lies."""
     squares = np.zeros((size, self._side, self._side, 3), np.uint8)
     method, step = self._tower.preprocess.resample, max(-(-len(part) // self._threads), 1)
-    for _ in self._pool.map(lambda start: resample.on_host(planes, chosen, part[start:start + step], method,
-                                                           squares[start:min(start + step, len(part))]),
-                            range(0, len(part), step)):
+    for _ in self._pool.map(
+      lambda start: resample.on_host(
+        planes, chosen, part[start : start + step], method, squares[start : min(start + step, len(part))]
+      ),
+      range(0, len(part), step),
+    ):
       pass
     return squares
 
@@ -170,8 +195,13 @@ def _programs(config: clip.ClipConfig, dtype: Any, preprocess: image_lib.Preproc
 
 
 def _check(image: np.ndarray) -> None:
-  if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or (
-      not image.size):
+  if (
+    not isinstance(image, np.ndarray)
+    or image.dtype != np.uint8
+    or image.ndim != 3
+    or image.shape[2] != 3
+    or (not image.size)
+  ):
     found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
     raise ValueError(f'the picture is {found}; expected uint8 [height, width, 3]')
 

@@ -27,19 +27,25 @@ def locate(teacher: str | Path) -> Path:
   if Path(teacher).is_dir():
     return Path(teacher)
   if isinstance(teacher, Path) or not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', teacher) or Path(teacher).exists():
-    raise ValueError(f'{teacher} is no folder; expected a teacher directory ({CONFIG}, {WEIGHTS}, ...) or the id of '
-                     'one on the Hugging Face hub, as openai/clip-vit-base-patch32')
+    raise ValueError(
+      f'{teacher} is no folder; expected a teacher directory ({CONFIG}, {WEIGHTS}, ...) or the id of '
+      'one on the Hugging Face hub, as openai/clip-vit-base-patch32'
+    )
   try:
     import huggingface_hub
   except ImportError as error:
-    raise ValueError(f'{teacher} is no folder, and to fetch a teacher of that name from the Hugging Face hub its '
-                     'client is needed; expected `pip install "vild_jax[hub]"`, or the path of a folder') from error
+    raise ValueError(
+      f'{teacher} is no folder, and to fetch a teacher of that name from the Hugging Face hub its '
+      'client is needed; expected `pip install "vild_jax[hub]"`, or the path of a folder'
+    ) from error
   wanted = [WEIGHTS, INDEX, 'model-*-of-*.safetensors', CONFIG, TOKENIZER, PREPROCESSOR]
   try:
     return Path(huggingface_hub.snapshot_download(teacher, allow_patterns=wanted))
   except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
-    raise ValueError(f'{teacher} is no folder, and the Hugging Face hub did not give it: {first_line(error)}; expected '
-                     'a name that exists and a network, or the path of a folder') from error
+    raise ValueError(
+      f'{teacher} is no folder, and the Hugging Face hub did not give it: {first_line(error)}; expected '
+      'a name that exists and a network, or the path of a folder'
+    ) from error
 
 
 def require(directory: Path, *names: str) -> None:
@@ -55,15 +61,17 @@ def _remedy(directory: Path, name: str) -> str:
   if name == TOKENIZER and has('vocab.json', 'merges.txt'):
     return f'its vocab.json and merges.txt make one: with transformers, {resave}'
   if name == TOKENIZER and has('spiece.model'):
-    return ('its spiece.model makes one: with transformers and sentencepiece, '
-            f'`T5TokenizerFast.from_pretrained("{directory}", extra_ids=0).save_pretrained("{directory}")`')
+    return (
+      'its spiece.model makes one: with transformers and sentencepiece, '
+      f'`T5TokenizerFast.from_pretrained("{directory}", extra_ids=0).save_pretrained("{directory}")`'
+    )
   return {
     CONFIG: 'expected the Hugging Face layout of CLIP or SigLIP',
     WEIGHTS: 'save the model with transformers, `AutoModel.from_pretrained(...).save_pretrained(...)`'
-             + ('; pytorch_model.bin is a pickle, which is never read' if has('pytorch_model.bin') else ''),
+    + ('; pytorch_model.bin is a pickle, which is never read' if has('pytorch_model.bin') else ''),
     TOKENIZER: 'save one with transformers, `CLIPTokenizerFast.from_pretrained(...).save_pretrained(...)` (for SigLIP '
-               '`AutoTokenizer`)',
-    PREPROCESSOR: 'expected the mean, deviation and size of the teacher\'s pictures',
+    '`AutoTokenizer`)',
+    PREPROCESSOR: "expected the mean, deviation and size of the teacher's pictures",
   }[name]
 
 
@@ -122,8 +130,9 @@ class Weights:
 
 def _read_index(path: Path) -> dict[str, str]:
   listed = read_json(path).get('weight_map')
-  plain = isinstance(listed, dict) and all(isinstance(name, str) and Path(name).name == name
-                                           for name in listed.values())
+  plain = isinstance(listed, dict) and all(
+    isinstance(name, str) and Path(name).name == name for name in listed.values()
+  )
   if not plain:
     raise ValueError(f'{path} has no usable weight_map; expected {{parameter: name of a file beside it}}')
   for name in sorted(set(listed.values())):

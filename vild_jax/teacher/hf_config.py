@@ -11,17 +11,39 @@ from vild_jax.nn import clip
 
 Tree = Mapping[str, Any]
 _RESNET = 'clip_modified_resnet'  # transformers has no such model: the name and its `vision_config` are our own
-_LEGACY_END_ID = 2                # what old files say; transformers then pools at the largest id
-_OPENAI_HEAD = 64                 # channels of one head in all of OpenAI's models
+_LEGACY_END_ID = 2  # what old files say; transformers then pools at the largest id
+_OPENAI_HEAD = 64  # channels of one head in all of OpenAI's models
 
 # What transformers assumes where a config.json is silent; it writes only what differs.
-_CLIP_TEXT = {'hidden_size': 512, 'intermediate_size': 2048, 'num_hidden_layers': 12, 'num_attention_heads': 8,
-              'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5, 'vocab_size': 49408,
-              'max_position_embeddings': 77, 'eos_token_id': 49407}
-_CLIP_IMAGE = {'hidden_size': 768, 'intermediate_size': 3072, 'num_hidden_layers': 12, 'num_attention_heads': 12,
-               'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5, 'image_size': 224, 'patch_size': 32}
-_SIGLIP = {'hidden_size': 768, 'intermediate_size': 3072, 'num_hidden_layers': 12, 'num_attention_heads': 12,
-           'hidden_act': 'gelu_pytorch_tanh', 'layer_norm_eps': 1e-6}
+_CLIP_TEXT = {
+  'hidden_size': 512,
+  'intermediate_size': 2048,
+  'num_hidden_layers': 12,
+  'num_attention_heads': 8,
+  'hidden_act': 'quick_gelu',
+  'layer_norm_eps': 1e-5,
+  'vocab_size': 49408,
+  'max_position_embeddings': 77,
+  'eos_token_id': 49407,
+}
+_CLIP_IMAGE = {
+  'hidden_size': 768,
+  'intermediate_size': 3072,
+  'num_hidden_layers': 12,
+  'num_attention_heads': 12,
+  'hidden_act': 'quick_gelu',
+  'layer_norm_eps': 1e-5,
+  'image_size': 224,
+  'patch_size': 32,
+}
+_SIGLIP = {
+  'hidden_size': 768,
+  'intermediate_size': 3072,
+  'num_hidden_layers': 12,
+  'num_attention_heads': 12,
+  'hidden_act': 'gelu_pytorch_tanh',
+  'layer_norm_eps': 1e-6,
+}
 _SIGLIP_TEXT = {**_SIGLIP, 'vocab_size': 32000, 'max_position_embeddings': 64}
 _SIGLIP_IMAGE = {**_SIGLIP, 'patch_size': 16, 'vision_use_head': True}
 _RESNET_IMAGE = {'layers': [3, 4, 6, 3], 'width': 64, 'heads': 32, 'image_size': 224}
@@ -38,8 +60,9 @@ def parse(tree: Tree, path: Path) -> clip.ClipConfig:
   family = tree.get('model_type')
   if family not in _DEFAULTS:
     raise ValueError(f'{path}: model_type is {family!r}; expected one of {", ".join(map(repr, _DEFAULTS))}')
-  text, image = (_section(tree, name, defaults, path)
-                 for name, defaults in zip(('text', 'vision'), _DEFAULTS[family], strict=True))
+  text, image = (
+    _section(tree, name, defaults, path) for name, defaults in zip(('text', 'vision'), _DEFAULTS[family], strict=True)
+  )
   sigmoid = family in ('siglip', 'siglip2')
   if family == _RESNET:
     tower, image_size, patch_size = _resnet(image, path), image['image_size'], None
@@ -51,10 +74,18 @@ def parse(tree: Tree, path: Path) -> clip.ClipConfig:
       raise ValueError(f'{path}: vision_config.image_size is {image_size}; expected at least a patch of {patch_size}')
   end_id = None if sigmoid or text['eos_token_id'] == _LEGACY_END_ID else text['eos_token_id']
   return clip.ClipConfig(
-    embedding_dim=_sigmoid_dim(tree, text, image, path) if sigmoid else _dimension(tree.get('projection_dim', 512),
-                                                                                  'projection_dim', path),
-    image=tower, image_size=image_size, patch_size=patch_size, text=_transformer(text, 'text', path),
-    vocab_size=text['vocab_size'], context_length=text['max_position_embeddings'], end_id=end_id, sigmoid=sigmoid)
+    embedding_dim=_sigmoid_dim(tree, text, image, path)
+    if sigmoid
+    else _dimension(tree.get('projection_dim', 512), 'projection_dim', path),
+    image=tower,
+    image_size=image_size,
+    patch_size=patch_size,
+    text=_transformer(text, 'text', path),
+    vocab_size=text['vocab_size'],
+    context_length=text['max_position_embeddings'],
+    end_id=end_id,
+    sigmoid=sigmoid,
+  )
 
 
 def has_flat_patches(tree: Tree) -> bool:
@@ -66,8 +97,14 @@ def write(config: clip.ClipConfig, both_towers: bool) -> dict[str, Any]:
   """The contents of a config.json that `parse`, and transformers where it has such a model, read as `config`."""
 
   def section(t: clip.Transformer) -> dict[str, Any]:
-    return {'hidden_size': t.width, 'intermediate_size': t.mlp_width, 'num_hidden_layers': t.layers,
-            'num_attention_heads': t.heads, 'hidden_act': t.activation, 'layer_norm_eps': t.epsilon}
+    return {
+      'hidden_size': t.width,
+      'intermediate_size': t.mlp_width,
+      'num_hidden_layers': t.layers,
+      'num_attention_heads': t.heads,
+      'hidden_act': t.activation,
+      'layer_norm_eps': t.epsilon,
+    }
 
   text = {**section(config.text), 'vocab_size': config.vocab_size, 'max_position_embeddings': config.context_length}
   image, dim = {'image_size': config.image_size}, config.embedding_dim
@@ -76,14 +113,22 @@ def write(config: clip.ClipConfig, both_towers: bool) -> dict[str, Any]:
   else:
     image |= section(config.image) | {'patch_size': config.patch_size}
   if config.sigmoid:
-    return {'architectures': ['SiglipModel' if both_towers else 'SiglipTextModel'], 'model_type': 'siglip',
-            'text_config': {**text, 'projection_size': dim}, 'vision_config': image}
+    return {
+      'architectures': ['SiglipModel' if both_towers else 'SiglipTextModel'],
+      'model_type': 'siglip',
+      'text_config': {**text, 'projection_size': dim},
+      'vision_config': image,
+    }
   end_id = _LEGACY_END_ID if config.end_id is None else config.end_id
   tree = {'projection_dim': dim, 'text_config': {**text, 'projection_dim': dim, 'eos_token_id': end_id}}
   if isinstance(config.image, clip.ModifiedResNet):
     return {'model_type': _RESNET, **tree, 'vision_config': image}
-  return {'architectures': ['CLIPModel' if both_towers else 'CLIPTextModelWithProjection'], 'model_type': 'clip',
-          **tree, 'vision_config': {**image, 'projection_dim': dim}}
+  return {
+    'architectures': ['CLIPModel' if both_towers else 'CLIPTextModelWithProjection'],
+    'model_type': 'clip',
+    **tree,
+    'vision_config': {**image, 'projection_dim': dim},
+  }
 
 
 def model_name(config: clip.ClipConfig) -> str:
@@ -109,35 +154,53 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], stated: Tree, path: Path)
 
   def size(name: str, axis: int) -> int:
     if len(shapes.get(name, ())) <= axis:
-      raise ValueError(f'{path} lacks {name}; expected the parameters of OpenAI\'s CLIP')
+      raise ValueError(f"{path} lacks {name}; expected the parameters of OpenAI's CLIP")
     return shapes[name][axis]
 
   def count(prefix: str) -> int:
-    return len({name[len(prefix):].partition('.')[0] for name in shapes if name.startswith(prefix)})
+    return len({name[len(prefix) :].partition('.')[0] for name in shapes if name.startswith(prefix)})
 
   def transformer(width: int, root: str) -> dict[str, Any]:
-    return {'hidden_size': width, 'num_hidden_layers': count(f'{root}.resblocks.'),
-            'intermediate_size': size(f'{root}.resblocks.0.mlp.c_fc.weight', 0),
-            'num_attention_heads': max(1, width // _OPENAI_HEAD)}
+    return {
+      'hidden_size': width,
+      'num_hidden_layers': count(f'{root}.resblocks.'),
+      'intermediate_size': size(f'{root}.resblocks.0.mlp.c_fc.weight', 0),
+      'num_attention_heads': max(1, width // _OPENAI_HEAD),
+    }
 
-  text = {**transformer(size('token_embedding.weight', 1), 'transformer'), 'eos_token_id': _LEGACY_END_ID,
-          'vocab_size': size('token_embedding.weight', 0), 'max_position_embeddings': size('positional_embedding', 0)}
+  text = {
+    **transformer(size('token_embedding.weight', 1), 'transformer'),
+    'eos_token_id': _LEGACY_END_ID,
+    'vocab_size': size('token_embedding.weight', 0),
+    'max_position_embeddings': size('positional_embedding', 0),
+  }
   family = 'clip' if 'visual.class_embedding' in shapes else _RESNET
   if family == 'clip':
     patch = size('visual.conv1.weight', 3)
-    image = {**transformer(size('visual.conv1.weight', 0), 'visual.transformer'), 'patch_size': patch,
-             'image_size': math.isqrt(size('visual.positional_embedding', 0)) * patch}
+    image = {
+      **transformer(size('visual.conv1.weight', 0), 'visual.transformer'),
+      'patch_size': patch,
+      'image_size': math.isqrt(size('visual.positional_embedding', 0)) * patch,
+    }
   else:
     width, cells = size('visual.layer1.0.conv1.weight', 0), size('visual.attnpool.positional_embedding', 0)
     stages = count('visual.layer')
     tower = clip.ModifiedResNet(tuple(count(f'visual.layer{stage + 1}.') for stage in range(stages)), width)
-    image = {'layers': list(tower.layers), 'width': width, 'heads': max(1, tower.channels // _OPENAI_HEAD),
-             'image_size': math.isqrt(cells) * tower.stride}
+    image = {
+      'layers': list(tower.layers),
+      'width': width,
+      'heads': max(1, tower.channels // _OPENAI_HEAD),
+      'image_size': math.isqrt(cells) * tower.stride,
+    }
   if stated.get('model_type', family) not in ('clip', family):
     raise ValueError(f'{path}: model_type of config.json is {stated["model_type"]!r}; expected {family!r}')
-  return {'projection_dim': size('text_projection', 1), **stated, 'model_type': family,
-          'text_config': {**text, **(stated.get('text_config') or {})},
-          'vision_config': {**image, **(stated.get('vision_config') or {})}}
+  return {
+    'projection_dim': size('text_projection', 1),
+    **stated,
+    'model_type': family,
+    'text_config': {**text, **(stated.get('text_config') or {})},
+    'vision_config': {**image, **(stated.get('vision_config') or {})},
+  }
 
 
 def _section(tree: Tree, name: str, defaults: Tree, path: Path) -> dict[str, Any]:
@@ -156,8 +219,9 @@ def _transformer(values: Tree, name: str, path: Path) -> clip.Transformer:
     raise ValueError(f'{path}: {name}_config.hidden_act is {activation!r}; expected one of {list(clip.ACTIVATIONS)}')
   if width % heads:
     raise ValueError(f'{path}: {name}_config.hidden_size is {width}; expected a multiple of its {heads} heads')
-  return clip.Transformer(width, values['num_hidden_layers'], heads, values['intermediate_size'], activation,
-                          values['layer_norm_eps'])
+  return clip.Transformer(
+    width, values['num_hidden_layers'], heads, values['intermediate_size'], activation, values['layer_norm_eps']
+  )
 
 
 def _resnet(values: Tree, path: Path) -> clip.ModifiedResNet:
@@ -166,19 +230,24 @@ def _resnet(values: Tree, path: Path) -> clip.ModifiedResNet:
     raise ValueError(f'{path}: vision_config.layers is {layers}; expected blocks of each stage such as [3, 4, 6, 3]')
   tower = clip.ModifiedResNet(tuple(layers), values['width'], values['heads'])
   if tower.channels % tower.heads or tower.width % 2:
-    raise ValueError(f'{path}: vision_config.width is {tower.width}; expected an even one, and {tower.channels} '
-                     f'channels to be a multiple of {tower.heads} heads')
+    raise ValueError(
+      f'{path}: vision_config.width is {tower.width}; expected an even one, and {tower.channels} '
+      f'channels to be a multiple of {tower.heads} heads'
+    )
   if values['image_size'] % tower.stride:
-    raise ValueError(f'{path}: vision_config.image_size is {values["image_size"]}; expected a multiple of '
-                     f'{tower.stride}, the stride of its tower')
+    raise ValueError(
+      f'{path}: vision_config.image_size is {values["image_size"]}; expected a multiple of '
+      f'{tower.stride}, the stride of its tower'
+    )
   return tower
 
 
 def _sigmoid_dim(tree: Tree, text: Tree, image: Tree, path: Path) -> int:
   dim = _dimension(text.get('projection_size') or text['hidden_size'], 'text_config.projection_size', path)
   if dim != image['hidden_size']:
-    raise ValueError(f'{path}: text_config.projection_size is {dim}; expected {image["hidden_size"]}, the hidden_size '
-                     'of vision_config')
+    raise ValueError(
+      f'{path}: text_config.projection_size is {dim}; expected {image["hidden_size"]}, the hidden_size of vision_config'
+    )
   if not image['vision_use_head']:
     raise ValueError(f'{path}: vision_config.vision_use_head is False; expected a model that pools its image')
   return dim

@@ -22,8 +22,12 @@ _BATCH = 32
 _BATCHES_WITHOUT_BAR = 8
 _SQUARE, _SHORT_SIDE = 'square', 'short side'
 # What transformers' processors do with a size that is one number, and whether they crop where the file is silent.
-_PROCESSORS = {'CLIPImageProcessor': (_SHORT_SIDE, True), 'CLIPFeatureExtractor': (_SHORT_SIDE, True),
-               'SiglipImageProcessor': (_SQUARE, False), 'Siglip2ImageProcessor': (_SQUARE, False)}
+_PROCESSORS = {
+  'CLIPImageProcessor': (_SHORT_SIDE, True),
+  'CLIPFeatureExtractor': (_SHORT_SIDE, True),
+  'SiglipImageProcessor': (_SQUARE, False),
+  'Siglip2ImageProcessor': (_SQUARE, False),
+}
 _STEPS = ('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize', 'do_convert_rgb')
 
 
@@ -89,8 +93,9 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
 
   kind = tree.get('image_processor_type') or tree.get('feature_extractor_type') or 'CLIPImageProcessor'
   if not isinstance(kind, str) or kind.removesuffix('Fast') not in _PROCESSORS:
-    raise ValueError(f'preprocessor_config.json: image_processor_type is {kind!r}; expected one of '
-                     f'{", ".join(_PROCESSORS)}')
+    raise ValueError(
+      f'preprocessor_config.json: image_processor_type is {kind!r}; expected one of {", ".join(_PROCESSORS)}'
+    )
   of_number, crops = _PROCESSORS[kind.removesuffix('Fast')]
   for field, value in tree.items():
     if field.startswith('do_') and value and field not in _STEPS:
@@ -111,8 +116,12 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
 
   def numbers(field: str, default: tuple[float, ...]) -> tuple[float, ...]:
     value = tree.get(field) or default
-    if not isinstance(value, Sequence) or len(value) != 3 or not all(isinstance(v, int | float) for v in value) or (
-        field == 'image_std' and not all(value)):
+    if (
+      not isinstance(value, Sequence)
+      or len(value) != 3
+      or not all(isinstance(v, int | float) for v in value)
+      or (field == 'image_std' and not all(value))
+    ):
       refuse(field, 'three numbers')
     return tuple(float(v) for v in value)
 
@@ -178,5 +187,5 @@ class ImageTower:
       chosen = range(start, min(start + self._batch_size, len(pictures)))
       for slot, i in enumerate(chosen):
         batch[slot] = prepare(pictures[i])
-      rows[chosen.start:chosen.stop] = self._apply(self.params, batch)[:len(chosen)]
+      rows[chosen.start : chosen.stop] = self._apply(self.params, batch)[: len(chosen)]
     return rows

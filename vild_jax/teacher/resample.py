@@ -44,8 +44,9 @@ class Windows:
 def is_known(preprocess: Preprocessing) -> bool:
   """Whether a preprocessing is made of what this file can do."""
   crop = preprocess.crop or preprocess.size
-  return preprocess.size is not None and preprocess.resample in SUPPORT and (
-    np.min(preprocess.size) >= np.max(crop))  # else the crop adds a border
+  return (
+    preprocess.size is not None and preprocess.resample in SUPPORT and (np.min(preprocess.size) >= np.max(crop))
+  )  # else the crop adds a border
 
 
 def windows(preprocess: Preprocessing, bounds: np.ndarray, side: int) -> Windows:
@@ -72,8 +73,9 @@ _FILTERS = {Image.Resampling.BILINEAR: _triangle, Image.Resampling.BICUBIC: _cub
 
 
 @functools.lru_cache(maxsize=512)  # some 100 kB each for pictures of 640 pixels
-def _band(resample: Image.Resampling, length: int, resized: int, first: int, side: int
-          ) -> tuple[tuple[slice, slice, np.ndarray], ...]:
+def _band(
+  resample: Image.Resampling, length: int, resized: int, first: int, side: int
+) -> tuple[tuple[slice, slice, np.ndarray], ...]:
   """(outputs, inputs, weights [inputs, outputs]) of each block; the last axis of the weights is the output's."""
   scale = length / resized
   stretch = max(scale, 1.0)
@@ -90,7 +92,7 @@ def _band(resample: Image.Resampling, length: int, resized: int, first: int, sid
     inputs = slice(low[begin], high[begin:end].max())
     block = np.zeros((inputs.stop - inputs.start + weights.shape[1], end - begin), np.float32)
     block[index[begin:end] - inputs.start, np.arange(end - begin)[:, None]] = weights[begin:end]
-    blocks.append((slice(begin, end), inputs, block[:inputs.stop - inputs.start]))
+    blocks.append((slice(begin, end), inputs, block[: inputs.stop - inputs.start]))
   return tuple(blocks)
 
 
@@ -105,20 +107,22 @@ def on_host(planes: np.ndarray, chosen: Windows, part: range, resample: Image.Re
   square = np.empty((side, 3 * side), np.float32)
   for i, target in zip(part, out, strict=True):
     top, left = chosen.start[i].tolist()
-    rows, columns = (_band(resample, *(int(v[i, axis]) for v in (chosen.length, chosen.resized, chosen.first)), side)
-                     for axis in (0, 1))
+    rows, columns = (
+      _band(resample, *(int(v[i, axis]) for v in (chosen.length, chosen.resized, chosen.first)), side)
+      for axis in (0, 1)
+    )
     above, below = rows[0][1].start, rows[-1][1].stop
     size = 3 * side * (below - above)
     middle, turned = middles[:size].reshape(3, -1, side), turneds[:size].reshape(-1, side, 3)
-    window = planes[:, top + above:top + below]
+    window = planes[:, top + above : top + below]
     for outputs, inputs, weights in columns:
-      np.matmul(window[:, :, left + inputs.start:left + inputs.stop], weights, out=middle[:, :, outputs])
+      np.matmul(window[:, :, left + inputs.start : left + inputs.stop], weights, out=middle[:, :, outputs])
     np.clip(np.add(middle, 0.5, out=middle), 0, 255.5, out=middle)
     for channel in range(3):  # three times as fast as all of them in one call
       np.floor(middle[channel], out=turned[:, :, channel])
     flat = turned.reshape(-1, 3 * side)
     for outputs, inputs, weights in rows:
-      np.matmul(weights.T, flat[inputs.start - above:inputs.stop - above], out=square[outputs])
+      np.matmul(weights.T, flat[inputs.start - above : inputs.stop - above], out=square[outputs])
     np.clip(np.add(square, 0.5, out=square), 0, 255.5, out=square)
     np.copyto(target, square.reshape(target.shape), casting='unsafe')  # cuts the fraction off
 
@@ -136,7 +140,8 @@ def on_device(picture: jax.Array, chosen: Windows, resample: Image.Resampling, s
 
   def weights(axis: int) -> jax.Array:
     start, length, resized, first = (
-      v[:, axis, None, None].astype(jnp.float32) for v in (chosen.start, chosen.length, chosen.resized, chosen.first))
+      v[:, axis, None, None].astype(jnp.float32) for v in (chosen.start, chosen.length, chosen.resized, chosen.first)
+    )
     scale = length / resized
     center = (first + jnp.arange(side, dtype=jnp.float32)[None, :, None] + 0.5) * scale
     index = jnp.arange(picture.shape[axis], dtype=jnp.float32)[None, None] - start

@@ -17,7 +17,7 @@ from vild_jax.teacher.tokenizer import Tokenizer
 from vild_jax.vocabulary import VocabularyFile, clean_name
 
 _BATCH = 64
-_LENGTH_STEP = 8         # texts are padded to a multiple of this many tokens: few compilations, little waste
+_LENGTH_STEP = 8  # texts are padded to a multiple of this many tokens: few compilations, little waste
 _BATCHES_WITHOUT_BAR = 8
 
 
@@ -44,15 +44,16 @@ class TextTower:
     rows = np.zeros((len(texts), self.embedding_dim), np.float32)
     long = len(starts) > _BATCHES_WITHOUT_BAR
     for start in progress.track(starts, 'text embeddings', unit='batch') if long else starts:
-      chosen = order[start:start + _BATCH]
+      chosen = order[start : start + _BATCH]
       length = min(-(-lengths[chosen[-1]] // _LENGTH_STEP) * _LENGTH_STEP, tokens.shape[1])
       batch = np.zeros((_BATCH, length), np.int32)
-      batch[:len(chosen)] = tokens[chosen, :length]
-      rows[chosen] = self._apply(self._params, batch)[:len(chosen)]
+      batch[: len(chosen)] = tokens[chosen, :length]
+      rows[chosen] = self._apply(self._params, batch)[: len(chosen)]
     return rows
 
-  def embed(self, names: Sequence[str], templates: Sequence[str],
-            synonyms: Sequence[Sequence[str]] | None = None) -> np.ndarray:
+  def embed(
+    self, names: Sequence[str], templates: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
+  ) -> np.ndarray:
     """float32 [C, D], unit rows: each prompt normalised, averaged over templates, normalised (METHOD.md, section 5).
 
     `synonyms`: other words for each class; the average is then over the name, these words and all templates.
@@ -67,12 +68,14 @@ class TextTower:
     rows = np.add.reduceat(self.embed_texts(texts), starts, axis=0)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-  def vocabulary(self, names: Sequence[str], is_base: np.ndarray, which: str | Path,
-                 synonyms: Sequence[Sequence[str]] | None = None) -> VocabularyFile:
+  def vocabulary(
+    self, names: Sequence[str], is_base: np.ndarray, which: str | Path, synonyms: Sequence[Sequence[str]] | None = None
+  ) -> VocabularyFile:
     """The vocabulary of `names` with the prompts `which` (see `prompts.load_templates`); `synonyms` as in `embed`."""
     rows = self.embed(names, prompts.load_templates(which), synonyms)
-    return VocabularyFile(rows, tuple(names), np.asarray(is_base), self.identity,
-                          prompts.as_text(which, synonyms is not None))
+    return VocabularyFile(
+      rows, tuple(names), np.asarray(is_base), self.identity, prompts.as_text(which, synonyms is not None)
+    )
 
 
 def _distinct(words: Sequence[str]) -> list[str]:

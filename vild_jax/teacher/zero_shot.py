@@ -25,8 +25,9 @@ class Scores:
   probability: np.ndarray
 
 
-def classify(teacher: checkpoint.Teacher, pictures: Sequence[Picture], names: Sequence[str],
-             templates: Sequence[str]) -> Scores:
+def classify(
+  teacher: checkpoint.Teacher, pictures: Sequence[Picture], names: Sequence[str], templates: Sequence[str]
+) -> Scores:
   """Scores pictures (PIL, or uint8 arrays [H, W, 3]) by names in templates (see `prompts.load_templates`)."""
   cosine = ImageTower(teacher).embed_images(pictures) @ TextTower(teacher).embed(names, templates).T
   logits = cosine * np.exp(np.float32(teacher.params['logit_scale']))
@@ -36,7 +37,12 @@ def classify(teacher: checkpoint.Teacher, pictures: Sequence[Picture], names: Se
   return Scores(cosine, powers / powers.sum(axis=1, keepdims=True))
 
 
-def is_right(teacher: checkpoint.Teacher, pictures: Sequence[Picture], labels: Sequence[int], names: Sequence[str],
-             templates: Sequence[str]) -> np.ndarray:
+def is_right(
+  teacher: checkpoint.Teacher,
+  pictures: Sequence[Picture],
+  labels: Sequence[int],
+  names: Sequence[str],
+  templates: Sequence[str],
+) -> np.ndarray:
   """bool [N]: whether the best name of each picture is that of its label, an index into `names`."""
   return classify(teacher, pictures, names, templates).cosine.argmax(axis=1) == np.asarray(labels)

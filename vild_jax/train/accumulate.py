@@ -33,15 +33,17 @@ def gradients(config: Config, mesh: Mesh, state: TrainState, batch: Batch, vocab
     return _in_parts(config, mesh, variables, batch, vocabulary, key)
 
   def loss(params):
-    return objective.objective(config, {**variables, 'params': params}, batch, vocabulary, key,
-                               per_image=sharding.per_image(mesh))
+    return objective.objective(
+      config, {**variables, 'params': params}, batch, vocabulary, key, per_image=sharding.per_image(mesh)
+    )
 
   (_, (metrics, batch_stats)), found = jax.value_and_grad(loss, has_aux=True)(params)
   return sharding.split_like_params(mesh, found), metrics, batch_stats
 
 
-def _in_parts(config: Config, mesh: Mesh, variables: Any, batch: Batch, vocabulary: Vocabulary,
-              key: jax.Array) -> Result:
+def _in_parts(
+  config: Config, mesh: Mesh, variables: Any, batch: Batch, vocabulary: Vocabulary, key: jax.Array
+) -> Result:
   objective.check_distillation(config, has_regions=batch.regions is not None)
   number, per_image = config.train.accumulate, sharding.per_image(mesh)
   # The same key for an image as in one batch, so that the same anchors and regions are drawn.

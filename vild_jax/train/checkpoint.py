@@ -26,11 +26,26 @@ from vild_jax.train.weights import CHECKPOINTS
 CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
 # Settings that change neither what is learnt nor the shape of the state: a resume may change them.
 # What data, vocabulary and region store hold is checked where they are opened: they may move to another path.
-_FREE = ('name', 'vocabulary', 'teacher', 'distillation.store', 'data.train', 'data.val', 'data.val_split',
-         'data.workers', 'train.log_every', 'train.checkpoint_every', 'train.keep', 'train.keep_best', 'train.on_nan',
-         'train.pictures', 'train.pictures_every', 'model.backbone.remat',
-         *(f'mesh.{field}' for field in MeshSettings.__dataclass_fields__),
-         *(f'evaluation.{field}' for field in config_lib.Evaluation.__dataclass_fields__))
+_FREE = (
+  'name',
+  'vocabulary',
+  'teacher',
+  'distillation.store',
+  'data.train',
+  'data.val',
+  'data.val_split',
+  'data.workers',
+  'train.log_every',
+  'train.checkpoint_every',
+  'train.keep',
+  'train.keep_best',
+  'train.on_nan',
+  'train.pictures',
+  'train.pictures_every',
+  'model.backbone.remat',
+  *(f'mesh.{field}' for field in MeshSettings.__dataclass_fields__),
+  *(f'evaluation.{field}' for field in config_lib.Evaluation.__dataclass_fields__),
+)
 
 
 class Checkpoints:
@@ -42,9 +57,12 @@ class Checkpoints:
   def __init__(self, workdir: Path, *, keep: int = 3, keep_best: int = 0):
     loss = lambda metrics: metrics['loss']
     # `best_fn` with `max_to_keep` would delete the newest one; here it only makes Orbax store the loss.
-    policy = managers.AnyPreservationPolicy([
-      managers.LatestN(n=keep),
-      managers.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)])
+    policy = managers.AnyPreservationPolicy(
+      [
+        managers.LatestN(n=keep),
+        managers.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False),
+      ]
+    )
     options = ocp.CheckpointManagerOptions(best_fn=loss, best_mode='min', preservation_policy=policy, create=True)
     self._manager = ocp.CheckpointManager((Path(workdir) / CHECKPOINTS).absolute(), options=options)
 
@@ -55,8 +73,9 @@ class Checkpoints:
   def save(self, step: int, state: TrainState, loss: float) -> None:
     """Saves unless that step is there. `step` is the host's own: reading the state's waits for the device."""
     if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics={'loss': loss},
-                         force=True)
+      self._manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics={'loss': loss}, force=True
+      )
 
   def restore(self, config: Config, mesh: Mesh) -> TrainState:
     """The newest state, laid out on `mesh`, whatever topology saved it.
@@ -90,8 +109,10 @@ def claim_workdir(workdir: Path, config: Config) -> None:
     differences = [d for d in config_lib.difference(saved, config) if d.partition(':')[0] not in _FREE]
     if differences:
       more = f' (and {len(differences) - 1} more)' if len(differences) > 1 else ''
-      raise ValueError(f'{workdir} was made with another config: {differences[0]} differ{more}; '
-                       'expected the same config or a new --workdir')
+      raise ValueError(
+        f'{workdir} was made with another config: {differences[0]} differ{more}; '
+        'expected the same config or a new --workdir'
+      )
   elif first and (workdir / CHECKPOINTS).is_dir():
     raise ValueError(f'{workdir} holds {CHECKPOINTS}/ but no {CONFIG_FILE}; expected both, or a new --workdir')
   if first:
@@ -116,11 +137,16 @@ def same_model(config: Config, folder: Path) -> Config:
   """
   parts, saved = ('model.', 'data.image_size'), read_config(folder)
   config = config_lib.with_embedding_dim(config, saved.model.embedding_dim)
-  differences = [d for d in config_lib.difference(saved, config)
-                 if d.startswith(parts) and not d.startswith(('model.postprocess.', 'model.backbone.remat:'))]
+  differences = [
+    d
+    for d in config_lib.difference(saved, config)
+    if d.startswith(parts) and not d.startswith(('model.postprocess.', 'model.backbone.remat:'))
+  ]
   if differences:
-    raise ValueError(f'{folder} was trained with another model: {differences[0]} differ; expected the config that it '
-                     'was trained with, overrides included (its config.json can be given as CONFIG)')
+    raise ValueError(
+      f'{folder} was trained with another model: {differences[0]} differ; expected the config that it '
+      'was trained with, overrides included (its config.json can be given as CONFIG)'
+    )
   return config
 
 
@@ -143,8 +169,9 @@ def abstract_variables(config: Config, mesh: Mesh | None = None) -> dict[str, An
   """Shapes, types and shardings of {'params', 'batch_stats'}, replicated on `mesh`; by default on one device."""
   mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
   whole = sharding.replicated(mesh)
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-                      variables(abstract(config, mesh)))
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), variables(abstract(config, mesh))
+  )
 
 
 def save_variables(folder: Path, variables: dict[str, Any]) -> None:

@@ -26,9 +26,16 @@ from vild_jax.train.writers import WorkdirWriter
 _BATCH_FIELDS = tuple(Batch.__dataclass_fields__)
 
 
-def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callable[[int], Iterator[Mapping]], *,
-          mesh: Mesh | None = None, writer: Any = None,
-          pictures: Callable[[Any], Mapping[str, np.ndarray]] | None = None) -> TrainState:
+def train(
+  config: Config,
+  workdir: Path,
+  vocabulary: Vocabulary,
+  batches: Callable[[int], Iterator[Mapping]],
+  *,
+  mesh: Mesh | None = None,
+  writer: Any = None,
+  pictures: Callable[[Any], Mapping[str, np.ndarray]] | None = None,
+) -> TrainState:
   """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
 
   Args:
@@ -64,8 +71,11 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
     raise
   start = int(state.step)
   if first:
-    print(f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
-          f'{mesh.devices.flat[0].device_kind}, in {workdir}\n{sharding.describe(mesh, state)}', file=sys.stderr)
+    print(
+      f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
+      f'{mesh.devices.flat[0].device_kind}, in {workdir}\n{sharding.describe(mesh, state)}',
+      file=sys.stderr,
+    )
   own_writer = writer is None and first
   writer = (WorkdirWriter(workdir, resume_step=start) if own_writer else writer) if first else None
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
@@ -75,21 +85,26 @@ def train(config: Config, workdir: Path, vocabulary: Vocabulary, batches: Callab
   iterator = batches(start) if start < config.train.steps else iter(())
   together = True
   try:
-    with (Notice(start) as notice,
-          progress.bar(config.train.steps, 'train', unit='step', initial=start, disable=not first) as bar):
+    with (
+      Notice(start) as notice,
+      progress.bar(config.train.steps, 'train', unit='step', initial=start, disable=not first) as bar,
+    ):
       for step in range(start + 1, config.train.steps + 1):
         arrays = next(iterator)
         state, metrics = train_step(state, sharding.put_batch(mesh, _batch(arrays)), vocabulary)
         if summary := recorder.add(step, metrics, arrays.get('image_id')):
-          bar.set_postfix_str(f'loss {summary.get("loss", np.nan):.3f}, {summary.get("images_per_second", 0):.1f} '
-                              'images/s', refresh=False)
+          bar.set_postfix_str(
+            f'loss {summary.get("loss", np.nan):.3f}, {summary.get("images_per_second", 0):.1f} images/s', refresh=False
+          )
         preempted, last = notice.reached(step), step == config.train.steps
         if step % config.train.checkpoint_every == 0 or last or preempted:
           # A resume starts from what is saved: never from a broken state.
           checkpoints.save(step, state, loss=recorder.loss_since_save())
         if preempted and not last:
-          raise Preempted(f'told to end (SIGTERM); step {step} of {config.train.steps} is saved in {workdir}: the same '
-                          'command goes on from there')
+          raise Preempted(
+            f'told to end (SIGTERM); step {step} of {config.train.steps} is saved in {workdir}: the same '
+            'command goes on from there'
+          )
         if pictures is not None and (step % config.train.pictures_every == 0 or last):
           drawn = sharding.everywhere(mesh, state_lib.variables(state))  # by all processes: parts of it may be theirs
           if first:

@@ -51,8 +51,9 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 def decay_mask(params: Any) -> Any:
   """{parameter: does it decay?}. Raises ValueError naming a parameter that no rule matches."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: first_match(DECAY_RULES, path_name(path), 'weight decay'),
-                                          params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: first_match(DECAY_RULES, path_name(path), 'weight decay'), params
+  )
 
 
 def path_name(path: tuple) -> str:

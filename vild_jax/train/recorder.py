@@ -63,8 +63,9 @@ class Recorder:
       summary[SKIPPED] = float(self._skipped)
     summary['learning_rate'] = float(metrics['learning_rate'])
     if self._timed_steps:
-      summary['images_per_second'] = (self._timed_steps * self._config.data.batch_size
-                                      / (time.perf_counter() - self._start))
+      summary['images_per_second'] = (
+        self._timed_steps * self._config.data.batch_size / (time.perf_counter() - self._start)
+      )
     if self._writer is not None:
       self._writer.write_scalars(step, summary)
       self._writer.flush()
@@ -97,8 +98,9 @@ class Recorder:
       raise FloatingPointError(self._message(step, metrics, image_ids))
 
   def _message(self, step: int, metrics: Mapping[str, jax.Array], image_ids: Any) -> str:
-    parts = ', '.join(f'{key} {float(value):.4g}' for key, value in metrics.items()
-                      if key.endswith('loss') or key == 'gradient_norm')
+    parts = ', '.join(
+      f'{key} {float(value):.4g}' for key, value in metrics.items() if key.endswith('loss') or key == 'gradient_norm'
+    )
     of = '' if jax.process_count() == 1 else f' of process {jax.process_index()}'
     ids = '' if image_ids is None else f'; images{of} {", ".join(str(int(i)) for i in image_ids)}'
     kept = f'the checkpoint of step {self._saved} is kept' if self._saved else 'there is no checkpoint yet'

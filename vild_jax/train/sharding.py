@@ -53,17 +53,23 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
   devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
   count, others = len(devices), settings.fsdp * settings.spatial
   if settings.data == -1 and count % others:
-    raise ValueError(f'mesh.fsdp is {settings.fsdp} and mesh.spatial {settings.spatial}, which do not divide '
-                     f'{count} devices; expected {count} to be a multiple of their product, {others}')
+    raise ValueError(
+      f'mesh.fsdp is {settings.fsdp} and mesh.spatial {settings.spatial}, which do not divide '
+      f'{count} devices; expected {count} to be a multiple of their product, {others}'
+    )
   sizes = (count // others if settings.data == -1 else settings.data, settings.fsdp, settings.spatial)
   needed, processes = int(np.prod(sizes)), {d.process_index for d in devices}
   if needed > count or (needed < count and len(processes) > 1):
     bound = 'at most that many' if len(processes) == 1 else f'all of those of {len(processes)} processes'
-    raise ValueError(f'mesh.data is {sizes[0]}, fsdp {sizes[1]}, spatial {sizes[2]}: {needed} devices, but there are '
-                     f'{count}; expected {bound}, or mesh.data = -1')
+    raise ValueError(
+      f'mesh.data is {sizes[0]}, fsdp {sizes[1]}, spatial {sizes[2]}: {needed} devices, but there are '
+      f'{count}; expected {bound}, or mesh.data = -1'
+    )
   if len(processes) > 1 and (count // len(processes)) % settings.spatial:
-    raise ValueError(f'mesh.spatial is {settings.spatial}, but a process has {count // len(processes)} devices; '
-                     'expected a divisor of that: a picture is read by one process')
+    raise ValueError(
+      f'mesh.spatial is {settings.spatial}, but a process has {count // len(processes)} devices; '
+      'expected a divisor of that: a picture is read by one process'
+    )
   return Mesh(np.asarray(devices[:needed]).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -105,8 +111,10 @@ def check_batch_size(mesh: Mesh, batch_size: int, key: str, *, accumulate: int =
   groups = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
   if batch_size % (groups * accumulate):
     parts = f' in {accumulate} microbatches' if accumulate > 1 else ''
-    raise ValueError(f'{key} is {batch_size}, which {groups} devices (data x fsdp) cannot share evenly{parts}; '
-                     f'expected a multiple of {groups * accumulate}')
+    raise ValueError(
+      f'{key} is {batch_size}, which {groups} devices (data x fsdp) cannot share evenly{parts}; '
+      f'expected a multiple of {groups * accumulate}'
+    )
 
 
 def put_batch(mesh: Mesh, arrays: Any) -> Any:
@@ -170,6 +178,8 @@ def bytes_per_device(tree: Any) -> int:
 def describe(mesh: Mesh, state: Any) -> str:
   """One line: the axes, and what a device holds of the (abstract) state."""
   axes = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items())
-  held = ', '.join(f'{name} {bytes_per_device(tree) / 2**20:,.1f} MiB' for name, tree in (
-    ('parameters', state.params), ('optimiser', state.opt_state)))
+  held = ', '.join(
+    f'{name} {bytes_per_device(tree) / 2**20:,.1f} MiB'
+    for name, tree in (('parameters', state.params), ('optimiser', state.opt_state))
+  )
   return f'mesh {axes} of {mesh.devices.flat[0].device_kind}; on each device: {held}'

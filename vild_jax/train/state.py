@@ -23,15 +23,21 @@ def create(config: Config) -> TrainState:
   """The state at step 0, a pure function of the configuration."""
   root = jax.random.PRNGKey(config.seed)
   variables = detector.init(config, jax.random.fold_in(root, INIT))
-  return TrainState(step=jnp.zeros((), jnp.int32), params=variables['params'], batch_stats=variables['batch_stats'],
-                    opt_state=optim.optimizer(config).init(variables['params']), key=root)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=optim.optimizer(config).init(variables['params']),
+    key=root,
+  )
 
 
 def abstract(config: Config, mesh: Mesh) -> Any:
   """Shapes, types and shardings of the state, nothing allocated: what a checkpoint is restored onto."""
   shapes = jax.eval_shape(lambda: create(config))
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
-                      sharding.state_shardings(mesh, shapes))
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding.state_shardings(mesh, shapes)
+  )
 
 
 def create_on(config: Config, mesh: Mesh) -> TrainState:
@@ -45,8 +51,9 @@ def create_on(config: Config, mesh: Mesh) -> TrainState:
     return state
   path, expected, parts = given
   start = weights.restore(path, expected, parts=parts)
-  return state.replace(params={**state.params, **start['params']},
-                       batch_stats={**state.batch_stats, **start['batch_stats']})
+  return state.replace(
+    params={**state.params, **start['params']}, batch_stats={**state.batch_stats, **start['batch_stats']}
+  )
 
 
 def check_start(config: Config, mesh: Mesh) -> None:
@@ -61,8 +68,10 @@ def _given(config: Config, mesh: Mesh) -> tuple[Path, Any, tuple[str, ...]] | No
   if config.train.init_backbone:
     path, parts = Path(config.train.init_backbone) / weights.VARIABLES, _FIRST_STAGE[:1]
     if not path.is_dir():
-      raise ValueError(f'train.init_backbone: {path.parent} holds no {weights.VARIABLES}/; expected a folder of '
-                       '`vild-jax convert resnet`')
+      raise ValueError(
+        f'train.init_backbone: {path.parent} holds no {weights.VARIABLES}/; expected a folder of '
+        '`vild-jax convert resnet`'
+      )
   elif config.train.init_first_stage:
     path, parts = weights.locate(Path(config.train.init_first_stage)), _FIRST_STAGE
   else:

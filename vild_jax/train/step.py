@@ -39,10 +39,17 @@ def make_propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
 
 def _of_the_program(config: Config) -> Config:
   """Without what no program depends on: names, paths, cadence, and sizes that come with the arrays."""
-  return dataclasses.replace(config, name='', seed=0, vocabulary='', teacher='', data=Data(), evaluation=Evaluation(),
-                             distillation=Distillation(config.distillation.weight),
-                             train=Train(steps=config.train.steps, on_nan=config.train.on_nan,
-                                         accumulate=config.train.accumulate))
+  return dataclasses.replace(
+    config,
+    name='',
+    seed=0,
+    vocabulary='',
+    teacher='',
+    data=Data(),
+    evaluation=Evaluation(),
+    distillation=Distillation(config.distillation.weight),
+    train=Train(steps=config.train.steps, on_nan=config.train.on_nan, accumulate=config.train.accumulate),
+  )
 
 
 @functools.cache
@@ -54,8 +61,12 @@ def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, d
     gradients, metrics, batch_stats = accumulate.gradients(config, mesh, state, batch, vocabulary)
     updates, opt_state = update.update(gradients, state.opt_state, state.params)
     metrics |= {'gradient_norm': optax.global_norm(gradients), 'learning_rate': rate(state.step)}
-    after = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
-                          batch_stats=batch_stats, opt_state=opt_state)
+    after = state.replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+    )
     if config.train.on_nan == 'skip':
       after = _unless_broken(after, state, metrics)
     return after, metrics
@@ -63,8 +74,9 @@ def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, d
   state = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
   batch = Batch(**{field: sharding.batch_sharding(mesh) for field in Batch.__dataclass_fields__})
   batch, replicated = batch.replace(image=sharding.image_sharding(mesh)), sharding.replicated(mesh)
-  return jax.jit(train_step, in_shardings=(state, batch, replicated), out_shardings=(state, replicated),
-                 donate_argnums=0)
+  return jax.jit(
+    train_step, in_shardings=(state, batch, replicated), out_shardings=(state, replicated), donate_argnums=0
+  )
 
 
 def _unless_broken(after: TrainState, before: TrainState, metrics: dict[str, jax.Array]) -> TrainState:
@@ -82,8 +94,9 @@ def _predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
     return detector.predict_batch(config.model, variables, image, image_size, vocabulary, per_image=per_image)[0]
 
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  return jax.jit(predict_step, in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated),
-                 out_shardings=batch)
+  return jax.jit(
+    predict_step, in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated), out_shardings=batch
+  )
 
 
 @functools.cache
@@ -93,5 +106,8 @@ def _propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
   def propose_step(variables, image: jax.Array) -> Proposals:
     return detector.first_stage(config.model, variables, image, train=False, per_image=per_image)[0].proposals
 
-  return jax.jit(propose_step, in_shardings=(sharding.replicated(mesh), sharding.image_sharding(mesh)),
-                 out_shardings=sharding.batch_sharding(mesh))
+  return jax.jit(
+    propose_step,
+    in_shardings=(sharding.replicated(mesh), sharding.image_sharding(mesh)),
+    out_shardings=sharding.batch_sharding(mesh),
+  )

@@ -76,11 +76,14 @@ def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
   there, here = shapes(found), shapes(expected)
   misfits = [f'{name} is missing' for name in here if name not in there]
   misfits += [f'{name} has no place in the model' for name in there if name not in here]
-  misfits += [f'{name} is {there[name]}, expected {here[name]}' for name in here
-              if name in there and there[name] != here[name]]
+  misfits += [
+    f'{name} is {there[name]}, expected {here[name]}' for name in here if name in there and there[name] != here[name]
+  ]
   if misfits:
-    raise ValueError(f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
-                     'expected the config that it was trained with')
+    raise ValueError(
+      f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
+      'expected the config that it was trained with'
+    )
 
 
 def identity(tree: Any) -> str:
@@ -92,8 +95,9 @@ def identity(tree: Any) -> str:
   for path, value in jax.tree_util.tree_flatten_with_path(jax.device_get(tree))[0]:
     value = np.ascontiguousarray(value)
     if not np.isfinite(value.astype(np.float32)).all():
-      raise ValueError(f'{path_name(path)} of the checkpoint is not finite; expected weights of a training that did '
-                       'not diverge')
+      raise ValueError(
+        f'{path_name(path)} of the checkpoint is not finite; expected weights of a training that did not diverge'
+      )
     digest.update(f'{path_name(path)} {value.shape} {value.dtype}\n'.encode())
     digest.update(value.tobytes())
   return digest.hexdigest()
@@ -117,8 +121,10 @@ def reading(path: Path) -> Iterator[None]:
   except Exception as error:  # Orbax and TensorStore raise many types, of many lines
     if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
       raise  # another process is gone, and the checkpoint may be good
-    raise ValueError(f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one '
-                     '(of a work directory, remove a damaged one, and the one before is taken)') from error
+    raise ValueError(
+      f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one '
+      '(of a work directory, remove a damaged one, and the one before is taken)'
+    ) from error
   finally:
     absl.logging.set_verbosity(verbosity)
   sys.unraisablehook = loud  # stays quiet after a failure, whose threads go on

@@ -26,11 +26,20 @@ def classify(teacher: str, images: list[Path], classes: str, *, which: str, top:
   loaded = teacher_checkpoint.load_teacher(teacher)
   scores = zero_shot.classify(loaded, pictures, names, templates)
   best = np.argsort(-scores.cosine, axis=1, kind='stable')[:, :top]
-  return {'teacher': loaded.text_identity, 'image_tower': loaded.image_identity, 'prompts': prompts.as_text(which),
-          'images': [
-            {'image': str(path), 'scores': [
-              {'class': names[i], 'probability': float(probability[i]), 'cosine': float(cosine[i])} for i in order]}
-            for path, order, probability, cosine in zip(images, best, scores.probability, scores.cosine, strict=True)]}
+  return {
+    'teacher': loaded.text_identity,
+    'image_tower': loaded.image_identity,
+    'prompts': prompts.as_text(which),
+    'images': [
+      {
+        'image': str(path),
+        'scores': [
+          {'class': names[i], 'probability': float(probability[i]), 'cosine': float(cosine[i])} for i in order
+        ],
+      }
+      for path, order, probability, cosine in zip(images, best, scores.probability, scores.cosine, strict=True)
+    ],
+  }
 
 
 def scores_table(found: dict[str, Any]) -> str:
@@ -39,6 +48,8 @@ def scores_table(found: dict[str, Any]) -> str:
   for image in found['images']:
     width = max(len(score['class']) for score in image['scores'])
     lines += [image['image'], f'  {"class":<{width}}  probability  cosine']
-    lines += [f'  {score["class"]:<{width}}  {score["probability"]:>11.4f}  {score["cosine"]:>6.3f}'
-              for score in image['scores']]
+    lines += [
+      f'  {score["class"]:<{width}}  {score["probability"]:>11.4f}  {score["cosine"]:>6.3f}'
+      for score in image['scores']
+    ]
   return '\n'.join(lines)

@@ -1,7 +1,7 @@
 """`vild-jax convert`: published weights -> a folder that the other commands take like a work directory.
 
-  tf-vild   config.json, vocabulary.npz, variables/: a whole detector, for `evaluate`, `export` and `vild_jax.load`
-  resnet    backbone.json, variables/: a backbone alone, for `train.init_backbone`
+tf-vild   config.json, vocabulary.npz, variables/: a whole detector, for `evaluate`, `export` and `vild_jax.load`
+resnet    backbone.json, variables/: a backbone alone, for `train.init_backbone`
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ BACKBONE_FILE = 'backbone.json'
 _AGREEMENT = 0.9
 
 
-def convert_tf_vild(source: str, out: Path, *, classes: str | None = None,
-                    teacher: str | None = None) -> VocabularyFile:
+def convert_tf_vild(
+  source: str, out: Path, *, classes: str | None = None, teacher: str | None = None
+) -> VocabularyFile:
   """Converts a checkpoint of the reference (TensorFlow 1) into the new folder `out`; returns its vocabulary.
 
   Args:
@@ -57,8 +58,9 @@ def embedded_vocabulary(rows: np.ndarray, classes: str | None, name: str, teache
   """The vocabulary of class embeddings [C, D], unit rows in the order of the data set, found in a checkpoint."""
   lvis = class_lists.class_list('lvis')
   if classes is None and len(rows) != len(lvis):
-    raise ValueError(f'the checkpoint embeds {len(rows)} classes; expected --classes to say which, or the {len(lvis)} '
-                     'of LVIS v1')
+    raise ValueError(
+      f'the checkpoint embeds {len(rows)} classes; expected --classes to say which, or the {len(lvis)} of LVIS v1'
+    )
   named = class_lists.class_list(classes) if classes else lvis
   if len(named) != len(rows):
     raise ValueError(f'the checkpoint embeds {len(rows)} classes and --classes names {len(named)}; expected as many')
@@ -68,12 +70,16 @@ def embedded_vocabulary(rows: np.ndarray, classes: str | None, name: str, teache
     tower = text.load_text(teacher)
     expected = tower.vocabulary(named.names, np.asarray(named.is_base), 'vild')
     if expected.embeddings.shape != rows.shape:
-      raise ValueError(f'{teacher} embeds texts in {expected.embeddings.shape[1]} dimensions; expected '
-                       f'{rows.shape[1]}, as the checkpoint does')
+      raise ValueError(
+        f'{teacher} embeds texts in {expected.embeddings.shape[1]} dimensions; expected '
+        f'{rows.shape[1]}, as the checkpoint does'
+      )
     agree = float(np.mean(np.argmax(rows @ expected.embeddings.T, axis=1) == np.arange(len(rows))))
     if agree < _AGREEMENT:
-      raise ValueError(f'{teacher} is not the teacher of this checkpoint: only {agree:.0%} of its classes are nearest '
-                       f'to their own name; expected {_AGREEMENT:.0%}')
+      raise ValueError(
+        f'{teacher} is not the teacher of this checkpoint: only {agree:.0%} of its classes are nearest '
+        f'to their own name; expected {_AGREEMENT:.0%}'
+      )
     identity, prompts = expected.teacher, expected.prompts
   return VocabularyFile(rows, named.names, np.asarray(named.is_base), identity, prompts)
 

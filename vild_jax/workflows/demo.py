@@ -41,11 +41,12 @@ from vild_jax.workflows import distilling, evaluating, exporting, training
 _TEACHER_CROPS = 28_000
 _TEACHER_STEPS = 3600
 _GALLERY = 12
-_PROPOSALS = 48   # of a picture that the teacher embeds; each step draws some of them
+_PROPOSALS = 48  # of a picture that the teacher embeds; each step draws some of them
 
 
-def run(workdir: Path, *, seed: int = 0, methods: Sequence[str] = DEFAULT,
-        json_file: str | None = None) -> report.Report:
+def run(
+  workdir: Path, *, seed: int = 0, methods: Sequence[str] = DEFAULT, json_file: str | None = None
+) -> report.Report:
   """Runs the demo into `workdir` and writes `report.html` and `report.json` there; prints the metrics.
 
   Args:
@@ -64,46 +65,69 @@ def run(workdir: Path, *, seed: int = 0, methods: Sequence[str] = DEFAULT,
   classes = workdir / 'vocabulary.npz'
   config = toy_config(data / 'toy', classes, teacher, seed)
   stages = _Stages(workdir, seed, _fingerprint(config))
-  counts = stages.run('world', 'Drew the toy world: pictures with LVIS-format annotations.',
-                      lambda: toy_world.generate(world, seed=seed))
+  counts = stages.run(
+    'world', 'Drew the toy world: pictures with LVIS-format annotations.', lambda: toy_world.generate(world, seed=seed)
+  )
   stages.run('prepare', 'Prepared both splits as TFDS data sets in ArrayRecord.', lambda: _prepare(world, data))
-  accuracy = stages.run('teacher', 'Trained a small CLIP on captioned pictures of single objects of all classes.',
-                        lambda: _train_teacher(teacher, seed, data / 'toy'))
-  stages.run('embed_text', 'Embedded the class names as text: the vocabulary.',
-             lambda: _embed_text(world, teacher, classes))
+  accuracy = stages.run(
+    'teacher',
+    'Trained a small CLIP on captioned pictures of single objects of all classes.',
+    lambda: _train_teacher(teacher, seed, data / 'toy'),
+  )
+  stages.run(
+    'embed_text', 'Embedded the class names as text: the vocabulary.', lambda: _embed_text(world, teacher, classes)
+  )
   start = config_lib.override(config, ['name=start_toy'])
-  stages.run('start', f'Trained a ViLD-text on base classes for {start.train.steps} steps of {start.data.batch_size} '
-             'pictures; its first stage is what every method starts from, with heads of its own.',
-             lambda: _train(start, workdir / 'start'))
+  stages.run(
+    'start',
+    f'Trained a ViLD-text on base classes for {start.train.steps} steps of {start.data.batch_size} '
+    'pictures; its first stage is what every method starts from, with heads of its own.',
+    lambda: _train(start, workdir / 'start'),
+  )
   config = config_lib.override(config, [f'train.init_first_stage={workdir / "start"}'])
   metrics = {}
   for method in chosen:
     metrics[method] = _run_method(method, stages, config, workdir)
   best = next(method for method in ('vild_ensemble', 'vild', 'vild_text') if method in chosen)
   bundle = workdir / _stage('bundle', best)
-  stages.run(_stage('export', best), f'Exported a bundle of {METHODS[best].title} with the text tower, for any names.',
-             lambda: str(exporting.export(_config_of(best, config, workdir), workdir / best, bundle,
-                                         teacher=config.teacher)))
-  gallery = stages.measure('gallery', 'Loaded the bundle and drew its detections beside the ground truth.',
-                           lambda: _gallery(bundle, config))
+  stages.run(
+    _stage('export', best),
+    f'Exported a bundle of {METHODS[best].title} with the text tower, for any names.',
+    lambda: str(exporting.export(_config_of(best, config, workdir), workdir / best, bundle, teacher=config.teacher)),
+  )
+  gallery = stages.measure(
+    'gallery', 'Loaded the bundle and drew its detections beside the ground truth.', lambda: _gallery(bundle, config)
+  )
   made = report.Report(
     title='vild_jax on the toy world',
     summary=f'{", ".join(METHODS[method].title for method in chosen)}, trained from scratch on the base classes of a '
-            'procedural world. A class is a combination of shape and pattern with a noun of its own; training never '
-            'saw annotations of the novel ones, which are found by what the teacher knows.' + (
-              ' But for the supervised baseline, which is trained on all of them.' if 'supervised' in chosen else ''),
-    seed=seed, stages=stages.done,
+    'procedural world. A class is a combination of shape and pattern with a noun of its own; training never '
+    'saw annotations of the novel ones, which are found by what the teacher knows.'
+    + (' But for the supervised baseline, which is trained on all of them.' if 'supervised' in chosen else ''),
+    seed=seed,
+    stages=stages.done,
     data={'training': counts['train'], 'validation': counts['val']},
-    methods=metrics, titles={method: METHODS[method].title for method in chosen},
-    curves={METHODS[method].title: writers.read_metrics(workdir / method / writers.METRICS_FILE)
-            for method in chosen if METHODS[method].trained},
-    gallery=gallery, gallery_note=f'Predictions of {METHODS[best].title} with a score of 0.3 or more, of the '
-                                  'validation pictures.',
-    machine={'command': shlex.join(['vild-jax', *sys.argv[1:]]), 'processor cores': os.cpu_count(),
-             'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'Python': platform.python_version(),
-             'jax': jax.__version__, 'vild_jax': vild_jax.__version__,
-             'toy teacher, zero-shot accuracy on the boxes of the validation objects': ', '.join(
-               f'{kind} {100 * share:.1f} %' for kind, share in accuracy.items())})
+    methods=metrics,
+    titles={method: METHODS[method].title for method in chosen},
+    curves={
+      METHODS[method].title: writers.read_metrics(workdir / method / writers.METRICS_FILE)
+      for method in chosen
+      if METHODS[method].trained
+    },
+    gallery=gallery,
+    gallery_note=f'Predictions of {METHODS[best].title} with a score of 0.3 or more, of the validation pictures.',
+    machine={
+      'command': shlex.join(['vild-jax', *sys.argv[1:]]),
+      'processor cores': os.cpu_count(),
+      'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      'Python': platform.python_version(),
+      'jax': jax.__version__,
+      'vild_jax': vild_jax.__version__,
+      'toy teacher, zero-shot accuracy on the boxes of the validation objects': ', '.join(
+        f'{kind} {100 * share:.1f} %' for kind, share in accuracy.items()
+      ),
+    },
+  )
   report.write_html(workdir / 'report.html', made)
   report.write_json(workdir / 'report.json', made)
   if json_file:
@@ -118,31 +142,60 @@ def _run_method(method: str, stages: _Stages, config: Config, workdir: Path) -> 
   """Trains one method where it is trained, evaluates it, and returns its metrics."""
   of, folder, name = _config_of(method, config, workdir), workdir / method, METHODS[method].title
   if of.distillation.weight:
-    stages.run('propose', 'Proposed regions of all pictures by the network that every method starts from.',
-               lambda: _propose(config, workdir))
-    stages.run('embed_regions', 'Embedded their 1x and 1.5x crops by the teacher.',
-               lambda: _embed_regions(config, workdir))
+    stages.run(
+      'propose',
+      'Proposed regions of all pictures by the network that every method starts from.',
+      lambda: _propose(config, workdir),
+    )
+    stages.run(
+      'embed_regions', 'Embedded their 1x and 1.5x crops by the teacher.', lambda: _embed_regions(config, workdir)
+    )
   if METHODS[method].trained:
     on = 'base and novel classes' if of.assignment.novel_labels else 'base classes'
-    stages.run(_stage('train', method), f'Trained {name} on {on} for {of.train.steps} steps of {of.data.batch_size} '
-               'pictures.', lambda: _train(of, folder))
-  return stages.run(_stage('evaluate', method), f'{name}: detected on the validation pictures and scored by the LVIS '
-                    'protocol.', lambda: _evaluate(of, folder if METHODS[method].trained else workdir / 'vild_text',
-                                                   folder / 'evaluation', scores=METHODS[method].scores,
-                                                   regions=workdir / 'regions_val' if of.distillation.weight else None))
+    stages.run(
+      _stage('train', method),
+      f'Trained {name} on {on} for {of.train.steps} steps of {of.data.batch_size} pictures.',
+      lambda: _train(of, folder),
+    )
+  return stages.run(
+    _stage('evaluate', method),
+    f'{name}: detected on the validation pictures and scored by the LVIS protocol.',
+    lambda: _evaluate(
+      of,
+      folder if METHODS[method].trained else workdir / 'vild_text',
+      folder / 'evaluation',
+      scores=METHODS[method].scores,
+      regions=workdir / 'regions_val' if of.distillation.weight else None,
+    ),
+  )
 
 
 def _propose(config: Config, workdir: Path) -> None:
   for split, end in _splits(config):
-    distilling.propose(config, workdir / 'start', config.data.train, split, workdir / f'proposals{end}',
-                     max_proposals=_PROPOSALS, images_per_shard=250)
+    distilling.propose(
+      config,
+      workdir / 'start',
+      config.data.train,
+      split,
+      workdir / f'proposals{end}',
+      max_proposals=_PROPOSALS,
+      images_per_shard=250,
+    )
 
 
 def _embed_regions(config: Config, workdir: Path) -> None:
   for split, end in _splits(config):
-    distilling.embed_regions(config.teacher, config.data.train, split, str(workdir / f'proposals{end}'),
-                           workdir / f'regions{end}', max_regions=_PROPOSALS, dtype='float32',
-                           batch_size=2 * _PROPOSALS, images_per_shard=250)
+    distilling.embed_regions(
+      config.teacher,
+      config.data.train,
+      split,
+      str(workdir / f'proposals{end}'),
+      workdir / f'regions{end}',
+      max_regions=_PROPOSALS,
+      dtype='float32',
+      batch_size=2 * _PROPOSALS,
+      images_per_shard=250,
+    )
 
 
 def _splits(config: Config) -> tuple[tuple[str, str], ...]:
@@ -167,16 +220,29 @@ def toy_config(data: Path, classes: Path, teacher: Path, seed: int) -> Config:
   package = Path(vild_jax.__file__).parent
   folder = next((f for f in (package.parent / 'configs', package / 'configs') if f.is_dir()), package)
   config = config_lib.load(folder / 'vild_text_toy.py')
-  return dataclasses.replace(config, seed=seed, vocabulary=str(classes), teacher=str(teacher),
-                 data=dataclasses.replace(config.data, train=str(data), val=str(data)),
-                 train=dataclasses.replace(config.train, pictures=0))   # each training would compile a detector of its own for them
+  return dataclasses.replace(
+    config,
+    seed=seed,
+    vocabulary=str(classes),
+    teacher=str(teacher),
+    data=dataclasses.replace(config.data, train=str(data), val=str(data)),
+    train=dataclasses.replace(config.train, pictures=0),
+  )  # each training would compile a detector of its own for them
 
 
 def _fingerprint(config: Config) -> str:
   """What decides the products of the stages, the code and the seed aside."""
-  plain = dataclasses.replace(config, seed=0, vocabulary='', teacher='', data=dataclasses.replace(config.data, train='', val=''))
-  settings = [toy_world.GENERATOR_VERSION, _TEACHER_CROPS, _TEACHER_STEPS, _PROPOSALS, {name: dataclasses.asdict(method) for name, method in METHODS.items()},
-              config_lib.to_text(plain)]
+  plain = dataclasses.replace(
+    config, seed=0, vocabulary='', teacher='', data=dataclasses.replace(config.data, train='', val='')
+  )
+  settings = [
+    toy_world.GENERATOR_VERSION,
+    _TEACHER_CROPS,
+    _TEACHER_STEPS,
+    _PROPOSALS,
+    {name: dataclasses.asdict(method) for name, method in METHODS.items()},
+    config_lib.to_text(plain),
+  ]
   return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 
@@ -190,11 +256,14 @@ class _Stages:
     if self._path.is_file():
       kept = json.loads(self._path.read_text(encoding='utf-8'))
     if kept['seed'] != seed:
-      raise ValueError(f'{workdir} holds a demo with seed {kept["seed"]}; expected --seed {kept["seed"]} '
-                       'or another --workdir')
+      raise ValueError(
+        f'{workdir} holds a demo with seed {kept["seed"]}; expected --seed {kept["seed"]} or another --workdir'
+      )
     if kept.get('settings') != settings:
-      raise ValueError(f'{workdir} holds a demo of a version with other settings ({kept.get("settings")}); expected '
-                       f'{settings}, or another --workdir')
+      raise ValueError(
+        f'{workdir} holds a demo of a version with other settings ({kept.get("settings")}); expected '
+        f'{settings}, or another --workdir'
+      )
     self._kept = kept
     self.done: list[report.Stage] = []
 
@@ -236,12 +305,14 @@ def _teacher_accuracy(teacher: teacher_checkpoint.Teacher, data: Path) -> dict[s
   for i in range(len(dataset)):
     example = dataset[i]
     picture = transforms.decode(example.image)
-    for (y1, x1, y2, x2), category in zip(np.rint(example.objects.boxes).astype(int), example.objects.category_ids,
-                                          strict=True):
+    for (y1, x1, y2, x2), category in zip(
+      np.rint(example.objects.boxes).astype(int), example.objects.category_ids, strict=True
+    ):
       crops.append(picture[y1:y2, x1:x2])
       labels.append(row[int(category)])
-  right = zero_shot.is_right(teacher, crops, labels, [c.name for c in dataset.categories],
-                             prompts.load_templates('vild'))
+  right = zero_shot.is_right(
+    teacher, crops, labels, [c.name for c in dataset.categories], prompts.load_templates('vild')
+  )
   novel = np.array([dataset.categories[label].frequency == 'r' for label in labels])
   return {'base': float(right[~novel].mean()), 'novel': float(right[novel].mean())}
 
@@ -256,8 +327,9 @@ def _train(config: Config, folder: Path) -> None:
 
 
 def _evaluate(config: Config, folder: Path, out: Path, *, scores: str, regions: Path | None) -> dict[str, Any]:
-  metrics = evaluating.evaluate(config, folder, config.data.val, config.data.val_split, out, scores=scores,
-                              teacher=config.teacher, regions=regions)
+  metrics = evaluating.evaluate(
+    config, folder, config.data.val, config.data.val_split, out, scores=scores, teacher=config.teacher, regions=regions
+  )
   return {key: metrics[key] for key in evaluating.METRICS if key in metrics and key != 'with_objectness'}
 
 
@@ -269,7 +341,7 @@ def _gallery(bundle: Path, config: Config) -> list[report.Pair]:
   examples = [dataset[i] for i in range(min(len(dataset), 8 * _GALLERY))]
   with_novel = [e for e in examples if rare & set(e.objects.category_ids.tolist())]
   without = [e for e in examples if not rare & set(e.objects.category_ids.tolist())]
-  chosen = with_novel[:2 * _GALLERY // 3] + without[:_GALLERY - min(len(with_novel), 2 * _GALLERY // 3)]
+  chosen = with_novel[: 2 * _GALLERY // 3] + without[: _GALLERY - min(len(with_novel), 2 * _GALLERY // 3)]
   pairs = []
   for example in chosen:
     truth, found = evaluation.drawn_pair(detector, example, dataset, detector.vocabulary)

@@ -17,8 +17,9 @@ from vild_jax.runtime import files, progress
 DETECTIONS_FILE = 'detections.json'
 
 
-def detect(detector: Detector, images: list[Path], classes: str, out: Path, *,
-           min_score: float) -> list[dict[str, Any]]:
+def detect(
+  detector: Detector, images: list[Path], classes: str, out: Path, *, min_score: float
+) -> list[dict[str, Any]]:
   """Draws what is found in each picture into `out` and writes `detections.json`; returns its content.
 
   Args:
@@ -38,13 +39,25 @@ def detect(detector: Detector, images: list[Path], classes: str, out: Path, *,
     picture = transforms.decode(path, upright=True)
     result = detector.detect(picture, names, min_score=min_score)
     drawn = out / f'{path.stem}{f"_{number}" if path.stem in twice else ""}_detections.png'
-    Image.fromarray(drawing.draw(picture, result.boxes, result.labels, result.scores, result.masks, names,
-                             novel=novel)).save(drawn)
-    found.append({'image': str(path), 'picture': drawn.name, 'height': picture.shape[0], 'width': picture.shape[1],
-                  'detections': [
-                    {'class': names[label], 'score': float(score), 'box_yxyx': [float(v) for v in box],
-                     'mask': rle.encode_mask(mask)}
-                    for label, score, box, mask in zip(result.labels, result.scores, result.boxes, result.masks,
-                                                       strict=True)]})
+    Image.fromarray(
+      drawing.draw(picture, result.boxes, result.labels, result.scores, result.masks, names, novel=novel)
+    ).save(drawn)
+    found.append(
+      {
+        'image': str(path),
+        'picture': drawn.name,
+        'height': picture.shape[0],
+        'width': picture.shape[1],
+        'detections': [
+          {
+            'class': names[label],
+            'score': float(score),
+            'box_yxyx': [float(v) for v in box],
+            'mask': rle.encode_mask(mask),
+          }
+          for label, score, box, mask in zip(result.labels, result.scores, result.boxes, result.masks, strict=True)
+        ],
+      }
+    )
   files.write(out / DETECTIONS_FILE, json.dumps(found, indent=1) + '\n')
   return found

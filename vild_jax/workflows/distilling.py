@@ -17,9 +17,17 @@ from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint
 
 
-def propose(config: Config, folder: Path, data: str, split: str, out: Path, *,
-            max_proposals: int = defaults.MAX_PROPOSALS,
-            images_per_shard: int = defaults.PROPOSAL_IMAGES_PER_SHARD, step: int | None = None) -> dict[str, Any]:
+def propose(
+  config: Config,
+  folder: Path,
+  data: str,
+  split: str,
+  out: Path,
+  *,
+  max_proposals: int = defaults.MAX_PROPOSALS,
+  images_per_shard: int = defaults.PROPOSAL_IMAGES_PER_SHARD,
+  step: int | None = None,
+) -> dict[str, Any]:
   """Writes the proposals of a work directory's or bundle's checkpoint for a prepared split.
 
   Args:
@@ -34,14 +42,23 @@ def propose(config: Config, folder: Path, data: str, split: str, out: Path, *,
   dataset = sources.open_dataset(given(data, '--data'), split)
   mesh = propose_lib.local_mesh(config)
   variables = checkpoint.load_variables(folder, config, mesh, step)
-  return propose_lib.propose(config, variables, dataset, out, max_proposals=max_proposals,
-                             images_per_shard=images_per_shard, mesh=mesh)
+  return propose_lib.propose(
+    config, variables, dataset, out, max_proposals=max_proposals, images_per_shard=images_per_shard, mesh=mesh
+  )
 
 
-def embed_regions(teacher: str, data: str, split: str, proposals: str, out: Path, *,
-                  max_regions: int = defaults.MAX_REGIONS, dtype: str = 'float32',
-                  batch_size: int = defaults.CROP_BATCH,
-                  images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD) -> dict[str, Any]:
+def embed_regions(
+  teacher: str,
+  data: str,
+  split: str,
+  proposals: str,
+  out: Path,
+  *,
+  max_regions: int = defaults.MAX_REGIONS,
+  dtype: str = 'float32',
+  batch_size: int = defaults.CROP_BATCH,
+  images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
+) -> dict[str, Any]:
   """Writes a teacher's embeddings of a prepared split's proposals; see `distill.embed.embed_regions`.
 
   Args:
@@ -56,14 +73,29 @@ def embed_regions(teacher: str, data: str, split: str, proposals: str, out: Path
     raise ValueError(f'--batch-size is {batch_size}; expected at least 1')
   dataset = sources.open_dataset(data, split)
   store = RegionStore(given(proposals, '--proposals'))
-  return embed.embed_regions(teacher_checkpoint.load_teacher(given(teacher, '--teacher')), dataset, store, out,
-                             max_regions=max_regions, dtype=jnp.dtype(dtype), batch_size=batch_size,
-                             images_per_shard=images_per_shard)
+  return embed.embed_regions(
+    teacher_checkpoint.load_teacher(given(teacher, '--teacher')),
+    dataset,
+    store,
+    out,
+    max_regions=max_regions,
+    dtype=jnp.dtype(dtype),
+    batch_size=batch_size,
+    images_per_shard=images_per_shard,
+  )
 
 
-def import_regions(arrays: str, data: str, split: str, out: Path, *, max_regions: int = defaults.MAX_REGIONS,
-                   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD) -> dict[str, Any]:
+def import_regions(
+  arrays: str,
+  data: str,
+  split: str,
+  out: Path,
+  *,
+  max_regions: int = defaults.MAX_REGIONS,
+  images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
+) -> dict[str, Any]:
   """Writes boxes and embeddings that exist already, in the `.npz` files `arrays`; see `distill.embed.import_regions`."""
   dataset = sources.open_dataset(data, split)
-  return embed.import_regions(ImportedRegions(arrays), dataset, out, max_regions=max_regions,
-                              images_per_shard=images_per_shard)
+  return embed.import_regions(
+    ImportedRegions(arrays), dataset, out, max_regions=max_regions, images_per_shard=images_per_shard
+  )

@@ -22,9 +22,19 @@ COSINE_FILE = 'teacher_cosine.json'
 METRICS = ('box', 'mask', 'seconds_per_image', 'with_objectness', 'teacher_cosine')  # what --json of evaluate keeps
 
 
-def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
-             vocabulary: str | None = None, scores: str = defaults.MODEL, teacher: str | None = None,
-             regions: str | Path | None = None, step: int | None = None) -> dict[str, Any] | None:
+def evaluate(
+  config: Config,
+  folder: Path,
+  data: str,
+  split: str,
+  out: Path,
+  *,
+  vocabulary: str | None = None,
+  scores: str = defaults.MODEL,
+  teacher: str | None = None,
+  regions: str | Path | None = None,
+  step: int | None = None,
+) -> dict[str, Any] | None:
   """Evaluates a checkpoint of a work directory (the newest, or that of `step`) or a bundle on a prepared split.
 
   Returns the metrics; of several processes the first does, and the others None.
@@ -35,11 +45,14 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   if scores not in defaults.SCORES:
     raise ValueError(f'--scores is {scores!r}; expected one of {", ".join(defaults.SCORES)}')
   if scores != defaults.MODEL and not teacher:
-    raise ValueError(f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the '
-                     'config')
+    raise ValueError(
+      f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the config'
+    )
   if regions and jax.process_count() > 1:
-    raise ValueError(f'--regions compares in one process, and this is one of {jax.process_count()}; expected evaluate '
-                     'without it, or one process')
+    raise ValueError(
+      f'--regions compares in one process, and this is one of {jax.process_count()}; expected evaluate '
+      'without it, or one process'
+    )
   config = checkpoint.same_model(config, folder)
   dataset = sources.open_dataset(given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
@@ -47,17 +60,30 @@ def evaluate(config: Config, folder: Path, data: str, split: str, out: Path, *,
   vocabulary_lib.check_teacher(classes.teacher, trained_on.teacher, 'the vocabulary')
   predict = None
   if scores != defaults.MODEL:
-    predict = partial(crop_baselines.predictions, scores=scores,
-                      tower=crop_baselines.crop_tower(teacher, config, trained_on, scores))
+    predict = partial(
+      crop_baselines.predictions, scores=scores, tower=crop_baselines.crop_tower(teacher, config, trained_on, scores)
+    )
   mesh = sharding.make_mesh(config.mesh)
   variables = checkpoint.load_variables(folder, config, mesh, step)
   cosine = {}
   if regions:
     store = RegionStore(regions)
-    cosine = {'teacher_cosine': agreement.distillation_cosine(config, variables, trained_on, dataset, store, mesh=mesh,
-                                                              regions_per_image=store.max_regions)}
-  metrics = evaluation.evaluate(config, variables, classes, trained_on, dataset, out, mesh=mesh, predict=predict,
-                                folders=crop_baselines.folders(scores))
+    cosine = {
+      'teacher_cosine': agreement.distillation_cosine(
+        config, variables, trained_on, dataset, store, mesh=mesh, regions_per_image=store.max_regions
+      )
+    }
+  metrics = evaluation.evaluate(
+    config,
+    variables,
+    classes,
+    trained_on,
+    dataset,
+    out,
+    mesh=mesh,
+    predict=predict,
+    folders=crop_baselines.folders(scores),
+  )
   if metrics is None:
     return None
   if cosine:

@@ -14,6 +14,11 @@ def export(config: Config, folder: Path, out: Path, *, teacher: str | None = Non
   """Writes the bundle of a work directory; `teacher` is the directory whose text tower it keeps."""
   config = checkpoint.same_model(config, folder)
   path = folder / checkpoint.VOCABULARY_FILE
-  return bundle.export_bundle(out, config, checkpoint.load_variables(folder, config, step=step), path,
-                                  vocabulary_teacher=vocabulary_lib.load(path).teacher,
-                                  teacher=Path(teacher) if teacher else None)
+  return bundle.export_bundle(
+    out,
+    config,
+    checkpoint.load_variables(folder, config, step=step),
+    path,
+    vocabulary_teacher=vocabulary_lib.load(path).teacher,
+    teacher=Path(teacher) if teacher else None,
+  )

@@ -52,8 +52,15 @@ class Training:
 
   def stream(self, start_step: int) -> Iterator[batches.Arrays]:
     """This process's part of each training batch from `start_step` on."""
-    return batches.train_batches(self.dataset, self.labels, self.config, regions=self.regions, start_step=start_step,
-                                 process_index=jax.process_index(), process_count=jax.process_count())
+    return batches.train_batches(
+      self.dataset,
+      self.labels,
+      self.config,
+      regions=self.regions,
+      start_step=start_step,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
 
 
 def open_training(config: Config) -> Training:
@@ -63,15 +70,17 @@ def open_training(config: Config) -> Training:
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
   vocabulary_lib.check_dimension(vocabulary, config)
   store = _open_regions(config, dataset, vocabulary)
-  labels = batches.label_map(dataset.categories, vocabulary.names, vocabulary.is_base,
-                             novel=config.assignment.novel_labels)
+  labels = batches.label_map(
+    dataset.categories, vocabulary.names, vocabulary.is_base, novel=config.assignment.novel_labels
+  )
   if not dataset.has_masks:
     raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
   return Training(config, dataset, vocabulary, store, labels)
 
 
-def train_on(opened: Training, workdir: Path, *, stream: Callable[[int], Iterator[Mapping]] | None = None,
-             writer: Any = None) -> TrainState:
+def train_on(
+  opened: Training, workdir: Path, *, stream: Callable[[int], Iterator[Mapping]] | None = None, writer: Any = None
+) -> TrainState:
   """Trains, or resumes, in `workdir`.
 
   Args:
@@ -94,14 +103,25 @@ def train_on(opened: Training, workdir: Path, *, stream: Callable[[int], Iterato
   categories = opened.dataset.categories
   dropped = sorted({c.name for c in categories} - set(vocabulary.names))
   if dropped and jax.process_index() == 0:
-    print(f'{len(dropped)} of {len(categories)} categories of the data are not in the vocabulary, '
-          f'{dropped[0]!r} for one; nothing is learnt of them', file=sys.stderr)
-  return loop.train(config, workdir, vocabulary_lib.to_struct(vocabulary), stream or opened.stream, mesh=mesh,
-                    writer=writer, pictures=pictures)
+    print(
+      f'{len(dropped)} of {len(categories)} categories of the data are not in the vocabulary, '
+      f'{dropped[0]!r} for one; nothing is learnt of them',
+      file=sys.stderr,
+    )
+  return loop.train(
+    config,
+    workdir,
+    vocabulary_lib.to_struct(vocabulary),
+    stream or opened.stream,
+    mesh=mesh,
+    writer=writer,
+    pictures=pictures,
+  )
 
 
-def _open_regions(config: Config, dataset: sources.PreparedDataset,
-                  vocabulary: vocabulary_lib.VocabularyFile) -> RegionStore | None:
+def _open_regions(
+  config: Config, dataset: sources.PreparedDataset, vocabulary: vocabulary_lib.VocabularyFile
+) -> RegionStore | None:
   """The store to distil from; None at a weight of 0, so that ViLD-text can be an override of any config."""
   path = config.distillation.store
   objective.check_distillation(config, has_regions=bool(path))
@@ -130,20 +150,25 @@ def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: RegionSt
     kept = json.loads(path.read_text(encoding='utf-8'))
     identities = {key: str(kept[key]) for key in sources_of}
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such '
-                     'file') from error
+    raise ValueError(
+      f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such file'
+    ) from error
   for key, (what, where) in sources_of.items():
     if identities[key] != content[key]:
-      raise ValueError(f'{path.parent} was trained on {what} with identity {identities[key][:12]}, and {where} has '
-                       f'{content[key][:12]}; expected the same data, or a new --workdir')
+      raise ValueError(
+        f'{path.parent} was trained on {what} with identity {identities[key][:12]}, and {where} has '
+        f'{content[key][:12]}; expected the same data, or a new --workdir'
+      )
 
 
 def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> None:
   if path.is_file():
     kept = vocabulary_lib.load(path)
     if (kept.names, kept.teacher) != (vocabulary.names, vocabulary.teacher) or not (
-        np.array_equal(kept.embeddings, vocabulary.embeddings) and np.array_equal(kept.is_base, vocabulary.is_base)):
-      raise ValueError(f'{path} differs from the given vocabulary; expected the one training began with, '
-                       'or a new --workdir')
+      np.array_equal(kept.embeddings, vocabulary.embeddings) and np.array_equal(kept.is_base, vocabulary.is_base)
+    ):
+      raise ValueError(
+        f'{path} differs from the given vocabulary; expected the one training began with, or a new --workdir'
+      )
   elif jax.process_index() == 0:
     vocabulary_lib.save(path, vocabulary)

@@ -24,6 +24,7 @@ FLOCK = fcntl.flock
 @pytest.fixture
 def network_file_system(monkeypatch):
   """Where `flock` is a lock of bytes, as on NFS: what is not open for writing cannot be locked alone."""
+
   def flock(handle, operation):
     if operation & fcntl.LOCK_EX and fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
       raise OSError(9, 'Bad file descriptor')
@@ -89,6 +90,7 @@ def test_who_finishes_leaves_alone_what_another_is_writing(tmp_path):
   path = tmp_path / 'store'
   assert not make(path, part=(1, 2))
   with StoreWriter(path, JOB, process_index=1, process_count=2) as second:
+
     def under_way():
       for i in JOB.examples(1):
         yield IDS[i], regions(IDS[i])
@@ -124,9 +126,11 @@ def test_who_asks_is_not_taken_for_a_writer(tmp_path, monkeypatch):
 
 def test_a_lock_ends_with_its_process(tmp_path):
   path = tmp_path / 'store'
-  code = ('import sys, time; from tests.helpers import small_store as t; '
-          'from vild_jax.data.regions.writer import StoreWriter; '
-          'writer = StoreWriter(sys.argv[1], t.JOB); print("held", flush=True); time.sleep(600)')
+  code = (
+    'import sys, time; from tests.helpers import small_store as t; '
+    'from vild_jax.data.regions.writer import StoreWriter; '
+    'writer = StoreWriter(sys.argv[1], t.JOB); print("held", flush=True); time.sleep(600)'
+  )
   process = subprocess.Popen([sys.executable, '-c', code, path], stdout=subprocess.PIPE, text=True)
   try:
     assert process.stdout.readline() == 'held\n'

@@ -49,11 +49,19 @@ def test_what_was_written_comes_back(whole):
 
 def test_the_hash_of_the_boxes_is_of_the_boxes_alone(whole, tmp_path):
   """Reckoned here from the definition; shards, embeddings and teacher do not matter, one box in its last bit does."""
-  digests = [hashlib.sha256(struct.pack('<qI', i, len(regions(i).boxes)) + regions(i).boxes.tobytes()).hexdigest()
-             for i in IDS]
+  digests = [
+    hashlib.sha256(struct.pack('<qI', i, len(regions(i).boxes)) + regions(i).boxes.tobytes()).hexdigest() for i in IDS
+  ]
   expected = hashlib.sha256(''.join(digests).encode()).hexdigest()
-  other = Job('proposals', dataset='d' * 64, split='train', images=7, max_regions=6, images_per_shard=3,
-              origin={'checkpoint': 'c'})
+  other = Job(
+    'proposals',
+    dataset='d' * 64,
+    split='train',
+    images=7,
+    max_regions=6,
+    images_per_shard=3,
+    origin={'checkpoint': 'c'},
+  )
   assert make(tmp_path / 'proposals', other)
   proposals = RegionStore(tmp_path / 'proposals')
   assert proposals.boxes_identity == RegionStore(whole).boxes_identity == expected
@@ -102,10 +110,12 @@ def test_a_shard_lost_since_is_made_again(whole, tmp_path):
 
 def test_another_job_is_refused_and_changes_nothing(whole):
   before = content(whole)
-  for change, words in (({'teacher': 'other'}, 'teacher is "text" there and "other" here'),
-                        ({'images_per_shard': 3}, 'images_per_shard is 2 there and 3 here'),
-                        ({'recipe': {'scales': [1, 2]}}, 'recipe.scales is [1, 1.5] there and [1, 2] here'),
-                        ({'recipe': {'scales': [1, 1.5], 'x': 3}}, 'recipe.x is null there and 3 here')):
+  for change, words in (
+    ({'teacher': 'other'}, 'teacher is "text" there and "other" here'),
+    ({'images_per_shard': 3}, 'images_per_shard is 2 there and 3 here'),
+    ({'recipe': {'scales': [1, 2]}}, 'recipe.scales is [1, 1.5] there and [1, 2] here'),
+    ({'recipe': {'scales': [1, 1.5], 'x': 3}}, 'recipe.x is null there and 3 here'),
+  ):
     with pytest.raises(DataError, match=r'belongs to another job \(\w{12}; this one is \w{12}\): ' + re.escape(words)):
       StoreWriter(whole, dataclasses.replace(JOB, **change))
   assert content(whole) == before
@@ -144,17 +154,24 @@ def broken(**changes) -> Regions:
   return dataclasses.replace(regions(11), **changes)
 
 
-@pytest.mark.parametrize(('found', 'words'), [
-  (broken(boxes=np.full((4, 4), np.nan, np.float32)), 'image 11: boxes of region 0 are not finite'),
-  (broken(embeddings=np.array([[0] * 3, [0] * 3, [0, np.inf, 0], [0] * 3], np.float16)),
-   'image 11: embeddings of region 2 are not finite'),
-  (broken(embeddings=np.zeros((4, 5), np.float16)), r'embeddings are float16 \[4, 5\]; expected float16 \[4, 3\]'),
-  (broken(embeddings=np.zeros((4, 3))), r'embeddings are float64 \[4, 3\]; expected float16'),
-  (broken(embeddings=None), 'embeddings are NoneType; expected float16'),
-  (broken(scores=np.array([3, 2, 1, 2], np.float32)), 'scores ascend at region 3; expected the best region first'),
-  (Regions(np.zeros((9, 4), np.float32), np.zeros(9, np.float32), np.zeros((9, 3), np.float16)),
-   '9 regions; expected at most 6'),
-])
+@pytest.mark.parametrize(
+  ('found', 'words'),
+  [
+    (broken(boxes=np.full((4, 4), np.nan, np.float32)), 'image 11: boxes of region 0 are not finite'),
+    (
+      broken(embeddings=np.array([[0] * 3, [0] * 3, [0, np.inf, 0], [0] * 3], np.float16)),
+      'image 11: embeddings of region 2 are not finite',
+    ),
+    (broken(embeddings=np.zeros((4, 5), np.float16)), r'embeddings are float16 \[4, 5\]; expected float16 \[4, 3\]'),
+    (broken(embeddings=np.zeros((4, 3))), r'embeddings are float64 \[4, 3\]; expected float16'),
+    (broken(embeddings=None), 'embeddings are NoneType; expected float16'),
+    (broken(scores=np.array([3, 2, 1, 2], np.float32)), 'scores ascend at region 3; expected the best region first'),
+    (
+      Regions(np.zeros((9, 4), np.float32), np.zeros(9, np.float32), np.zeros((9, 3), np.float16)),
+      '9 regions; expected at most 6',
+    ),
+  ],
+)
 def test_the_writer_refuses(tmp_path, found, words):
   with StoreWriter(tmp_path / 'store', JOB) as writer:
     with pytest.raises(DataError, match=words):

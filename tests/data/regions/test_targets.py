@@ -46,7 +46,7 @@ def test_regions_move_with_the_pixels(labels, seed):
   draw = region_targets.RegionDraw(regions([box]), dataclasses.replace(ALL, min_visible=0.0), np.random.default_rng(0))
   item = batch.train_example(example(image, objects()), labels, data, np.random.default_rng(seed), draw)
   white = item['image'][:, :, 0] * transforms.STD[0] + transforms.MEAN[0] > 0.5
-  white[int(item['image_size'][0]):] = white[:, int(item['image_size'][1]):] = False  # padding is no black
+  white[int(item['image_size'][0]) :] = white[:, int(item['image_size'][1]) :] = False  # padding is no black
   rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
   found = item['regions']
   assert found['valid'].tolist() == [True] + [False] * 7
@@ -68,23 +68,32 @@ def test_both_directions_are_drawn(labels):
 def test_regions_that_the_crop_cuts_are_judged_by_what_is_left():
   """METHOD.md, section 4.2: the reference keeps collapsed boxes on the border as valid."""
   # Scale 2 on a picture of 64: the square shows rows and columns 16 to 48 of the picture.
-  boxes = [(20, 20, 40, 40),    # 0: inside
-           (0, 0, 10, 10),      # 1: outside; clipped to a point on the border
-           (20, 20, 30, 60),    # 2: cut to 28 of 40 columns: 70 %
-           (20, 20, 30, 80),    # 3: 28 of 60: 47 %
-           (50, 20, 60, 30),    # 4: beyond the bottom; clipped to a line
-           (16.5, 20, 17.4, 30),  # 5: 1.8 pixels high
-           (16.5, 20, 17.6, 30),  # 6: 2.2 pixels high
-           (12, 12, 28, 28)]    # 7: a quarter of the area lies outside in each direction: 12 · 12 of 16 · 16
+  boxes = [
+    (20, 20, 40, 40),  # 0: inside
+    (0, 0, 10, 10),  # 1: outside; clipped to a point on the border
+    (20, 20, 30, 60),  # 2: cut to 28 of 40 columns: 70 %
+    (20, 20, 30, 80),  # 3: 28 of 60: 47 %
+    (50, 20, 60, 30),  # 4: beyond the bottom; clipped to a line
+    (16.5, 20, 17.4, 30),  # 5: 1.8 pixels high
+    (16.5, 20, 17.6, 30),  # 6: 2.2 pixels high
+    (12, 12, 28, 28),
+  ]  # 7: a quarter of the area lies outside in each direction: 12 · 12 of 16 · 16
   found = targets(boxes, scale=2.0, offset=(0.5, 0.5))
   assert drawn(found) == [0, 2, 6, 7]
   expected = [(8, 8, 48, 48), (8, 8, 28, 63), (1, 8, 3.2, 28), (0, 0, 24, 24)]
   np.testing.assert_allclose(found['boxes'][:4], expected, atol=1e-4)
   assert not found['boxes'][4:].any() and not found['embeddings'][4:].any() and not found['valid'][4:].any()
-  assert drawn(targets(boxes, settings=dataclasses.replace(ALL, min_visible=0.4), scale=2.0, offset=(0.5, 0.5))) == \
-    [0, 2, 3, 6, 7]
-  assert drawn(targets(boxes, settings=dataclasses.replace(ALL, min_visible=1.0), scale=2.0, offset=(0.5, 0.5))) == \
-    [0, 6]
+  assert drawn(targets(boxes, settings=dataclasses.replace(ALL, min_visible=0.4), scale=2.0, offset=(0.5, 0.5))) == [
+    0,
+    2,
+    3,
+    6,
+    7,
+  ]
+  assert drawn(targets(boxes, settings=dataclasses.replace(ALL, min_visible=1.0), scale=2.0, offset=(0.5, 0.5))) == [
+    0,
+    6,
+  ]
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -99,7 +108,7 @@ def test_validity_agrees_with_counted_pixels(seed):
   for index, ((y1, x1), (y2, x2)) in enumerate(2 * corners):
     shown = np.zeros((128, 128), bool)
     shown[y1:y2, x1:x2] = True
-    seen = shown[top:top + 63, left:left + 63]  # boxes are clipped to S - 1
+    seen = shown[top : top + 63, left : left + 63]  # boxes are clipped to S - 1
     if seen.any(1).sum() >= 2 and seen.any(0).sum() >= 2 and seen.sum() >= 0.5 * shown.sum():
       expected.append(index)
   assert drawn(found) == expected and expected
@@ -125,7 +134,10 @@ def test_of_too_many_regions_each_is_drawn_as_often():
 def test_types_are_those_of_region_targets():
   found = targets([(0, 0, 20, 20)])
   assert {k: (v.dtype, v.shape) for k, v in found.items()} == {
-    'boxes': (np.float32, (8, 4)), 'embeddings': (np.float32, (8, 3)), 'valid': (bool, (8,))}
+    'boxes': (np.float32, (8, 4)),
+    'embeddings': (np.float32, (8, 3)),
+    'valid': (bool, (8,)),
+  }
 
 
 # --- streams --------------------------------------------------------------------------------------------------------
@@ -188,13 +200,19 @@ class _Dataset(list):
   folder, identity = 'DATA', 'a' * 64
 
 
-@pytest.mark.parametrize(('changed', 'message'), [
-  ({}, None),
-  ({'kind': 'proposals'}, 'STORE is a store of proposals without embeddings; expected one of `vild-jax embed-regions`'),
-  ({'dataset': 'b' * 64}, 'STORE is of a data set with identity bbbbbbbbbbbb, and DATA has aaaaaaaaaaaa; expected'),
-  ({'images': 3}, 'STORE holds the regions of 3 pictures; expected 4, all of DATA'),
-  ({'embedding_dim': 8}, r'dimension 8; expected 16, model\.region_head\.embedding_dim'),
-])
+@pytest.mark.parametrize(
+  ('changed', 'message'),
+  [
+    ({}, None),
+    (
+      {'kind': 'proposals'},
+      'STORE is a store of proposals without embeddings; expected one of `vild-jax embed-regions`',
+    ),
+    ({'dataset': 'b' * 64}, 'STORE is of a data set with identity bbbbbbbbbbbb, and DATA has aaaaaaaaaaaa; expected'),
+    ({'images': 3}, 'STORE holds the regions of 3 pictures; expected 4, all of DATA'),
+    ({'embedding_dim': 8}, r'dimension 8; expected 16, model\.region_head\.embedding_dim'),
+  ],
+)
 def test_a_store_of_something_else_is_refused(changed, message):
   check = lambda: region_targets.check_store(_Store(**changed), _Dataset(range(4)), 16)
   if message is None:

@@ -13,8 +13,8 @@ import numpy as np
 from vild_jax.data.regions.records import Regions
 from vild_jax.data.schema import DataError, Example
 
-_OPEN = 2   # files in memory; their pictures need not be in the data set's order, but it saves reading them again
-_MARGIN = 1.0    # pixels that a box may go beyond the picture: the last one counted in, or rounding
+_OPEN = 2  # files in memory; their pictures need not be in the data set's order, but it saves reading them again
+_MARGIN = 1.0  # pixels that a box may go beyond the picture: the last one counted in, or rounding
 _MIN_SIDE = 2.0  # pixels; `join` distils nothing smaller
 _REQUIRED = ('image_ids', 'boxes', 'embeddings', 'teacher')
 
@@ -54,14 +54,17 @@ class ImportedRegions:
       first = facts.setdefault(found, file)
       if len(facts) > 1:
         other = next(iter(facts))
-        raise DataError(f'{first} has teacher {found[0]!r} ({found[1]!r}) and dimension {found[2]}; expected '
-                        f'{other[0]!r} ({other[1]!r}) and {other[2]}, as {facts[other]} has')
+        raise DataError(
+          f'{first} has teacher {found[0]!r} ({found[1]!r}) and dimension {found[2]}; expected '
+          f'{other[0]!r} ({other[1]!r}) and {other[2]}, as {facts[other]} has'
+        )
       for row, image_id in enumerate(arrays['image_ids'].tolist()):
         if image_id in self._places:
-          raise DataError(f'{file}: image {image_id} is in {self._files[self._places[image_id][0]]} too; expected each '
-                          'image once')
+          raise DataError(
+            f'{file}: image {image_id} is in {self._files[self._places[image_id][0]]} too; expected each image once'
+          )
         self._places[image_id] = (number, row)
-    (self.teacher, self.image_teacher, self.embedding_dim), = facts
+    ((self.teacher, self.image_teacher, self.embedding_dim),) = facts
     self.image_ids = set(self._places)
     self.digest = hashlib.sha256(''.join(sorted(hashes)).encode()).hexdigest()
 
@@ -73,8 +76,9 @@ class ImportedRegions:
     """
     image_id, size = example.image_id, np.array([example.height, example.width], np.float32)
     if image_id not in self._places:
-      raise DataError(f'{self.path} has no image {image_id}; expected every image of the data set, one without regions '
-                      'too')
+      raise DataError(
+        f'{self.path} has no image {image_id}; expected every image of the data set, one without regions too'
+      )
     number, row = self._places[image_id]
     arrays, where = self._load(number), f'{self._files[number]}: image {image_id}'
     kept = arrays['valid'][row] if 'valid' in arrays else np.ones(arrays['boxes'].shape[1], bool)
@@ -82,22 +86,30 @@ class ImportedRegions:
     scores = arrays['scores'][row][kept].astype(np.float32) if 'scores' in arrays else np.ones(len(boxes), np.float32)
     norms = np.linalg.norm(rows, axis=1)
     for key, wrong, expected in (
-        ('boxes', ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1),
-         'finite numbers y1 <= y2, x1 <= x2'),
-        ('scores', ~np.isfinite(scores), 'finite numbers'),
-        ('embeddings', ~np.isfinite(norms) | (norms <= 1e-8), 'finite numbers, not all zero')):
+      (
+        'boxes',
+        ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1),
+        'finite numbers y1 <= y2, x1 <= x2',
+      ),
+      ('scores', ~np.isfinite(scores), 'finite numbers'),
+      ('embeddings', ~np.isfinite(norms) | (norms <= 1e-8), 'finite numbers, not all zero'),
+    ):
       if wrong.any():
         raise DataError(f'{where}: {key} of region {np.flatnonzero(kept)[wrong][0]} are unusable; expected {expected}')
     sides = boxes[:, 2:] - boxes[:, :2]
     beyond = (boxes[:, :2] < -_MARGIN).any(axis=1) | (boxes[:, 2:] > size + _MARGIN).any(axis=1)
     small = np.full(len(boxes), not (sides >= _MIN_SIDE).all(axis=1).any())
-    for wrong, what in ((beyond, 'goes beyond the picture'),
-                        (small, 'has a side below 2 pixels, as all others in the picture')):
+    for wrong, what in (
+      (beyond, 'goes beyond the picture'),
+      (small, 'has a side below 2 pixels, as all others in the picture'),
+    ):
       if wrong.any():
         row = int(np.argmax(wrong))
         box = [round(float(v), 3) for v in boxes[row]]
-        raise DataError(f'{where}: box {box} of region {np.flatnonzero(kept)[row]} {what} of {example.height} x '
-                        f'{example.width} pixels; expected y1, x1, y2, x2 in pixels of the original picture')
+        raise DataError(
+          f'{where}: box {box} of region {np.flatnonzero(kept)[row]} {what} of {example.height} x '
+          f'{example.width} pixels; expected y1, x1, y2, x2 in pixels of the original picture'
+        )
     order = np.argsort(-scores, kind='stable')
     return Regions(boxes[order], scores[order], (rows / norms[:, None]).astype(np.float16)[order])
 
@@ -113,23 +125,37 @@ class ImportedRegions:
 def _read(file: Path) -> dict[str, np.ndarray]:
   try:
     with np.load(file, allow_pickle=False) as archive:
-      arrays = {key: archive[key] for key in (*_REQUIRED, 'scores', 'valid', 'image_teacher')
-                if key in archive or key in _REQUIRED}
+      arrays = {
+        key: archive[key]
+        for key in (*_REQUIRED, 'scores', 'valid', 'image_teacher')
+        if key in archive or key in _REQUIRED
+      }
   except KeyError as error:
-    raise DataError(f'{file}: {str(error).split()[0].strip(chr(39))} is missing; expected the arrays '
-                    f'{", ".join(_REQUIRED)}') from None
+    raise DataError(
+      f'{file}: {str(error).split()[0].strip(chr(39))} is missing; expected the arrays {", ".join(_REQUIRED)}'
+    ) from None
   except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-    raise DataError(f'{file} is no usable .npz file ({type(error).__name__}); expected a whole one, without Python '
-                    'objects') from None
+    raise DataError(
+      f'{file} is no usable .npz file ({type(error).__name__}); expected a whole one, without Python objects'
+    ) from None
   k, m, d = (*arrays['embeddings'].shape, 0, 0, 0)[:3]
-  expected = {'embeddings': ('f', (k, m, d)), 'image_ids': ('iu', (k,)), 'boxes': ('fiu', (k, m, 4)),
-              'scores': ('fiu', (k, m)), 'valid': ('b', (k, m)), 'teacher': ('U', ()), 'image_teacher': ('U', ())}
+  expected = {
+    'embeddings': ('f', (k, m, d)),
+    'image_ids': ('iu', (k,)),
+    'boxes': ('fiu', (k, m, 4)),
+    'scores': ('fiu', (k, m)),
+    'valid': ('b', (k, m)),
+    'teacher': ('U', ()),
+    'image_teacher': ('U', ()),
+  }
   for key, array in arrays.items():
     kinds, shape = expected[key]
     if array.dtype.kind not in kinds or array.shape != shape or (key == 'embeddings' and not d):
       kind = {'i': 'integers', 'f': 'floats', 'b': 'bool', 'U': 'text'}[kinds[0]]
-      raise DataError(f'{file}: {key} is {array.dtype} {list(array.shape)}; expected {kind} '
-                      f'{list(shape) if key != "embeddings" else "[K, M, D]"}')
+      raise DataError(
+        f'{file}: {key} is {array.dtype} {list(array.shape)}; expected {kind} '
+        f'{list(shape) if key != "embeddings" else "[K, M, D]"}'
+      )
   if not str(arrays['teacher']):
     raise DataError(f'{file}: teacher is empty; expected the identity of the text tower, or the NAME of --teacher-id')
   return arrays

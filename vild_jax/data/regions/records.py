@@ -79,8 +79,10 @@ class Job:
 
   def __post_init__(self):
     if self.kind not in (PROPOSALS, EMBEDDINGS) or (self.kind == EMBEDDINGS) != (self.embedding_dim > 0):
-      raise DataError(f'a store of {self.kind!r} with {self.embedding_dim} dimensions; expected {PROPOSALS!r} with 0, '
-                      f'or {EMBEDDINGS!r} with more')
+      raise DataError(
+        f'a store of {self.kind!r} with {self.embedding_dim} dimensions; expected {PROPOSALS!r} with 0, '
+        f'or {EMBEDDINGS!r} with more'
+      )
     for key in ('images', 'max_regions', 'images_per_shard'):
       if getattr(self, key) < 1:
         raise DataError(f'a region store with {key} = {getattr(self, key)}; expected at least 1')
@@ -136,15 +138,20 @@ def check(regions: Regions, job: Job, where: str) -> None:
       row = int(np.argwhere(~np.isfinite(values))[0][0])
       raise DataError(f'{where}: {key} of region {row} are not finite; expected numbers')
   if np.any(np.diff(regions.scores) > 0):
-    raise DataError(f'{where}: scores ascend at region {int(np.argmax(np.diff(regions.scores) > 0)) + 1}; expected the '
-                    'best region first')
+    raise DataError(
+      f'{where}: scores ascend at region {int(np.argmax(np.diff(regions.scores) > 0)) + 1}; expected the '
+      'best region first'
+    )
 
 
 def encode(image_id: int, regions: Regions) -> bytes:
   """One record, little-endian; of the regions of a picture there is one only."""
   dim = 0 if regions.embeddings is None else regions.embeddings.shape[1]
-  parts = [_HEADER.pack(_MAGIC, image_id, len(regions.boxes), dim), regions.boxes.astype('<f4').tobytes(),
-           regions.scores.astype('<f4').tobytes()]
+  parts = [
+    _HEADER.pack(_MAGIC, image_id, len(regions.boxes), dim),
+    regions.boxes.astype('<f4').tobytes(),
+    regions.scores.astype('<f4').tobytes(),
+  ]
   if dim:
     parts.append(regions.embeddings.astype('<f2').tobytes())
   return b''.join(parts)
@@ -159,8 +166,9 @@ def decode(record: bytes, where: str) -> tuple[int, Regions]:
   boxes = np.frombuffer(record, '<f4', 4 * count, _HEADER.size).reshape(count, 4)
   scores = np.frombuffer(record, '<f4', count, _HEADER.size + 16 * count)
   embeddings = np.frombuffer(record, '<f2', dim * count, _HEADER.size + 20 * count).reshape(count, dim)
-  return image_id, Regions(boxes.astype(np.float32), scores.astype(np.float32),
-                           embeddings.astype(np.float16) if dim else None)
+  return image_id, Regions(
+    boxes.astype(np.float32), scores.astype(np.float32), embeddings.astype(np.float16) if dim else None
+  )
 
 
 def boxes_digest(image_id: int, boxes: np.ndarray) -> str:

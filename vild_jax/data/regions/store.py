@@ -64,8 +64,10 @@ class RegionStore:
       self._shards = [(str(shard['file']), int(shard['bytes'])) for shard in content['shards']]
       images_hash = str(content['images'])
     except (KeyError, TypeError, ValueError) as error:
-      raise DataError(f'{self.path / MANIFEST_FILE} is damaged ({type(error).__name__}: {error}); expected the '
-                      'manifest of a region store') from None
+      raise DataError(
+        f'{self.path / MANIFEST_FILE} is damaged ({type(error).__name__}: {error}); expected the '
+        'manifest of a region store'
+      ) from None
     self.kind, self.dataset, self.split, self.images = job.kind, job.dataset, job.split, job.images
     self.teacher, self.image_teacher, self.embedding_dim = job.teacher, job.image_teacher, job.embedding_dim
     self.recipe, self.origin, self.proposals, self.max_regions = job.recipe, job.origin, job.proposals, job.max_regions
@@ -73,8 +75,10 @@ class RegionStore:
     for name, size in self._shards:
       found = (self.path / name).stat().st_size if (self.path / name).is_file() else None
       if found != size:
-        raise DataError(f'{self.path / name} {"is missing" if found is None else f"has {found} bytes"}; expected the '
-                        f'{size} bytes that the manifest of the store says: {_ANEW}')
+        raise DataError(
+          f'{self.path / name} {"is missing" if found is None else f"has {found} bytes"}; expected the '
+          f'{size} bytes that the manifest of the store says: {_ANEW}'
+        )
     self._read_images(images_hash)
     self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
     self._lock = threading.Lock()
@@ -85,8 +89,9 @@ class RegionStore:
     except OSError:
       raw = b''
     if hashlib.sha256(raw).hexdigest() != expected:
-      raise DataError(f'{self.path / IMAGES_FILE} is missing or damaged; expected what the manifest of the store says: '
-                      + _ANEW)
+      raise DataError(
+        f'{self.path / IMAGES_FILE} is missing or damaged; expected what the manifest of the store says: ' + _ANEW
+      )
     self.image_ids: np.ndarray = np.load(io.BytesIO(raw), allow_pickle=False)[:, 0]
     self._order = np.argsort(self.image_ids)
     self._sorted = self.image_ids[self._order]
@@ -107,8 +112,9 @@ class RegionStore:
     try:
       record = self._reader(shard).read([position])[0]
     except (RuntimeError, IndexError) as error:  # ArrayRecord says so of anything that does not match its hashes
-      raise DataError(f'{where} cannot be read ({str(error).splitlines()[0][:80]}); expected the file as it was '
-                      f'written: {_ANEW}') from None
+      raise DataError(
+        f'{where} cannot be read ({str(error).splitlines()[0][:80]}); expected the file as it was written: {_ANEW}'
+      ) from None
     found, regions = records.decode(record, where)
     if found != image_id:
       raise DataError(f'{where} is image {found}; expected the shards in the order of {IMAGES_FILE}')
@@ -132,8 +138,10 @@ class RegionStore:
     with self._lock:
       if shard not in self._readers:
         self._readers[shard] = array_record_module.ArrayRecordReader(
-          str(self.path / self._shards[shard][0]), options='readahead_buffer_size:0,max_parallelism:0',
-          file_reader_buffer_size=32768)
+          str(self.path / self._shards[shard][0]),
+          options='readahead_buffer_size:0,max_parallelism:0',
+          file_reader_buffer_size=32768,
+        )
         if len(self._readers) > _OPEN_SHARDS:
           self._readers.popitem(last=False)  # closed when the last thread that reads from it lets go
       self._readers.move_to_end(shard)
@@ -147,7 +155,11 @@ def _read_manifest(path: Path) -> bytes:
     raise DataError(f'{path} is no region store; expected a folder that vild-jax propose or embed-regions wrote')
   shards = len(list(path.glob('shard-*.json')))
   if locks.held_locks(path):
-    raise DataError(f'{path} is being written by another process ({shards} shards so far); expected a store that '
-                    'is whole: wait for it')
-  raise DataError(f'{path} is not whole: its making was interrupted ({shards} shards are there); expected a whole '
-                  'store: give the command that made it again, and it goes on')
+    raise DataError(
+      f'{path} is being written by another process ({shards} shards so far); expected a store that '
+      'is whole: wait for it'
+    )
+  raise DataError(
+    f'{path} is not whole: its making was interrupted ({shards} shards are there); expected a whole '
+    'store: give the command that made it again, and it goes on'
+  )

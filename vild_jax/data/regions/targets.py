@@ -50,17 +50,23 @@ def check_store(store: _Store, dataset: _Dataset, embedding_dim: int) -> None:
   agree, and one that the store lacks all the same is named when its turn comes.
   """
   if store.kind != 'embeddings':
-    raise DataError(f'{store.path} is a store of {store.kind} without embeddings; expected one of `vild-jax '
-                    'embed-regions`')
+    raise DataError(
+      f'{store.path} is a store of {store.kind} without embeddings; expected one of `vild-jax embed-regions`'
+    )
   if store.dataset != dataset.identity:
-    raise DataError(f'{store.path} is of a data set with identity {store.dataset[:12]}, and {dataset.folder} has '
-                    f'{dataset.identity[:12]}; expected the regions of that one')
+    raise DataError(
+      f'{store.path} is of a data set with identity {store.dataset[:12]}, and {dataset.folder} has '
+      f'{dataset.identity[:12]}; expected the regions of that one'
+    )
   if len(store) != len(dataset):
-    raise DataError(f'{store.path} holds the regions of {len(store)} pictures; expected {len(dataset)}, all of '
-                    f'{dataset.folder}')
+    raise DataError(
+      f'{store.path} holds the regions of {len(store)} pictures; expected {len(dataset)}, all of {dataset.folder}'
+    )
   if store.embedding_dim != embedding_dim:
-    raise DataError(f'{store.path} has embeddings of dimension {store.embedding_dim}; expected {embedding_dim}, '
-                    'model.region_head.embedding_dim')
+    raise DataError(
+      f'{store.path} has embeddings of dimension {store.embedding_dim}; expected {embedding_dim}, '
+      'model.region_head.embedding_dim'
+    )
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,15 @@ def region_targets(draw: RegionDraw, width: float, flip: bool, resized: transfor
   # A number for each region, seen or not: what one region gets does not hang on what the crop does to others.
   ranks = draw.rng.random(len(boxes))
   valid = np.flatnonzero(visible & (sides >= _MIN_SIDE).all(1))
-  chosen = np.sort(valid[np.argsort(ranks[valid], kind='stable')[:settings.regions_per_image]])
+  chosen = np.sort(valid[np.argsort(ranks[valid], kind='stable')[: settings.regions_per_image]])
 
   slots, count = settings.regions_per_image, len(chosen)
   embeddings = np.asarray(found.embeddings)[chosen].astype(np.float32)
-  targets = {'boxes': np.zeros((slots, 4), np.float32),
-             'embeddings': np.zeros((slots, embeddings.shape[1]), np.float32), 'valid': np.arange(slots) < count}
+  targets = {
+    'boxes': np.zeros((slots, 4), np.float32),
+    'embeddings': np.zeros((slots, embeddings.shape[1]), np.float32),
+    'valid': np.arange(slots) < count,
+  }
   targets['boxes'][:count] = clipped[chosen]
   targets['embeddings'][:count] = embeddings
   return targets

@@ -46,8 +46,10 @@ class StoreWriter:
       self._claim_job()
       for other in locks.held_locks(self.path):
         if other == self._lock_file or not other.name.endswith(f'-of-{process_count}.lock'):
-          raise DataError(f'{self.path} is being written by another process ({other.name} is held); expected to be the '
-                          'only one: wait for it, or choose another folder')
+          raise DataError(
+            f'{self.path} is being written by another process ({other.name} is held); expected to be the '
+            'only one: wait for it, or choose another folder'
+          )
       self._handle = locks.take_lock(self._lock_file)
       self._sweep()
 
@@ -98,8 +100,10 @@ class StoreWriter:
         raise OSError(f'{target} could not be written whole (is the disk full?)')
       written.close()
       _sidecar(target).unlink(missing_ok=True)  # of a shard that was damaged since
-    files.write(_sidecar(target), as_text({'bytes': size, 'sha256': digest, 'image_ids': ids, 'regions': counts,
-                                           'boxes': digests}))
+    files.write(
+      _sidecar(target),
+      as_text({'bytes': size, 'sha256': digest, 'image_ids': ids, 'regions': counts, 'boxes': digests}),
+    )
 
   def finish(self) -> bool:
     """Writes the manifest if the shards of all processes are there; returns whether the store is whole."""
@@ -107,18 +111,26 @@ class StoreWriter:
       shards = [_finished(self.path, self.job, shard) for shard in range(self.job.shards)]
       if any(shard is None for shard in shards):
         return False
-      ids, counts, digests = (list(itertools.chain.from_iterable(shard[key] for shard in shards))
-                              for key in ('image_ids', 'regions', 'boxes'))
+      ids, counts, digests = (
+        list(itertools.chain.from_iterable(shard[key] for shard in shards)) for key in ('image_ids', 'regions', 'boxes')
+      )
       if len(set(ids)) < len(ids):
         twice = next(key for key, count in collections.Counter(ids).items() if count > 1)
         raise DataError(f'image {twice} is in {self.path} twice; expected every picture once')
       images = io.BytesIO()
       np.save(images, np.stack([ids, counts], axis=1).astype(np.int64))
-      manifest = as_text({
-        'job': self.job.as_json(), 'regions': sum(counts), 'images': hashlib.sha256(images.getvalue()).hexdigest(),
-        'boxes': hashlib.sha256(''.join(digests).encode()).hexdigest(),
-        'shards': [{'file': shard_name(k, self.job), 'bytes': shard['bytes'], 'sha256': shard['sha256']}
-                   for k, shard in enumerate(shards)]})
+      manifest = as_text(
+        {
+          'job': self.job.as_json(),
+          'regions': sum(counts),
+          'images': hashlib.sha256(images.getvalue()).hexdigest(),
+          'boxes': hashlib.sha256(''.join(digests).encode()).hexdigest(),
+          'shards': [
+            {'file': shard_name(k, self.job), 'bytes': shard['bytes'], 'sha256': shard['sha256']}
+            for k, shard in enumerate(shards)
+          ],
+        }
+      )
       self._sweep()
       path = self.path / MANIFEST_FILE
       if not path.is_file() or path.read_text(encoding='utf-8') != manifest:
@@ -146,10 +158,12 @@ class StoreWriter:
   def _claim_job(self) -> None:
     path, mine = self.path / JOB_FILE, as_text(self.job.as_json())
     if not path.is_file():
-      if others := sorted(p.name for p in self.path.iterdir() if not (
-          p.name.startswith(f'.{JOB_FILE}.') or locks.is_lock(p.name))):
-        raise DataError(f'{self.path} holds {others[0]} and no {JOB_FILE}; expected a new or empty folder, or a region '
-                        'store')
+      if others := sorted(
+        p.name for p in self.path.iterdir() if not (p.name.startswith(f'.{JOB_FILE}.') or locks.is_lock(p.name))
+      ):
+        raise DataError(
+          f'{self.path} holds {others[0]} and no {JOB_FILE}; expected a new or empty folder, or a region store'
+        )
       files.write(path, mine)
       return
     if (raw := path.read_text(encoding='utf-8')) == mine:
@@ -160,8 +174,10 @@ class StoreWriter:
       raise DataError(f'{path} is damaged; expected what the store was begun with: delete the store') from None
     key, found, ours = _difference(theirs, json.loads(mine))
     names = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in (raw, mine)]
-    raise DataError(f'{self.path} belongs to another job ({names[0]}; this one is {names[1]}): {key} is '
-                    f'{_short(found)} there and {_short(ours)} here; expected the same, or a new folder')
+    raise DataError(
+      f'{self.path} belongs to another job ({names[0]}; this one is {names[1]}): {key} is '
+      f'{_short(found)} there and {_short(ours)} here; expected the same, or a new folder'
+    )
 
 
 def _sidecar(shard: Path) -> Path:

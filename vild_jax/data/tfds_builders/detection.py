@@ -22,22 +22,26 @@ VERSION = '1.0.0'
 
 def features() -> tfds.features.FeaturesDict:
   """Boxes are yxyx in absolute pixels (TFDS's own BBoxFeature would normalise); ids are the data set's own."""
-  return tfds.features.FeaturesDict({
-    'image': tfds.features.Image(doc='JPEG or PNG, the bytes of the given file'),
-    'image/id': np.int64,
-    'height': np.int64,
-    'width': np.int64,
-    'neg_category_ids': tfds.features.Sequence(np.int64),
-    'not_exhaustive_category_ids': tfds.features.Sequence(np.int64),
-    'objects': tfds.features.Sequence({
-      'id': np.int64,
-      'bbox': tfds.features.Tensor(shape=(4,), dtype=np.float32, doc='ymin, xmin, ymax, xmax in pixels'),
-      'category_id': np.int64,
-      'area': np.float32,
-      'is_crowd': np.bool_,
-      'segmentation': tfds.features.Text(doc='JSON: polygons [[x, y, ...], ...] or an RLE {"size", "counts"}'),
-    }),
-  })
+  return tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(doc='JPEG or PNG, the bytes of the given file'),
+      'image/id': np.int64,
+      'height': np.int64,
+      'width': np.int64,
+      'neg_category_ids': tfds.features.Sequence(np.int64),
+      'not_exhaustive_category_ids': tfds.features.Sequence(np.int64),
+      'objects': tfds.features.Sequence(
+        {
+          'id': np.int64,
+          'bbox': tfds.features.Tensor(shape=(4,), dtype=np.float32, doc='ymin, xmin, ymax, xmax in pixels'),
+          'category_id': np.int64,
+          'area': np.float32,
+          'is_crowd': np.bool_,
+          'segmentation': tfds.features.Text(doc='JSON: polygons [[x, y, ...], ...] or an RLE {"size", "counts"}'),
+        }
+      ),
+    }
+  )
 
 
 def to_features(example: Example) -> dict[str, Any]:
@@ -51,8 +55,14 @@ def to_features(example: Example) -> dict[str, Any]:
     'neg_category_ids': list(example.neg_category_ids),
     'not_exhaustive_category_ids': list(example.not_exhaustive_category_ids),
     'objects': [
-      {'id': o.ids[i], 'bbox': o.boxes[i], 'category_id': o.category_ids[i], 'area': np.float32(o.areas[i]),
-       'is_crowd': o.is_crowd[i], 'segmentation': json.dumps(o.segmentations[i], separators=(',', ':'))}
+      {
+        'id': o.ids[i],
+        'bbox': o.boxes[i],
+        'category_id': o.category_ids[i],
+        'area': np.float32(o.areas[i]),
+        'is_crowd': o.is_crowd[i],
+        'segmentation': json.dumps(o.segmentations[i], separators=(',', ':')),
+      }
       for i in range(len(o.ids))
     ],
   }
@@ -61,11 +71,18 @@ def to_features(example: Example) -> dict[str, Any]:
 def from_features(record: dict[str, Any]) -> Example:
   """The inverse of `to_features`, for a record read with the image left encoded."""
   o = record['objects']
-  rows = zip(o['id'], o['category_id'], o['bbox'], o['area'], o['is_crowd'], map(json.loads, o['segmentation']),
-             strict=True)
-  return Example(record['image/id'], record['image'], record['height'], record['width'], make_objects(list(rows)),
-                 tuple(int(c) for c in record['neg_category_ids']),
-                 tuple(int(c) for c in record['not_exhaustive_category_ids']))
+  rows = zip(
+    o['id'], o['category_id'], o['bbox'], o['area'], o['is_crowd'], map(json.loads, o['segmentation']), strict=True
+  )
+  return Example(
+    record['image/id'],
+    record['image'],
+    record['height'],
+    record['width'],
+    make_objects(list(rows)),
+    tuple(int(c) for c in record['neg_category_ids']),
+    tuple(int(c) for c in record['not_exhaustive_category_ids']),
+  )
 
 
 class Detection(tfds.core.GeneratorBasedBuilder):
@@ -79,9 +96,12 @@ class Detection(tfds.core.GeneratorBasedBuilder):
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(builder=self, features=features(),
-                                 description='Pictures with boxes, masks and federated category lists, by vild-jax '
-                                             'prepare. The categories stand in the metadata.')
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=features(),
+      description='Pictures with boxes, masks and federated category lists, by vild-jax '
+      'prepare. The categories stand in the metadata.',
+    )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
     del dl_manager  # nothing is downloaded
