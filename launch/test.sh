@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 launch/install.sh
-printf '[test] ruff\n'
+printf "[test] ruff\n"
 .venv/bin/ruff check .
 printf '[test] pytest\n'
 # Two processes: most of the time is compilation, which uses one core. Tests of a file share what they compiled; the

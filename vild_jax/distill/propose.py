@@ -134,8 +134,8 @@ def outcome(out: Path, whole: bool) -> dict[str, Any]:
   """What a store came to: whole, and if it is identity, boxes, regions and bytes; stderr says so too."""
   if not whole:
     print(
-      f'{out}: the shards of process {jax.process_index()} are written; the last of the {jax.process_count()} processes makes '
-      'the store whole',
+      f'{out}: the shards of process {jax.process_index()} are written; the last of the {jax.process_count()} '
+      'processes makes the store whole',
       file=sys.stderr,
     )
     return {'whole': False}

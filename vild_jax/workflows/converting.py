@@ -96,7 +96,7 @@ def convert_resnet(source: str, out: Path) -> config_lib.Backbone:
 
 
 def mapping(source: str, *, resnet: bool = False) -> str:
-  """Returns a table of which variable of `source` goes where: a ResNet's file, or else a checkpoint of the reference."""
+  """Returns a table of which variable of `source` goes where; `resnet` says that it is a ResNet's file."""
   if resnet:
     return timm_resnet.mapping_text(timm_resnet.read_tensors(source))
   return tf_vild.mapping_text(tf_vild.read_checkpoint(source, shapes_only=True))

@@ -94,7 +94,7 @@ def import_regions(
   max_regions: int = defaults.MAX_REGIONS,
   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
 ) -> dict[str, Any]:
-  """Writes boxes and embeddings that exist already, in the `.npz` files `arrays`; see `distill.embed.import_regions`."""
+  """Writes boxes and embeddings from the `.npz` files `arrays`; see `distill.embed.import_regions`."""
   dataset = sources.open_dataset(data, split)
   return embed.import_regions(
     ImportedRegions(arrays), dataset, out, max_regions=max_regions, images_per_shard=images_per_shard
