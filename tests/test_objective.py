@@ -41,7 +41,9 @@ def _assign(batch, proposals, config=None, key=0):
   config = config or tiny.config()
   first = detector.FirstStage({}, {}, {}, proposals)
   return jax.device_get(
-    jax.jit(objective.assign, static_argnums=0)(config, first, batch, tiny.vocabulary(), jax.random.PRNGKey(key))
+    jax.jit(objective.assign, static_argnums=0)(
+      config, first, batch, tiny.vocabulary(), jax.random.split(jax.random.PRNGKey(key), len(batch.image))
+    )
   )
 
 

@@ -1,14 +1,14 @@
-"""The detector: nn + core -> proposals, region embeddings, detections. One forward for training, evaluation, export.
+"""Computes proposals, region embeddings and detections: one forward pass for training, evaluation and export.
 
-Two stages, as Mask R-CNN has them (METHOD.md, section 2):
+It has the two stages of Mask R-CNN (docs/method.md, 2):
 
   first_stage   image -> feature pyramid -> objectness and deltas of every anchor -> proposals
   second_stage  boxes -> RoI features -> region embedding -> cosine with the vocabulary -> class logits, box deltas
-                (ViLD-ensemble: a second head, trained by the teacher alone, gives logits of its own)
-  masks         boxes -> RoI features -> one class-agnostic mask a box
+                (ViLD-ensemble: a second head, trained by the teacher alone, gives its own logits)
+  masks         boxes -> RoI features -> one class-agnostic mask for each box
 
-`predict` runs all of it on one picture. Batched functions take `per_image`, which maps a function of one image over the
-batch: `jax.vmap` alone, or `train.sharding.per_image(mesh)` where the batch is sharded.
+`predict` runs both stages and the masks on one picture. Batched functions take `per_image`, which maps a function of
+one image over the batch: `jax.vmap`, or `train.sharding.per_image(mesh)` for a sharded batch.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from vild_jax.structs import Detections, Proposals, RegionTargets, Vocabulary
 Array = jax.Array
 PerImage = Callable[[Callable], Callable]
 
-# Second-stage deltas are divided by these (dy, dx, dh, dw), in encoding and decoding alike.
+# Weights of the second-stage deltas (dy, dx, dh, dw): encoding multiplies by them, decoding divides by them.
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class ViLD(nn.Module):
-  """All parameters of the detector; each method is one network of it."""
+  """Holds all parameters of the detector; each method applies one of its networks."""
 
   model: Model
 
@@ -68,22 +68,27 @@ class ViLD(nn.Module):
     self.background = self.param('background', BACKGROUND_INIT, (model.embedding_dim,))
 
   def features(self, image: Array, *, train: bool) -> dict[int, Array]:
+    """Applies backbone and pyramid: [B, S, S, 3] -> {level: [B, H_l, W_l, C]}."""
     return self.fpn(self.backbone(image, train=train), train=train)
 
   def propose(self, features: dict[int, Array], *, train: bool) -> tuple[dict[int, Array], dict[int, Array]]:
+    """Applies the proposal network -> objectness {level: [B, N_l]}, deltas {level: [B, N_l, 4]}."""
     return self.rpn_head(features, train=train)
 
   def regions(self, roi_features: Array, valid: Array, *, train: bool) -> tuple[Array, Array]:
+    """Applies the region head: [N, s, s, C], validity [N] -> embeddings [N, D], deltas [N, 4]."""
     return self.region_head(roi_features, valid, train=train)
 
   def image_regions(self, roi_features: Array, valid: Array, *, train: bool) -> Array:
+    """Applies the image head of a ViLD-ensemble: [N, s, s, C], validity [N] -> embeddings [N, D]."""
     return self.image_head(roi_features, valid, train=train)[0]
 
   def masks(self, roi_features: Array, valid: Array, *, train: bool) -> Array:
+    """Applies the mask head: [N, s, s, C], validity [N] -> mask logits [N, 2s, 2s]."""
     return self.mask_head(roi_features, valid, train=train)
 
   def everything(self, image: Array) -> None:
-    """Touches every parameter once, for `init`; the parameters do not depend on the picture's size."""
+    """Uses every parameter once, for `init`; the parameters do not depend on the size of the image."""
     features = self.features(image, train=False)
     self.propose(features, train=False)
     one, channels = jnp.ones((1,), bool), self.model.pyramid.channels
@@ -96,7 +101,7 @@ class ViLD(nn.Module):
 
 @flax.struct.dataclass
 class FirstStage:
-  """Outputs before any region is chosen; dictionaries are keyed by level, N_l anchors a level.
+  """Holds the outputs before any region is chosen; dictionaries are keyed by level, with N_l anchors each.
 
   Attributes:
     features: [B, H_l, W_l, C].
@@ -113,14 +118,14 @@ class FirstStage:
 
 @flax.struct.dataclass
 class SecondStage:
-  """Outputs for R boxes an image.
+  """Holds the outputs for R boxes of each image.
 
   Attributes:
     embeddings: [B, R, D], not normalised.
     logits: [B, R, C + 1], cosine over temperature; the background is column C.
     deltas: [B, R, 4], to be decoded with BOX_WEIGHTS.
-    image_logits: [B, R, C] of the image head, without background; None in training and without that head.
-    student: [B, M, D], embeddings of the regions to distil, not normalised; None where nothing is distilled.
+    image_logits: [B, R, C] of the image head, without background; None in training, and without an image head.
+    student: [B, M, D], embeddings of the regions to distil, not normalised; None without distillation.
   """
 
   embeddings: Array
@@ -131,13 +136,13 @@ class SecondStage:
 
 
 def init(config: Config, key: Array) -> Any:
-  """Fresh variables {'params', 'batch_stats'} of the configured model."""
+  """Returns new variables {'params', 'batch_stats'} of the configured model."""
   side = 2 ** (config.model.pyramid.max_level + 1)
   return ViLD(config.model).init(key, jnp.zeros((1, side, side, 3)), method=ViLD.everything)
 
 
 def model_anchors(model: Model, image_size: tuple[int, int]) -> dict[int, Array]:
-  """The anchors {level: [N_l, 4]} of a padded input of `image_size` = (height, width)."""
+  """Returns the anchors {level: [N_l, 4]} of a padded input of `image_size` = (height, width)."""
   return anchors.pyramid_anchors(
     image_size,
     min_level=model.pyramid.min_level,
@@ -151,7 +156,11 @@ def model_anchors(model: Model, image_size: tuple[int, int]) -> dict[int, Array]
 def first_stage(
   model: Model, variables: Any, image: Array, *, train: bool, per_image: PerImage = jax.vmap
 ) -> tuple[FirstStage, Any]:
-  """Images [B, S, S, 3] -> (outputs, variables with the batch statistics of this call when `train`)."""
+  """Turns images [B, S, S, 3] into proposals and the outputs that they come from.
+
+  Returns:
+    (outputs, variables); with `train` the variables have updated batch statistics.
+  """
   features, variables = _apply(model, variables, ViLD.features, image, train=train)
   (objectness, deltas), variables = _apply(model, variables, ViLD.propose, features, train=train)
   rpn = model.rpn
@@ -180,10 +189,14 @@ def second_stage(
   distilled: RegionTargets | None = None,
   per_image: PerImage = jax.vmap,
 ) -> tuple[SecondStage, Any]:
-  """Boxes [B, R, 4] with validity [B, R] -> (outputs, variables); invalid rows stay out of batch statistics.
+  """Turns boxes [B, R, 4] with validity [B, R] into embeddings, class logits and box deltas.
 
-  The regions to distil go through the head that learns from them: the image head, which sees nothing else in training,
-  or else the one head there is, together with the R boxes, so that all of them share its batch statistics.
+  Invalid rows are left out of batch statistics. The regions to distil (`distilled`) go through the head that learns
+  from them. With an image head this is the image head, and in training it gets nothing else. Without one it is the
+  region head, which gets them together with the R boxes, so that all of them share its batch statistics.
+
+  Returns:
+    (outputs, variables); with `train` the variables have updated batch statistics.
   """
   size, count, student = model.region_head.roi_size, rois.shape[1], None
   head = partial(_on_regions, model, train=train)
@@ -209,9 +222,9 @@ def second_stage(
 def student_embeddings(
   model: Model, variables: Any, image: Array, rois: Array, valid: Array, *, per_image: PerImage = jax.vmap
 ) -> Array:
-  """What the head that learns from the teacher says at inference, not normalised.
+  """Returns the embeddings [B, M, D], at inference, of the head that learns from the teacher, not normalised.
 
-  Images [B, S, S, 3] and boxes [B, M, 4] with validity [B, M] -> embeddings [B, M, D].
+  `image` is [B, S, S, 3]; `rois` [B, M, 4] has validity `valid` [B, M].
   """
   features, _ = _apply(model, variables, ViLD.features, image, train=False)
   network = ViLD.image_regions if model.image_head else ViLD.regions
@@ -221,7 +234,7 @@ def student_embeddings(
 
 
 def class_logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vocabulary) -> Array:
-  """Embeddings [B, R, D] -> cosine over temperature [B, R, C + 1]."""
+  """Returns cosine over temperature [B, R, C + 1] of embeddings [B, R, D]; the background is column C."""
   return jax.vmap(
     lambda e: openvocab.cosine_logits(
       e, vocabulary.embeddings, variables['params']['background'], temperature=model.temperature, valid=vocabulary.valid
@@ -230,10 +243,13 @@ def class_logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vo
 
 
 def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> Array:
-  """Scores [B, R, C] in [0, 1] of every class: the text head's, ViLD-image's, or the ensemble of both heads'."""
-  if not model.background:  # ViLD-image: nothing has trained the background, which takes part in nothing
+  """Returns scores [B, R, C] in [0, 1] of every class (docs/method.md, 4).
+
+  They come from the text head, from the one head of ViLD-image, or from the ensemble of both heads.
+  """
+  if not model.background:  # ViLD-image: the background is not trained, so it is left out
     return jax.nn.softmax(second.logits[..., :-1], axis=-1)
-  # The softmax runs over the background and all classes; the background is dropped after (METHOD.md, section 1).
+  # The softmax runs over the background and all classes; the background is dropped afterwards (docs/method.md, 4).
   scores = jax.nn.softmax(second.logits, axis=-1)[..., :-1]
   if second.image_logits is None:
     return scores
@@ -244,16 +260,17 @@ def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> A
 
 
 def refine(rois: Array, deltas: Array, image_size: Array) -> Array:
-  """Of one image: proposals [R, 4] and their deltas [R, 4] -> boxes [R, 4], clipped to the picture in the square."""
-  # Not to the padded square as in the reference (METHOD.md, section 4.10). A region of the padding has nothing left
-  # then, and suppression cannot remove it: its overlap is 0, even with itself.
+  """Decodes the deltas [R, 4] of one image's proposals [R, 4]; clips to the picture, `image_size` (height, width)."""
+  # The reference clips to the padded square (docs/departures.md, 10). A region of the padding is left without area;
+  # `choose` drops it, because suppression cannot: its IoU is 0, even with itself.
   return boxes.clip(boxes.decode(deltas, rois, weights=BOX_WEIGHTS), image_size)
 
 
 def choose(model: Model, rois: Array, valid: Array, scores: Array) -> Detections:
-  """Of one image: final boxes [R, 4], validity [R], scores [R, C] -> the best detections, without their masks yet.
+  """Chooses the best detections of one image from boxes [R, 4], validity [R] and scores [R, C].
 
-  Suppression is class-wise; an invalid box, or one without area, gives no detection.
+  Suppression is class-wise; a box that is invalid or without area gives no detection (docs/departures.md, 10 and 11).
+  The masks of the result are zeros; `masks` computes them.
   """
   post = model.postprocess
   index, label, score, valid = nms.classwise_nms(
@@ -285,7 +302,11 @@ def masks(
   train: bool,
   per_image: PerImage = jax.vmap,
 ) -> tuple[Array, Any]:
-  """Boxes [B, K, 4] with validity [B, K] -> (mask logits [B, K, 28, 28], variables)."""
+  """Turns boxes [B, K, 4] with validity [B, K] into mask logits.
+
+  Returns:
+    (mask logits [B, K, 28, 28], variables); with `train` the variables have updated batch statistics.
+  """
   pooled = _pool(features, rois, size=model.mask_head.roi_size, per_image=per_image)
   return _on_regions(model, variables, ViLD.masks, pooled, valid, train=train)
 
@@ -299,14 +320,21 @@ def predict_batch(
   *,
   per_image: PerImage = jax.vmap,
 ) -> tuple[Detections, dict[str, Any]]:
-  """Images [B, S, S, 3], content sizes [B, 2] -> (detections [B, K, ...], intermediates of `predict`)."""
+  """Detects on images [B, S, S, 3] with the content sizes [B, 2] (height, width).
+
+  Returns:
+    (detections [B, K, ...], the intermediates of `predict` with a batch axis).
+  """
   first, _ = first_stage(model, variables, image, train=False, per_image=per_image)
   found = first.proposals
   second, _ = second_stage(
     model, variables, first.features, found.boxes, found.valid, vocabulary, train=False, per_image=per_image
   )
-  choose = partial(_choose, model)
-  detections = per_image(choose)(found, second.deltas, class_scores(model, second, vocabulary), image_size)
+
+  def detect(found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
+    return choose(model, refine(found.boxes, deltas, image_size), found.valid, scores)
+
+  detections = per_image(detect)(found, second.deltas, class_scores(model, second, vocabulary), image_size)
   mask_logits, _ = masks(
     model, variables, first.features, detections.boxes, detections.valid, train=False, per_image=per_image
   )
@@ -330,13 +358,13 @@ def predict(
   *,
   return_intermediates: bool = False,
 ) -> Detections | tuple[Detections, dict[str, Any]]:
-  """Detects on one picture; pure and jittable.
+  """Detects on one picture; a pure function that can be compiled with `jax.jit`.
 
   Args:
-    config: the experiment's configuration; only `config.model` matters here.
+    config: the experiment's configuration; only `config.model` is used.
     variables: {'params', 'batch_stats'}.
     image: float32 [S, S, 3], normalised and padded.
-    image_size: (height, width) of the rescaled picture inside the square.
+    image_size: (height, width) in pixels of the rescaled picture inside the square.
     vocabulary: the classes to detect, C of them.
     return_intermediates: also returns `features`, `proposals`, `text_logits` [R, C + 1], `image_logits` [R, C] (None
       without an image head), `box_deltas` [R, 4], `mask_logits` [K, 28, 28].
@@ -348,11 +376,6 @@ def predict(
   outputs = predict_batch(config.model, variables, image[None], image_size[None], vocabulary)
   detections, intermediates = jax.tree.map(lambda x: x[0], outputs)
   return (detections, intermediates) if return_intermediates else detections
-
-
-def _choose(model: Model, found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
-  """Of one image: boxes [R, 4] and scores [R, C] -> the best detections, without their masks yet."""
-  return choose(model, refine(found.boxes, deltas, image_size), found.valid, scores)
 
 
 def _pool(features: dict[int, Array], rois: Array, *, size: int, per_image: PerImage) -> Array:

@@ -84,7 +84,8 @@ def objective(
   """
   check_distillation(config, has_regions=batch.regions is not None)
   first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
-  targets = assign(config, first, batch, vocabulary, key, per_image=per_image)
+  keys = jax.random.split(key, batch.image.shape[0])
+  targets = assign(config, first, batch, vocabulary, keys, per_image=per_image)
   return loss_of(config, variables, first, targets, vocabulary, count(targets), per_image=per_image)
 
 
@@ -158,11 +159,25 @@ def outputs_of(
 
 
 def assign(
-  config: Config, first: FirstStage, batch: Batch, vocabulary: Vocabulary, key: Array, *, per_image: PerImage = jax.vmap
+  config: Config,
+  first: FirstStage,
+  batch: Batch,
+  vocabulary: Vocabulary,
+  keys: Array,
+  *,
+  per_image: PerImage = jax.vmap,
 ) -> Targets:
   """Chooses anchors and regions to learn from, and says what each should be; no gradient flows through it.
 
-  The regions to distil are the batch's own, chosen offline. `key` is the step's, or one for each image [B, 2].
+  The regions to distil are the batch's own, chosen offline.
+
+  Args:
+    config: the experiment.
+    first: outputs of the first stage.
+    batch: B pictures with their ground truth.
+    vocabulary: the training vocabulary; its padded size is the label of the background.
+    keys: randomness, one key an image [B, ...]: `jax.random.split(key of the step, B)`.
+    per_image: maps a function of one image over the batch (see `detector`).
   """
   rules = config.assignment
   background = vocabulary.embeddings.shape[0]
@@ -177,7 +192,6 @@ def assign(
       **_assign_regions(rules, config, found, gt_boxes, gt_labels, gt_masks, gt_valid, background, region_key),
     )
 
-  keys = key if key.ndim > 1 else jax.random.split(key, batch.image.shape[0])
   targets = per_image(of_one_image)(first.proposals, batch.boxes, batch.labels, batch.masks, batch.valid, keys)
   distils = config.distillation.weight > 0
   return jax.lax.stop_gradient(targets.replace(regions=batch.regions if distils else None))

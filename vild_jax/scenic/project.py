@@ -166,6 +166,23 @@ class Network(detector.ViLD):
     return features, *self.propose(features, train=train)
 
 
+def forward(
+  config: Config,
+  variables: Any,
+  batch: Batch,
+  vocabulary: Vocabulary,
+  key: jax.Array,
+  *,
+  per_image: detector.PerImage = jax.vmap,
+) -> tuple[dict[str, Any], Any]:
+  """Runs both stages in training mode; see `ViLDModel.forward`, which takes a batch under Scenic's names."""
+  first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
+  keys = jax.random.split(key, batch.image.shape[0])
+  targets = objective.assign(config, first, batch, vocabulary, keys, per_image=per_image)
+  outputs, variables = objective.outputs_of(config, variables, first, targets, vocabulary, per_image=per_image)
+  return {'outputs': outputs, 'targets': targets, 'vocabulary': vocabulary}, variables
+
+
 def get_model_cls(model_name: str = NAME) -> type:
   """The subclass of Scenic's `BaseModel`. ValueError for another name, ImportError without Scenic."""
   if model_name != NAME:
@@ -214,11 +231,7 @@ def _model_cls() -> type:
         key: randomness of this step.
         per_image: maps a function of one image over the batch (see `detector`).
       """
-      config, batch = self.experiment, _struct(batch)
-      first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
-      targets = objective.assign(config, first, batch, vocabulary, key, per_image=per_image)
-      outputs, variables = objective.outputs_of(config, variables, first, targets, vocabulary)
-      return {'outputs': outputs, 'targets': targets, 'vocabulary': vocabulary}, variables
+      return forward(self.experiment, variables, _struct(batch), vocabulary, key, per_image=per_image)
 
     def losses(self, logits: dict[str, Any]) -> dict[str, jax.Array]:
       """Each loss by its name, weighted."""
