@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from vild_jax.data import rle
 from vild_jax.data.schema import DataError
-from vild_jax.eval import coco, lvis, paste
+from vild_jax.eval import coco, lvis
 
 KEYS = [
   'AP',
@@ -126,7 +127,7 @@ def test_pictures_without_ground_truth_and_unlisted_categories_are_no_trap():
   truth = _truth([(1, 3, 10, 40)])
   rows, columns = np.ogrid[:100, :200]
   square = (rows >= 10) & (rows < 50) & (columns >= 10) & (columns < 50)
-  mask = {'segmentation': paste.to_rle(square)}
+  mask = {'segmentation': rle.encode_mask(square)}
   found = [_found(1, 3, 10, 0.9) | mask, _found(2, 5, 10, 0.99) | mask, _found(2, 9, 10, 0.99) | mask]
   metrics = lvis.evaluate(truth, found)
   assert metrics['box']['AP'] == pytest.approx(1) and metrics['mask']['AP'] == pytest.approx(1)
@@ -167,7 +168,7 @@ def test_the_photographs_say_which_protocol_they_are_for(shared):
 def test_masks_are_not_scored_where_an_object_has_none(protocol, segmentation, is_crowd):
   truth = _truth([(1, 3, 10, 40), (2, 3, 10, 40)])
   rows, columns = np.ogrid[:100, :200]
-  mask = paste.to_rle((rows >= 10) & (rows < 50) & (columns >= 10) & (columns < 50))
+  mask = rle.encode_mask((rows >= 10) & (rows < 50) & (columns >= 10) & (columns < 50))
   found = [_found(i, 3, 10, 0.9) | {'segmentation': mask} for i in (1, 2)]
   assert protocol.evaluate(truth, found)['mask']['AP'] == pytest.approx(1)
   truth['annotations'][1] |= {'segmentation': segmentation, 'iscrowd': is_crowd}

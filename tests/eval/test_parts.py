@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
+from tests.helpers.results import write_results
 from vild_jax.data.schema import DataError
-from vild_jax.eval import parts, results
+from vild_jax.eval import parts
 
 IDS = [30, 7, 12, 5, 99]
 OF = {image: [{'image_id': image, 'score': score / 10} for score in range(image % 4)] for image in IDS}
@@ -26,7 +27,7 @@ def test_the_merged_file_is_that_of_one_process(tmp_path):
   for index, ids in enumerate(([30, 7, 99], [12, 5], [])):
     write(path, 'abc', index, ids)
   parts.merge(path, 'abc', 3, IDS)
-  results.write_results(tmp_path / 'alone.json', [result for image in IDS for result in OF[image]])
+  write_results(tmp_path / 'alone.json', [result for image in IDS for result in OF[image]])
   assert path.read_bytes() == (tmp_path / 'alone.json').read_bytes()
   assert list(path.parent.iterdir()) == [path]
 
@@ -53,7 +54,7 @@ def test_a_part_that_comes_late_is_waited_for(tmp_path):
 def test_parts_that_do_not_make_a_whole(tmp_path, change, message):
   """What stood there before stays, and the part of another run is not taken for one of this."""
   path = tmp_path / 'results.json'
-  results.write_results(path, OF[7])
+  write_results(path, OF[7])
   write(path, 'other', 1, [12, 5])
   for index, ids in ({0: [30, 7, 99], 1: [12, 5]} | change).items():
     if ids is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as mask_api
 
+from vild_jax.data import rle
 from vild_jax.data.schema import DataError
 from vild_jax.eval import paste
 
@@ -32,7 +33,7 @@ def test_equals_the_reference_bit_for_bit(golden):
   pasted = paste.paste_masks(arrays['in_masks'], boxes, 100, 120)
   assert pasted.dtype == bool and pasted.any(axis=(1, 2)).sum() >= 6
   np.testing.assert_array_equal(pasted, arrays['out_segms'].astype(bool))
-  np.testing.assert_array_equal(paste.paste_mask(arrays['in_masks'][2], boxes[2], 100, 120), pasted[2])
+  np.testing.assert_array_equal(paste.paste_masks(arrays['in_masks'][2:3], boxes[2:3], 100, 120), pasted[2:3])
 
 
 def test_window_code_equals_the_whole_pictures_code():
@@ -40,7 +41,7 @@ def test_window_code_equals_the_whole_pictures_code():
   masks, boxes = _blobs(rng, 150), _boxes(rng, 150, 61, 83)
   whole = paste.paste_masks(masks, boxes, 61, 83)
   codes = paste.paste_to_rles(masks, boxes, 61, 83)
-  assert codes == [paste.to_rle(mask) for mask in whole]
+  assert codes == [rle.encode_mask(mask) for mask in whole]
   for code, mask in zip(codes, whole, strict=True):
     np.testing.assert_array_equal(mask_api.decode(code), mask)
   assert json.loads(json.dumps(codes)) == codes
@@ -49,13 +50,13 @@ def test_window_code_equals_the_whole_pictures_code():
 @pytest.mark.parametrize('box', [(0, 0, 40, 50), (-30, -30, 90, 90), (0, 10, 40, 20), (30, 0, 40, 50)])
 def test_runs_join_from_column_to_column(box):
   masks, boxes = np.ones((1, 28, 28), np.float32), np.array([box], np.float32)
-  assert paste.paste_to_rles(masks, boxes, 40, 50) == [paste.to_rle(paste.paste_masks(masks, boxes, 40, 50)[0])]
+  assert paste.paste_to_rles(masks, boxes, 40, 50) == [rle.encode_mask(paste.paste_masks(masks, boxes, 40, 50)[0])]
 
 
 def test_empty_masks_and_no_masks():
   boxes = np.array([[5, 5, 20, 20]], np.float32)
-  (rle,) = paste.paste_to_rles(np.zeros((1, 28, 28), np.float32), boxes, 40, 50)
-  assert mask_api.area(rle) == 0 and rle['size'] == [40, 50]
+  (code,) = paste.paste_to_rles(np.zeros((1, 28, 28), np.float32), boxes, 40, 50)
+  assert mask_api.area(code) == 0 and code['size'] == [40, 50]
   assert paste.paste_to_rles(np.zeros((0, 28, 28)), np.zeros((0, 4)), 40, 50) == []
   assert paste.paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), 40, 50).shape == (0, 40, 50)
 

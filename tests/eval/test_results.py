@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as mask_api
 
+from tests.helpers.results import write_results
 from vild_jax.data.schema import DataError
 from vild_jax.eval import paste, results
 
@@ -25,9 +26,10 @@ def test_only_valid_rows_become_results_in_the_formats_own_terms(tmp_path):
   rows = results.detections_to_results(7, boxes, scores, categories, masks, (40, 50), valid=valid)
   assert [row['category_id'] for row in rows] == [5, 1] and [row['score'] for row in rows] == [0.75, 0.5]
   assert rows[0]['bbox'] == [4, 2, 30.25, 20.5] and rows[0]['image_id'] == 7
-  np.testing.assert_array_equal(mask_api.decode(rows[0]['segmentation']), paste.paste_mask(masks[0], boxes[0], 40, 50))
+  pasted = paste.paste_masks(masks[:1], boxes[:1], 40, 50)[0]
+  np.testing.assert_array_equal(mask_api.decode(rows[0]['segmentation']), pasted)
   path = tmp_path / 'sub' / 'results.json'
-  results.write_results(path, rows)
+  write_results(path, rows)
   assert json.loads(path.read_text()) == rows
   assert results.read_results(path, SIZES, CATEGORIES) == rows
   boxes_alone = results.detections_to_results(7, boxes, scores, categories, None, (40, 50))
@@ -37,16 +39,16 @@ def test_only_valid_rows_become_results_in_the_formats_own_terms(tmp_path):
 def test_no_detections_make_an_empty_list(tmp_path):
   empty = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros((0, 28, 28))
   rows = results.detections_to_results(7, *empty, (40, 50))
-  results.write_results(tmp_path / 'r.json', rows)
+  write_results(tmp_path / 'r.json', rows)
   assert json.loads((tmp_path / 'r.json').read_text()) == []
 
 
 def test_a_failure_leaves_the_good_file_and_nothing_else(tmp_path):
   path = tmp_path / 'results.json'
   boxes, scores, categories, _, _ = _detections()
-  results.write_results(path, [])
+  write_results(path, [])
   with pytest.raises(RuntimeError), results.ResultsWriter(path) as writer:
-    writer.write(results.detections_to_results(7, boxes, scores, categories, None, (40, 50)))
+    writer.write(7, results.detections_to_results(7, boxes, scores, categories, None, (40, 50)))
     assert writer.count == 3
     raise RuntimeError('the power went')
   assert json.loads(path.read_text()) == [] and list(tmp_path.iterdir()) == [path]

@@ -1,10 +1,31 @@
-"""Files and folders are whole or not there, and an error names what the user asked for."""
+"""Files and folders are whole or not there, errors name what the user asked for, and one process writes at a time."""
 
 from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from vild_jax.runtime import files
+
+ROOT = Path(__file__).resolve().parents[2]
+# A process number that cannot run: the kernel gives none beyond 2^22.
+DEAD = 2**22 + 5
+
+
+def leftover(path: Path, *, pid: int = DEAD, machine: str | None = None) -> Path:
+  """The temporary name that a process would have used for `path`."""
+  return path.with_name(f'.{path.name}.{machine or files._machine()}-{pid}-77-0123abcd.tmp')
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_replaced_and_leaves_nothing_half_done(tmp_path):
@@ -51,6 +72,43 @@ def test_an_error_in_words_keeps_them(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_the_content_is_flushed_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
+  events = []
+  fsync, replace = os.fsync, os.replace
+  monkeypatch.setattr(
+    os, 'fsync', lambda handle: (events.append(os.readlink(f'/proc/self/fd/{handle}')), fsync(handle))
+  )
+  monkeypatch.setattr(os, 'replace', lambda a, b: (events.append('rename'), replace(a, b)))
+  files.write(tmp_path / 'file', 'x')
+  assert len(events) == 3 and events[0].endswith('.tmp') and events[1:] == ['rename', str(tmp_path)]
+
+
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path):
+  (tmp_path / 'elsewhere').write_text('precious')
+  (tmp_path / 'link').symlink_to(tmp_path / 'elsewhere')
+  files.write(tmp_path / 'link', 'new')
+  assert (tmp_path / 'elsewhere').read_text() == 'precious' and not (tmp_path / 'link').is_symlink()
+  (tmp_path / 'old').mkdir()
+  (tmp_path / 'old' / 'file').write_text('precious')
+  (tmp_path / 'folder').symlink_to(tmp_path / 'old')
+  with files.new_folder(tmp_path / 'folder') as folder:
+    (folder / 'file').write_text('new')
+  assert (tmp_path / 'old' / 'file').read_text() == 'precious' and (tmp_path / 'folder' / 'file').read_text() == 'new'
+
+
+def test_a_device_is_written_to_and_stays_a_device(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  reader = threading.Thread(target=lambda: found.append((tmp_path / 'pipe').read_bytes()))
+  found: list[bytes] = []
+  reader.start()
+  files.write(tmp_path / 'pipe', 'x')
+  reader.join()
+  assert found == [b'x'] and (tmp_path / 'pipe').is_fifo()
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
 def test_a_folder_appears_when_it_is_whole_and_replaces_the_old_one(tmp_path):
   for content in ('one', 'two'):
     with files.new_folder(tmp_path / 'a' / 'folder') as folder:
@@ -62,3 +120,224 @@ def test_a_folder_appears_when_it_is_whole_and_replaces_the_old_one(tmp_path):
     raise KeyError
   assert [path.name for path in (tmp_path / 'a').iterdir()] == ['folder']
   assert [path.name for path in (tmp_path / 'a' / 'folder').iterdir()] == ['two']
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+  with files.new_folder(tmp_path / 'folder') as folder:
+    (folder / 'good').write_text('good')
+  rename, seen = os.rename, []
+
+  def second_fails(source, target):
+    seen.append(source)
+    if len(seen) == 2:
+      raise OSError(28, 'No space left on device')
+    rename(source, target)
+
+  monkeypatch.setattr(os, 'rename', second_fails)
+  with pytest.raises(OSError, match='No space left'), files.new_folder(tmp_path / 'folder') as folder:
+    (folder / 'new').write_text('new')
+  assert len(seen) == 3
+  assert [path.name for path in tmp_path.iterdir()] == ['folder'] and (tmp_path / 'folder' / 'good').exists()
+
+
+def test_a_folder_made_for_nothing_goes_again(tmp_path):
+  with pytest.raises(KeyError), files.temporary_folder(tmp_path / 'a' / 'b' / 'c') as folder:
+    (folder / 'half').write_text('x')
+    raise KeyError
+  assert not list(tmp_path.iterdir())
+
+
+# --- leftovers ------------------------------------------------------------------------------------------------------
+
+
+def test_leftovers_of_dead_processes_of_this_machine_go_and_no_others(tmp_path):
+  gone, folder_gone = leftover(tmp_path / 'file'), leftover(tmp_path / 'folder')
+  gone.write_text('half')
+  (folder_gone / 'new').mkdir(parents=True)
+  started = files._started(os.getpid())
+  mine = tmp_path / f'.file.{files._machine()}-{os.getpid()}-{started}-0123abcd.tmp'
+  kept = [leftover(tmp_path / 'file', machine='0' * 8), mine, tmp_path / '.file.tmp', tmp_path / 'file.tmp']
+  for path in kept:
+    path.write_text('not ours to remove')
+  files.write(tmp_path / 'file', 'x')
+  assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / 'file'])
+
+
+@pytest.mark.parametrize(('there', 'expected'), [({'new', 'old'}, 'new'), ({'old'}, 'old')])
+def test_a_folder_whose_writer_died_between_the_two_renames_is_put_in_its_place(tmp_path, there, expected):
+  for name in there:
+    (leftover(tmp_path / 'bundle') / name).mkdir(parents=True)
+    (leftover(tmp_path / 'bundle') / name / name).write_text(name)
+  files.write(tmp_path / 'other', 'x')
+  assert (tmp_path / 'bundle' / expected).read_text() == expected
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['bundle', 'other']
+
+
+# --- locks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_in_use_is_refused_in_one_line_that_names_the_holder(tmp_path):
+  with files.locked(tmp_path / 'work'):
+    about = json.loads((tmp_path / 'work' / files.LOCK_FILE).read_text())
+    assert about['pid'] == os.getpid() and about['started'] == files._started(os.getpid())
+    with pytest.raises(files.FolderInUse) as error, files.locked(tmp_path / 'work'):
+      pass
+    assert f'work is in use by process {os.getpid()} on {about["host"]} since ' in str(error.value)
+    assert '\n' not in str(error.value) and 'choose another folder' in str(error.value)
+    with files.locked(tmp_path / 'work', hold=False):
+      pass
+  assert not (tmp_path / 'work').exists(), 'made for the lock alone'
+  with files.locked(tmp_path):
+    (tmp_path / 'file').write_text('x')
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+_HOLDER = """
+import sys, time
+from vild_jax.runtime import files
+with files.locked(sys.argv[1]):
+  print('held', flush=True)
+  time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_the_lock_of_a_killed_process_of_this_machine_is_stale_at_once(tmp_path):
+  command = [sys.executable, '-c', _HOLDER, tmp_path, '600']
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    assert process.stdout.readline() == 'held\n'
+    with pytest.raises(files.FolderInUse, match=f'process {process.pid} on'), files.locked(tmp_path):
+      pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  assert (tmp_path / files.LOCK_FILE).exists()
+  with files.locked(tmp_path):
+    assert json.loads((tmp_path / files.LOCK_FILE).read_text())['pid'] == os.getpid()
+  assert not list(tmp_path.iterdir())
+
+
+def test_who_may_wait_gets_the_lock_of_who_ends(tmp_path):
+  with subprocess.Popen(
+    [sys.executable, '-c', _HOLDER, tmp_path, '0.3'], stdout=subprocess.PIPE, text=True, cwd=ROOT
+  ) as process:
+    assert process.stdout.readline() == 'held\n'
+    with files.locked(tmp_path, wait_seconds=60):
+      assert json.loads((tmp_path / files.LOCK_FILE).read_text())['pid'] == os.getpid()
+
+
+@pytest.mark.parametrize('content', [{'machine': '0' * 8, 'host': 'other', 'pid': 7}, None])
+def test_the_lock_of_another_machine_is_stale_when_it_shows_no_life(tmp_path, monkeypatch, capsys, content):
+  monkeypatch.setattr(files, 'WATCH_SECONDS', 0.5)
+  (tmp_path / files.LOCK_FILE).write_text('' if content is None else json.dumps(content))
+  with files.locked(tmp_path):
+    assert json.loads((tmp_path / files.LOCK_FILE).read_text())['pid'] == os.getpid()
+  said = capsys.readouterr().err
+  assert ('is locked by process 7 on other' in said) == (content is not None)
+
+
+def test_a_lock_of_another_machine_that_changes_is_alive(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, 'BEAT_SECONDS', 0.1)
+  monkeypatch.setattr(files, 'WATCH_SECONDS', 30.0)
+  with files.locked(tmp_path):  # whose machine the other one does not know
+    monkeypatch.setattr(files, '_machine', lambda: 'f' * 8)
+    with pytest.raises(files.FolderInUse), files.locked(tmp_path):
+      pass
+
+
+def test_a_process_number_that_was_given_again_is_another_process(tmp_path):
+  about = {'machine': files._machine(), 'pid': os.getpid(), 'started': files._started(os.getpid()) - 1}
+  (tmp_path / files.LOCK_FILE).write_text(json.dumps(about))
+  with files.locked(tmp_path):
+    pass
+
+
+def test_who_lost_its_lock_leaves_the_new_one_alone(tmp_path):
+  with files.locked(tmp_path):
+    (tmp_path / files.LOCK_FILE).unlink()
+    (tmp_path / files.LOCK_FILE).write_text('of another process')
+  assert (tmp_path / files.LOCK_FILE).read_text() == 'of another process'
+
+
+# --- no other way ---------------------------------------------------------------------------------------------------
+
+_WRITES = {'write_text', 'write_bytes', 'save', 'savez', 'savez_compressed', 'savefig', 'imwrite', 'copyfile'}
+_WRITES |= {'copytree', 'rename', 'renames', 'move', 'mkdtemp', 'mkstemp', 'NamedTemporaryFile', 'symlink_to'}
+# Function -> why it may: it writes below a temporary path that its caller made, into memory, or through a library that
+# makes files whole itself.
+MAY_WRITE = {
+  'runtime/files.py': 'the way itself',
+  'data/regions/locks.py': 'makes lock files, which hold nothing',
+  'demo/world.py:_render': 'below the new folder of `generate`',
+  'data/regions/writer.py:StoreWriter.finish': 'into memory',
+  'eval/parts.py:PartWriter.__enter__': 'the temporary file of `files.replacing`, open until the block ends',
+  'eval/results.py:ResultsWriter.__enter__': 'the same',
+  'eval/summary.py:_png': 'into memory',
+  'report/report.py:_inline': 'into memory',
+  'teacher/checkpoint.py:_save': 'into memory',
+  'train/checkpoint.py:Checkpoints.save': 'Orbax makes checkpoints whole',
+  'train/weights.py:save': 'Orbax; below the new folder of its callers',
+  'train/writers.py:WorkdirWriter.__init__': 'opens the log that grows line by line; a half-written line is left out',
+}
+
+
+def writes(source: str) -> list[tuple[str, int]]:
+  """(function, line) of each call that writes, renames or makes a temporary file outside of a block of `files`."""
+  found: list[tuple[str, int]] = []
+
+  def visit(node: ast.AST, function: str, safe: bool) -> None:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+      function = f'{function}.{node.name}'.strip('.')
+    if isinstance(node, ast.With):
+      safe = safe or any('files.' in ast.unparse(item.context_expr) for item in node.items)
+    if isinstance(node, ast.Call):
+      name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, 'id', '')
+      on = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ''
+      modes = [a.value for a in [*node.args, *(k.value for k in node.keywords if k.arg == 'mode')]
+               if isinstance(a, ast.Constant) and isinstance(a.value, str)]  # fmt: skip
+      opens = name == 'open' and any(set(mode) <= set('rwaxbt+') and set(mode) & set('wax+') for mode in modes)
+      ours = on in ('files', 'vocabulary_lib', 'vocabulary', 'checkpoint', 'checkpoints', 'weights') or 'files.' in on
+      renames = name == 'replace' and on == 'os'
+      if (opens or renames or (name in _WRITES and not ours)) and not safe:
+        found.append((function, node.lineno))
+    for child in ast.iter_child_nodes(node):
+      visit(child, function, safe)
+
+  visit(ast.parse(source), '', False)
+  return found
+
+
+@pytest.mark.parametrize(
+  'path', sorted((ROOT / 'vild_jax').rglob('*.py')), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_there_is_no_other_way_to_write(path):
+  name = path.relative_to(ROOT / 'vild_jax').as_posix()
+  wrong = [
+    f'{name}:{line} ({function})'
+    for function, line in writes(path.read_text(encoding='utf-8'))
+    if name not in MAY_WRITE and f'{name}:{function}' not in MAY_WRITE
+  ]
+  assert not wrong, f'{", ".join(wrong)} write otherwise than by runtime.files; expected one way to write'
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    "open(p, 'w')",
+    "p.open('ab')",
+    "open(p, mode='x')",
+    'p.write_text(x)',
+    'os.replace(a, b)',
+    'a.rename(b)',
+    'np.savez(p, a=1)',
+    'image.save(p)',
+    'shutil.copyfile(a, b)',
+    'tempfile.mkdtemp()',
+  ],
+)
+def test_other_ways_to_write_are_found(line):
+  assert writes(f'def f():\n  {line}\n') == [('f', 2)]
+  assert writes(f'def f():\n  with files.replacing(p) as t:\n    {line}\n') == []
+
+
+@pytest.mark.parametrize('line', ['open(p)', "open(p, 'rb')", 'p.read_text()', "text.replace('a', 'b')"])
+def test_reading_is_no_writing(line):
+  assert not writes(line)

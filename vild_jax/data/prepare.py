@@ -11,16 +11,13 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import itertools
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,9 +29,9 @@ from vild_jax.data import transforms
 from vild_jax.data.annotations import Problems
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.data.sources import JsonSource, read_metadata
-from vild_jax.runtime import progress
+from vild_jax.runtime import files, progress
 
-_SPLITS = ('train', 'val')
+_WAIT_SECONDS = 600.0  # for another process that puts a finished split of the same data set in its place
 
 
 class Source(Protocol):
@@ -123,7 +120,7 @@ def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: 
   _check_names(name, split)
   version = Path(out) / name / detection.VERSION
   _check_against(version, source, split)
-  with _staging(Path(out), f'.{name}-{split}.') as staging:
+  with files.temporary_folder(Path(out) / f'{name}-{split}') as staging:
     content = _Content(source)
     with progress.bar(len(source), f'prepare {name}/{split}', unit='img') as bar, _quiet_tfds():
       builder = detection.Detection(name, split, content.examples(bar.update), str(staging))
@@ -131,52 +128,12 @@ def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: 
     stored = min(len(content), builder.info.splits[split].num_examples)
     if stored != len(source):  # TFDS asks for no examples at all where it takes a data set for finished
       raise DataError(f'{name}/{split}: {stored} examples were stored; expected the {len(source)} of the source')
-    with _locked(Path(out)):
+    with files.locked(out, wait_seconds=_WAIT_SECONDS):
       _check_against(version, source, split)
       _commit(staging / name / detection.VERSION, version, split, content, overwrite)
   for note in source.notes:
     print(f'{name}/{split}: {note}', file=sys.stderr)
   return version
-
-
-@contextlib.contextmanager
-def _staging(out: Path, prefix: str) -> Iterator[Path]:
-  """A new hidden folder in `out`, gone at the end, and so is `out` if it was made here and nothing came to lie in it.
-
-  Removes what killed runs left under this prefix: a process holds the lock of its folder for as long as it lives.
-  """
-  made = [folder for folder in (out, *out.parents) if not folder.exists()]
-  out.mkdir(parents=True, exist_ok=True)
-  try:
-    with contextlib.ExitStack() as stack:
-      with _locked(out):  # so that nobody takes a folder for abandoned before it has its lock
-        for old in out.glob(f'{prefix}*incomplete'):
-          with _locked(old, wait=False) as is_abandoned:
-            if is_abandoned:
-              shutil.rmtree(old, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp('.incomplete', prefix, out))
-        stack.callback(shutil.rmtree, staging, ignore_errors=True)
-        stack.enter_context(_locked(staging))
-      yield staging
-  finally:
-    with contextlib.suppress(OSError):  # not empty
-      for folder in made:
-        folder.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-  """Holds a folder's advisory lock; False where another process has it (`wait=False`) or there is none to be had."""
-  handle, is_locked = None, False
-  try:
-    with contextlib.suppress(OSError):  # the folder is gone by now, or the file system knows no locks
-      handle = os.open(folder, os.O_RDONLY)
-      fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-      is_locked = True
-    yield is_locked
-  finally:
-    if handle is not None:
-      os.close(handle)
 
 
 def _check_names(name: str, split: str) -> None:
@@ -332,7 +289,9 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
   entry['filepathTemplate'] = '{DATASET}-{SPLIT}-' + tag + '.{FILEFORMAT}-{SHARD_X_OF_Y}'
   shards = []
   for shard in sorted(built.glob('*.array_record-*')):
-    shards.append(shard.rename(shard.with_name(shard.name.replace('.array_record', f'-{tag}.array_record', 1))))
+    tagged = shard.with_name(shard.name.replace('.array_record', f'-{tag}.array_record', 1))
+    files.move(shard, tagged)
+    shards.append(tagged)
   metadata = {'categories': [dataclasses.asdict(c) for c in content.source.categories], 'contents': {}}
   if old:
     metadata = json.loads((version / 'metadata.json').read_text(encoding='utf-8'))
@@ -343,14 +302,14 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
     'notes': list(content.source.notes),
     'has_masks': content.has_masks,
   }
-  (built / 'metadata.json').write_text(json.dumps(metadata), encoding='utf-8')
-  (built / 'dataset_info.json').write_text(json.dumps(info, indent=2), encoding='utf-8')
+  files.write(built / 'metadata.json', json.dumps(metadata))
+  files.write(built / 'dataset_info.json', json.dumps(info, indent=2))
   if old is None:
     version.parent.mkdir(parents=True, exist_ok=True)
-    built.rename(version)
+    files.move(built, version)
     return
   for file in [*shards, built / 'metadata.json', built / 'dataset_info.json']:  # the last one makes it count
-    os.replace(file, version / file.name)
+    files.move(file, version / file.name)
   for template in [s['filepathTemplate'] for s in old['splits'] if s['name'] == split]:
     stale = template.partition('-{SPLIT}-')[2].partition('.')[0]
     for shard in version.glob(f'*-{split}-{stale}.array_record-*'):

@@ -1,7 +1,7 @@
-"""Results of several processes: each writes its pictures to a file of its own, and one merges the files.
+"""Writes the results of several processes: each process writes a part, a file of its own, and one merges the parts.
 
-What travels between processes are files, not arrays: results are large, and of a different size for each picture. A
-part is whole or not there, and its name holds the number of the run, so that none of another run is taken for it.
+Processes exchange files, not arrays, because results are large and differ in size between pictures. A part appears only
+when it is complete. Its name contains the number of the run, so the parts of another run are never merged.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from vild_jax.data.schema import DataError
 from vild_jax.eval.results import Result, ResultsWriter
 from vild_jax.runtime import files
 
-WAIT_SECONDS = 600  # for the part of a process that ends with the others, through the slowest of file systems
+WAIT_SECONDS = 600  # processes end at about the same time; this leaves time for slow file systems
 
 
 class PartWriter:
   """Streams the results of some pictures, in the order of the data set, to a part of a results file.
 
-  The part appears, whole, when the `with` block ends without an error.
+  The part appears, complete, when the `with` block ends without an error.
   """
 
   def __init__(self, results: str | Path, run: str, index: int):
-    """`results` is the file that the parts become; `run` is the same text in all processes of one run, and no other."""
+    """Takes the results file that the parts become, and `run`, a text that all processes of this run alone share."""
     self._path = _part(Path(results), run, index)
     self._stack = contextlib.ExitStack()
 
@@ -51,14 +51,14 @@ def merge(
   """Waits for the parts of `count` processes, writes them as one results file, and removes them.
 
   Args:
-    results: the file, as one process alone would write it.
-    run: as the writers have it.
-    count: how many parts there are.
-    image_ids: all pictures, in the order of the data set: that of the file, and within each part.
+    results: the results file; it is the same as if one process had written it.
+    run: the same text as for the writers.
+    count: the number of parts.
+    image_ids: all pictures in the order of the data set; the file and each part have this order.
     wait_seconds: how long to wait for the last part.
 
   Raises:
-    DataError: a part does not come, is damaged, or has a picture that another has or none knows; or one is in none.
+    DataError: if a part does not appear or is damaged, or if a picture is unknown, in two parts or in no part.
   """
   parts = [_part(Path(results), run, index) for index in range(count)]
   _wait(parts, wait_seconds)
@@ -74,7 +74,7 @@ def merge(
           f'the {count} parts of {results} lack image {image_id}, or it is out of order; expected every '
           'picture of the data set once'
         )
-      writer.write(heads[holder][1])
+      writer.write(int(image_id), heads[holder][1])
       heads[holder] = next(streams[holder], None)
     if any(head is not None for head in heads):
       raise DataError(f'the {count} parts of {results} hold a picture twice; expected every picture once')
@@ -83,7 +83,7 @@ def merge(
 
 
 def remove_parts(results: str | Path) -> None:
-  """Removes what runs that were interrupted have left."""
+  """Removes the parts that interrupted runs have left."""
   results = Path(results)
   for pattern in (f'.{results.name}.*.part', f'..{results.name}.*.part.*.tmp'):
     for stale in results.parent.glob(pattern):
@@ -113,7 +113,7 @@ def _pictures(lines: Iterator[str], part: Path, place: dict[int, int]) -> Iterat
       where = place[image_id]
     except (ValueError, TypeError, KeyError):
       raise DataError(
-        f'{part}, line {number} is no picture of the data set with its results; expected what a process '
+        f'{part}, line {number} is not a picture of the data set with its results; expected what a process '
         'of this run wrote'
       ) from None
     yield where, found

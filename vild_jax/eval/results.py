@@ -1,14 +1,14 @@
-"""Detections as a file: the results JSON that every COCO and LVIS evaluator reads, one detection a line.
+"""Writes, reads and checks results JSON, the file of detections that COCO and LVIS evaluators read.
 
 A detection is {'image_id', 'category_id', 'bbox': [x, y, width, height], 'score', 'segmentation': RLE}, in pixels of
-the original picture and the data set's own ids. Padding rows are never written (METHOD.md, section 4.10).
+the original picture and with the ids of the data set. Padding rows are never written (docs/departures.md, 10).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def detections_to_results(
   *,
   valid: np.ndarray | None = None,
 ) -> list[Result]:
-  """The K detections of one picture as results, in the order given.
+  """Returns the K detections of one picture as results, in the order given.
 
   Args:
     image_id: the data set's id of the picture.
@@ -45,12 +45,12 @@ def detections_to_results(
     valid: bool [K]; rows that are False are left out. None means all.
 
   Raises:
-    DataError: a box or a score that is not finite, or arrays that do not fit each other.
+    DataError: if a box or a score is not finite, or the arrays do not fit each other.
   """
   keep = np.ones(len(boxes), bool) if valid is None else np.asarray(valid, bool)
   boxes, scores, category_ids = (np.asarray(a)[keep] for a in (boxes, scores, category_ids))
   if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-    raise DataError(f'picture {image_id}: a detection has a box or a score that is no number; expected finite ones')
+    raise DataError(f'picture {image_id}: a detection has a box or a score that is not finite; expected finite numbers')
   corner = boxes[:, 1::-1]
   bboxes = np.concatenate([corner, boxes[:, 3:1:-1] - corner], axis=1).tolist()
   results = [
@@ -65,54 +65,54 @@ def detections_to_results(
 
 
 class ResultsWriter:
-  """Streams results into a JSON file that appears, whole, when the `with` block ends without an error.
+  """Streams results into a JSON file that appears, complete, when the `with` block ends without an error.
 
   with ResultsWriter('results.json') as writer:
-    writer.write(detections_to_results(...))
+    writer.write(image_id, detections_to_results(image_id, ...))
   """
 
   def __init__(self, path: str | Path):
     self._path = Path(path)
-    self._temporary = files.temporary_beside(self._path)
+    self._stack = contextlib.ExitStack()
     self.count = 0
 
   def __enter__(self) -> ResultsWriter:
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    self._file = self._temporary.open('w', encoding='ascii')
+    temporary = self._stack.enter_context(files.replacing(self._path))
+    self._file = self._stack.enter_context(temporary.open('w', encoding='ascii'))
+    self._stack.push(self._end)
     self._file.write('[')
     return self
 
-  def write(self, results: Sequence[Result]) -> None:
-    """Appends results, at most all of one picture at a time."""
+  def write(self, image_id: int, results: Sequence[Result]) -> None:
+    """Appends all results of one picture."""
+    del image_id  # every result has it
     for result in results:
       self._file.write(('\n' if self.count == 0 else ',\n') + json.dumps(result, allow_nan=False))
       self.count += 1
 
-  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-    with self._file:
-      self._file.write('\n]\n')
+  def __exit__(self, *error: Any) -> None:
+    self._stack.__exit__(*error)
+
+  def _end(self, kind: Any, *_: Any) -> None:
     if kind is None:
-      os.replace(self._temporary, self._path)
-    else:
-      self._temporary.unlink()
-
-
-def write_results(path: str | Path, results: Sequence[Result]) -> None:
-  """Writes results that are all in memory; see `ResultsWriter`."""
-  with ResultsWriter(path) as writer:
-    writer.write(results)
+      self._file.write('\n]\n')
 
 
 def read_json(source: Any, what: str) -> Any:
-  """What a JSON file holds, or `source` itself where it is no path; `what` names it in the message of a DataError."""
+  """Returns the content of a JSON file, or `source` itself if it is not a path.
+
+  Raises:
+    DataError: if the file cannot be read; `what` says in the message what was expected.
+  """
   if not isinstance(source, str | Path):
     return source
   if not Path(source).is_file():
-    raise DataError(f'{source} is no file; expected {what}')
+    raise DataError(f'{source} is not a file; expected {what}')
   try:
     return json.loads(Path(source).read_bytes())
   except ValueError as error:
-    raise DataError(f'{source} is no JSON ({error}); expected {what}') from None
+    raise DataError(f'{source} is not JSON ({error}); expected {what}') from None
 
 
 def read_results(source: Any, image_sizes: Mapping[int, tuple[int, int]], category_ids: set[int]) -> list[Result]:
@@ -124,7 +124,7 @@ def read_results(source: Any, image_sizes: Mapping[int, tuple[int, int]], catego
     category_ids: the categories of the ground truth.
 
   Raises:
-    DataError: naming the first detection that cannot be scored, and why.
+    DataError: names the first detection that cannot be scored, and the reason.
   """
   results = read_json(source, 'a results JSON: a list of detections')
   name = source if isinstance(source, str | Path) else 'results'
@@ -142,7 +142,7 @@ def read_results(source: Any, image_sizes: Mapping[int, tuple[int, int]], catego
 
 
 def _problem(result: Any, image_sizes: Mapping[int, tuple[int, int]], category_ids: set[int]) -> str:
-  """Why a result cannot be scored; empty where it can."""
+  """The reason why a result cannot be scored; empty if it can."""
   if not isinstance(result, dict) or not ({'image_id', 'category_id', 'score'} <= result.keys()):
     return f'found {str(result)[:80]}; expected image_id, category_id, score and bbox or segmentation'
   size = image_sizes.get(result['image_id'])

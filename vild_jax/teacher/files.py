@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from vild_jax.runtime.files import temporary_beside
+from vild_jax.runtime import files
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 CONFIG, TOKENIZER, PREPROCESSOR = 'config.json', 'tokenizer.json', 'preprocessor_config.json'
@@ -152,18 +151,12 @@ def read_json(path: Path) -> dict[str, Any]:
   return tree
 
 
-def write(directory: Path, files: Mapping[str, bytes]) -> None:
+def write(directory: Path, contents: Mapping[str, bytes]) -> None:
   """Writes all files of a directory, each whole or not at all; those that stood there stay until all are complete."""
   directory.mkdir(parents=True, exist_ok=True)
-  temporary = {name: temporary_beside(directory / name) for name in files}
-  try:
-    for name, content in files.items():
-      temporary[name].write_bytes(content)
-    for name in files:
-      os.replace(temporary[name], directory / name)
-  finally:
-    for path in temporary.values():
-      path.unlink(missing_ok=True)
+  with contextlib.ExitStack() as stack:  # which renames in the reverse order
+    for name, content in reversed(contents.items()):
+      stack.enter_context(files.replacing(directory / name)).write_bytes(content)
 
 
 def first_line(error: Exception) -> str:

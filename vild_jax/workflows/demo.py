@@ -26,6 +26,7 @@ from vild_jax import config as config_lib
 from vild_jax import vocabulary
 from vild_jax.config import Config
 from vild_jax.data import class_lists, prepare, sources, transforms
+from vild_jax.demo import crops as toy_crops
 from vild_jax.demo import teacher as toy_teacher
 from vild_jax.demo import world as toy_world
 from vild_jax.demo.methods import DEFAULT, METHODS
@@ -51,9 +52,13 @@ def run(
 
   Args:
     workdir: new, or that of a demo with the same seed: its stages are not run again.
-    seed: of the world, the teacher and the training.
+    seed: random seed of the world, the teacher and the training.
     methods: of `demo.methods.METHODS`. ViLD-text is run in any case: the table is about what the others add to it.
     json_file: where to write a copy of `report.json`.
+
+  Raises:
+    FolderInUse: another process works in `workdir`.
+    ValueError: a seed or method that does not exist, or `workdir` holds a demo with another seed or other settings.
   """
   if not 0 <= seed < 2**32:
     raise ValueError(f'--seed is {seed}; expected a number from 0 to below 2**32')
@@ -61,6 +66,11 @@ def run(
     raise ValueError(f'--methods has {unknown[0]!r}; expected some of {", ".join(METHODS)}')
   chosen = [method for method in METHODS if method in methods or method == 'vild_text']
   workdir = workdir.resolve()  # the configs keep these paths
+  with files.locked(workdir):
+    return _run(workdir, seed, chosen, json_file)
+
+
+def _run(workdir: Path, seed: int, chosen: Sequence[str], json_file: str | None) -> report.Report:
   world, data, teacher = (workdir / name for name in ('world', 'data', 'teacher'))
   classes = workdir / 'vocabulary.npz'
   config = toy_config(data / 'toy', classes, teacher, seed)
@@ -294,7 +304,7 @@ def _prepare(world: Path, data: Path) -> None:
 def _train_teacher(teacher: Path, seed: int, data: Path) -> dict[str, float]:
   """Trains the toy teacher; returns its zero-shot accuracy on the ground-truth boxes of base and novel objects."""
   names = toy_world.caption_names()
-  images, labels = toy_world.captioned_crops(seed, _TEACHER_CROPS)
+  images, labels = toy_crops.captioned_crops(seed, _TEACHER_CROPS)
   return _teacher_accuracy(toy_teacher.train(images, labels, names, teacher, seed=seed, steps=_TEACHER_STEPS), data)
 
 

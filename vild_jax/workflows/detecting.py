@@ -23,8 +23,13 @@ def detect(
   """Draws what is found in each picture into `out` and writes `detections.json`; returns its content.
 
   Args:
+    detector: what `inference.detector.load` returned.
+    images: paths of the pictures.
     classes: names separated by commas, or a text file with one name a line.
+    out: gets `NAME_detections.png` for each picture, and `detections.json`.
     min_score: detections below are left out.
+
+  Raises ValueError, before anything is written, for a picture that cannot be read or names that do not fit.
   """
   names = class_lists.names(classes)
   twice = {image.stem for image in images if [i.stem for i in images].count(image.stem) > 1}
@@ -39,9 +44,11 @@ def detect(
     picture = transforms.decode(path, upright=True)
     result = detector.detect(picture, names, min_score=min_score)
     drawn = out / f'{path.stem}{f"_{number}" if path.stem in twice else ""}_detections.png'
-    Image.fromarray(
-      drawing.draw(picture, result.boxes, result.labels, result.scores, result.masks, names, novel=novel)
-    ).save(drawn)
+    picture_with_objects = drawing.draw(
+      picture, result.boxes, result.labels, result.scores, result.masks, names, novel=novel
+    )
+    with files.replacing(drawn) as temporary:
+      Image.fromarray(picture_with_objects).save(temporary, 'PNG')
     found.append(
       {
         'image': str(path),

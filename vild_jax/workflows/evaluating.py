@@ -37,10 +37,24 @@ def evaluate(
 ) -> dict[str, Any] | None:
   """Evaluates a checkpoint of a work directory (the newest, or that of `step`) or a bundle on a prepared split.
 
-  Returns the metrics; of several processes the first does, and the others None.
+  Args:
+    config: the experiment that the checkpoint was trained with.
+    folder: the work directory or bundle.
+    data, split: the prepared data set.
+    out: gets results, metrics and plots; locked while they are made.
+    vocabulary: file of the classes to detect; by default that of training.
+    scores: of `defaults.SCORES`: the model's own, or those of a baseline that crops and embeds with `teacher`.
+    teacher: folder of the teacher that embeds crops.
+    regions: store of the teacher's embeddings for this split: the metrics get `teacher_cosine`, the mean cosine of the
+      model's embeddings to them.
+    step: which checkpoint of the work directory; by default the newest.
 
-  `scores`: of the model, or one of the `baselines`, which crop and embed with the teacher in the folder `teacher`.
-  `regions`: a store of the teacher's embeddings for this split; `teacher_cosine` says how near the model's come to it.
+  Returns:
+    The metrics; None in all processes but the first.
+
+  Raises:
+    FolderInUse: another process works in `out`.
+    ValueError: an argument, or what it names, does not fit the checkpoint; nothing is written then.
   """
   if scores not in defaults.SCORES:
     raise ValueError(f'--scores is {scores!r}; expected one of {", ".join(defaults.SCORES)}')
@@ -73,21 +87,22 @@ def evaluate(
         config, variables, trained_on, dataset, store, mesh=mesh, regions_per_image=store.max_regions
       )
     }
-  metrics = evaluation.evaluate(
-    config,
-    variables,
-    classes,
-    trained_on,
-    dataset,
-    out,
-    mesh=mesh,
-    predict=predict,
-    folders=crop_baselines.folders(scores),
-  )
-  if metrics is None:
-    return None
-  if cosine:
-    files.write(out / COSINE_FILE, json.dumps(cosine, indent=2) + '\n')
+  with files.locked(out, hold=jax.process_index() == 0):
+    metrics = evaluation.evaluate(
+      config,
+      variables,
+      classes,
+      trained_on,
+      dataset,
+      out,
+      mesh=mesh,
+      predict=predict,
+      folders=crop_baselines.folders(scores),
+    )
+    if metrics is None:
+      return None
+    if cosine:
+      files.write(out / COSINE_FILE, json.dumps(cosine, indent=2) + '\n')
   return metrics | cosine
 
 

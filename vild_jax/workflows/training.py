@@ -88,6 +88,10 @@ def train_on(
     workdir: the work directory, see `train`.
     stream: start step -> batches, for who has put a pipeline of their own around `opened.stream`, the default.
     writer: as in `loop.train`.
+
+  Raises:
+    FolderInUse: another process trains in `workdir`.
+    ValueError, FloatingPointError, Preempted: see `checkpoint.claim_workdir` and `loop.train`.
   """
   config, vocabulary = opened.config, opened.vocabulary
   mesh = sharding.make_mesh(config.mesh)
@@ -97,26 +101,28 @@ def train_on(
   if config.train.pictures:
     shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else opened.dataset
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
-  checkpoint.claim_workdir(workdir, config)  # last: what fails before leaves the directory as it was
-  _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
-  _keep_identity(workdir / _DATA_FILE, opened.dataset, opened.regions)
-  categories = opened.dataset.categories
-  dropped = sorted({c.name for c in categories} - set(vocabulary.names))
-  if dropped and jax.process_index() == 0:
-    print(
-      f'{len(dropped)} of {len(categories)} categories of the data are not in the vocabulary, '
-      f'{dropped[0]!r} for one; nothing is learnt of them',
-      file=sys.stderr,
+  # Last: what fails before leaves the directory as it was. Of several processes the first locks it.
+  with files.locked(workdir, hold=jax.process_index() == 0):
+    checkpoint.claim_workdir(workdir, config)
+    _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
+    _keep_identity(workdir / _DATA_FILE, opened.dataset, opened.regions)
+    categories = opened.dataset.categories
+    dropped = sorted({c.name for c in categories} - set(vocabulary.names))
+    if dropped and jax.process_index() == 0:
+      print(
+        f'{len(dropped)} of {len(categories)} categories of the data are not in the vocabulary, '
+        f'{dropped[0]!r} for one; nothing is learnt of them',
+        file=sys.stderr,
+      )
+    return loop.train(
+      config,
+      workdir,
+      vocabulary_lib.to_struct(vocabulary),
+      stream or opened.stream,
+      mesh=mesh,
+      writer=writer,
+      pictures=pictures,
     )
-  return loop.train(
-    config,
-    workdir,
-    vocabulary_lib.to_struct(vocabulary),
-    stream or opened.stream,
-    mesh=mesh,
-    writer=writer,
-    pictures=pictures,
-  )
 
 
 def _open_regions(
