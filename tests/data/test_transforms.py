@@ -86,7 +86,7 @@ def test_parser_golden(golden, name, scale):
   boxes, masks = boxes[visible], arrays['in_masks'][keep][visible]
   np.testing.assert_allclose(boxes, arrays['out_gt_boxes'][:3], atol=1e-5)
   np.testing.assert_array_equal(arrays['in_classes'][keep][visible], arrays['out_gt_classes'][:3])
-  crops = [transforms.crop_mask(m, b) for m, b in zip(masks, transforms.to_picture(boxes, resized), strict=True)]
+  crops = [transforms.crop_mask(m, b) for m, b in zip(masks, transforms.from_square(boxes, resized), strict=True)]
   # The reference computes sample positions near 80 and 120 in float32: 1e-5 of a pixel is its own rounding.
   np.testing.assert_allclose(np.stack(crops), arrays['out_gt_masks'][:3], atol=3e-5)
 
@@ -124,7 +124,7 @@ def test_boxes_go_to_the_square_and_back(picture):
   inside = np.float32([[5, 20, 30, 40]])
   square = transforms.to_square(inside, resized)
   np.testing.assert_allclose(square, [[5 * 58 / 37, 20 * 83 / 53 - 18, 30 * 58 / 37, 40 * 83 / 53 - 18]], rtol=1e-5)
-  np.testing.assert_allclose(transforms.to_picture(square, resized), inside, atol=1e-4)
+  np.testing.assert_allclose(transforms.from_square(square, resized), inside, atol=1e-4)
 
 
 def test_boxes_out_of_the_crop_are_not_visible(picture):

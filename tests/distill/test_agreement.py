@@ -14,6 +14,7 @@ from vild_jax import detector
 from vild_jax.core import roi_align
 from vild_jax.data import prepare, sources, transforms
 from vild_jax.distill import agreement
+from vild_jax.train import sharding
 from vild_jax.vocabulary import VocabularyFile
 
 BASE = {3: True, 1: False, 8: True}  # category id -> is base
@@ -65,7 +66,9 @@ def iou(a, b):
 def test_the_mean_cosine_of_each_group(dataset, store, image_head):
   config = tiny.config(f'model.image_head={image_head}', 'mesh.data=1', 'evaluation.batch_size=3')
   variables = tiny.variables(config)
-  found = agreement.distillation_cosine(config, variables, WORDS, dataset, store, regions_per_image=7)
+  found = agreement.distillation_cosine(
+    config, variables, WORDS, dataset, store, mesh=sharding.make_mesh(config.mesh), regions_per_image=7
+  )
 
   @jax.jit
   def student(image, boxes):
@@ -113,4 +116,4 @@ def test_the_mean_cosine_of_each_group(dataset, store, image_head):
 )
 def test_a_store_that_does_not_belong_is_refused(dataset, store, other, message):
   with pytest.raises(ValueError, match=message):
-    agreement.distillation_cosine(tiny.config(), {}, WORDS, dataset, Store(dataset, store, **other))
+    agreement.distillation_cosine(tiny.config(), {}, WORDS, dataset, Store(dataset, store, **other), mesh=None)

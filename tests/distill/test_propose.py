@@ -39,7 +39,7 @@ def variables():
 
 
 def propose(variables, out: Path, *, dataset: picture_list.Pictures | None = None, config=CONFIG, **options) -> dict:
-  options = {'max_proposals': COUNT, 'images_per_shard': 3} | options
+  options = {'max_proposals': COUNT, 'images_per_shard': 3, 'mesh': propose_lib.local_mesh(config)} | options
   return propose_lib.propose(config, variables, pictures() if dataset is None else dataset, out, **options)
 
 

@@ -10,6 +10,7 @@ from vild_jax.data import class_lists, prepare, sources
 from vild_jax.data.schema import DataError
 from vild_jax.eval import results
 from vild_jax.inference import evaluation
+from vild_jax.train import sharding
 from vild_jax.vocabulary import VocabularyFile
 
 CAT, PERSON, CUP, HOT_DOG = 17, 1, 47, 58  # novel, base, novel, and one of the 15 that are neither
@@ -51,7 +52,9 @@ def perfect(config, variables, classes, trained_on, dataset, mesh, timer):
 
 def evaluate(dataset, out, protocol, words=WORDS):
   config = tiny.config(f'evaluation.protocol={protocol}', 'model.region_head.embedding_dim=80')
-  return evaluation.evaluate(config, {}, words, words, dataset, out, predict=perfect)
+  return evaluation.evaluate(
+    config, {}, words, words, dataset, out, mesh=sharding.make_mesh(config.mesh), predict=perfect
+  )
 
 
 def test_open_vocabulary_coco_is_scored_on_the_categories_of_the_vocabulary(dataset, tmp_path, capsys):

@@ -22,6 +22,11 @@ from vild_jax.train.step import make_train_step
 CONFIG = tiny.config('train.log_every=4', 'train.on_nan=skip')  # one config, so that its step is compiled once
 
 
+def _train(workdir, stream, mesh, config=CONFIG):
+  checkpoint.claim_workdir(workdir, config)
+  return loop.train(config, workdir, tiny.vocabulary(), stream, mesh=mesh)
+
+
 class Killed(Exception):
   pass
 
@@ -44,14 +49,14 @@ def mesh():
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory, mesh):
   workdir = tmp_path_factory.mktemp('undisturbed')
-  return workdir, loop.train(CONFIG, workdir, tiny.vocabulary(), _batches(), mesh=mesh)
+  return workdir, _train(workdir, _batches(), mesh)
 
 
 def test_a_killed_run_ends_at_bit_identical_parameters(undisturbed, tmp_path, mesh):
   workdir, final = undisturbed
   with pytest.raises(Killed):
-    loop.train(CONFIG, tmp_path, tiny.vocabulary(), _batches(kill_at=5), mesh=mesh)
-  resumed = loop.train(CONFIG, tmp_path, tiny.vocabulary(), _batches(), mesh=mesh)
+    _train(tmp_path, _batches(kill_at=5), mesh)
+  resumed = _train(tmp_path, _batches(), mesh)
   assert int(resumed.step) == 8
   for a, b in zip(jax.tree.leaves(final), jax.tree.leaves(resumed), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -63,7 +68,7 @@ def test_a_killed_run_ends_at_bit_identical_parameters(undisturbed, tmp_path, me
 
 def test_a_finished_run_is_not_trained_again(undisturbed, mesh):
   workdir, final = undisturbed
-  again = loop.train(CONFIG, workdir, tiny.vocabulary(), _batches(kill_at=0), mesh=mesh)
+  again = _train(workdir, _batches(kill_at=0), mesh)
   np.testing.assert_array_equal(again.params['background'], final.params['background'])
 
 
@@ -146,16 +151,16 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named_with_its_images(tm
     match=r'not finite in step 5: .*gradient_norm nan, loss nan, .*; '
     r'images 500, 501, .*, 507; expected finite numbers \(the checkpoint of step 4 is kept\)$',
   ):
-    loop.train(stops, tmp_path, tiny.vocabulary(), _poisoned(5), mesh=mesh)
+    _train(tmp_path, _poisoned(5), mesh, stops)
   assert checkpoint.Checkpoints(tmp_path).latest_step() == 4
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoint.load_variables(tmp_path, CONFIG)))
   with pytest.raises(FloatingPointError, match=r'in step 6: .*the checkpoint of step 4 is kept'):
-    loop.train(stops, tmp_path, tiny.vocabulary(), _poisoned(6), mesh=mesh)
+    _train(tmp_path, _poisoned(6), mesh, stops)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted_if_the_config_says_so(undisturbed, tmp_path, mesh):
   config = tiny.config('train.log_every=4', 'train.on_nan=skip', 'train.checkpoint_every=1', 'train.keep=9')
-  loop.train(config, tmp_path, tiny.vocabulary(), _poisoned(5), mesh=mesh)
+  _train(tmp_path, _poisoned(5), mesh, config)
   states = {step: _restored(tmp_path, config, step) for step in (4, 5, 6)}
   for key in ('params', 'batch_stats', 'opt_state'):
     before, skipped, after = (jax.tree.leaves(getattr(states[step], key)) for step in (4, 5, 6))
@@ -211,10 +216,10 @@ def test_sigterm_saves_the_step_and_a_resume_ends_bit_identical(undisturbed, tmp
 
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(processes.Preempted, match=rf'told to end \(SIGTERM\); step {told_at} of 8 is saved in '):
-    loop.train(CONFIG, tmp_path, tiny.vocabulary(), stream, mesh=mesh)
+    _train(tmp_path, stream, mesh)
   assert signal.getsignal(signal.SIGTERM) is before
   assert checkpoint.Checkpoints(tmp_path).latest_step() == told_at
-  resumed = loop.train(CONFIG, tmp_path, tiny.vocabulary(), stream, mesh=mesh)
+  resumed = _train(tmp_path, stream, mesh)
   for a, b in zip(jax.tree.leaves(undisturbed[1]), jax.tree.leaves(resumed), strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -226,7 +231,7 @@ def test_told_to_end_in_the_last_step_a_run_is_finished(tmp_path, mesh):
         os.kill(os.getpid(), signal.SIGTERM)
       yield arrays
 
-  assert int(loop.train(CONFIG, tmp_path, tiny.vocabulary(), stream, mesh=mesh).step) == 8
+  assert int(_train(tmp_path, stream, mesh).step) == 8
 
 
 def test_the_saved_config_reads_back(undisturbed):

@@ -1,10 +1,10 @@
-"""Batches of fixed shape from a prepared data set: jittered ones for training, plain ones for evaluation.
+"""Makes batches of fixed shape from a prepared data set: augmented ones for training, plain ones for evaluation.
 
-The example in slot j of step k is a function of (seed, k, j) and of nothing else: neither of the number of processes or
-workers nor of where the run was resumed. Example i = k · batch_size + j of the endless stream is example i mod n of a
-data set that Grain shuffles anew in every epoch, and its augmentation is drawn from a generator keyed by (seed, i).
-Only base categories reach training (METHOD.md, section 1): `LabelMap` drops the others before anything sees them.
-Regions to distil join their picture in `join`; `repeats` is the order in which rare categories come more often.
+The example in slot j of step k is a function of (seed, k, j) alone: it does not depend on the number of processes or
+workers, nor on the step at which the run was resumed. Example i = k · batch_size + j of the endless stream is example
+i mod n of a data set that Grain shuffles anew in every epoch, and its augmentation is drawn from a generator keyed by
+(seed, i). Only base categories are used for training (docs/method.md, 1): `LabelMap` drops the others first.
+`regions.targets` adds the regions to distil; `repeats` is an order in which rare categories come more often.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from vild_jax.data import repeats, rle, transforms
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.schema import Category, DataError, Example
 
-Arrays = dict[str, Any]  # of numpy arrays, or of such dictionaries: the regions to distil
+Arrays = dict[str, Any]  # the values are NumPy arrays, or a dictionary of them (the regions to distil)
 
 
 class ExampleSource(Protocol):
-  """Random access to examples, picklable for the workers: `sources.PreparedDataset`, or a list."""
+  """Gives random access to examples and can be pickled for the workers: `sources.PreparedDataset`, or a list."""
 
   def __len__(self) -> int: ...
 
@@ -44,23 +44,23 @@ class ExampleSource(Protocol):
 
 @dataclass(frozen=True)
 class LabelMap:
-  """Row of the vocabulary for each category id that training may see."""
+  """Maps each category id that training may use to its row of the vocabulary."""
 
   rows: dict[int, int]
 
   def __call__(self, category_ids: np.ndarray) -> np.ndarray:
-    """int64 [N] ids -> int32 [N] rows, -1 for categories to drop."""
+    """Turns ids int64 [N] into rows int32 [N], -1 for categories to drop."""
     return np.array([self.rows.get(int(c), -1) for c in category_ids], np.int32)
 
 
 def label_map(
   categories: Sequence[Category], names: Sequence[str], is_base: Sequence[bool] | np.ndarray, *, novel: bool = False
 ) -> LabelMap:
-  """Matches a data set's categories with a vocabulary by their raw names.
+  """Matches the categories of a data set with a vocabulary by their raw names.
 
-  Cleaned names would not do: LVIS's 1,203 names clean to 1,199. Categories that the vocabulary lacks are dropped, and
-  novel ones too, unless `novel` (the supervised baseline). Raises DataError if a name stands twice in the vocabulary
-  or if nothing is left to train on.
+  Cleaned names are not unique: the 1,203 names of LVIS become 1,199. Categories that the vocabulary does not have are
+  dropped, and so are novel ones, unless `novel` is True (the supervised baseline). Raises DataError if a name is in the
+  vocabulary twice, or if no category is left to train on.
   """
   row_of = {str(name): row for row, name in enumerate(names)}
   if len(row_of) < len(names):
@@ -70,7 +70,7 @@ def label_map(
   if not matched:
     sides = [repr(next(iter(side), None)) for side in ((c.name for c in categories), row_of)]
     raise DataError(
-      f'no category of the data set is in the vocabulary: the one has {sides[0]}, the other {sides[1]}; '
+      f'no category of the data set is in the vocabulary: the data set has {sides[0]}, the vocabulary {sides[1]}; '
       'expected equal raw names'
     )
   rows = {category: row for category, row in matched.items() if novel or is_base[row]}
@@ -89,15 +89,16 @@ def train_example(
   rng: np.random.Generator,
   regions: region_targets.RegionDraw | None = None,
 ) -> Arrays:
-  """One training example, jittered, mirrored or not, cropped and padded (METHOD.md, section 3).
+  """Makes one training example: scaled at random, mirrored or not, cropped and padded (docs/method.md, 3).
 
-  Crowds, categories that `labels` drops and objects outside the crop are left out. Of more than `max_instances`
-  objects the first ones stay, as in the reference. An example without objects is kept: it trains as background.
+  Crowds, categories that `labels` drops, and objects outside the crop are left out. If more than `max_instances`
+  objects are left, the first ones are used, as in the reference. An example without objects is kept: it trains as
+  background.
 
   Returns:
     image float32 [S, S, 3], image_size float32 [2], boxes float32 [N, 4], labels int32 [N], masks uint8
     [N, 112, 112] (255 times the soft mask), valid bool [N], image_id int64; N = `data.max_instances`. With `regions`
-    also what `region_targets.region_targets` returns, under that name.
+    also `regions`: what `region_targets.region_targets` returns.
   """
   draw = transforms.draw_augmentation(rng, data.scale_range, data.flip)
   image, objects = decode(example), example.objects
@@ -122,7 +123,7 @@ def train_example(
   }
   item['boxes'][: len(kept)] = boxes[kept]
   item['labels'][: len(kept)] = rows[kept]
-  for slot, (index, box) in enumerate(zip(kept, transforms.to_picture(boxes[kept], resized), strict=True)):
+  for slot, (index, box) in enumerate(zip(kept, transforms.from_square(boxes[kept], resized), strict=True)):
     mask = _mask(example, index)
     soft = transforms.crop_mask(mask[:, ::-1] if draw.flip else mask, box)
     item['masks'][slot] = np.round(255 * soft)
@@ -132,7 +133,7 @@ def train_example(
 
 
 def eval_example(example: Example, image_size: int) -> Arrays:
-  """One example for prediction: the whole picture in the square, not mirrored, and how to get back to its pixels.
+  """Makes one example for prediction: the whole picture in the square, not mirrored, and how to map it back.
 
   Returns:
     image float32 [S, S, 3], image_size float32 [2], scale float32 [2] (square / picture along y, x), original_size
@@ -150,7 +151,7 @@ def eval_example(example: Example, image_size: int) -> Arrays:
 
 
 def decode(example: Example) -> np.ndarray:
-  """The picture, uint8 [H, W, 3]. Raises DataError if it cannot be read or has not the size that is annotated."""
+  """Decodes the picture, uint8 [H, W, 3]. Raises DataError if it is not readable or not of the annotated size."""
   image = transforms.decode(example.image, f'image {example.image_id}')
   if image.shape[:2] != (example.height, example.width):
     raise DataError(
@@ -191,17 +192,17 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[Arrays]:
-  """The endless stream of training batches from `start_step` on, this process's part of each.
+  """Returns the endless stream of training batches from `start_step` on: this process's part of each batch.
 
   Process p of P gets slots [p · B / P, (p + 1) · B / P) of the global batch B = `config.data.batch_size`. Keys and
-  shapes as in `train_example`, with a leading batch axis. `close()` of the iterator ends the workers.
+  shapes are those of `train_example`, with a leading batch axis. `close()` of the iterator ends the workers.
 
   Args:
-    regions: the store whose embeddings are distilled, by `config.distillation`; None delivers no regions.
+    regions: the store whose embeddings are distilled, as `config.distillation` says; None for no regions.
 
   Raises:
-    DataError: for an empty data set, a batch that the processes cannot share, and, while iterating, a broken picture or
-      one whose regions are missing.
+    DataError: the data set is empty, or the batch size is not a multiple of the number of processes; while iterating,
+      a picture is broken or its regions are missing.
   """
   local = _local_batch(config.data.batch_size, process_count, 'data.batch_size')
   if len(dataset) == 0:
@@ -223,7 +224,7 @@ def train_batches(
 def eval_batches(
   dataset: ExampleSource, config: Config, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Arrays]:
-  """All examples once, in order, as `eval_example` makes them, with a leading batch axis.
+  """Returns batches of all examples, once and in order, as `eval_example` makes them, with a leading batch axis.
 
   `batch_size` is global and shared among processes as in `train_batches`. The last batch is filled up with examples
   whose `real` is False (zero picture, image_id −1), so that every process takes the same number of batches.
@@ -260,20 +261,21 @@ def _image_bytes(config: Config) -> int:
 
 
 def _stream(batches: grain.MapDataset, workers: int, batch_bytes: int) -> Iterator[Arrays]:
-  """Computes batches ahead of their use: in worker processes, or in two threads if there are none."""
+  """Computes batches ahead of their use: in worker processes, or in two threads if `workers` is 0."""
   if workers == 0:
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
   else:
     if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()  # Grain hands absl's flags to its workers; most programs never parse any
+      flags.FLAGS.mark_as_parsed()  # Grain passes absl's flags on to its workers, which fails unless they are parsed
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    if not _shared_memory_holds(3 * workers * batch_bytes):  # made, queued and in use, for each worker
+    if not _shared_memory_holds(3 * workers * batch_bytes):  # for each worker: one being made, one queued, one in use
       options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
       stream = grain.experimental.WithOptionsIterDataset(stream, options)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
     stream = stream.mp_prefetch(options, worker_init_fn=_prepare_worker)
   produced = _produce(stream, copy=workers > 0)
-  # Left open until the interpreter takes its modules apart, Grain's workers and shared memory end with a wall of noise.
+  # A stream that is still open when the interpreter shuts down makes Grain print many errors about its workers and
+  # shared memory.
   atexit.register(_close, weakref.ref(produced))
   return produced
 
@@ -282,17 +284,17 @@ def _produce(stream: grain.IterDataset, copy: bool) -> Iterator[Arrays]:
   iterator, batch = iter(stream), None
   try:
     for batch in iterator:
-      # Workers' arrays lie in shared memory that must not outlive their stream: the caller gets its own.
+      # Arrays from workers lie in shared memory that is freed with the stream: the caller gets copies.
       yield _own(batch) if copy else batch
   finally:
     iterator.close()
     batch = iterator = None
-    # Grain frees shared memory in a thread of its own; what a program leaves to it at its end is reported as leaked,
-    # and so is what an exhausted stream's traceback holds in a cycle.
+    # Grain frees shared memory in a separate thread. What is not freed when the program ends is reported as leaked; so
+    # is what the traceback of an exhausted stream keeps alive in a reference cycle.
     gc.collect()
     deletions = getattr(grain.multiprocessing.SharedMemoryArray, '_del_thread_pool', None)
     if deletions is not None:
-      deletions.apply(int)  # the thread works in order: it has then done all the rest
+      deletions.apply(int)  # the thread works in order: once this is done, so are all jobs before it
 
 
 def _own(arrays: Arrays) -> Arrays:
@@ -306,10 +308,10 @@ def _close(reference: weakref.ref) -> None:
 
 
 def _prepare_worker(index: int, count: int) -> None:
-  """A worker ends when its parent does, however that ends, and leaves signals sent to the whole group to it."""
+  """Makes a worker end when its parent ends, in whatever way, and ignore signals that are sent to the whole group."""
   del index, count
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a preempted run still takes batches until it has saved
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a preempted run needs batches until it has saved a checkpoint
 
   def end_with_parent():
     multiprocessing.parent_process().join()
@@ -319,9 +321,12 @@ def _prepare_worker(index: int, count: int) -> None:
 
 
 def _shared_memory_holds(needed: int) -> bool:
-  """Containers often have 64 MB of it, and writing more kills a worker by SIGBUS; then pipes are slower but work."""
+  """Tells whether /dev/shm has room for `needed` bytes.
+
+  Containers often have 64 MB there, and writing more kills a worker by SIGBUS. Pipes are slower, but work then.
+  """
   try:
     status = os.statvfs('/dev/shm')
   except OSError:
-    return True  # a system that keeps shared memory elsewhere
+    return True  # this system keeps shared memory elsewhere
   return status.f_bavail * status.f_frsize >= needed

@@ -1,14 +1,16 @@
-"""From encoded pictures to the square the network sees: decode, resize, crop, pad, flip, boxes and masks with them.
+"""Turns an encoded picture, its boxes and its masks into the square that the network sees.
 
-Plain functions on numpy arrays, one picture at a time (METHOD.md, sections 2 and 3). The resize is the reference's:
-legacy bilinear (source position = target position · in / out, no half-pixel centres, no antialias), sizes rounded
-twice, padding after the normalisation, so that padding is the mean colour. Every random number is an argument.
+Plain functions on NumPy arrays, one picture at a time: decode, resize, crop, pad, flip (docs/method.md, 2 and 3). The
+resize is that of the reference: legacy bilinear (source position = target position · in / out, without half-pixel
+centres and without antialiasing). Sizes are rounded twice. Padding follows the normalisation, so that the zeros of the
+padding are the mean colour. Random numbers are arguments.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +23,20 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # RGB, of pictures in [0, 1]
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 MASK_SIZE = 112  # side of a ground-truth mask crop
 
-# PIL warns of pictures that it reads all the same (odd EXIF, many pixels). For good, since pictures are decoded in
-# threads, and `catch_warnings` around each would put other threads' filters out of order.
+# PIL warns about pictures that it can read (odd EXIF data, many pixels). The filter is set once for the whole process:
+# pictures are decoded in threads, and `catch_warnings` in one thread would disturb the filters of the others.
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 @dataclass(frozen=True)
 class Augmentation:
-  """The draws of one training picture: size factor, mirrored or not, where the crop lies in [0, 1) along (y, x)."""
+  """Holds the random numbers of one training picture.
+
+  Attributes:
+    scale: factor on the size.
+    flip: whether the picture is mirrored, left to right.
+    offset_draw: two numbers in [0, 1), the place of the crop along (y, x).
+  """
 
   scale: float
   flip: bool
@@ -37,13 +45,13 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class ResizedImage:
-  """A picture placed in the square, and where it went: square position = picture position · scale − offset.
+  """Holds a picture placed in the square, and its place: square position = picture position · scale − offset.
 
   Attributes:
     image: float32 [S, S, 3], normalised, zero outside the content.
-    size: float32 [2], (height, width) of the content, which starts at the square's corner.
+    size: float32 [2], (height, width) of the content, which starts at the top left corner of the square.
     scale: float32 [2], along (y, x); the two differ a little, since sizes are whole pixels.
-    offset: float32 [2], pixels of the rescaled picture cut off at the top and at the left.
+    offset: float32 [2], pixels of the rescaled picture that are cut off at the top and at the left.
   """
 
   image: np.ndarray
@@ -53,7 +61,7 @@ class ResizedImage:
 
 
 def draw_augmentation(rng: np.random.Generator, scale_range: tuple[float, float], flip: bool) -> Augmentation:
-  """Large-scale jitter: always four draws, in this order, so that switching the flip off changes nothing else."""
+  """Draws large-scale jitter: always four numbers in one order, so that turning the flip off changes nothing else."""
   scale, mirror, *offset = rng.random(4)
   low, high = scale_range
   return Augmentation(low + (high - low) * scale, flip and mirror < 0.5, tuple(offset))
@@ -63,11 +71,11 @@ def draw_augmentation(rng: np.random.Generator, scale_range: tuple[float, float]
 
 
 def decode(source: bytes | str | Path, name: str = 'the picture', *, upright: bool = False) -> np.ndarray:
-  """Encoded bytes, or a file, -> uint8 [H, W, 3] RGB, whatever the colour model; an alpha channel is dropped.
+  """Decodes bytes or a file to uint8 [H, W, 3] RGB, from any colour model; an alpha channel is dropped.
 
-  EXIF orientation is ignored on purpose unless `upright`: annotations of COCO and LVIS refer to the stored pixels, but
-  a user's own picture is meant as it is shown. `name` stands for bytes in messages. Raises DataError if the picture
-  cannot be decoded to its last pixel.
+  EXIF orientation is ignored unless `upright`: annotations of COCO and LVIS refer to the stored pixels, but a user's
+  own picture should appear as viewers show it. `name` is what messages call a picture that is given as bytes. Raises
+  DataError if the picture cannot be decoded to its last pixel.
   """
   if not isinstance(source, bytes):
     name = str(source)
@@ -79,19 +87,19 @@ def decode(source: bytes | str | Path, name: str = 'the picture', *, upright: bo
     with Image.open(io.BytesIO(source)) as picture:
       if upright:
         picture = ImageOps.exif_transpose(picture)
-      if picture.mode.startswith('I;16'):  # PIL would cut 16-bit grey off at 255
+      if picture.mode.startswith('I;16'):  # PIL would clip 16-bit grey at 255
         grey = (np.asarray(picture) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
       return np.array(picture.convert('RGB'))
-  except Exception as error:  # PIL raises a dozen unrelated types on broken files
+  except Exception as error:  # PIL raises many unrelated types for broken files
     reason = ' '.join(str(error).split()) if not isinstance(error, Image.UnidentifiedImageError) else 'unknown format'
     raise DataError(f'{name}: no readable picture ({reason}); expected a whole JPEG or PNG file') from None
 
 
 def normalize(image: np.ndarray) -> np.ndarray:
-  """uint8 [H, W, 3] RGB -> float32 [H, W, 3], (x / 255 − mean) / deviation of ImageNet."""
+  """Turns uint8 [H, W, 3] RGB into float32 [H, W, 3]: (x / 255 − mean) / deviation, both of ImageNet."""
   height, width, _ = image.shape
-  # Whole rows at a time: broadcasting over the three channels would be five times slower.
+  # Works on whole rows: broadcasting over the three channels is five times slower.
   rows = image.reshape(height, -1).astype(np.float32)
   rows *= np.tile(1 / (255 * STD.astype(np.float64)), width).astype(np.float32)
   rows -= np.tile(MEAN / STD, width)
@@ -105,13 +113,14 @@ def resize_and_pad(
 
   Args:
     image: uint8 [H, W, 3] RGB.
+    image_size: S, pixels.
     scale: 1 fits the whole picture (evaluation); training draws it from the jitter range.
-    offset_draw: two numbers in [0, 1): where the crop lies if the rescaled picture is larger than the square.
+    offset_draw: two numbers in [0, 1): the place of the crop if the rescaled picture is larger than the square.
 
   Only the pixels that end up in the square are computed.
   """
   size_in = np.array(image.shape[:2])
-  # float32 and the second rounding are the reference's: they decide the size where a product falls near .5.
+  # float32 and the second rounding follow the reference: they decide the size where a product is near .5.
   wanted = np.round(np.float32(scale) * np.float32(image_size))
   fit = np.min(np.float32(wanted) / size_in.astype(np.float32))
   rescaled = np.maximum(np.round(size_in.astype(np.float32) * fit), 1).astype(np.int64)
@@ -136,14 +145,14 @@ def resize_and_pad(
 
 
 def _taps(size_in: int, size_out: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The two source indices and the weight of the second, for targets start .. start + count − 1 along one axis."""
+  """Returns both source indices and the weight of the second, for targets start .. start + count − 1 on one axis."""
   position = np.arange(start, start + count).astype(np.float32) * (np.float32(size_in) / np.float32(size_out))
   lower = np.minimum(position.astype(np.int64), size_in - 1)
   return lower, np.minimum(lower + 1, size_in - 1), position - lower.astype(np.float32)
 
 
 def _blend(image: np.ndarray, lower: np.ndarray, upper: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
-  """image[lower] + (image[upper] − image[lower]) · weight along an axis of [H, W, 3], on rows of W·3 numbers."""
+  """Returns image[lower] + (image[upper] − image[lower]) · weight on an axis of [H, W, 3], in rows of W·3 numbers."""
   _, width, channels = image.shape
   rows = image.reshape(image.shape[0], -1)
   if axis == 0:
@@ -164,40 +173,53 @@ def _blend(image: np.ndarray, lower: np.ndarray, upper: np.ndarray, weight: np.n
 
 
 def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
-  """Mirrors boxes [N, 4] yxyx of a picture of that width, left to right."""
+  """Mirrors boxes [N, 4] yxyx, left to right, in a picture of the given width in pixels."""
   y1, x1, y2, x2 = boxes.T
   return np.stack([y1, width - x2, y2, width - x1], axis=1).astype(np.float32)
 
 
 def to_square(boxes: np.ndarray, resized: ResizedImage) -> np.ndarray:
-  """Boxes [N, 4] of the picture -> boxes of the square, clipped to [0, S − 1] as the reference clips them."""
+  """Maps boxes [N, 4] of the picture to boxes of the square, clipped to [0, S − 1] as the reference clips them."""
   return np.clip(move_boxes(boxes, resized), 0, resized.image.shape[0] - 1).astype(np.float32)
 
 
 def move_boxes(boxes: np.ndarray, resized: ResizedImage) -> np.ndarray:
-  """Boxes [N, 4] of the picture -> where they lie in the square or beyond it, not clipped."""
+  """Maps boxes [N, 4] of the picture to boxes of the square, without clipping: they may reach beyond it."""
   return boxes.astype(np.float32) * np.tile(resized.scale, 2) - np.tile(resized.offset, 2)
 
 
-def to_picture(boxes: np.ndarray, resized: ResizedImage) -> np.ndarray:
-  """Boxes [N, 4] of the square -> boxes of the picture (the inverse of `to_square`, but for its clipping)."""
+def from_square(boxes: np.ndarray, resized: ResizedImage) -> np.ndarray:
+  """Maps boxes [N, 4] of the square to boxes of the picture: the inverse of `move_boxes`."""
   return ((boxes + np.tile(resized.offset, 2)) / np.tile(resized.scale, 2)).astype(np.float32)
 
 
+def to_picture(boxes: np.ndarray, scale: np.ndarray, size: Sequence[int]) -> np.ndarray:
+  """Maps boxes [N, 4] of a square that holds the whole picture back to the picture, clipped to it.
+
+  Args:
+    boxes: float32 yxyx, pixels of the square.
+    scale: [2], of the picture's pixels to the square's (`ResizedImage.scale`).
+    size: (height, width) of the picture.
+  """
+  height, width = size
+  return np.clip(boxes / np.tile(scale, 2), 0, np.array([height, width, height, width], np.float32))
+
+
 def is_visible(boxes: np.ndarray) -> np.ndarray:
-  """bool [N]: True where a clipped box has height and width left."""
+  """Returns bool [N]: True where a clipped box still has height and width."""
   return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def crop_mask(mask: np.ndarray, box: np.ndarray, size: int = MASK_SIZE) -> np.ndarray:
-  """The part of a mask inside a box, bilinear on a size² grid whose corner samples lie on the box's corners.
+  """Crops a mask to a box: bilinear, on a size × size grid whose corner samples lie on the corners of the box.
 
-  As the reference, a box coordinate c of a picture of n pixels lies at index c · (n − 1) / n (its mask crops map the
-  picture's far edge to the last pixel's centre); beyond the picture the border is repeated.
+  As in the reference, the box coordinate c in a picture of n pixels is at index c · (n − 1) / n: the far edge of the
+  picture is at the centre of the last pixel. Outside the picture the border is repeated.
 
   Args:
-    mask: [H, W] in {0, 1}, at the picture's own size.
-    box: [4] yxyx in pixels of that picture; for cut objects the visible part.
+    mask: [H, W] in {0, 1}, in the size of the picture.
+    box: [4] yxyx in pixels of that picture; the visible part of an object that the crop cuts.
+    size: samples along each side.
 
   Returns:
     float32 [size, size] in [0, 1]: a soft mask.

@@ -33,7 +33,7 @@ def distillation_cosine(
   store: RegionStore,
   *,
   regions_per_image: int = defaults.MAX_REGIONS,
-  mesh: Mesh | None = None,
+  mesh: Mesh,
 ) -> dict[str, Any]:
   """The mean cosine between the student's and the teacher's embeddings of the same regions.
 
@@ -48,7 +48,7 @@ def distillation_cosine(
     dataset: a prepared split, of held-out pictures.
     store: its store of embeddings as `vild-jax embed-regions` writes it.
     regions_per_image: so many of each picture are compared, the best first.
-    mesh: devices to run on; all by default.
+    mesh: devices to run on.
 
   Returns:
     {'base', 'novel', 'other', 'all'}: the mean over all pictures' regions of the group, None where it has none, and
@@ -58,7 +58,6 @@ def distillation_cosine(
   """
   region_targets.check_store(store, dataset, config.model.embedding_dim)
   vocabulary_lib.check_regions(store.path, store.teacher, trained_on)
-  mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   size = config.evaluation.batch_size
   sharding.check_batch_size(mesh, size, 'evaluation.batch_size')
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)

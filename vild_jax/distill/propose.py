@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from vild_jax.config import Config, defaults
 from vild_jax.data import batch as batches
-from vild_jax.data import sources
+from vild_jax.data import sources, transforms
 from vild_jax.data.regions.records import PROPOSALS, Job, Regions
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.regions.writer import StoreWriter
@@ -65,7 +65,7 @@ def propose(
   *,
   max_proposals: int = defaults.MAX_PROPOSALS,
   images_per_shard: int = defaults.PROPOSAL_IMAGES_PER_SHARD,
-  mesh: Mesh | None = None,
+  mesh: Mesh,
 ) -> dict[str, Any]:
   """Writes the proposals of every picture of `dataset` to the region store `out`, or what is missing of them.
 
@@ -81,7 +81,7 @@ def propose(
     out: folder of the store; one that was interrupted goes on.
     max_proposals: of a picture.
     images_per_shard: pictures in a file.
-    mesh: devices of this process.
+    mesh: devices of this process, see `local_mesh`.
 
   Returns:
     whole (False while other processes have shards to write), seconds, images (done by this call), and of a whole store
@@ -91,7 +91,6 @@ def propose(
     ValueError: the folder holds another job or something else, another process is writing there, a picture is broken,
       or the weights are not finite.
   """
-  mesh = local_mesh(config) if mesh is None else mesh
   config, size = with_proposals(config, max_proposals), config.evaluation.batch_size
   sharding.check_batch_size(mesh, size, 'evaluation.batch_size')
   model = config.model
@@ -202,14 +201,12 @@ def _rows(found: Proposals, arrays: batches.Arrays, is_real: np.ndarray) -> Iter
   found = jax.device_get(found)
   for i in np.flatnonzero(is_real):
     row = jax.tree.map(lambda x, i=i: x[i], found)
-    yield int(arrays['image_id'][i]), to_picture(row, arrays['scale'][i], arrays['original_size'][i])
+    yield int(arrays['image_id'][i]), regions_of(row, arrays['scale'][i], arrays['original_size'][i])
 
 
-def to_picture(found: Proposals, scale: np.ndarray, original_size: np.ndarray) -> Regions:
+def regions_of(found: Proposals, scale: np.ndarray, original_size: np.ndarray) -> Regions:
   """Padded proposals of one picture, in the network's pixels -> those that lie in the picture, in its own pixels."""
-  height, width = original_size
-  boxes = np.asarray(found.boxes, np.float32) / np.tile(scale, 2)
-  boxes = np.clip(boxes, 0, np.array([height, width, height, width], np.float32))
+  boxes = transforms.to_picture(np.asarray(found.boxes, np.float32), scale, original_size)
   kept = np.asarray(found.valid) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
   return Regions(boxes[kept], np.asarray(found.scores, np.float32)[kept])
 

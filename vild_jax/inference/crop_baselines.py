@@ -188,7 +188,7 @@ def predictions(
       if WITH_OBJECTNESS in folders(scores):
         detected.append(sharding.local_part(detect(found.objectness, vocabulary)))
       for i in real:
-        yield tuple(evaluation.to_picture(one, arrays, i) for one in detected)
+        yield tuple(evaluation.picture_of(one, arrays, i) for one in detected)
         bar.update(jax.process_count())
 
 

@@ -83,7 +83,7 @@ class Detector:
     found = jax.device_get(_predict(self.config, self.variables, resized.image, resized.size, self.classes(classes)))
     keep = found.valid & (found.scores >= min_score)
     height, width = image.shape[:2]
-    boxes = to_picture(found.boxes[keep], resized, height, width)
+    boxes = transforms.to_picture(found.boxes[keep], resized.scale, (height, width))
     return PictureDetections(
       boxes, found.scores[keep], found.labels[keep], paste.paste_masks(sigmoid(found.masks[keep]), boxes, height, width)
     )
@@ -155,11 +155,6 @@ def _other_spellings(file: VocabularyFile) -> dict[str, np.ndarray]:
   cleaned = [vocabulary_lib.clean_name(name) for name in file.names]
   once = {name for name, count in Counter(cleaned).items() if count == 1}
   return {name: row for name, row in zip(cleaned, file.embeddings, strict=True) if name in once}
-
-
-def to_picture(boxes: np.ndarray, resized: Any, height: int, width: int) -> np.ndarray:
-  """Boxes of the network's square -> boxes of the picture, clipped to it."""
-  return np.clip(transforms.to_picture(boxes, resized), 0, np.array([height, width, height, width], np.float32))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

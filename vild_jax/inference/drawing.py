@@ -112,26 +112,6 @@ def side_by_side(
   return np.asarray(sheet)
 
 
-def contact_sheet(pictures: Sequence[np.ndarray], *, columns: int = 2, width: int = 1600) -> np.ndarray:
-  """Pictures uint8 [H, W, 3] of any size in a grid `width` pixels wide, each fitted into its column, on white."""
-  if not pictures:
-    raise ValueError('no pictures; expected one or more for a contact sheet')
-  gap = max(width // 100, 4)
-  cell = (width - gap * (columns + 1)) // columns
-  fitted = [
-    cv2.resize(p, (cell, max(round(p.shape[0] * cell / p.shape[1]), 1)), interpolation=cv2.INTER_AREA) for p in pictures
-  ]
-  rows = [fitted[i : i + columns] for i in range(0, len(fitted), columns)]
-  sheet = np.full((gap + sum(max(len(p) for p in row) + gap for row in rows), width, 3), 255, np.uint8)
-  y = gap
-  for row in rows:
-    for i, picture in enumerate(row):
-      x = gap + i * (cell + gap)
-      sheet[y : y + len(picture), x : x + cell] = picture
-    y += max(len(p) for p in row) + gap
-  return sheet
-
-
 def _draw_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, thickness: int) -> None:
   """Tints the mask (bool, at the picture's own size) and traces its edge."""
   soft = cv2.resize(np.asarray(mask, np.float32), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)

@@ -48,7 +48,7 @@ def evaluate(
   dataset: sources.PreparedDataset,
   out: Path,
   *,
-  mesh: Mesh | None = None,
+  mesh: Mesh,
   predict: Predict | None = None,
   folders: Sequence[str] = ('',),
 ) -> dict[str, Any] | None:
@@ -63,7 +63,7 @@ def evaluate(
     trained_on: the training vocabulary, which decides what is base and what is novel.
     dataset: a prepared split.
     out: gets `results.json`, `metrics.json`, `per_category.csv` and plots.
-    mesh: devices to run on; all by default.
+    mesh: devices to run on.
     predict: what detects, as `predictions` does; the model alone by default. `baselines` has others.
     folders: below `out`, one for each method of `predict`; the first is '', `out` itself.
 
@@ -77,7 +77,6 @@ def evaluate(
 
   Raises DataError if a category of the data set is not in the vocabulary, or by the COCO protocol if none is.
   """
-  mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   sharding.check_batch_size(mesh, config.evaluation.batch_size, 'evaluation.batch_size')
   vocabulary_lib.check_dimension(classes, config)
   categories = scored_categories(dataset.categories, classes, config.evaluation.protocol)
@@ -139,7 +138,7 @@ def predictions(
       found = run()
       timer.add(time.perf_counter() - start, min(size, len(dataset) - number * size))
       for i in np.flatnonzero(arrays['real']):
-        yield (to_picture(found, arrays, i),)
+        yield (picture_of(found, arrays, i),)
         bar.update(jax.process_count())
 
 
@@ -268,16 +267,14 @@ class Timer:
     return self._seconds / self._images if self._images else float('nan')
 
 
-def to_picture(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
+def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
   """One picture of a batch of detections (on the host) and of `eval_batches`, as `predictions` yields it."""
   found, row = jax.tree.map(lambda x: x[index], batch), {key: value[index] for key, value in arrays.items()}
   keep, (height, width) = found.valid, row['original_size']
-  boxes = found.boxes[keep] / np.tile(row['scale'], 2)
-  boxes = np.clip(boxes, 0, np.array([height, width, height, width], np.float32))
   return {
     'image_id': int(row['image_id']),
     'original_size': (int(height), int(width)),
-    'boxes': boxes,
+    'boxes': transforms.to_picture(found.boxes[keep], row['scale'], (height, width)),
     'labels': found.labels[keep],
     'scores': found.scores[keep],
     'masks': sigmoid(found.masks[keep]),
@@ -303,7 +300,7 @@ def _write_results(
     ]
     for image_id, of_picture in pictures:
       for writer, found in zip(writers, of_picture, strict=True):
-        writer.write(*((image_id, found) if count > 1 else (found,)))
+        writer.write(image_id, found)
   if count > 1 and index == 0:
     image_ids = [dataset[i].image_id for i in range(len(dataset))]
     for path in paths:

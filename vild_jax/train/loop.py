@@ -17,7 +17,7 @@ from vild_jax.runtime.processes import Preempted
 from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
 from vild_jax.train import sharding
 from vild_jax.train import state as state_lib
-from vild_jax.train.checkpoint import Checkpoints, claim_workdir
+from vild_jax.train.checkpoint import Checkpoints
 from vild_jax.train.preemption import Notice
 from vild_jax.train.recorder import Recorder
 from vild_jax.train.step import make_train_step
@@ -32,7 +32,7 @@ def train(
   vocabulary: Vocabulary,
   batches: Callable[[int], Iterator[Mapping]],
   *,
-  mesh: Mesh | None = None,
+  mesh: Mesh,
   writer: Any = None,
   pictures: Callable[[Any], Mapping[str, np.ndarray]] | None = None,
 ) -> TrainState:
@@ -40,12 +40,13 @@ def train(
 
   Args:
     config: the experiment.
-    workdir: gets the config, checkpoints, `metrics.jsonl` and TensorBoard files.
+    workdir: a work directory of this config (`checkpoint.claim_workdir`); gets checkpoints, `metrics.jsonl` and
+      TensorBoard files.
     vocabulary: the training vocabulary.
     batches: start step -> iterator over this process's part of each global batch, from that step on: numpy arrays
       under the names of `structs.Batch` (others are ignored), the regions to distil in a dictionary of their own. The
       same start gives the same batches.
-    mesh: devices to train on; all by default.
+    mesh: devices to train on, which can share a batch evenly (`sharding.check_batch_size`).
     writer: anything with clu's MetricWriter methods; a `WorkdirWriter` by default. Only the first process writes.
     pictures: variables -> {title: uint8 [H, W, 3]}, drawn every `config.train.pictures_every` steps and at the end.
 
@@ -53,13 +54,10 @@ def train(
     The final state.
 
   Raises:
-    ValueError: `workdir` belongs to another config.
+    ValueError: the newest checkpoint is of another architecture, or damaged.
     FloatingPointError: a loss or a gradient norm is not finite.
     Preempted: SIGTERM came; the state of the step before is saved.
   """
-  mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
-  sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
-  claim_workdir(workdir, config)
   first = jax.process_index() == 0
   checkpoints = Checkpoints(workdir, keep=config.train.keep, keep_best=config.train.keep_best)
   try:
