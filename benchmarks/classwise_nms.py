@@ -1,4 +1,4 @@
-"""How fast is class-wise NMS over shared boxes, against one NMS a class under `vmap`? Prints one JSON line.
+"""Measures class-wise NMS over shared boxes against one NMS for each class under `vmap`; prints one JSON line.
 
 Example: python benchmarks/classwise_nms.py --boxes 1000 --classes 1203
 """
@@ -19,7 +19,7 @@ from vild_jax.core import nms
 
 
 def scene(num_boxes: int, num_classes: int, temperature: float) -> tuple[jax.Array, jax.Array]:
-  """Proposals in 25 heaps, one an object, and softmax scores that are alike within a heap: what a detector sees."""
+  """Makes proposals in 25 groups, one for each object, and softmax scores that are similar within a group."""
   rng = np.random.default_rng(0)
   heap = rng.integers(0, 25, num_boxes)
   centre, side = rng.uniform(0, 1000, (25, 2))[heap], rng.uniform(30, 300, (25, 2))[heap]
@@ -42,7 +42,7 @@ def nms_for_each_class(boxes, scores, max_outputs, iou_threshold):
 
 
 def seconds(compiled, *arguments, repeats: int) -> float:
-  """Best of `repeats` runs, compilation excluded."""
+  """Returns the time of the fastest of `repeats` runs, without compilation."""
   times = []
   for _ in range(repeats):
     start = time.perf_counter()
@@ -63,7 +63,7 @@ def main() -> None:
 
   result = {'benchmark': 'classwise_nms', 'device': jax.devices()[0].device_kind, **vars(args)}
   del result['json'], result['repeats']
-  # 0.01 is the model's temperature; 10 stands for the first steps of training, when all scores are alike.
+  # 0.01 is the model's temperature; 10 makes all scores similar, as in the first steps of training.
   for name, temperature in (('trained', 0.01), ('untrained', 10.0)):
     boxes, scores = scene(args.boxes, args.classes, temperature)
     outputs = {}

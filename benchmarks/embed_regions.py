@@ -1,11 +1,11 @@
-"""Where does the time of `embed-regions` go, what does a plain loop take, and is the memory flat in the pictures?
+"""Measures the stages of `embed-regions`, a plain loop for comparison, and peak memory over the number of pictures.
 
-Takes a folder of pictures and a ViT-B/32 of random weights, draws boxes, and prints one JSON line. The plain loop cuts
-out and resizes each crop with PIL and normalises it with NumPy, one by one, then encodes them by the same program in
-batches of the same size. `crop_resize` runs from the decoded picture to what the encoder takes: normalised floats of
-the plain loop, bytes of ours, whose program normalises. It is also measured for 300 boxes a picture. The cosine is that
-of both ways' embeddings of a region; `cosine_of_others`, of different regions of a picture, shows what that is worth.
-Peak memory is that of processes which embed n and 2 n pictures, with one region each.
+Takes a folder of pictures and a ViT-B/32 with random weights, draws boxes, and prints one JSON line. The plain loop
+crops, resizes (PIL) and normalises (NumPy) one crop after another, then encodes them by the same program in batches of
+the same size. `crop_resize` is the time from the decoded picture to the input of the encoder: normalised floats in the
+plain loop, bytes in ours, where the program normalises. It is also measured for 300 boxes per picture. `lowest_cosine`
+compares the embeddings of the same region by both ways; `cosine_of_others` is the cosine of different regions of one
+picture, for comparison. Peak memory is that of processes which embed n and 2 n pictures, with one region each.
 Example:
 
   python benchmarks/embed_regions.py --photos data/photos --regions 8
@@ -57,11 +57,11 @@ NOTHING = Objects(
 )
 
 
-MANY, EVERY = 300, 8  # boxes a picture, of every so manieth one, for the time of crops and resizes alone
+MANY, EVERY = 300, 8  # boxes per picture, on every EVERY-th picture, to time crops and resizes alone
 
 
 class Pictures:
-  """A folder of pictures as the data set that `embed_regions` takes; longer than the folder, it starts over."""
+  """Presents a folder of pictures as a data set for `embed_regions`; with a larger `count` the pictures repeat."""
 
   identity, split = 'pictures', 'all'
 
@@ -83,7 +83,7 @@ class Pictures:
 
 
 def vit_b32() -> teacher_checkpoint.Teacher:
-  """Random weights; the text tower is tiny, since nothing here uses it."""
+  """Makes a teacher with random weights; its text tower is tiny, because it is not used here."""
   tokenizer = toy_teacher.word_tokenizer(['a'])
   size = len(json.loads(tokenizer)['model']['vocab'])
   config = clip.ClipConfig(
@@ -110,7 +110,7 @@ def vit_b32() -> teacher_checkpoint.Teacher:
 
 
 def draw_boxes(rng: np.random.Generator, height: int, width: int, count: int) -> np.ndarray:
-  """As proposals are: small ones as many as large ones, of ratios up to 4."""
+  """Draws boxes like proposals: as many small ones as large ones, with ratios up to 4."""
   side = np.exp(rng.uniform(np.log(16), np.log(0.9 * min(height, width)), count))
   ratio = np.exp(rng.uniform(-np.log(2), np.log(2), count))
   size = np.minimum(np.stack([side * ratio, side / ratio], axis=1), np.array([height, width]) - 1)
@@ -137,7 +137,7 @@ def write_proposals(path: Path, pictures: Pictures, count: int) -> RegionStore:
 
 
 class Clock:
-  """Seconds of the stages."""
+  """Sums the seconds of each stage."""
 
   def __init__(self):
     self.seconds: dict[str, float] = {}
@@ -228,7 +228,7 @@ def compare(folder: Path, scratch: Path, count: int | None, regions: int) -> dic
 
 
 def peak_memory(folder: Path, count: int) -> float:
-  """MB of a process that embeds so many pictures."""
+  """Returns the peak memory, in MB, of a process that embeds `count` pictures."""
   words = [sys.executable, __file__, '--photos', str(folder), '--memory-of', str(count)]
   return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
@@ -236,9 +236,9 @@ def peak_memory(folder: Path, count: int) -> float:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--photos', type=Path, required=True, help='a folder of pictures')
-  parser.add_argument('--pictures', type=int, help='so many of them (default: all)')
-  parser.add_argument('--regions', type=int, default=8, help='boxes a picture')
-  parser.add_argument('--memory', type=int, default=60, metavar='N', help='peak memory of N and 2 N pictures')
+  parser.add_argument('--pictures', type=int, help='number of pictures to use (default: all)')
+  parser.add_argument('--regions', type=int, default=8, help='boxes per picture')
+  parser.add_argument('--memory', type=int, default=60, metavar='N', help='measure peak memory with N and 2 N pictures')
   parser.add_argument('--memory-of', type=int, help=argparse.SUPPRESS)
   parser.add_argument('--json', type=Path, help='also write the line to this file')
   args = parser.parse_args()

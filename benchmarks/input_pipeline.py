@@ -1,9 +1,9 @@
-"""How many training pictures a second does the input pipeline deliver, and where does the time of one picture go?
+"""Measures how many training pictures per second the input pipeline delivers, and the time of each stage.
 
-Runs on a data set of `vild-jax prepare`. Prints one JSON line: images per second of `train_batches`, milliseconds of
-one core for each stage of a picture (scale 1, the given square), and for comparison what PIL's and OpenCV's own
-bilinear resize take for the same picture. Those two follow other conventions (half-pixel centres; PIL smooths too),
-so they are a measure of speed and no alternative. Example:
+Runs on a data set of `vild-jax prepare` and prints one JSON line: images per second of `train_batches`, milliseconds of
+one core for each stage of a picture (scale 1, the given square), and for comparison the time of the bilinear resize of
+PIL and OpenCV for the same picture. Those two follow other conventions (half-pixel centres; PIL also smooths), so they
+show the possible speed but cannot replace ours. Example:
 
   python benchmarks/input_pipeline.py --data data/photos --split train --workers 0
 """
@@ -25,7 +25,7 @@ from vild_jax.data import batch, rle, sources, transforms
 
 
 def milliseconds(function: Callable, items: list, repeats: int = 3) -> float:
-  """CPU time of one call, which other load leaves alone: mean over the items, the best of `repeats` passes."""
+  """Returns the CPU time of one call, which other load hardly changes: mean over items, best of `repeats` passes."""
   passes = []
   for _ in range(repeats):
     start = time.thread_time()
@@ -77,7 +77,7 @@ def stages(dataset: sources.PreparedDataset, size: int, pictures: int) -> dict[s
 def throughput(dataset: sources.PreparedDataset, config: Config, batches: int) -> float:
   everything = batch.label_map(dataset.categories, *zip(*((c.name, True) for c in dataset.categories), strict=True))
   stream = batch.train_batches(dataset, everything, config)
-  for _ in range(2 + 2 * config.data.workers):  # past the start and what was made ahead
+  for _ in range(2 + 2 * config.data.workers):  # skips the start and the batches that were made ahead
     next(stream)
   start = time.perf_counter()
   for _ in range(batches):
@@ -95,7 +95,7 @@ def main() -> None:
   parser.add_argument('--batch-size', type=int, default=4)
   parser.add_argument('--batches', type=int, default=20)
   parser.add_argument('--workers', type=int, default=0)
-  parser.add_argument('--pictures', type=int, default=32, help='for the time of the stages')
+  parser.add_argument('--pictures', type=int, default=32, help='number of pictures for the times of the stages')
   parser.add_argument('--json', type=Path, help='also write the line to this file')
   args = parser.parse_args()
   cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""How fast is RoIAlign by a gather a corner, against one-hot matmuls on every level? Prints one JSON line.
+"""Measures RoIAlign by one gather for each corner against one-hot matmuls on all levels; prints one JSON line.
 
 Example: python benchmarks/roi_align.py --rois 512 --size 512
 """
@@ -19,7 +19,7 @@ from vild_jax.core import roi_align
 
 
 def scene(num_rois: int, size: int, channels: int, dtype: str) -> tuple[dict[int, jax.Array], jax.Array]:
-  """A random pyramid P2-P6 and regions of all sizes, as proposals are."""
+  """Makes a random pyramid P2-P6 and regions of all sizes, like proposals."""
   rng = np.random.default_rng(0)
   features = {
     level: jnp.asarray(rng.normal(size=(size >> level, size >> level, channels)), dtype) for level in range(2, 7)
@@ -35,7 +35,7 @@ def ours(features, boxes, output_size):
 
 
 def one_hot_matmuls(features, boxes, output_size):
-  """Every region is read on every level by two dense matmuls; its own level is the one that counts."""
+  """Reads every region on every level by two dense matmuls; all levels except that of the region get weight 0."""
   levels = roi_align.roi_levels(boxes, min(features), max(features))
   bins = (jnp.arange(output_size) + 0.5) / output_size
 
@@ -53,7 +53,7 @@ def one_hot_matmuls(features, boxes, output_size):
 
 
 def seconds(compiled, *arguments, repeats: int) -> float:
-  """Best of `repeats` runs, compilation excluded."""
+  """Returns the time of the fastest of `repeats` runs, without compilation."""
   times = []
   for _ in range(repeats + 1):  # the first one warms up
     start = time.perf_counter()
@@ -81,7 +81,7 @@ def main() -> None:
     read = functools.partial(method, boxes=boxes, output_size=args.output_size)
     forward = jax.jit(read).lower(features).compile()
     outputs[method] = forward(features)
-    # Reading is linear, so its gradient needs no forward pass.
+    # The operation is linear, so its gradient needs no forward pass.
     backward = jax.jit(lambda f, g, read=read: jax.vjp(read, f)[1](g)[0]).lower(features, outputs[method]).compile()
     for name, compiled, arguments in (
       ('forward', forward, (features,)),

@@ -1,6 +1,6 @@
-"""The supervised baseline, ResNet-50, LVIS v1: base and novel labels, with repeat-factor sampling.
+"""Trains the supervised baseline, ResNet-50, LVIS v1: base and novel labels, with repeat-factor sampling.
 
-No teacher but its text embeddings, which stand in the classifier as in ViLD-text:
+Only the text embeddings of the teacher are used, in the classifier, as in ViLD-text:
 
   vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis_v1
   vild-jax prepare --annotations lvis_v1_val.json --images val2017 --out data --name lvis_v1
@@ -14,7 +14,7 @@ from vild_jax.config import Config, load
 
 
 def get_config() -> Config:
-  """ViLD-text on all labels; pictures of categories that fewer than 0.1 % of the pictures show come more often."""
+  """Returns ViLD-text on all labels; pictures of categories in fewer than 0.1 % of the pictures are repeated."""
   return load(
     Path(__file__).with_name('vild_text_r50_lvis.py'),
     [

@@ -1,8 +1,8 @@
-r"""ViLD-ensemble, ResNet-50, COCO: 48 base and 17 novel categories; nothing is learnt of the other 15, nor scored.
+r"""Trains ViLD-ensemble, ResNet-50, on COCO: 48 base and 17 novel categories; the other 15 are not used or scored.
 
-The 45,000 steps are our choice: we know of no schedule for COCO that the article states.
+The 45,000 steps are our choice: the paper states no schedule for COCO that we know of.
 
-Proposals must come from COCO too, of a ViLD-text on its base categories:
+The proposals must also come from COCO, from a ViLD-text trained on its base categories:
 
   vild-jax prepare --annotations instances_train2017.json --images train2017 --out data --name coco
   vild-jax prepare --annotations instances_val2017.json --images val2017 --out data --name coco
@@ -22,7 +22,7 @@ from vild_jax.config import Config, load
 
 
 def get_config() -> Config:
-  """The settings of LVIS on other data, for 45,000 steps."""
+  """Returns the config of LVIS with the data of COCO, for 45,000 steps."""
   return load(
     Path(__file__).with_name('vild_ensemble_r50_lvis.py'),
     [

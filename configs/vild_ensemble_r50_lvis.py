@@ -1,7 +1,7 @@
-r"""ViLD-ensemble, ResNet-50, LVIS v1 base categories: a head for the labels and one for the teacher.
+r"""Trains ViLD-ensemble, ResNet-50, on the base categories of LVIS v1: one head learns labels, one the teacher.
 
-The data and the vocabulary, ViLD-text for its proposals, what the teacher says about them, then this training:
-The regions are those of vild_r50_lvis.py: whoever has them begins at the last line.
+Prepare data and vocabulary, train ViLD-text for its proposals, embed these with the teacher, then train this config.
+The regions are those of vild_r50_lvis.py; if they exist already, only the last command is needed:
 
   vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis_v1
   vild-jax prepare --annotations lvis_v1_val.json --images val2017 --out data --name lvis_v1
@@ -20,7 +20,7 @@ from vild_jax.config import Config, load
 
 
 def get_config() -> Config:
-  """ViLD with a second head of the same shape."""
+  """Returns the config of ViLD with a second head of the same shape."""
   return load(
     Path(__file__).with_name('vild_r50_lvis.py'),
     [

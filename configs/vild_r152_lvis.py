@@ -1,7 +1,7 @@
-r"""ViLD, ResNet-152, LVIS v1 base categories.
+r"""Trains ViLD, ResNet-152, on the base categories of LVIS v1.
 
-The data and the vocabulary, ViLD-text for its proposals, what the teacher says about them, then this training:
-The regions are those of vild_r50_lvis.py: whoever has them begins at the last line.
+Prepare data and vocabulary, train ViLD-text for its proposals, embed these with the teacher, then train this config.
+The regions are those of vild_r50_lvis.py; if they exist already, only the last command is needed:
 
   vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis_v1
   vild-jax prepare --annotations lvis_v1_val.json --images val2017 --out data --name lvis_v1
@@ -20,7 +20,7 @@ from vild_jax.config import Config, load
 
 
 def get_config() -> Config:
-  """The deeper backbone, with w = 1."""
+  """Returns the config of ResNet-50 with the deeper backbone and w = 1."""
   return load(
     Path(__file__).with_name('vild_r50_lvis.py'),
     [

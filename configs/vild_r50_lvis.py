@@ -1,6 +1,6 @@
-r"""ViLD, ResNet-50, LVIS v1 base categories: one head learns from labels and from the teacher (METHOD.md, section 1).
+r"""Trains ViLD, ResNet-50, on the base categories of LVIS v1: one head learns labels and teacher (docs/method.md, 1).
 
-The data and the vocabulary, ViLD-text for its proposals, what the teacher says about them, then this training:
+Prepare data and vocabulary, train ViLD-text for its proposals, embed these with the teacher, then train this config:
 
   vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis_v1
   vild-jax prepare --annotations lvis_v1_val.json --images val2017 --out data --name lvis_v1
@@ -19,7 +19,7 @@ from vild_jax.config import Config, load
 
 
 def get_config() -> Config:
-  """ViLD-text and L_image with w = 0.5, the weight for ViT-B/32."""
+  """Returns the config of ViLD-text with L_image and w = 0.5, the weight for ViT-B/32."""
   return load(
     Path(__file__).with_name('vild_text_r50_lvis.py'),
     [

@@ -1,4 +1,4 @@
-"""ViLD-text on a few dozen photographs, to overfit them: the quickest run on real pictures and real CLIP embeddings.
+"""Trains ViLD-text to overfit a few dozen photographs: the fastest run with real pictures and CLIP embeddings.
 
 A small backbone at 512 px without jitter, for 2 CPU cores; the vocabulary has all 1,203 LVIS rows:
 
@@ -25,6 +25,7 @@ from vild_jax.config import (
 
 
 def get_config() -> Config:
+  """Returns a small model, with light heads, and a short training."""
   return Config(
     name='vild_text_photos',
     vocabulary='data/photos.npz',

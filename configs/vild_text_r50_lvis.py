@@ -1,4 +1,4 @@
-"""ViLD-text, ResNet-50, LVIS v1 base categories: the paper's settings (METHOD.md, sections 2 and 3).
+"""Trains ViLD-text, ResNet-50, on the base categories of LVIS v1: the paper's settings (docs/method.md, 2 and 3).
 
 Prepare the data and the vocabulary first, then train:
 
@@ -14,7 +14,7 @@ from vild_jax.config import Config, Data, Model
 
 
 def get_config() -> Config:
-  """The defaults of `vild_jax.config` are the paper's; what is named here is where the data lies, and bf16."""
+  """Returns the defaults of `vild_jax.config`, which are the paper's, with the paths of the data, and bfloat16."""
   return Config(
     name='vild_text_r50_lvis',
     vocabulary='data/lvis_v1_vocabulary.npz',

@@ -1,4 +1,4 @@
-"""ViLD-text on the toy world, for 2 CPU cores: what `vild-jax demo` trains (times and results in the README)."""
+"""Trains ViLD-text on the toy world, on 2 CPU cores, as `vild-jax demo` does (results: docs/measurements.md)."""
 
 from vild_jax.config import (
   Anchors,
@@ -19,7 +19,7 @@ from vild_jax.config import (
 
 
 def get_config() -> Config:
-  """A narrow ResNet-10 and light heads at 128 px: the heads cost more than the backbone."""
+  """Returns a narrow ResNet-10 with light heads at 128 px, where heads cost more than the backbone."""
   return Config(
     name='vild_text_toy',
     model=Model(
@@ -33,11 +33,11 @@ def get_config() -> Config:
       mask_head=MaskHead(num_convs=2, channels=32),
       postprocess=Postprocess(max_detections=100),
       batch_norm_momentum=0.97,
-      temperature=0.05,  # of the toy teacher, as 0.01 is that of CLIP
+      temperature=0.05,  # suits the toy teacher, as 0.01 suits CLIP
     ),
     assignment=Assignment(roi_samples=64, mask_samples=12),
     data=Data(image_size=128, scale_range=(0.8, 1.25), max_instances=16, batch_size=8, workers=0),
-    # SGD at the paper's settings needs many more steps than a demo has, that of the distillation loss most of all.
+    # SGD with the paper's settings needs many more steps than a demo has, above all for the distillation loss.
     optimizer=Optimizer(
       rule='adamw',
       learning_rate=0.003,

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Any command of vild-jax on an emulated mesh: CPU devices that share this machine. To try what a mesh means, not its
-# speed. Without a command it is the demo.
+# Runs a command of vild-jax on an emulated mesh: CPU devices that share this machine. This shows what a mesh does, not
+# how fast it is. Without a command it runs the demo.
 #   launch/cpu_mesh.sh [COMMAND ...]      e.g.  launch/cpu_mesh.sh train workdir/demo/vild_text/config.json --workdir W
-# DEVICES=8 says how many, DRY_RUN=1 prints the command and runs nothing.
+# DEVICES=8 sets the number of devices; DRY_RUN=1 prints the command and runs nothing.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on the embedded toy world, on the CPU, from nothing but Python >= 3.11 and pip.
+# Installs the project and runs the whole pipeline on the built-in toy world, on the CPU; needs Python >= 3.11 and pip.
 #   launch/demo.sh [WORKDIR] [options of `vild-jax demo`]       e.g.  launch/demo.sh workdir/demo --seed 3
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A slice of Cloud TPUs: created, set up, and one command of vild-jax run on all its workers at once. It prints the
-# commands of gcloud; with EXECUTE=1 it runs them.
-#   launch/tpu_pod.sh create                 the slice
-#   launch/tpu_pod.sh install                the committed tree and what it needs, on every worker; mounts SHARE
+# Creates a slice of Cloud TPUs, installs vild-jax on all its workers and runs one command on all of them. The script
+# prints the gcloud commands; with EXECUTE=1 it runs them.
+#   launch/tpu_pod.sh create                 creates the slice
+#   launch/tpu_pod.sh install                installs the committed tree on every worker; mounts SHARE
 #   launch/tpu_pod.sh run COMMAND ...        e.g.  run train configs/vild_r50_lvis.py --workdir /mnt/share/vild_r50
-#   launch/tpu_pod.sh ssh COMMAND ...        anything else on every worker, e.g.  ssh tail -n 3 run.log
-#   launch/tpu_pod.sh delete
-# NAME, ZONE, TYPE, VERSION and SPOT=1 say which slice (VERSION: v2-alpha-tpuv5-lite, v2-alpha-tpuv5 for v5p,
-# v2-alpha-tpuv6e). SHARE=HOST:/EXPORT is an NFS share, of Filestore for one: workers need folders that all of them see.
-# What is told to end (SIGTERM) saves and exits with 75, and is started again at once. Of a spot slice that was taken
-# away nothing is left: delete, create, install, and the same run goes on from the last checkpoint.
+#   launch/tpu_pod.sh ssh COMMAND ...        runs any other command on every worker, e.g.  ssh tail -n 3 run.log
+#   launch/tpu_pod.sh delete                 deletes the slice
+# NAME, ZONE, TYPE, VERSION and SPOT=1 select the slice (VERSION: v2-alpha-tpuv5-lite, v2-alpha-tpuv5 for v5p,
+# v2-alpha-tpuv6e). SHARE=HOST:/EXPORT is an NFS share, for example of Filestore: all workers need the same folders.
+# A command that gets SIGTERM saves, exits with 75 and is started again at once. A spot slice that was taken away keeps
+# nothing: delete, create and install it again, then the same run continues from the last checkpoint.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -36,7 +36,7 @@ case "$action" in
       "--version=${VERSION:-v2-alpha-tpuv5-lite}" "${spot[@]}"
     ;;
   install)
-    # The workers' own Python is too old; uv brings one. What is quoted once is for their shells.
+    # The Python of the workers is too old, so uv installs another. Single quotes: the shells of the workers expand it.
     # shellcheck disable=SC2016
     setup='mkdir -p vild_jax && tar -xzf vild_jax.tgz -C vild_jax && python3 -m pip install --quiet --user uv &&
       ~/.local/bin/uv python install --quiet 3.12 &&
@@ -52,8 +52,8 @@ case "$action" in
     run "${tpu[@]}" ssh "${on_all[@]}" "--command=$setup"
     ;;
   run)
-    [[ $# -gt 0 ]] || { printf 'tpu_pod.sh: run takes a command of vild-jax\n' >&2; exit 2; }
-    # It outlives the connection; its log is ~/run.log of each worker.
+    [[ $# -gt 0 ]] || { printf 'tpu_pod.sh: run expects a command of vild-jax\n' >&2; exit 2; }
+    # nohup keeps it running after the connection ends; the log is ~/run.log on each worker.
     words="$(printf '%q ' launch/until_done.sh "$@")"
     run "${tpu[@]}" ssh "${on_all[@]}" "--command=cd vild_jax && nohup ${words}>~/run.log 2>&1 </dev/null &"
     ;;
@@ -64,7 +64,7 @@ case "$action" in
     run "${tpu[@]}" delete "$name" "--zone=$zone"
     ;;
   *)
-    printf 'tpu_pod.sh: %s is no action; expected create, install, run, ssh or delete\n' "'$action'" >&2
+    printf 'tpu_pod.sh: %s is not an action; expected create, install, run, ssh or delete\n' "'$action'" >&2
     exit 2
     ;;
 esac

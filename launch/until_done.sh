@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A command of vild-jax, and again for as long as it was told to end (SIGTERM), has saved, and exits with 75.
-#   launch/until_done.sh train CONFIG --workdir W           [VILD_JAX=another vild-jax than that of .venv]
+# Runs a command of vild-jax, and runs it again as long as it exits with 75: it got SIGTERM and has saved.
+#   launch/until_done.sh train CONFIG --workdir W           VILD_JAX=PATH runs another vild-jax than that of .venv
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 

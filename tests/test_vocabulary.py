@@ -84,16 +84,16 @@ def test_each_malformed_field_is_one_line_that_names_file_and_field(tmp_path, ca
 @pytest.mark.parametrize('content', [b'', b'hello', b'PK\x03\x04half'])
 def test_a_file_that_is_no_npz(tmp_path, content):
   (tmp_path / 'v.npz').write_bytes(content)
-  with pytest.raises(ValueError, match=r'v\.npz is no usable vocabulary: it is no complete') as error:
+  with pytest.raises(ValueError, match=r'v\.npz is not a usable vocabulary: it is not a complete') as error:
     vocabulary.load(tmp_path / 'v.npz')
   assert '\n' not in str(error.value)
 
 
 def test_a_single_array_and_no_file(tmp_path):
   np.save(tmp_path / 'v.npy', np.eye(3, dtype=np.float32))
-  with pytest.raises(ValueError, match=r'no complete \.npz'):
+  with pytest.raises(ValueError, match=r'not a complete \.npz'):
     vocabulary.load(tmp_path / 'v.npy')
-  with pytest.raises(ValueError, match='is no file'):
+  with pytest.raises(ValueError, match='is not a file'):
     vocabulary.load(tmp_path / 'absent.npz')
 
 

@@ -302,11 +302,7 @@ def masks(
   train: bool,
   per_image: PerImage = jax.vmap,
 ) -> tuple[Array, Any]:
-  """Turns boxes [B, K, 4] with validity [B, K] into mask logits.
-
-  Returns:
-    (mask logits [B, K, 28, 28], variables); with `train` the variables have updated batch statistics.
-  """
+  """Returns (mask logits [B, K, 28, 28], variables as in `second_stage`) for boxes [B, K, 4], validity [B, K]."""
   pooled = _pool(features, rois, size=model.mask_head.roi_size, per_image=per_image)
   return _on_regions(model, variables, ViLD.masks, pooled, valid, train=train)
 
@@ -320,11 +316,7 @@ def predict_batch(
   *,
   per_image: PerImage = jax.vmap,
 ) -> tuple[Detections, dict[str, Any]]:
-  """Detects on images [B, S, S, 3] with the content sizes [B, 2] (height, width).
-
-  Returns:
-    (detections [B, K, ...], the intermediates of `predict` with a batch axis).
-  """
+  """Returns (detections [B, K, ...], batched intermediates of `predict`) for images [B, S, S, 3], sizes [B, 2]."""
   first, _ = first_stage(model, variables, image, train=False, per_image=per_image)
   found = first.proposals
   second, _ = second_stage(

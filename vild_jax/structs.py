@@ -1,6 +1,6 @@
-"""The pytrees that travel between rooms. Boxes are yxyx float32, pixels of the padded network input, everywhere.
+"""Defines the pytrees that the packages exchange. All boxes are yxyx float32, pixels of the padded network input.
 
-Shapes below are of one image; a batched value has a leading batch axis B. Every padded axis has a `valid` mask.
+Shapes below are those of one image; a batched value has a leading batch axis B. Every padded axis has a `valid` mask.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Array = jax.Array
 
 @flax.struct.dataclass
 class RegionTargets:
-  """Offline proposals with the teacher's embedding of each, in the order of a batch (always batched).
+  """Holds offline proposals and the teacher's embedding of each, in the order of a batch (always batched).
 
   Attributes:
     boxes: float32 [B, M, 4].
-    embeddings: float32 [B, M, D], of any length; the loss compares directions.
+    embeddings: float32 [B, M, D], of any length; the loss normalises them.
     valid: bool [B, M], False on padding.
   """
 
@@ -30,16 +30,16 @@ class RegionTargets:
 
 @flax.struct.dataclass
 class Batch:
-  """What the data pipeline delivers for training (always batched).
+  """Holds what the data pipeline delivers for training (always batched).
 
   Attributes:
-    image: float32 [B, S, S, 3], RGB normalised by the ImageNet mean and deviation, zero-padded at bottom and right.
+    image: float32 [B, S, S, 3], RGB, normalised by ImageNet statistics, zero-padded at bottom and right.
     image_size: float32 [B, 2], (height, width) of the picture inside the square.
     boxes: float32 [B, N, 4] ground truth of base categories, clipped to the square.
     labels: int32 [B, N], rows of the vocabulary.
     masks: uint8 [B, N, 112, 112], 255 times the soft mask inside its box, or float [B, N, 112, 112] in [0, 1].
     valid: bool [B, N], False on padding.
-    regions: what to distil from the teacher, M regions an image; None where nothing is distilled.
+    regions: what to distil from the teacher, M regions for each image; None without distillation.
   """
 
   image: Array
@@ -53,12 +53,12 @@ class Batch:
 
 @flax.struct.dataclass
 class Vocabulary:
-  """The classes to tell apart, as data: an argument of every forward pass.
+  """Holds the classes to detect, as data: an argument of every forward pass.
 
   Attributes:
-    embeddings: float32 [C, D], one row a class; normalised in the graph.
+    embeddings: float32 [C, D], one row for each class; the forward pass normalises them.
     is_base: bool [C], True for the classes of the training vocabulary's base set.
-    valid: bool [C], False on padding rows, which never win and stay out of every softmax.
+    valid: bool [C], False on padding rows, which are never detected and are left out of every softmax.
   """
 
   embeddings: Array
@@ -68,7 +68,7 @@ class Vocabulary:
 
 @flax.struct.dataclass
 class Proposals:
-  """Class-agnostic boxes of the region proposal network: boxes [R, 4], scores [R] in (0, 1), valid [R]."""
+  """Holds the class-agnostic proposals: boxes [R, 4], scores [R] in (0, 1), valid [R]."""
 
   boxes: Array
   scores: Array
@@ -77,7 +77,7 @@ class Proposals:
 
 @flax.struct.dataclass
 class Detections:
-  """Final detections, best first, padded to the configured maximum K.
+  """Holds final detections, best first, padded to the configured maximum K.
 
   Attributes:
     boxes: float32 [K, 4], clipped to the picture inside the square.
@@ -96,7 +96,7 @@ class Detections:
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that training needs to go on: the step, the model, the optimiser and the root of all randomness."""
+  """Holds all that training needs to continue: step, model, optimiser and the root key of all random draws."""
 
   step: Array
   params: Any

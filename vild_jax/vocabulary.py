@@ -1,7 +1,7 @@
-"""Vocabulary files: the classes of a detector as text embeddings, with the identity of the tower that made them.
+"""Reads, writes and checks vocabulary files: the classes of a detector as text embeddings (docs/method.md, 1 and 5).
 
 A vocabulary is data, never weights. `V.npz` holds `embeddings` float32 [C, D] with unit rows, `names` [C], `is_base`
-bool [C], `teacher` (identity of the text tower) and `prompts` (what was embedded). It is never unpickled.
+bool [C], `teacher` (identity of the text tower) and `prompts` (what was embedded). Reading it never unpickles.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from vild_jax import structs
 from vild_jax.config import Config
 from vild_jax.runtime import files
 
-UNIT_TOLERANCE = 1e-3  # float16 rows are unit to about 5e-4
-_PRECOMPUTED = 'precomputed'  # `prompts` of what came as an array begins so
+UNIT_TOLERANCE = 1e-3  # the norm of rows stored as float16 differs from 1 by up to about 5e-4
+_PRECOMPUTED = 'precomputed'  # the start of `prompts` in a vocabulary made by `from_npy`
 
 
 @dataclass(frozen=True)
 class VocabularyFile:
-  """The contents of a vocabulary file. An inconsistent one cannot be made: ValueError names the field.
+  """Holds the contents of a vocabulary file.
 
   Attributes:
     embeddings: float32 [C, D], unit rows.
     names: C distinct class names, as the user gave them.
     is_base: bool [C], True for the classes whose annotations training may see.
-    teacher: identity of the text tower; a model refuses a vocabulary of another one.
-    prompts: which templates were embedded, for the reader.
+    teacher: identity of the text tower; a model refuses a vocabulary of another tower.
+    prompts: which templates were embedded; information for people.
+
+  Raises:
+    ValueError: if the fields do not agree; the message names the field.
   """
 
   embeddings: np.ndarray
@@ -68,7 +71,7 @@ class VocabularyFile:
 
 
 def save(path: str | Path, vocabulary: VocabularyFile) -> None:
-  """Writes a vocabulary file; what stood there before stays until the new one is complete."""
+  """Writes a vocabulary file; an older file at `path` is replaced only when the new one is complete."""
   with files.replacing(path) as temporary, open(temporary, 'wb') as f:
     np.savez(
       f,
@@ -81,12 +84,16 @@ def save(path: str | Path, vocabulary: VocabularyFile) -> None:
 
 
 def load(path: str | Path) -> VocabularyFile:
-  """Reads a vocabulary file. ValueError, one line that names the file and the field, if it cannot be used."""
+  """Reads a vocabulary file.
+
+  Raises:
+    ValueError: if the file cannot be used; one line that names the file and the field.
+  """
   path = Path(path)
   if not path.is_file():
-    raise ValueError(f'{path} is no file; expected a vocabulary as `vild-jax embed-text` writes it')
+    raise ValueError(f'{path} is not a file; expected a vocabulary as `vild-jax embed-text` writes it')
   if not zipfile.is_zipfile(path):
-    raise ValueError(f'{path} is no usable vocabulary: it is no complete .npz archive')
+    raise ValueError(f'{path} is not a usable vocabulary: it is not a complete .npz archive')
   fields = {}
   try:
     with np.load(path, allow_pickle=False) as arrays:
@@ -109,11 +116,14 @@ def load(path: str | Path) -> VocabularyFile:
       str(fields['prompts']),
     )
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f'{path} is no usable vocabulary: {error}') from error
+    raise ValueError(f'{path} is not a usable vocabulary: {error}') from error
 
 
 def to_struct(vocabulary: VocabularyFile, pad_to: int | None = None) -> structs.Vocabulary:
-  """The argument of a forward pass: rows beyond the C classes, up to `pad_to`, are zero, not base and not valid."""
+  """Returns the vocabulary as an argument of a forward pass, padded to `pad_to` rows (None: not padded).
+
+  Padding rows are zero, not base and not valid. Raises ValueError if there are more than `pad_to` classes.
+  """
   count = len(vocabulary.names)
   size = count if pad_to is None else pad_to
   if size < count:
@@ -127,15 +137,16 @@ def to_struct(vocabulary: VocabularyFile, pad_to: int | None = None) -> structs.
 
 
 def from_npy(path: str | Path, names: Sequence[str], teacher_id: str, is_base: np.ndarray) -> VocabularyFile:
-  """A vocabulary of embeddings [C, D] that were computed elsewhere, one row a name, in the order of `names`.
+  """Makes a vocabulary of embeddings [C, D] that were computed elsewhere, one row for each of `names`, in their order.
 
-  Rows are normalised. The identity is `teacher_id:hash of the array`, since the tower itself is not at hand.
+  Rows are normalised. The identity of the teacher becomes `teacher_id:hash of the array`, because the tower itself is
+  not available. Raises ValueError if the file cannot be used.
   """
   path = Path(path)
   try:
     rows = np.load(path, allow_pickle=False)
   except (ValueError, OSError, EOFError) as error:
-    raise ValueError(f'{path} is no usable .npy file: {error}') from error
+    raise ValueError(f'{path} is not a usable .npy file: {error}') from error
   if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != 'f':
     found = f'{rows.dtype} {rows.shape}' if isinstance(rows, np.ndarray) else 'an archive of arrays'
     raise ValueError(f'{path} is {found}; expected one floating array [classes, dimension]')
@@ -161,7 +172,11 @@ def from_npy(path: str | Path, names: Sequence[str], teacher_id: str, is_base: n
 
 
 def clean_name(name: str) -> str:
-  """A class name as it stands in a prompt: `_` and `/` spelled out, lower case, no trailing dot; parentheses stay."""
+  """Returns a class name as prompts contain it (docs/method.md, 5).
+
+  `_` becomes a space and `/` becomes " or "; lower case; dots at the end are removed; parentheses stay. Raises
+  ValueError if nothing is left.
+  """
   cleaned = ' '.join(name.replace('_', ' ').replace('/', ' or ').lower().split()).rstrip('.')
   if not cleaned:
     raise ValueError(f'the class name {name!r} is empty; expected a word')
@@ -169,13 +184,16 @@ def clean_name(name: str) -> str:
 
 
 def is_base(names: Sequence[str], training: VocabularyFile) -> np.ndarray:
-  """bool [C]: is the name, cleaned, among the base classes of the training vocabulary (METHOD.md, section 3)?"""
+  """Returns bool [C], True where the cleaned name is that of a base class of the training vocabulary.
+
+  All other names are novel (docs/method.md, 1).
+  """
   base = {clean_name(name) for name, flag in zip(training.names, training.is_base, strict=True) if flag}
   return np.array([clean_name(name) in base for name in names])
 
 
 def check_teacher(found: str, expected: str, where: str) -> None:
-  """Raises ValueError unless the identity `found`, of `where`, is `expected`, that of the training vocabulary."""
+  """Raises ValueError unless the identity `found`, of `where`, equals `expected`, that of the training vocabulary."""
   if found != expected:
     raise ValueError(f'{where} is of teacher {found!r}; expected {expected!r}, the teacher of the training vocabulary')
 
@@ -190,19 +208,19 @@ def check_dimension(file: VocabularyFile, config: Config) -> None:
 
 
 def describe(vocabulary: VocabularyFile) -> str:
-  """Returns a line on what a vocabulary holds."""
+  """Returns one line of text that describes a vocabulary."""
   base = int(vocabulary.is_base.sum())
   dimension = vocabulary.embeddings.shape[1]
   return f'{len(vocabulary.names)} classes, {base} base, dimension {dimension}, teacher {vocabulary.teacher}'
 
 
 def is_same_teacher(store_teacher: str, vocabulary: VocabularyFile) -> bool:
-  """Whether embeddings of regions belong with a vocabulary, given the identity of the text tower that they carry.
+  """Says whether a store of region embeddings, with the identity `store_teacher`, fits a vocabulary.
 
-  It is the vocabulary's; or the vocabulary is of embeddings that came as an array (`from_npy`), whose identity is a
-  name and the array's hash, and the store has that name alone: the NAME of --teacher-id is what its owner says that
-  both have in common, be it the identity of a tower or a word of theirs. A tower's own identity too is a name and a
-  hash, but that name is the architecture, which many weights share.
+  It does if both identities are equal. It also does if the vocabulary was made by `from_npy`, so that its identity is
+  `NAME:hash of the array`, and the identity of the store is NAME: the user who gave NAME as --teacher-id has declared
+  that both come from one teacher. NAME may be the identity of a tower or any word. (The identity of a tower is also a
+  name and a hash, but there the name is the architecture, which towers with other weights share.)
   """
   if not store_teacher or store_teacher == vocabulary.teacher:
     return bool(store_teacher)
@@ -215,7 +233,7 @@ def is_same_teacher(store_teacher: str, vocabulary: VocabularyFile) -> bool:
 
 
 def check_regions(path: str | Path, store_teacher: str, vocabulary: VocabularyFile) -> None:
-  """Raises ValueError unless the store of regions at `path`, of that text tower, belongs with a vocabulary."""
+  """Raises ValueError unless the region store at `path`, with the identity `store_teacher`, fits the vocabulary."""
   if not is_same_teacher(store_teacher, vocabulary):
     raise ValueError(
       f'{path} has embeddings of teacher {store_teacher!r}, and the vocabulary of '

@@ -145,10 +145,10 @@ def test_text_that_is_no_config_is_refused(text):
 @pytest.mark.parametrize(
   ('name', 'content', 'named'),
   [
-    ('absent.py', None, 'no file'),
+    ('absent.py', None, 'not a file'),
     ('empty.py', '', 'get_config()'),
     ('wrong.py', 'def get_config():\n  return {}\n', 'dict'),
-    ('config.txt', 'text', 'no Python file'),
+    ('config.txt', 'text', 'not a Python file'),
     ('syntax.py', 'def get_config(:\n  pass\n', 'line 1: SyntaxError'),
     ('misspelt.py', 'from vild_jax.config import *\ndef get_config():\n  return Config(sead=1)\n', 'line 3: TypeError'),
     (

@@ -72,7 +72,7 @@ def test_a_damaged_part_is_named(tmp_path, line):
   write(path, 'r', 0, [30])
   with (tmp_path / '.results.json.r-0.part').open('a') as part:
     part.write(line + '\n')
-  with pytest.raises(DataError, match=r'r-0\.part, line 2 is no picture of the data set'):
+  with pytest.raises(DataError, match=r'r-0\.part, line 2 is not a picture of the data set'):
     parts.merge(path, 'r', 1, IDS)
 
 

@@ -85,7 +85,7 @@ def test_a_bad_detection_is_named(change, message):
 
 def test_files_that_hold_no_results_are_named(tmp_path):
   for content, message in (
-    ('{"a": ', 'is no JSON'),
+    ('{"a": ', 'is not JSON'),
     ('{"a": 1}', 'holds a dict; expected a list'),
     ('[3]', 'detection 0: found 3'),
     ('[{"image_id": 7, "score": 1}]', 'expected image_id'),
@@ -94,7 +94,7 @@ def test_files_that_hold_no_results_are_named(tmp_path):
     with pytest.raises(DataError, match=message) as error:
       results.read_results(tmp_path / 'r.json', SIZES, CATEGORIES)
     assert 'r.json' in str(error.value) and '\n' not in str(error.value)
-  with pytest.raises(DataError, match='is no file'):
+  with pytest.raises(DataError, match='is not a file'):
     results.read_results(tmp_path / 'absent.json', SIZES, CATEGORIES)
   half = [
     {'image_id': 7, 'category_id': 5, 'score': 1, 'bbox': [0, 0, 1, 1]},

@@ -137,12 +137,12 @@ def test_the_compiler_for_tpus_has_the_first_word_and_a_given_limit_the_next():
   says = lambda hbm, of, **more: report.verdict(
     plan_lib._fitted({'compiled': True, 'memory': {'needed': 2**30}} | more, hbm, topology.target(of))
   )
-  assert says(None, 'v5e:2x2') == '1.00 GiB of 15.75 GiB: fits, says the compiler'
+  assert says(None, 'v5e:2x2') == '1.00 GiB of 15.75 GiB: fits, according to the compiler'
   assert says(2**29, 'v5e:2x2') == '1.00 GiB of 512.00 MiB: does NOT fit'
   assert says(2**23, 'v5e:2x2', compiled=False, memory={'needed': 3 * 2**20, 'available': 2**21}) == (
-    '3.00 MiB of 2.00 MiB: does NOT fit, says the compiler'
+    '3.00 MiB of 2.00 MiB: does NOT fit, according to the compiler'
   )
-  assert says(None, 'cpu:2') == '1.00 GiB of not known (--hbm GIB says): see for yourself'
+  assert says(None, 'cpu:2') == '1.00 GiB of an unknown size (set --hbm GIB): cannot tell whether it fits'
 
 
 @pytest.mark.parametrize('most', [0, 1, 2, 3, 5, 8, 23, 1000])
@@ -203,7 +203,7 @@ def test_flops_are_those_of_the_mathematics():
     ('v5e', None, "--topology is 'v5e'; expected v5e:16x16"),
     ('v5e:0x4', None, 'expected v5e:16x16'),
     ('v5e:32x32', None, '1024 chips; expected at most 256 of v5e'),
-    ('cpu:8', 'tpu', 'is no TPU; expected --platform cpu'),
+    ('cpu:8', 'tpu', 'is not a TPU; expected --platform cpu'),
     ('cpu:9', None, 'JAX runs already with 8 devices'),
   ],
 )

@@ -232,7 +232,7 @@ def _spoiled(made, tmp_path, what):
   if what == 'unknown key':
     return (*train, '--model.backbon.depth=18'), "nearest valid one is 'model.backbone.depth'"
   if what == 'no config':
-    return ('train', tmp_path / 'none.py', '--workdir', tmp_path / 'w'), 'none.py is no file'
+    return ('train', tmp_path / 'none.py', '--workdir', tmp_path / 'w'), 'none.py is not a file'
   if what == 'no data':
     return (*train, f'--data.train={tmp_path}'), str(tmp_path)
   if what == 'no vocabulary':

@@ -1,7 +1,7 @@
-"""The configuration of an experiment: the names that the config files of users import.
+"""Provides the configuration of an experiment: the names that users' config files import.
 
-`experiment` says what the settings are, `model` those of the network, `settings` how they are read and overridden, and
-`defaults` the values that commands and functions share.
+`experiment` defines the settings, `model` those of the network. `settings` reads and overrides them, and `defaults`
+holds the values that commands and functions share.
 """
 
 from vild_jax.config.experiment import (

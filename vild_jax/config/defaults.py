@@ -1,26 +1,26 @@
-"""Default values that commands, functions and checks share; each stands here once. Imports nothing, not even NumPy."""
+"""Holds the default values that commands, functions and checks share. Imports nothing, not even NumPy."""
 
 from __future__ import annotations
 
 # Region stores (`vild-jax propose`, `vild-jax embed-regions`).
-MAX_PROPOSALS = 1000  # kept for each picture; the paper's CLIP baseline scores as many
+MAX_PROPOSALS = 1000  # kept for each picture; the paper's CLIP baseline scores the same number
 PROPOSAL_IMAGES_PER_SHARD = 256
 MAX_REGIONS = 300  # embedded for each picture, and distilled in a step
-REGION_IMAGES_PER_SHARD = 64  # what a kill costs: some seconds of an accelerator
+REGION_IMAGES_PER_SHARD = 64  # a killed process loses at most this many pictures: seconds of an accelerator
 CROP_BATCH = 100  # crops that the teacher embeds at a time; 2 x 300 and 2 x 1000 crops fill their batches exactly
 
 # Detection and evaluation.
 MAX_DETECTIONS = 300  # of a picture, over all classes: LVIS's limit
 COCO_MAX_DETECTIONS = 100  # of a picture and class: COCO's limit
-MIN_SCORE = 0.05  # `Detector.detect` leaves out detections below
-DRAWN_MIN_SCORE = 0.3  # drawings leave out detections below
+MIN_SCORE = 0.05  # `Detector.detect` leaves out detections with a lower score
+DRAWN_MIN_SCORE = 0.3  # drawings leave out detections with a lower score
 MAX_INSTANCES = 300  # ground-truth objects of a training picture; more are left out
 
 # Teachers and vocabularies.
 PROMPTS = 'vild'
 CLASSES = 1203  # LVIS v1
 EMBEDDING_DIM = 512  # CLIP ViT-B/32
-TOP_NAMES = 5  # `vild-jax classify` prints for each picture
+TOP_NAMES = 5  # names that `vild-jax classify` prints for each picture
 
-# How `vild-jax evaluate` scores: by the model alone, or by one of the paper's baselines that crop.
+# How `vild-jax evaluate` scores: by the model alone, or by one of the paper's baselines that encode crops.
 MODEL, CROPS, TEXT_AND_CROPS = SCORES = ('model', 'clip-crops', 'text+clip-crops')

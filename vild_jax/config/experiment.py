@@ -1,8 +1,8 @@
-"""The configuration of one experiment: frozen dataclasses, dotted overrides, text that reads back.
+"""Defines the configuration of one experiment: frozen dataclasses, dotted overrides, saving and reading.
 
 A config file (`configs/*.py`) defines `get_config() -> Config`; the command line overrides single values as
-`--model.backbone.depth=18`. Every default is the value of the paper's LVIS training (METHOD.md, sections 2 and 3).
-Nothing here imports jax, so that a config can be read anywhere.
+`--model.backbone.depth=18`. Every default is the value of the paper's LVIS training (docs/method.md, 2 and 3).
+Nothing here imports jax, so a config can be read anywhere.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from vild_jax.config.settings import (
 
 @dataclass(frozen=True)
 class Assignment:
-  """Ground truth -> training targets (METHOD.md, section 3). Two settings restore the reference (section 4.5, 4.6).
+  """Configures how ground truth becomes training targets (docs/method.md, 3).
 
-  `novel_labels` trains on base and novel labels alike: the supervised baseline. Otherwise novel ones are never seen.
+  `rpn_targets_plus_one` and `novel_logits_zero` can restore the reference (docs/departures.md, 5 and 6).
+  `novel_labels=True` trains on base and novel labels: the supervised baseline. Otherwise novel labels are never seen.
   """
 
   rpn_positive_iou: float = 0.7
@@ -41,8 +42,8 @@ class Assignment:
   roi_positive_fraction: float = 0.25
   roi_positive_iou: float = 0.5
   mask_samples: int = 128
-  rpn_targets_plus_one: bool = True  # False: the reference's anchor targets without the +1 convention
-  novel_logits_zero: bool = False  # True: novel logits times 0 instead of out of the softmax
+  rpn_targets_plus_one: bool = True  # False: the reference's anchor targets, without the +1 convention
+  novel_logits_zero: bool = False  # True: novel logits are multiplied by 0 instead of left out of the softmax
   novel_labels: bool = False
 
   def __post_init__(self):
@@ -66,13 +67,13 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Distillation:
-  """Learning from the teacher's embeddings of offline proposals: L = L_text + `weight` · L_image; 0 is ViLD-text.
+  """Configures the distillation of the teacher's embeddings: L = L_text + `weight` · L_image; 0 is ViLD-text.
 
-  The image head learns it (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD). With
-  `model.background=False` that one head learns nothing else, besides its boxes: L = `weight` · L_image (ViLD-image).
-  `store` is the folder of `vild-jax embed-regions` for the pictures of `data.train`. Of a picture's regions
-  `regions_per_image` are drawn anew for each step, among those of which the crop leaves the fraction `min_visible` or
-  more.
+  L_image trains the image head (`model.image_head`, ViLD-ensemble), or else the one region head (ViLD). With
+  `model.background=False` that one head learns only L_image and its boxes: L = `weight` · L_image (ViLD-image).
+  `store` is the folder that `vild-jax embed-regions` wrote for the pictures of `data.train`. In each step
+  `regions_per_image` regions of a picture are drawn among those of which at least the fraction `min_visible` of the
+  area is inside the crop.
   """
 
   weight: float = 0.0
@@ -87,13 +88,13 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Data:
-  """Prepared data sets (`vild-jax prepare`) and what the pipeline makes of them.
+  """Configures the prepared data sets (`vild-jax prepare`) and the input pipeline.
 
-  `train` and `val` are folders of prepared data sets. Pictures are resized to fit `image_size` squared, times a random
-  factor of `scale_range` in training (large-scale jitter), flipped with probability one half, cropped and padded.
-  `batch_size` is global. `workers` are processes that decode; 0 decodes in the training process. `repeat_threshold`
-  shows pictures of categories that fewer than this fraction of the pictures have more often (repeat-factor sampling;
-  LVIS: 0.001); 0 shows each once an epoch.
+  `train` and `val` are folders of prepared data sets. Pictures are resized to fit `image_size` x `image_size` pixels,
+  in training times a random factor of `scale_range` (large-scale jitter), flipped with probability one half, cropped
+  and padded. `batch_size` is global. `workers` is the number of processes that decode; 0 decodes in the training
+  process. `repeat_threshold` is for repeat-factor sampling (LVIS: 0.001): pictures of categories that occur in a
+  smaller fraction of the pictures are repeated; 0 shows each picture once in an epoch.
   """
 
   train: str = ''
@@ -117,9 +118,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-  """The update rule and its rate: linear warm-up, then `decay_factor` at each fraction of training in `decay_at`.
+  """Configures the update rule and the learning rate.
 
-  `rule` is 'sgd' (with `momentum`, as the paper) or 'adamw' (`momentum` is its beta 1), for short trainings.
+  The rate rises linearly during the warm-up, and is multiplied by `decay_factor` at each fraction of training in
+  `decay_at`. `rule` is 'sgd' (with `momentum`, as in the paper) or 'adamw' (`momentum` is its beta 1), for short
+  trainings.
   """
 
   rule: str = 'sgd'
@@ -130,7 +133,7 @@ class Optimizer:
   decay_factor: float = 0.1
   momentum: float = 0.9
   weight_decay: float = 4e-5
-  drop_last_decay: bool = False  # True: the reference's schedule, which loses its last decay (section 4.7)
+  drop_last_decay: bool = False  # True: the reference's schedule, without the last decay (docs/departures.md, 7)
 
   def __post_init__(self):
     require(self.rule in ('sgd', 'adamw'), 'optimizer.rule', self.rule, "'sgd' or 'adamw'")
@@ -148,13 +151,15 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Train:
-  """Length and cadence of training, in steps. 0 pictures switches them off.
+  """Configures the length of training and how often it logs, saves and draws, in steps.
 
-  The newest `keep` checkpoints stay, and the `keep_best` of the lowest loss (its mean over the steps since the save
-  before). `on_nan` says what follows a loss or gradients that are not finite: stop, or skip the update and count it.
-  `accumulate` microbatches make one batch (`data.batch_size`): less memory, the same losses (see `train.accumulate`).
-  `init_backbone` is a folder of `vild-jax convert resnet` whose weights the backbone starts from; `init_first_stage` a
-  work directory or bundle whose backbone, pyramid and proposal network are started from. Empty: from scratch.
+  `pictures` is the number of pictures that are drawn every `pictures_every` steps; 0 draws none. The newest `keep`
+  checkpoints are kept, and the `keep_best` with the lowest loss (its mean over the steps since the previous save).
+  `on_nan` is what to do if the loss or a gradient is not finite: 'stop', or 'skip' the update and count it.
+  `accumulate` microbatches make one batch (`data.batch_size`), which takes less memory for the same losses (see
+  `train.accumulate`). `init_backbone` is a folder of `vild-jax convert resnet`: its weights are the initial ones of
+  the backbone. `init_first_stage` is a work directory or a bundle: it gives the initial weights of backbone, pyramid
+  and proposal network. If both are empty, training starts from scratch.
   """
 
   steps: int = 180_000
@@ -186,16 +191,16 @@ class Train:
       not (self.init_backbone and self.init_first_stage),
       'train.init_first_stage',
       self.init_first_stage,
-      "'' beside train.init_backbone: each brings a backbone",
+      "'' if train.init_backbone is set, because each of them sets the backbone",
     )
 
 
 @dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis of the mesh; `data` = -1 takes all that the others leave.
+  """Configures the number of devices along each axis of the mesh; `data` = -1 takes all devices that remain.
 
-  `data` and `fsdp` share the pictures of a batch, and `fsdp` splits parameters and momentum besides. `spatial` splits
-  the height of every picture, for more devices than pictures. `train.sharding` has the rules.
+  `data` and `fsdp` split the pictures of a batch, and `fsdp` also splits parameters and momentum. `spatial` splits the
+  height of every picture, for more devices than pictures. The rules are in `train.sharding`.
   """
 
   data: int = -1
@@ -209,10 +214,10 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Evaluation:
-  """How `evaluate` runs the model; `batch_size` is global, `protocol` is lvis or coco.
+  """Configures how `evaluate` runs the model; `batch_size` is global, `protocol` is lvis or coco.
 
-  Ground truth under `min_area` pixels squared is ignored, and categories with fewer than `min_instances` stay out of
-  the averages; the protocols' own values are 0 and 1.
+  Ground truth smaller than `min_area` square pixels is ignored, and categories with fewer than `min_instances`
+  instances are left out of the averages; the values of both protocols are 0 and 1.
   """
 
   batch_size: int = 8
@@ -227,7 +232,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Config:
-  """One experiment. `vocabulary` is the file of `embed-text`; `teacher` the folder whose text tower a bundle keeps."""
+  """Configures one experiment.
+
+  `vocabulary` is the file that `vild-jax embed-text` wrote; `teacher` is the folder of the teacher whose text tower a
+  bundle contains.
+  """
 
   name: str = 'vild'
   seed: int = 0
@@ -251,7 +260,7 @@ class Config:
       self.data.image_size,
       f'a multiple of {stride}, the stride of the top level of model.pyramid',
     )
-    # With one row of the top level on a device XLA (jax 0.10.2) computes wrong gradients: it sums them over `data`.
+    # With one row of the top level on each device, XLA (jax 0.10.2) computes wrong gradients: it sums them over `data`.
     rows, spatial = 2 * stride * self.mesh.spatial, self.mesh.spatial
     require(
       spatial == 1 or self.data.image_size % rows == 0,
@@ -262,7 +271,7 @@ class Config:
 
 
 def with_embedding_dim(config: Config, dim: int) -> Config:
-  """The config with `model.region_head.embedding_dim` = `dim` where it leaves that to the vocabulary (0)."""
+  """Returns the config with `model.region_head.embedding_dim` = `dim` if it is 0, else the config itself."""
   if config.model.region_head.embedding_dim:
     return config
   head = dataclasses.replace(config.model.region_head, embedding_dim=dim)
@@ -270,34 +279,42 @@ def with_embedding_dim(config: Config, dim: int) -> Config:
 
 
 def to_text(config: Config) -> str:
-  """The whole config as JSON text that `from_text` reads back to an equal object."""
+  """Returns the whole config as JSON text, from which `from_text` makes an equal object."""
   return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
 
 
 def from_text(text: str) -> Config:
-  """Reads `to_text`'s output. Raises ConfigError on an unknown key or a value of the wrong type."""
+  """Makes a config from the text of `to_text`; raises ConfigError for an unknown key or a value of the wrong type."""
   try:
     tree = json.loads(text)
   except json.JSONDecodeError as error:
-    raise ConfigError(f'the config is no JSON: {error}') from error
+    raise ConfigError(f'the config is not JSON: {error}') from error
   return from_tree(Config, tree)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
-  """Runs the `get_config()` of a Python file, or reads a saved `config.json`, and applies the overrides."""
+  """Runs the `get_config()` of a Python file, or reads a saved `config.json`, and applies the overrides.
+
+  Args:
+    path: a .py or a .json file.
+    overrides: `--key.path=value`; the dashes may be left out.
+
+  Raises:
+    ConfigError: if the file or an override cannot be used; one line.
+  """
   path = Path(path)
   if not path.is_file():
-    raise ConfigError(f'{path} is no file; expected a config such as configs/vild_text_r50_lvis.py')
+    raise ConfigError(f'{path} is not a file; expected a config such as configs/vild_text_r50_lvis.py')
   if path.suffix == '.json':
     return override(from_text(path.read_text(encoding='utf-8')), overrides or [])
-  require(path.suffix == '.py', str(path), 'no Python file', 'one that defines get_config()')
+  require(path.suffix == '.py', str(path), 'not a Python file', 'one that defines get_config()')
   try:
     names = runpy.run_path(str(path))
     make = names.get('get_config')
     config = make() if callable(make) else None
   except ConfigError:
     raise
-  except Exception as error:  # whatever a user's file may raise, a misspelt field (TypeError) most of all
+  except Exception as error:  # a user's file may raise anything; most often a misspelt field (TypeError)
     where = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = getattr(error, 'lineno', None) or (where[-1] if where else '?')
     message = ' '.join(str(error).split())

@@ -1,6 +1,6 @@
-"""The detector's settings: one frozen dataclass a part of the network. `config` says how an experiment uses them.
+"""Defines the settings of the detector: one frozen dataclass for each part of the network.
 
-Every default is the value of the paper's LVIS training (METHOD.md, section 2). Import them from `vild_jax.config`.
+Every default is the value of the paper's LVIS training (docs/method.md, 2). Import the classes from `vild_jax.config`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ _DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
 
 @dataclass(frozen=True)
 class Backbone:
-  """ResNet v1.5. `depth` is one of 10, 14, 18, 26, 34, 50, 101, 152; `width` the channels of the stem.
+  """Configures the ResNet v1.5.
 
-  `remat` keeps of each residual block its input alone for the backward pass, which computes the rest again.
+  `depth` is one of 10, 14, 18, 26, 34, 50, 101, 152; `width` is the number of channels of the stem. With `remat` only
+  the input of each residual block is kept for the backward pass, which computes the rest again.
   """
 
   depth: int = 50
@@ -31,7 +32,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Pyramid:
-  """Feature pyramid P`min_level`..P`max_level` of `channels` channels; level l has stride 2**l."""
+  """Configures the feature pyramid P`min_level`..P`max_level` of `channels` channels; level l has stride 2**l."""
 
   min_level: int = 2
   max_level: int = 6
@@ -45,7 +46,7 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Anchors:
-  """Anchors of side `size`·2**level (pixels), one for each scale and each ratio width / height."""
+  """Configures the anchors: side `size`·2**level (pixels), one for each scale and each ratio width / height."""
 
   size: float = 8.0
   aspect_ratios: tuple[float, ...] = (1.0, 2.0, 0.5)
@@ -60,13 +61,13 @@ class Anchors:
 
 @dataclass(frozen=True)
 class ProposalNetwork:
-  """The region proposal network: shared convolutions, and how its outputs become proposals."""
+  """Configures the region proposal network: its convolutions, and how its outputs become proposals."""
 
   num_convs: int = 2
   channels: int = 256
-  train_pre_nms_top_k: int = 2000  # a level, before NMS
+  train_pre_nms_top_k: int = 2000  # for each level, before NMS
   test_pre_nms_top_k: int = 1000
-  max_per_level: int = 1000  # a level, after NMS
+  max_per_level: int = 1000  # for each level, after NMS
   max_proposals: int = 1000  # of all levels together
   nms_threshold: float = 0.7
 
@@ -86,14 +87,14 @@ class ProposalNetwork:
 
 @dataclass(frozen=True)
 class RegionHead:
-  """RoI features -> region embedding and class-agnostic box deltas."""
+  """Configures the head that turns RoI features into a region embedding and class-agnostic box deltas."""
 
   roi_size: int = 7
   num_convs: int = 4
   conv_channels: int = 256
   num_fcs: int = 2
   fc_channels: int = 1024
-  embedding_dim: int = 0  # of the teacher's space; 0 takes the vocabulary's (512 where there is none yet)
+  embedding_dim: int = 0  # dimension of the teacher's space; 0: that of the vocabulary (512 without a vocabulary)
 
   def __post_init__(self):
     require_positive(
@@ -108,7 +109,7 @@ class RegionHead:
 
 @dataclass(frozen=True)
 class MaskHead:
-  """RoI features -> one class-agnostic mask of 2·roi_size squared."""
+  """Configures the head that turns RoI features into one class-agnostic mask of 2·roi_size x 2·roi_size."""
 
   roi_size: int = 14
   num_convs: int = 4
@@ -120,10 +121,10 @@ class MaskHead:
 
 @dataclass(frozen=True)
 class Postprocess:
-  """Scores -> detections: the two heads' ensemble, class-wise NMS, then the best of all classes.
+  """Configures how scores become detections: ensemble of both heads, class-wise NMS, the best of all classes.
 
-  `base_weight` is the exponent of the text head's score on base classes and of the image head's on novel ones; the
-  other head has the rest. Without an image head it has no effect.
+  `base_weight` is the exponent of the text head's score on base classes and of the image head's score on novel ones;
+  the other head has 1 - `base_weight`. Without an image head it has no effect.
   """
 
   nms_threshold: float = 0.5
@@ -139,12 +140,13 @@ class Postprocess:
 
 @dataclass(frozen=True)
 class Model:
-  """The detector. `dtype` is the type of convolutions and matmuls; boxes, scores and losses are float32 always.
+  """Configures the detector.
 
-  `image_head` makes it a ViLD-ensemble: a second region head, without boxes, which learns from the teacher alone.
-  `background=False` makes it a ViLD-image: its one head learns classes from the teacher alone, so that no background
-  is learned, and the scores are a softmax over the classes without it. The background's parameter stays, unused:
-  every variant without a second head has the same variables, and can start from the same ones.
+  `dtype` is the type of convolutions and matmuls; boxes, scores and losses are always float32.
+  `image_head=True` makes it a ViLD-ensemble: a second region head, without boxes, learns from the teacher alone.
+  `background=False` makes it a ViLD-image: its one head learns classes from the teacher alone, no background is
+  learned, and the scores are a softmax over the classes without the background. The parameter of the background still
+  exists, unused, so that all variants without a second head have the same variables and can start from the same ones.
   """
 
   backbone: Backbone = field(default_factory=Backbone)
@@ -157,7 +159,7 @@ class Model:
   background: bool = True
   postprocess: Postprocess = field(default_factory=Postprocess)
   temperature: float = 0.01
-  batch_norm_momentum: float = 0.997  # of the moving statistics; shorter trainings need a shorter memory
+  batch_norm_momentum: float = 0.997  # of the moving statistics; short trainings need a lower value
   dtype: str = 'float32'
 
   def __post_init__(self):
@@ -167,12 +169,12 @@ class Model:
       self.background or not self.image_head,
       'model.background',
       self.background,
-      'true with model.image_head, whose other head learns from words',
+      'true if model.image_head is true, because the text head of an ensemble learns with the background',
     )
     momentum = self.batch_norm_momentum
     require(0 <= momentum < 1, 'model.batch_norm_momentum', momentum, 'a number from 0 to below 1')
 
   @property
   def embedding_dim(self) -> int:
-    """The student's embedding dimension: CLIP ViT-B/32's where nothing has said another."""
+    """Returns the dimension of the student's embeddings; 512, that of CLIP ViT-B/32, if none is set."""
     return self.region_head.embedding_dim or 512

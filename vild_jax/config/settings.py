@@ -1,6 +1,6 @@
-"""Settings as frozen dataclasses: dotted keys, overrides from the command line, types checked, unknown keys refused.
+"""Reads and overrides settings that are frozen dataclasses: dotted keys, checked types, no unknown keys.
 
-Generic over the dataclass; `config` says what the settings are.
+It works with any frozen dataclass; `config.experiment` defines the settings.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ T = TypeVar('T')
 
 
 class ConfigError(ValueError):
-  """A configuration that cannot be used; the message is one line that names the key and what was expected."""
+  """Reports a configuration that cannot be used; one line that names the key and what was expected."""
 
 
 def require(condition: bool, key: str, found: object, expected: str) -> None:
-  """Raises ConfigError, one line that names the key, what was found and what was expected."""
+  """Raises ConfigError unless `condition`; one line that names the key, what was found and what was expected."""
   if not condition:
     raise ConfigError(f'{key} is {found if isinstance(found, str) else repr(found)}; expected {expected}')
 
 
 def require_positive(settings: Any, section: str, *names: str, zero: tuple[str, ...] = ()) -> None:
-  """Raises ConfigError unless the named numbers of a section are positive; those of `zero` may be 0."""
+  """Raises ConfigError unless the named numbers of a section are positive; those in `zero` may be 0."""
   for name in (*names, *zero):
     value, key = getattr(settings, name), f'{section}.{name}' if section else name
     require(
@@ -44,14 +44,14 @@ def require_fraction(settings: Any, section: str, *names: str) -> None:
 
 
 def given(value: str, key: str) -> str:
-  """Returns `value`. Raises ConfigError if it is empty, naming `key`, an option (`--data`) or a key of the config."""
+  """Returns `value`; raises ConfigError if it is empty. `key` is an option (`--data`) or a key of the config."""
   if not value:
     raise ConfigError(f'{key} is empty; expected --{key.removeprefix("--")}=PATH or a value in the config')
   return value
 
 
 def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
-  """{dotted key: value} of every leaf, in order of definition."""
+  """Returns {dotted key: value} of all single values, in order of definition."""
   leaves = {}
   for f in dataclasses.fields(settings):
     value = getattr(settings, f.name)
@@ -63,7 +63,7 @@ def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def difference(a: Any, b: Any) -> list[str]:
-  """One line for each leaf that differs: `key: value in a, value in b`."""
+  """Returns one line for each value that differs: `key: value in a and value in b`."""
   left, right = flatten(a), flatten(b)
   return [f'{key}: {left[key]!r} and {right[key]!r}' for key in left if left[key] != right[key]]
 
@@ -76,7 +76,7 @@ def override(settings: T, assignments: list[str]) -> T:
   for assignment in assignments:
     key, equals, text = assignment.removeprefix('--').partition('=')
     if not equals:
-      raise ConfigError(f'{assignment!r} is no override; expected --key.path=value')
+      raise ConfigError(f'{assignment!r} is not an override; expected --key.path=value')
     leaves, tree = flatten(settings), dataclasses.asdict(settings)
     _check_known(key, list(leaves))
     *parents, leaf = key.split('.')
@@ -86,7 +86,11 @@ def override(settings: T, assignments: list[str]) -> T:
 
 
 def from_tree(kind: type[T], tree: Any, prefix: str = '') -> T:
-  """A settings object of nested dictionaries; `prefix` is where it stands, for messages. Raises ConfigError."""
+  """Makes a settings object from nested dictionaries; `prefix` is its dotted key, for messages.
+
+  Raises:
+    ConfigError: for an unknown key or a value of the wrong type.
+  """
   if not isinstance(tree, dict):
     raise ConfigError(f'{prefix or "the config"} is {type(tree).__name__}; expected a mapping')
   kinds = typing.get_type_hints(kind)
@@ -96,7 +100,7 @@ def from_tree(kind: type[T], tree: Any, prefix: str = '') -> T:
 
 
 def _parse(text: str, current: Any) -> Any:
-  """A command-line value as JSON would have it; what is no JSON stays text, for `_coerce` to judge."""
+  """Parses a command-line value as JSON; a value that is not JSON stays text, which `_coerce` then checks."""
   if isinstance(current, str):
     return text
   if isinstance(current, tuple):

@@ -1,1 +1,1 @@
-"""The method as pure functions on arrays: jax.numpy only."""
+"""Holds the method as pure functions on arrays, with jax.numpy alone."""

@@ -1,4 +1,4 @@
-"""Anchors of the region proposal network (METHOD.md, section 2 "RPN")."""
+"""Computes the anchors of the region proposal network (docs/method.md, 2)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ def pyramid_anchors(
   num_scales: int,
   anchor_size: float,
 ) -> dict[int, Float[Array, '_ 4']]:
-  """The anchors of every level, yxyx pixels, constants of the program.
+  """Returns the anchors of every level in yxyx pixels, as constants of the program.
 
-  Level l has a cell every 2**l pixels, and in each cell's middle `num_scales` x `len(aspect_ratios)` anchors of area
-  (anchor_size * 2**l * 2**(scale / num_scales))**2 and width / height = ratio. Anchors may reach over the border.
+  Level l has one cell every 2**l pixels. Each cell has `num_scales` x `len(aspect_ratios)` anchors around its centre,
+  of area (anchor_size * 2**l * 2**(scale / num_scales))**2 and with width / height = ratio. Anchors may extend beyond
+  the border of the input.
 
   Args:
     image_size: (height, width) of the padded input, multiples of 2**max_level.
+    min_level: the first level.
+    max_level: the last level, which is included.
+    aspect_ratios: width / height.
+    num_scales: scales of each level, 2**(0 / num_scales), 2**(1 / num_scales), ...
+    anchor_size: side in units of 2**l pixels of a square anchor of the first scale.
 
   Returns:
     {level: [H_l * W_l * A, 4]} in the order (y, x, scale, ratio).
 
   Raises:
-    ValueError: if a side is no multiple of 2**max_level, since then cells and feature maps would not agree.
+    ValueError: if a side is not a multiple of 2**max_level, because cells and feature maps would not agree.
   """
   height, width = image_size
   if height % 2**max_level or width % 2**max_level:

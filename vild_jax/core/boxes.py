@@ -1,4 +1,4 @@
-"""Boxes yxyx float32 in absolute pixels: area, IoU, regression coding, clipping (METHOD.md, section 2 "Box coding").
+"""Computes with boxes in absolute yxyx pixels, float32: area, IoU, regression coding, clipping (docs/method.md, 2).
 
 Coding counts pixels: a box from y1 to y2 is y2 - y1 + 1 high ("the +1 convention"). Area and IoU do not add the 1.
 """
@@ -11,19 +11,19 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-# An e-fold of size beyond which no box is predicted: 1000 pixels from an anchor of 16.
+# The upper limit of dh and dw in `decode`: an anchor side of 16 pixels becomes at most a box side of 1000.
 MAX_LOG_SCALE = math.log(1000.0 / 16.0)
 
 
 def area(boxes: Float[Array, '*n 4']) -> Float[Array, '*n']:
-  """Area in square pixels, without the +1; 0 for a box whose sides are not positive."""
+  """Returns areas in square pixels, without the +1; 0 for a box with a side that is not positive."""
   height = jnp.maximum(boxes[..., 2] - boxes[..., 0], 0.0)
   width = jnp.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
   return height * width
 
 
 def iou(a: Float[Array, 'n 4'], b: Float[Array, 'm 4']) -> Float[Array, 'n m']:
-  """Intersection over union of every pair, without the +1; 0 where the union is empty."""
+  """Returns the intersection over union of every pair, without the +1; 0 where the union is empty."""
   top_left = jnp.maximum(a[:, None, :2], b[None, :, :2])
   bottom_right = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
   sides = jnp.maximum(bottom_right - top_left, 0.0)
@@ -44,9 +44,9 @@ def encode(
   weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
   plus_one: bool = True,
 ) -> Float[Array, '*n 4']:
-  """The regression targets (dy, dx, dh, dw) that take `anchors` to `boxes`, times `weights`; inverse of `decode`.
+  """Returns the regression targets (dy, dx, dh, dw) from `anchors` to `boxes`, times `weights`; inverts `decode`.
 
-  `plus_one=False` is the coder of the reference's anchor targets, which leaves the 1 out and adds 1e-8 to the sides.
+  `plus_one=False` gives the reference's anchor targets: sides without the 1, plus 1e-8 (docs/departures.md, 5).
   """
   extra = 1.0 if plus_one else 1e-8
   centres, sizes = _centres_and_sizes(boxes, extra)
@@ -58,7 +58,7 @@ def encode(
 def decode(
   deltas: Float[Array, '*n 4'], anchors: Float[Array, '*n 4'], *, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
 ) -> Float[Array, '*n 4']:
-  """The boxes that `deltas` make of `anchors`: divides by `weights`, caps dh and dw above, does not clip."""
+  """Returns the boxes that `deltas` and `anchors` give: divides by `weights`, limits dh and dw, does not clip."""
   deltas = deltas / jnp.broadcast_to(jnp.asarray(weights, deltas.dtype), deltas.shape)
   anchor_centres, anchor_sizes = _centres_and_sizes(anchors, 1.0)
   centres = deltas[..., :2] * anchor_sizes + anchor_centres

@@ -1,7 +1,8 @@
-"""The losses: whole batch in, scalar over global normalisers out, in float32 (METHOD.md, section 3 "Losses").
+"""Computes the losses in float32: a whole batch in, a scalar out (docs/method.md, 3).
 
-Each is 0 with zero gradient when nothing takes part in it. The normaliser is how much is there, or what the caller says
-(`count`, `counts`, `images`): given the whole batch's, the losses of its parts add up to its own.
+A loss to which nothing contributes is 0, and so is its gradient. Each loss is divided by the number of elements that
+contribute, or by the number that the caller gives (`count`, `counts`, `images`). If a batch is processed in parts and
+each part gets the number of the whole batch, the losses of the parts add up to the loss of the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from vild_jax.core.precision import at_least_float32
 
 
 def _mean(values, mask, count=None):
-  """Mean of `values` where `mask`; 0 where it is empty. What `mask` leaves out may be anything, NaN included."""
+  """Mean of `values` where `mask` is true, 0 if it is true nowhere. Other values may be anything, NaN included."""
   count = jnp.sum(mask, dtype=jnp.float32) if count is None else count
   return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(count, 1.0)
 
@@ -38,7 +39,10 @@ def rpn_score(
   samples_per_image: int = 256,
   images: int | None = None,
 ) -> Float[Array, '']:
-  """Objectness: cross-entropy summed over anchors with label 1 or 0 (-1: ignored) / (images * samples_per_image)."""
+  """Returns the objectness loss: binary cross-entropy summed over anchors / (images * samples_per_image).
+
+  Labels are 1 (object), 0 (background) or -1 (ignored).
+  """
   total = jnp.zeros((), jnp.float32)
   for level, level_logits in logits.items():
     label = labels[level]
@@ -55,10 +59,10 @@ def rpn_box(
   *,
   counts: dict[int, Float[Array, '']] | None = None,
 ) -> Float[Array, '']:
-  """Anchor regression: Huber (delta 1/9), a mean for each level, summed over levels.
+  """Returns the loss of anchor regression: Huber (delta 1/9), a mean for each level, summed over levels.
 
-  The mean is over elements of positive anchors; an element whose target is exactly 0 counts neither above nor below
-  the line, as in the reference.
+  The mean is over the elements of positive anchors. An element whose target is exactly 0 is left out of the sum and of
+  the count, as in the reference.
   """
   mask = rpn_box_mask(targets, positive)
   total = jnp.zeros((), jnp.float32)
@@ -71,7 +75,7 @@ def rpn_box(
 def rpn_box_mask(
   targets: dict[int, Float[Array, '*b _ 4']], positive: dict[int, Bool[Array, '*b _']]
 ) -> dict[int, Bool[Array, '*b _ 4']]:
-  """Which numbers of `targets` take part in `rpn_box`."""
+  """Marks the elements of `targets` that contribute to `rpn_box`."""
   return {level: positive[level][..., None] & (targets[level] != 0.0) for level in targets}
 
 
@@ -83,15 +87,15 @@ def region_class(
   *,
   count: Float[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """Classification (L_text): softmax cross-entropy, mean over valid regions.
+  """Returns the classification loss L_text: softmax cross-entropy, mean over valid regions.
 
   Args:
-    logits: background in the last column; those of classes that are not allowed may be -inf.
-    labels: class index 0..C-1, background C; of a valid region always an allowed one.
-    allowed: the columns in the softmax; novel and padding classes have no part in it.
+    logits: background in the last column; logits of classes that are not allowed may be -inf.
+    labels: class index 0..C-1, background C; the label of a valid region is always allowed.
+    allowed: the columns in the softmax; novel and padding classes are left out (docs/departures.md, 6).
   """
   logits = jnp.where(valid[..., None] & allowed[None, None, :], at_least_float32(logits), -jnp.inf)
-  # A row of padding has to stay finite, or its gradient is NaN although nothing comes of it.
+  # A padding row adds nothing to the loss, but it must stay finite: otherwise its gradient would be NaN.
   logits = jnp.where(valid[..., None], logits, 0.0)
   label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
   return _mean(jax.nn.logsumexp(logits, axis=-1) - label_logit, valid, count)
@@ -104,7 +108,10 @@ def region_box(
   *,
   count: Float[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """Box refinement: Huber (delta 1), mean over the four numbers of the (`count`) foreground regions."""
+  """Returns the loss of box refinement: Huber (delta 1), mean over the four numbers of each foreground region.
+
+  `count` is the number of foreground regions.
+  """
   counts = jnp.broadcast_to(foreground[..., None], deltas.shape)
   return _mean(
     _huber(jnp.where(counts, at_least_float32(deltas) - targets, 0.0), 1.0),
@@ -120,7 +127,10 @@ def mask(
   *,
   count: Float[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """Masks: binary cross-entropy with soft targets, mean over the pixels of the (`count`) foreground regions."""
+  """Returns the mask loss: binary cross-entropy with soft targets, mean over the pixels of foreground regions.
+
+  `count` is the number of foreground regions.
+  """
   counts = jnp.broadcast_to(foreground[..., None, None], logits.shape)
   return _mean(
     _cross_entropy(jnp.where(counts, at_least_float32(logits), 0.0), targets),
@@ -136,8 +146,8 @@ def distillation(
   *,
   count: Float[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """L_image: L1 distance of the normalised embeddings, mean over the valid regions of the batch, unweighted."""
-  # Padding may hold anything: NaN times a zero cotangent would still be NaN.
+  """Returns the distillation loss L_image, unweighted: L1 distance of unit embeddings, mean over valid regions."""
+  # Padding may hold anything, and NaN times a zero cotangent is still NaN.
   student = jnp.where(valid[..., None], student, 0.0)
   difference = openvocab.normalize(student) - openvocab.normalize(teacher)
   return _mean(jnp.sum(jnp.abs(difference), axis=-1), valid, count)

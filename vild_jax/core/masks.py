@@ -1,4 +1,4 @@
-"""Mask targets and the regions that get them (METHOD.md, section 3 "Losses": 28x28 targets of <= 128 regions)."""
+"""Computes mask targets and selects the regions that go through the mask head (docs/method.md, 3)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from vild_jax.core import sampling
 
 
 def _resampling(box_min, box_max, gt_min, gt_max, size, gt_size):
-  """Bilinear weights [K, size, gt_size] that read a ground truth mask's axis at the centres of `size` bins of a box.
+  """Bilinear weights [K, size, gt_size] that sample one axis of a ground-truth mask at the centres of a box's bins.
 
-  Pixel p of the mask stands at coordinate p, there is nothing outside it: a hat around each pixel says both.
+  Triangle kernel: bilinear inside, zero outside. The centre of pixel p of the mask is at coordinate p.
   """
   gt_side = gt_max - gt_min + 1e-8
   start = (box_min - gt_min) * gt_size / gt_side
@@ -31,12 +31,14 @@ def mask_targets(
   *,
   size: int = 28,
 ) -> Float[Array, 'k {size} {size}']:
-  """The part of each region's ground truth mask that lies in the region, soft, in [0, 1].
+  """Returns the part of each region's ground-truth mask that lies in the region, with soft values in [0, 1].
 
   Args:
-    gt_masks: what is seen in each ground truth box, in [0, 1].
-    boxes: the regions.
-    matched: the ground truth of each region.
+    gt_masks: the mask inside each ground-truth box, in [0, 1].
+    gt_boxes: yxyx pixels.
+    boxes: the regions, yxyx pixels.
+    matched: the row of the ground truth of each region.
+    size: pixels along each side of a target.
   """
   gt_size = gt_masks.shape[1]
   gt = gt_boxes[matched]
@@ -50,10 +52,10 @@ def mask_targets(
 def select_mask_regions(
   foreground: Bool[Array, 'r'], valid: Bool[Array, 'r'], *, num: int
 ) -> tuple[Int[Array, '{num}'], Bool[Array, '{num}'], Bool[Array, '{num}']]:
-  """The regions that go through the mask head: the first foreground ones, then valid background ones as filling.
+  """Selects the regions for the mask head: the first foreground regions, then valid background ones to fill up.
 
   Returns:
-    (indices [num], foreground [num], valid [num]); an unused slot holds index 0 and False twice.
+    (indices [num], foreground [num], valid [num]); an unused slot holds index 0, False and False.
   """
   num_regions = foreground.shape[0]
   slots, taken = sampling.first_true(jnp.concatenate([foreground & valid, ~foreground & valid]), num)

@@ -1,4 +1,4 @@
-"""Which ground truth an anchor or a region belongs to (METHOD.md, section 3 "RPN targets", "RoI sampling")."""
+"""Matches anchors and regions with ground truth (docs/method.md, 3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vild_jax.core import boxes as box_ops
 
-_CHUNK = 32  # ground truth boxes that are compared with all anchors at a time
+_CHUNK = 32  # ground-truth boxes that are compared with all anchors at a time
 
 
 def _iou_of_valid(boxes, gt_boxes, gt_valid):
@@ -24,17 +24,18 @@ def match_anchors(
   positive_iou: float,
   negative_iou: float,
 ) -> tuple[Int[Array, 'n'], Int[Array, 'n']]:
-  """Labels anchors 1 (object), 0 (background) or -1 (ignored), and names the ground truth of the positive ones.
+  """Labels anchors 1 (object), 0 (background) or -1 (ignored), and matches the positive ones with ground truth.
 
-  Positive: best IoU >= positive_iou. Background: best IoU < negative_iou. Besides, every valid ground truth takes its
-  best anchor whatever their IoU (the first of tied anchors, hence anchor 0 for a box that touches none); if several
-  want one anchor, the lowest has it. Without ground truth all anchors are background.
+  Positive: best IoU >= positive_iou. Background: best IoU < negative_iou. In addition, the best anchor of every valid
+  ground-truth box is positive whatever their IoU. If several anchors tie, the first counts, so a box that overlaps no
+  anchor gets anchor 0; if several boxes have the same best anchor, it goes to the box with the lowest row. Without
+  ground truth all anchors are background.
 
   Returns:
     labels int32 [N], and matched int32 [N]: the row of gt_boxes where the label is 1, else 0.
   """
   num_anchors = anchors.shape[0]
-  # In chunks up to the last real box: [N, G] at 1024 pixels would be 300 MB an image, mostly for padding.
+  # In chunks up to the last valid box: [N, G] at 1024 pixels would take 300 MB for each image, mostly for padding.
   padding = max(-gt_boxes.shape[0] % _CHUNK, _CHUNK - gt_boxes.shape[0])
   gt_boxes, gt_valid = jnp.pad(gt_boxes, ((0, padding), (0, 0))), jnp.pad(gt_valid, (0, padding))
   rows = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)
@@ -68,7 +69,7 @@ def match_anchors(
 def match_regions(
   boxes: Float[Array, 'r 4'], gt_boxes: Float[Array, 'g 4'], gt_valid: Bool[Array, 'g']
 ) -> tuple[Int[Array, 'r'], Float[Array, 'r']]:
-  """The best ground truth of each region (ties to the lower row) and their IoU; both 0 where it overlaps none."""
+  """Returns the best ground truth of each region (ties: the lower row) and its IoU; both 0 without any overlap."""
   iou = _iou_of_valid(boxes, gt_boxes, gt_valid)
   max_iou = jnp.maximum(jnp.max(iou, axis=1), 0.0)
   return jnp.where(max_iou > 0.0, jnp.argmax(iou, axis=1), 0).astype(jnp.int32), max_iou

@@ -1,9 +1,10 @@
-"""Non-maximum suppression with static shapes, exact at every threshold (METHOD.md, section 2 "Post-processing").
+"""Suppresses non-maximum boxes with static shapes, exactly at every threshold (docs/method.md, 2).
 
-Greedy suppression is sequential: a box is dropped by a better one only if that one stays. Two ideas keep it exact and
-parallel. Inside a block of boxes in descending order, "stays = valid and no earlier box that stays overlaps it" is
-iterated to its fixed point, which is the greedy result, since each round settles at least one more box. And blocks are
-taken one after the other, each dropping what it overlaps in all later ones, until there are enough survivors.
+Greedy suppression is sequential: a better box drops a worse one only if the better one is kept. Two steps make it
+parallel and keep it exact. Inside a block of boxes in descending order, the rule "a box is kept if it is valid and no
+earlier kept box overlaps it" is iterated until nothing changes. The result is the greedy one, because each round
+decides at least one more box. The blocks are processed one after the other, and each drops the boxes of all later
+blocks that it overlaps, until enough boxes are kept.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from vild_jax.core import boxes as box_ops
 from vild_jax.core import sampling
 
 _BLOCK = 256
-# (box, class) pairs looked at in one round of the class-wise suppression; a round usually suffices.
+# (box, class) pairs in one round of the class-wise suppression; one round is usually enough.
 _PAIRS = 1024
 
 
 def _settle(alive, overlaps):
-  """The greedy survivors of one block: `overlaps[i, j]` says that i, if it stays, drops the later j."""
+  """Marks the boxes of one block that greedy suppression keeps; `overlaps[i, j]`: a kept i drops the later j."""
 
   def unsettled(state):
     return jnp.any(state[0] != state[1])
@@ -38,10 +39,10 @@ def _pad(x, length):
 
 
 def _survivors(boxes, valid, groups, iou_threshold, enough):
-  """Marks the greedy survivors of boxes [N, 4] in descending order; only boxes of the same group drop each other.
+  """Marks the kept ones of boxes [N, 4] in descending order; only boxes of the same group drop each other.
 
-  Stops after the block in which the `enough`-th survivor was found; the marks of later boxes then mean nothing, and
-  are False.
+  Stops after the block in which the `enough`-th kept box was found. Boxes of later blocks are then not examined, and
+  their marks are False.
   """
   num = boxes.shape[0]
   block = min(_BLOCK, num)
@@ -71,7 +72,7 @@ def _survivors(boxes, valid, groups, iou_threshold, enough):
 def sorted_nms(
   boxes: Float[Array, 'n 4'], valid: Bool[Array, 'n'], *, iou_threshold: float, max_outputs: int
 ) -> tuple[Int[Array, '{max_outputs}'], Bool[Array, '{max_outputs}']]:
-  """`nms` of boxes that are in descending order already."""
+  """Does the same as `nms` for boxes that are already in descending order of their scores."""
   groups = jnp.zeros(boxes.shape[:1], jnp.int32)
   return sampling.first_true(_survivors(boxes, valid, groups, iou_threshold, max_outputs), max_outputs)
 
@@ -84,14 +85,16 @@ def nms(
   max_outputs: int,
   valid: Bool[Array, 'n'] | None = None,
 ) -> tuple[Int[Array, '{max_outputs}'], Bool[Array, '{max_outputs}']]:
-  """Greedy non-maximum suppression: a box that stays drops every worse box with IoU >= iou_threshold.
+  """Suppresses greedily: a kept box drops every worse box with IoU >= iou_threshold.
 
   Args:
-    valid: None means all. Coordinates decide nothing: an all-zero box is a box.
+    boxes: yxyx pixels.
+    max_outputs: slots of the result.
+    valid: None means that all boxes are valid. An all-zero box is a box like any other.
 
   Returns:
-    Indices of the survivors in descending score, ties by the lower index, and which slots are used (an unused slot
-    holds index 0 and False).
+    Indices of the kept boxes in descending score (ties: the lower index first), and which slots are used; an unused
+    slot holds index 0 and False.
   """
   valid = jnp.ones(scores.shape, bool) if valid is None else valid
   order = jnp.argsort(jnp.where(valid, scores, -jnp.inf), descending=True, stable=True)
@@ -111,20 +114,22 @@ def classwise_nms(
 ) -> tuple[
   Int[Array, '{max_outputs}'], Int[Array, '{max_outputs}'], Float[Array, '{max_outputs}'], Bool[Array, '{max_outputs}']
 ]:
-  """Suppression within each class over boxes that all classes share, then the best detections of all classes.
+  """Suppresses within each class over boxes that all classes share, then returns the best of all classes.
 
-  The best remaining (box, class) pairs are suppressed in rounds; each round's survivors are final, because only better
-  pairs could have dropped them. What they drop leaves the table before the next round, which happens only if there
-  are too few survivors and pairs are left. So the cost follows the number of outputs and not the number of classes.
+  The best remaining (box, class) pairs are suppressed in rounds. The pairs that a round keeps are final, because only
+  better pairs could have dropped them. The pairs that they drop are removed from the table before the next round,
+  which runs only if too few pairs are kept and some are left. So the cost depends on the number of outputs and not on
+  the number of classes.
 
   Args:
-    scores: a candidate needs score > score_threshold.
-    valid: None means all; an invalid box is no candidate in any class.
-    pre_nms_top_k: candidates of each class before suppression (ties by the lower index).
+    scores: a (box, class) pair is a candidate only if its score > score_threshold.
+    valid: None means that all boxes are valid; an invalid box is not a candidate in any class.
+    max_outputs: slots of the result.
+    pre_nms_top_k: candidates of each class before suppression (ties: the lower index first).
 
   Returns:
-    (box_index, label, score, valid), each [max_outputs], descending score, ties by lower label, then by lower index;
-    unused slots hold 0, 0, 0 and False.
+    (box_index, label, score, valid), each [max_outputs], in descending score (ties: the lower label first, then the
+    lower index); unused slots hold 0, 0, 0 and False.
   """
   num_boxes, num_classes = scores.shape
   # Class-major, so that top_k breaks ties by class, then by box.
@@ -139,7 +144,7 @@ def classwise_nms(
   flat_index = jnp.arange(num_boxes * num_classes, dtype=jnp.int32).reshape(table.shape)
 
   def take_best(table, outputs):
-    """Moves the survivors of the best pairs to the outputs; the pairs leave the table."""
+    """Moves the kept ones of the best pairs to the outputs and removes these pairs from the table."""
     pair_scores, pairs = jax.lax.top_k(table.reshape(-1), num_pairs)
     labels, indices = pairs // num_boxes, pairs % num_boxes
     count = jnp.sum(outputs[3], dtype=jnp.int32)
@@ -148,7 +153,7 @@ def classwise_nms(
     target = jnp.where(found, count + jnp.arange(max_outputs), max_outputs)
     news = (indices[slots], labels[slots], pair_scores[slots], found)
     outputs = tuple(old.at[target].set(new, mode='drop') for old, new in zip(outputs, news, strict=True))
-    # The last pair, without a slice: XLA:CPU takes top_k cut once more for a full sort, which is 100 times slower.
+    # The last pair, found without a slice: XLA:CPU turns a sliced top_k into a full sort, which is 100 times slower.
     last_score = jnp.min(pair_scores)
     last_pair = jnp.max(jnp.where(pair_scores == last_score, pairs, -1))
     worse = (table < last_score) | ((table == last_score) & (flat_index > last_pair))

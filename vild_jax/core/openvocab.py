@@ -1,4 +1,4 @@
-"""Classification against text embeddings (METHOD.md, section 1; ViLD, arXiv 2104.13921, sections 3.2-3.4)."""
+"""Classifies regions by text embeddings (docs/method.md, 1 and 4; arXiv 2104.13921, sections 3.3-3.4)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from jaxtyping import Array, Bool, Float
 
 from vild_jax.core.precision import at_least_float32
 
-# Vectors shorter than this have no direction: they normalise to zero.
+# Shorter vectors are treated as having no direction: they are normalised to zero.
 MIN_NORM = 1e-8
 
 
 def normalize(x: Float[Array, '*n d']) -> Float[Array, '*n d']:
-  """x / ||x|| over the last axis in float32; zero, with zero gradient, where ||x|| <= 1e-8."""
+  """Returns x / ||x|| over the last axis in float32; zero, with zero gradient, where ||x|| <= 1e-8."""
   x = at_least_float32(x)
   squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
   has_direction = squared > MIN_NORM**2
@@ -28,10 +28,11 @@ def cosine_logits(
   temperature: float | Float[Array, ''],
   valid: Bool[Array, 'c'] | None = None,
 ) -> Float[Array, 'r c+1']:
-  """cosine(region, class) / temperature, and the same for the background in the last column.
+  """Returns cosine(region, class) / temperature, with the background in the last column.
 
   Args:
-    region, classes, background: of any length; normalised here.
+    region, classes, background: vectors of any length; they are normalised here.
+    temperature: positive.
     valid: False for padding rows of `classes`, whose logits are -inf.
   """
   rows = jnp.concatenate([normalize(classes), normalize(background)[None, :]])
@@ -49,6 +50,10 @@ def ensemble_scores(
   *,
   base_weight: float = 2 / 3,
 ) -> Float[Array, 'r c']:
-  """Geometric mean of two heads' scores: weights `base_weight`, the rest on base classes, and swapped on novel ones."""
+  """Returns the weighted geometric mean of the scores of two heads.
+
+  The text head has the weight `base_weight` on base classes and 1 - `base_weight` on novel ones; the image head has
+  the rest (arXiv 2104.13921, section 3.4).
+  """
   weight = jnp.where(is_base, base_weight, 1.0 - base_weight)[None, :]
   return jnp.power(text_scores, weight) * jnp.power(image_scores, 1.0 - weight)

@@ -1,4 +1,4 @@
-"""In which precision small, delicate arithmetic runs whatever the network's dtype."""
+"""Sets the precision of small, sensitive arithmetic, whatever the dtype of the network."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from jaxtyping import Array, Float
 
 
 def at_least_float32(x: Float[Array, '...']) -> Float[Array, '...']:
-  """bfloat16 becomes float32; float32 stays, and so does float64, which equality tests of whole runs use."""
+  """Turns bfloat16 into float32; keeps float32, and float64, which tests of whole runs for equality use."""
   return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

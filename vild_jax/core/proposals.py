@@ -1,4 +1,4 @@
-"""From the outputs of the region proposal network to proposals (METHOD.md, section 2 "Proposals")."""
+"""Turns the outputs of the region proposal network into proposals (docs/method.md, 2)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ def propose(
   max_proposals: int,
   nms_threshold: float,
 ) -> structs.Proposals:
-  """Decodes, clips and thins out the best anchors of each level, then takes the best of all levels.
+  """Decodes and clips the best anchors of each level, suppresses overlaps, then takes the best of all levels.
 
-  A box that clipping collapses onto the corner (0, 0), with no coordinate above 0, is none. Ties go to the lower level,
-  then to the lower anchor. No gradient flows through proposals.
+  A box without a coordinate above 0 after clipping is dropped: it has collapsed to the corner (0, 0). Ties go to the
+  lower level, then to the lower anchor. No gradient flows through proposals.
 
   Args:
-    logits, deltas, anchors: {level: one row an anchor}.
-    image_size: (height, width) that boxes are clipped to.
+    logits, deltas, anchors: {level: one row for each anchor}.
+    image_size: (height, width) in pixels, to which boxes are clipped.
+    pre_nms_top_k: anchors of each level before suppression.
+    max_per_level: boxes of each level after suppression.
+    max_proposals: slots of the result.
+    nms_threshold: the IoU from which a better box drops a worse one.
 
   Returns:
     max_proposals slots in descending score; unused slots are zero and not valid.
   """
-  # The second stage learns on proposals as they are; a gradient through them would train the RPN by its losses.
+  # The second stage takes proposals as constants: a gradient through them would train the RPN by its losses.
   logits, deltas = jax.lax.stop_gradient((logits, deltas))
   level_boxes, level_scores = [], []
   for level in sorted(logits):

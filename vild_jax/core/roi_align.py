@@ -1,4 +1,4 @@
-"""Features of regions from the pyramid level that fits their size (METHOD.md, section 2 "RoI features")."""
+"""Samples the features of regions from the pyramid level that fits their size (docs/method.md, 2)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from jaxtyping import Array, Float, Int
 from vild_jax.core import boxes as box_ops
 from vild_jax.core.precision import at_least_float32
 
-# A region of this side (pixels, square root of its area) belongs to this level; each doubling is one level more.
+# A region of this side (pixels, the square root of its area) belongs to this level; twice the side is one level up.
 _CANONICAL_SIDE = 224.0
 _CANONICAL_LEVEL = 4
 
 
 def roi_levels(boxes: Float[Array, 'r 4'], min_level: int, max_level: int) -> Int[Array, 'r']:
-  """floor(log2(sqrt(area) / 224)) + 4 within [min_level, max_level]; sides of exactly 112, 224, ... go up."""
-  # Areas are compared with the squared bounds: a float logarithm would round at the bounds.
+  """Returns floor(log2(sqrt(area) / 224)) + 4 of each box, limited to [min_level, max_level]; exact at the bounds."""
+  # Compares areas with the squared bounds, because a logarithm in floats could round sides of 112, 224, ... wrongly.
   bounds = [(_CANONICAL_SIDE * 2.0 ** (level - _CANONICAL_LEVEL)) ** 2 for level in range(min_level + 1, max_level + 1)]
   above = box_ops.area(boxes)[:, None] >= jnp.asarray(bounds, jnp.float32)[None, :]
   return min_level + jnp.sum(above, axis=1, dtype=jnp.int32)
 
 
 def _corners(start, length, output_size, size):
-  """Sample positions of one axis: the two pixels [R, output_size] around each bin's centre, and the second's weight."""
+  """The two pixels [R, output_size] of one axis around the centre of each bin, and the weight of the second pixel."""
   bins = jnp.arange(output_size, dtype=jnp.float32) + 0.5
   position = start[:, None] + bins[None, :] * length[:, None] / output_size
-  # The weight is measured from the clipped pixel: it is negative before the first one (the line goes on), and behind
-  # the last one both pixels are the same.
+  # The weight is measured from the clipped pixel. Before the first pixel it is negative, which extrapolates; after the
+  # last pixel both pixels are the same.
   last = (size - 1)[:, None].astype(jnp.float32)
   first = jnp.clip(jnp.floor(position), 0.0, last)
   second = jnp.minimum(first + 1.0, last)
@@ -38,17 +38,18 @@ def _corners(start, length, output_size, size):
 def multilevel_roi_align(
   features: dict[int, Float[Array, '_ _ d']], boxes: Float[Array, 'r 4'], *, output_size: int
 ) -> Float[Array, 'r {output_size} {output_size} d']:
-  """One bilinear sample at the centre of each of output_size x output_size bins of each region.
+  """Takes one bilinear sample at the centre of each of the output_size x output_size bins of each region.
 
-  A position y / 2**level is a pixel index, without a half-pixel shift. Beyond the far border the last pixel repeats;
-  before the first pixel the line through the first two goes on (published weights expect both).
+  A position y / 2**level is a pixel index, without a half-pixel shift. After the last pixel its value repeats; before
+  the first pixel the line through the first two is extended. Published weights expect both.
 
   Args:
-    features: {level: [H_l, W_l, D]}; the levels present are the ones regions are assigned to.
+    features: {level: [H_l, W_l, D]}; regions are assigned to these levels.
     boxes: yxyx pixels of the network input.
+    output_size: bins along each side of a region.
 
   Returns:
-    In the features' dtype; positions, interpolation and the sums of its gradient are at least float32.
+    Features in the dtype of `features`. Positions, interpolation and the sums of its gradient are at least float32.
   """
   levels = sorted(features)
   row = roi_levels(boxes, levels[0], levels[-1]) - levels[0]
@@ -57,7 +58,7 @@ def multilevel_roi_align(
   heights, widths = jnp.asarray(sizes, jnp.int32)[row].T
   strides = jnp.asarray([2.0**level for level in levels], jnp.float32)[row]
   dtype = features[levels[0]].dtype
-  # Gathered in float32, so that the gradient is summed in it: coarse pixels get hundreds of small shares.
+  # Gathers in float32, so that gradients add up in float32: a pixel of a coarse level gets hundreds of small terms.
   pixels = at_least_float32(
     jnp.concatenate([features[level].reshape(-1, features[level].shape[-1]) for level in levels])
   )
@@ -66,8 +67,8 @@ def multilevel_roi_align(
   y0, y1, wy = _corners(scaled[:, 0], scaled[:, 2] - scaled[:, 0], output_size, heights)
   x0, x1, wx = _corners(scaled[:, 1], scaled[:, 3] - scaled[:, 1], output_size, widths)
 
-  # One corner after the other, as a loop: one gather and one scatter to compile in place of four of each, which a TPU's
-  # compiler spends seconds on, and no more than one corner's features in memory.
+  # A loop over the four corners compiles one gather and one scatter instead of four of each, which take a compiler for
+  # TPUs seconds, and holds the features of only one corner in memory.
   def add_corner(total, corner):
     y, x, weight_y, weight_x = corner
     index = starts[:, None, None] + y[:, :, None] * widths[:, None, None] + x[:, None, :]

@@ -1,4 +1,4 @@
-"""Filling a fixed number of slots from masks, so that shapes stay static (METHOD.md, section 3 "RoI sampling")."""
+"""Fills a fixed number of slots from masks, so that shapes stay static (docs/method.md, 3)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def first_true(mask: Bool[Array, 'n'], num: int) -> tuple[Int[Array, '{num}'], Bool[Array, '{num}']]:
-  """The indices of the first `num` True entries, ascending; unused slots hold index 0 and valid False."""
-  # The k-th True is where the running count first reaches k: compares only, no sort and no scatter.
+  """Returns the indices of the first `num` True entries, ascending, and validity; unused slots: 0 and False."""
+  # The k-th True is where the running count first reaches k; this needs comparisons only, no sort and no scatter.
   slots = jnp.searchsorted(jnp.cumsum(mask, dtype=jnp.int32), jnp.arange(1, num + 1), method='compare_all')
   valid = slots < mask.shape[0]
   return jnp.where(valid, slots, 0).astype(jnp.int32), valid
@@ -26,7 +26,7 @@ def _best(mask, priority, num, quota):
 
 
 def _balanced(positive, negative, priority, num_samples, positive_fraction):
-  # A TPU's compiler would fuse the making of random numbers into both selections, and take minutes over it.
+  # Without the barrier a TPU's compiler fuses the random numbers into both selections, which takes it minutes.
   priority = jax.lax.optimization_barrier(priority)
   max_positives = int(num_samples * positive_fraction)
   positive = _best(positive, priority, max_positives, max_positives)
@@ -42,11 +42,13 @@ def sample_balanced(
   num_samples: int,
   positive_fraction: float,
 ) -> tuple[Int[Array, '{num_samples}'], Bool[Array, '{num_samples}']]:
-  """Draws at most floor(num_samples * positive_fraction) positives and fills up with negatives.
+  """Draws at most floor(num_samples * positive_fraction) positives and fills the rest with negatives.
 
   Args:
     positive, negative: the candidates of each kind; an entry that is neither is never drawn.
-    priority: finite; the highest are drawn first, ties to the lower index. `jax.random.uniform` makes the draw random.
+    priority: finite; the highest are drawn first (ties: the lower index). With `jax.random.uniform` the draw is random.
+    num_samples: slots of the result.
+    positive_fraction: from 0 to 1.
 
   Returns:
     Indices in ascending order, valid slots first, and which slots are valid (an unused slot holds index 0).

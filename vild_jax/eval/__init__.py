@@ -1,1 +1,1 @@
-"""Results files to metrics; numpy only, no accelerator."""
+"""Turns results files into metrics, with NumPy alone and without an accelerator."""

@@ -1,4 +1,4 @@
-"""The COCO protocol, for exhaustively annotated sets: crowds ignored, the best 100 of a picture and class."""
+"""Scores by the COCO protocol, for exhaustive annotations: crowds ignored, the best 100 of a picture and class."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ def evaluate(
   min_area: float = 0.0,
   min_instances: int = 1,
 ) -> scoring.Metrics:
-  """Scores results by the COCO protocol; arguments and returns as `lvis.evaluate`, base by `base_category_ids` alone
-  where the categories have no frequency."""
+  """Scores results by the COCO protocol.
+
+  Arguments, result and errors are those of `lvis.evaluate`, but the ground truth need not be federated. If categories
+  have no frequency, only `base_category_ids` can say which are base.
+  """
   truth, found = scoring.read(ground_truth, results)
   return scoring.score(
     truth,

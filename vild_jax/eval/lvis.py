@@ -1,6 +1,7 @@
-"""The LVIS protocol: federated ground truth, the best 300 detections of a picture, AP by frequency.
+"""Scores by the LVIS protocol: federated ground truth, the best 300 detections of a picture, AP by frequency.
 
-Equal to the official evaluator (tests/eval/test_lvis.py). `evaluate` needs neither jax nor an accelerator.
+The metrics equal those of the official evaluator (tests/eval/test_lvis.py). `evaluate` needs neither JAX nor an
+accelerator.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ def evaluate(
 
   Args:
     ground_truth: LVIS-format JSON or its path; some picture must list `neg_category_ids` (unless there is one class).
-    results: results JSON (results.py) or its path; more than 300 of a picture are cut to its best 300.
+    results: results JSON (see `eval.results`) or its path; only the best 300 of each picture count.
     base_category_ids: ids of the base categories; None means all that are not rare.
-    min_area: ground truth below it (pixels squared) is ignored.
-    min_instances: categories with fewer instances stay out of the averages.
+    min_area: ground truth smaller than this (square pixels) is ignored.
+    min_instances: categories with fewer instances are left out of the averages.
 
   Returns:
-    See `scoring.score`; fractions, None for a group without categories.
+    The metrics of `scoring.score`: fractions, None for a group without categories.
 
   Raises:
     DataError: input that cannot be scored, or ground truth that is not federated.
@@ -56,9 +57,10 @@ def evaluate(
 
 
 def check_federated(truth: dict[str, Any], name: str | Path = 'the ground truth') -> None:
-  """Raises DataError unless some picture lists categories that it lacks, or there is one category alone.
+  """Raises DataError unless some picture lists categories that it lacks, or there is only one category.
 
-  A class counts only in pictures known to hold or to lack it: without the latter all confusions go unpunished.
+  A class is scored only in pictures known to contain it or to lack it. Without pictures known to lack it, no confusion
+  with another class would count as an error.
   """
   if len(truth['categories']) > 1 and not any(image.get('neg_category_ids') for image in truth['images']):
     raise DataError(
@@ -68,7 +70,7 @@ def check_federated(truth: dict[str, Any], name: str | Path = 'the ground truth'
 
 
 def _best(results: list[results_lib.Result]) -> list[results_lib.Result]:
-  """The best 300 of each picture: the library would keep 300 of each picture and category."""
+  """The best 300 of each picture; the library would keep 300 of each picture and category."""
   pictures: dict[int, list[Any]] = defaultdict(list)
   for result in results:
     pictures[result['image_id']].append(result)
@@ -80,7 +82,7 @@ def _best(results: list[results_lib.Result]) -> list[results_lib.Result]:
 
 
 def _listed(truth: dict[str, Any], results: list[results_lib.Result]) -> list[results_lib.Result]:
-  """Detections of categories that their picture is known to hold or to lack; the library crashes on some others."""
+  """Detections of categories that their picture is known to contain or to lack; the library crashes on some others."""
   listed = {image['id']: set(image.get('neg_category_ids') or ()) for image in truth['images']}
   for annotation in truth['annotations']:
     listed[annotation['image_id']].add(annotation['category_id'])

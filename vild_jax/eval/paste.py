@@ -1,8 +1,8 @@
-"""28x28 masks -> the picture: the reference's rule, bit for bit (golden `unit/paste_masks`), and run-length codes.
+"""Pastes 28x28 masks into pictures, by the reference's rule bit for bit, and makes run-length codes.
 
-A mask is padded by one zero pixel all round, its box grows about its centre by the same 30/28, the corners are
-truncated towards zero, the mask is resized bilinearly onto the pixels from corner to corner inclusive, and is on where
-it exceeds one half. Only that window is ever touched: a picture-sized array is made for none but `paste_masks`.
+A mask is padded by one zero pixel on each side, and its box grows about its centre by the same factor 30/28. The
+corners are truncated towards zero, the mask is resized bilinearly to the pixels from corner to corner inclusive, and a
+pixel is on where the mask exceeds one half. Only this window is computed; `paste_masks` alone makes whole pictures.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
+from vild_jax.data import rle
 from vild_jax.data.schema import DataError
 
 
@@ -26,23 +27,13 @@ def paste_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -
   return pasted
 
 
-def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Pastes one mask of probabilities [M, M] into one box [4] yxyx (picture pixels) -> bool [height, width]."""
-  return paste_masks(np.asarray(mask)[None], np.asarray(box)[None], height, width)[0]
-
-
 def paste_to_rles(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
-  """Equal to `to_rle` of every mask of `paste_masks`, without making the pictures; the arguments are the same."""
+  """Returns `rle.encode_mask` of every mask of `paste_masks`, from the same arguments, without making the pictures."""
   _check(masks, boxes)
   return [
     _window_rle(*_window(mask, corners, height, width), height, width)
     for mask, corners in zip(masks, _expand(boxes, masks.shape[1:]), strict=True)
   ]
-
-
-def to_rle(mask: np.ndarray) -> dict[str, Any]:
-  """A bool mask [H, W] -> COCO's compressed run-length code {'size': [H, W], 'counts': str}."""
-  return _plain(mask_api.encode(np.asfortranarray(mask, np.uint8)))
 
 
 def _check(masks: np.ndarray, boxes: np.ndarray) -> None:
@@ -73,23 +64,15 @@ def _window(mask: np.ndarray, corners: np.ndarray, height: int, width: int) -> t
 
 
 def _window_rle(window: np.ndarray, y: int, x: int, height: int, width: int) -> dict[str, Any]:
-  """The run-length code of a [height, width] picture that is off but for a window at (y, x)."""
+  """The run-length code of a [height, width] picture that is off except in a window at (y, x)."""
   columns = np.zeros((window.shape[1], window.shape[0] + 2), bool)
   columns[:, 1:-1] = window.T
   column, row = np.divmod(np.flatnonzero(columns[:, 1:] ^ columns[:, :-1]), window.shape[0] + 1)
   changes = (x + column) * height + y + row  # in column-major order: on, off, on, off, ...
-  # A run that reaches the bottom of a column and goes on at the top of the next is one run.
+  # A run that reaches the bottom of a column and continues at the top of the next one is a single run.
   joined = np.flatnonzero(changes[1:-1:2] == changes[2::2]) * 2 + 1
   changes = np.delete(changes, np.concatenate([joined, joined + 1]))
   counts = np.diff(changes, prepend=0, append=height * width).tolist()
   if counts[-1] == 0:
     counts.pop()
-  return _plain(mask_api.frPyObjects({'size': [height, width], 'counts': counts}, height, width))
-
-
-def _plain(rle: dict[str, Any]) -> dict[str, Any]:
-  counts = rle['counts']
-  return {
-    'size': [int(side) for side in rle['size']],
-    'counts': counts.decode('ascii') if isinstance(counts, bytes) else counts,
-  }
+  return rle.plain(mask_api.frPyObjects({'size': [height, width], 'counts': counts}, height, width))

@@ -1,7 +1,7 @@
-"""Results and ground truth -> average precision, by faster-coco-eval; shared by the protocols in lvis.py and coco.py.
+"""Computes average precision from results and ground truth, by faster-coco-eval, for the protocols lvis and coco.
 
-Everything is keyed by id (names repeat once they are cleaned), metrics are fractions, and a metric over no category at
-all is None. The ground truth is LVIS- or COCO-format JSON.
+Everything is keyed by id, because names may repeat once they are cleaned. Metrics are fractions; a metric over no
+category is None. The ground truth is LVIS- or COCO-format JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read(
   """Reads and checks ground truth and the results that belong to it.
 
   Raises:
-    DataError: no JSON, a field is missing, or a picture or category is unknown; the message names the first such.
+    DataError: if a file is not JSON, a field is missing, or a picture or category is unknown; it names the first one.
   """
   truth = _read_ground_truth(ground_truth)
   sizes = {image['id']: (image['height'], image['width']) for image in truth['images']}
@@ -35,7 +35,7 @@ def read(
 
 
 def _read_ground_truth(source: dict | str | Path) -> dict[str, Any]:
-  """LVIS- or COCO-format JSON with annotation ids 1, 2, ...: files repeat them, and the evaluator misreads 0."""
+  """Reads LVIS- or COCO-format JSON and numbers annotations 1, 2, ...: files repeat ids, the evaluator misreads 0."""
   tree = results_lib.read_json(source, 'LVIS- or COCO-format ground truth')
   name = source if isinstance(source, str | Path) else 'the ground truth'
   fields = {
@@ -74,19 +74,22 @@ def score(
   """Scores checked results against checked ground truth.
 
   Args:
-    ground_truth: of `read`.
-    results: of `read`.
-    federated: score a category only in pictures known to hold it or to lack it (LVIS).
-    max_detections: a picture and category.
-    base_category_ids: None means all that are not rare, where the categories have a frequency.
-    min_area: ground truth below it (pixels squared) is ignored, and so are detections below it that match nothing.
-    min_instances: categories with fewer instances (of that area, no crowds) stay out of every average.
+    ground_truth: from `read`.
+    results: from `read`.
+    federated: score a category only in pictures known to contain it or to lack it (LVIS).
+    max_detections: for each picture and category.
+    base_category_ids: None means all that are not rare, if the categories have a frequency.
+    min_area: smaller ground truth (square pixels) is ignored, and so are smaller detections that match nothing.
+    min_instances: categories with fewer instances (of at least `min_area`, without crowds) are left out of averages.
 
   Returns:
-    'box' and 'mask' (None where a detection or an object, crowds included, has none): AP, AP50, AP75, APs, APm, APl,
-    APr, APc, APf, AP_base, AP_novel, AP50_base, AP50_novel; 'per_category': rows of id, name, frequency, base,
-    instances, box_AP, box_AP50, mask_AP, mask_AP50; 'curves': {'recall' [101], 'box' [101], 'mask' [101]}, the
-    precision at IoU 0.5, averaged over categories.
+    'images' and 'detections': their numbers; 'box' and 'mask' (None if a detection or an object, crowds included, has
+    none): AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP_base, AP_novel, AP50_base, AP50_novel; 'per_category': rows
+    of id, name, frequency, base, instances, box_AP, box_AP50, mask_AP, mask_AP50; 'curves': {'recall' [101], 'box'
+    [101], 'mask' [101]}, the precision at IoU 0.5, averaged over categories.
+
+  Raises:
+    DataError: if a base category is unknown.
   """
   categories = sorted(ground_truth['categories'], key=lambda category: category['id'])
   frequencies = np.array([category.get('frequency', '') for category in categories])
@@ -115,7 +118,8 @@ def score(
     'curves': {'recall': np.linspace(0, 1, 101).tolist()},
   }
   for kind, key in (('box', 'bbox'), ('mask', 'segmentation')):
-    # One object without a mask is enough: it would count as missed, and what lies in a crowd without one as wrong.
+    # Even one object without a mask makes the result None: it would count as missed, and if it is a crowd, detections
+    # inside it would count as wrong.
     if not (
       all(annotation.get(key) for annotation in ground_truth['annotations'])
       and all(result.get(key) is not None for result in results)
@@ -135,7 +139,7 @@ def score(
 def _base(
   categories: list[dict], frequencies: np.ndarray, base_category_ids: Collection[int] | None
 ) -> np.ndarray | None:
-  """Which categories are base, bool [C]; None where nothing tells."""
+  """Which categories are base, bool [C]; None if that is not known."""
   if base_category_ids is None:
     return None if (frequencies == '').all() else frequencies != 'r'
   base = {int(category_id) for category_id in base_category_ids}
@@ -154,8 +158,8 @@ def _precision(
   min_area: float,
 ) -> np.ndarray:
   """Precision [10 IoU thresholds, 101 recalls, C, 4 areas]; NaN for a category without ground truth of that area."""
-  # The evaluator writes into its input, wants a frequency of every category, and takes the box's area for a mask's
-  # where a detection has a bbox: it gets copies with just what it should see.
+  # The evaluator changes its input, needs a frequency for every category, and uses the area of the box for a mask if a
+  # detection has a bbox. So it gets copies with only the keys that it needs.
   keys = ('image_id', 'category_id', 'score', key)
   truth = COCO(
     {
@@ -175,7 +179,7 @@ def _precision(
 
 
 def _summary(table: np.ndarray, counted: np.ndarray, frequencies: np.ndarray, is_base: np.ndarray | None) -> Metrics:
-  """The metrics of one precision table; the order of the keys is that of every report."""
+  """The metrics of one precision table; all reports have the order of these keys."""
   groups = {group: counted & (frequencies == group[-1]) for group in ('APr', 'APc', 'APf')}
   nowhere = np.zeros_like(counted)
   base, novel = (nowhere, nowhere) if is_base is None else (counted & is_base, counted & ~is_base)
@@ -198,6 +202,6 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _curve(precision: np.ndarray) -> list[float] | None:
-  """Precision [categories, 101] at one threshold -> its mean over the categories that have ground truth."""
+  """The mean of precision [categories, 101] at one threshold, over the categories that have ground truth."""
   rows = precision[~np.isnan(precision).any(axis=1)]
   return rows.mean(axis=0).tolist() if len(rows) else None

@@ -1,4 +1,4 @@
-"""What `evaluate` and `score` leave behind: metrics.json, per_category.csv and two plots."""
+"""Writes the reports of `evaluate` and `score`: metrics.json, per_category.csv and two plots."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _GROUPS = {'AP': 'all', 'APr': 'rare', 'APc': 'common', 'APf': 'frequent', 'AP_b
 
 
 def write_reports(out_dir: str | Path, metrics: Metrics) -> list[Path]:
-  """Writes the metrics of `lvis.evaluate` or `coco.evaluate` into a folder, which it makes.
+  """Writes the metrics of `lvis.evaluate` or `coco.evaluate` into a folder, which is created if needed.
 
   Returns:
-    The paths of metrics.json (all but the rows and curves), per_category.csv, precision_recall.png, ap_by_group.png.
+    The paths of metrics.json (without rows and curves), per_category.csv, precision_recall.png, ap_by_group.png.
   """
   folder = Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,8 @@ def _ap_by_group(metrics: Metrics) -> bytes:
 
 
 def _figure(title: str) -> tuple[Any, Any]:
-  # Imported here: scoring alone should not wait for matplotlib. A Figure of its own needs no display and no pyplot.
+  # Imported here, so that scoring alone does not load matplotlib. A Figure made directly needs neither a display nor
+  # pyplot.
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 4.2), dpi=150, layout='constrained')

@@ -1,1 +1,1 @@
-"""Thin Linen modules: parameters and nothing else."""
+"""Holds thin Linen modules: parameters and nothing else."""

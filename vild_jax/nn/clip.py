@@ -1,9 +1,9 @@
-"""CLIP's two towers: a ViT for images and a causal transformer for text (Radford et al. 2021, arXiv 2103.00020).
+"""Defines CLIP's two towers: a ViT for images, a causal transformer for text (Radford et al. 2021, arXiv 2103.00020).
 
-A ModifiedResNet may take the ViT's place (`nn.modified_resnet`), and SigLIP's towers that of both (`nn.siglip`).
-Parameters and nothing else: files, names and tokenizers are the business of `interop.hf_clip` and `teacher`.
-The variables of `Clip` are {'image': those of `ImageTower`, 'text': those of `TextTower`, 'logit_scale': []}, so that
-one tower can be used alone.
+The image tower may be a ModifiedResNet instead of a ViT (`nn.modified_resnet`), and both towers may be SigLIP's
+(`nn.siglip`). This file holds parameters only; files, parameter names and tokenizers are handled in `teacher`.
+The variables of `Clip` are {'image': variables of `ImageTower`, 'text': variables of `TextTower`, 'logit_scale': []},
+so each tower can be used alone.
 """
 
 from __future__ import annotations
@@ -34,12 +34,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClipConfig:
-  """Sizes of a CLIP model.
+  """Holds the sizes of a CLIP model.
 
-  `image` is a ViT or a ModifiedResNet; `patch_size` is None for the latter. `end_id` is the token at which the text is
-  pooled; None pools at the largest id of each text (files that say `eos_token_id: 2`, whose end token is the last of
-  the vocabulary). `sigmoid`: both towers are SigLIP's; `end_id` is of no use then, `embedding_dim` is the image tower's
-  width, and texts come with all `context_length` tokens.
+  Attributes:
+    embedding_dim: D of both towers; for SigLIP it is the width of the image tower.
+    image: a ViT or a ModifiedResNet.
+    image_size: side of the input in pixels.
+    patch_size: side of a patch in pixels; None for a ModifiedResNet.
+    text: the text transformer.
+    vocab_size: number of tokens.
+    context_length: the largest number of tokens in a text; SigLIP's texts always have this many.
+    end_id: the token at which the text is pooled; None pools at the largest id of each text, for files with
+      `eos_token_id: 2`, whose end token is the last of the vocabulary. Not used for SigLIP.
+    sigmoid: whether both towers are SigLIP's.
   """
 
   embedding_dim: int
@@ -54,7 +61,7 @@ class ClipConfig:
 
 
 class ImageTower(nn.Module):
-  """Images -> embeddings, by the kind of tower that `config.image` describes."""
+  """Turns images into embeddings, with the kind of tower that `config.image` describes."""
 
   config: ClipConfig
   dtype: Any = jnp.float32
@@ -67,14 +74,17 @@ class ImageTower(nn.Module):
       self.tower = SiglipImageTower(c.image, c.image_size, c.patch_size, self.dtype)
     else:
       self.tower = _VisionTransformer(c, self.dtype)
-    nn.share_scope(self, self.tower)  # its parameters are this module's own, whatever the kind
+    nn.share_scope(self, self.tower)  # parameter names do not depend on the kind of tower
 
   def __call__(self, images: Float[Array, 'B S S 3'], train: bool = False) -> Float[Array, 'B D']:
-    """Embeddings, not normalised.
+    """Returns embeddings, not normalised.
 
     Args:
-      images: float32, side `image_size`, normalised by the teacher's own mean and deviation.
-      train: only for a ModifiedResNet that is trained: normalise by the batch (see `nn.modified_resnet`).
+      images: float32, side `image_size`, normalised by the teacher's mean and standard deviation.
+      train: normalise by the batch; only for a ModifiedResNet that is trained (see `nn.modified_resnet`).
+
+    Raises:
+      ValueError: if the images have another size.
     """
     size = self.config.image_size
     if images.shape[1:] != (size, size, 3):
@@ -83,14 +93,14 @@ class ImageTower(nn.Module):
 
 
 class _VisionTransformer(nn.Module):
-  """Patches, class token, pre-norm, blocks, norm of the class token, projection."""
+  """Computes patches, class token, pre-norm, blocks, norm of the class token, projection."""
 
   config: ClipConfig
   dtype: Any
 
   @nn.compact
   def __call__(self, images: Float[Array, 'B S S 3'], train: bool) -> Float[Array, 'B D']:
-    del train  # nothing here depends on it
+    del train  # this tower has no batch statistics
     c, t = self.config, self.config.image
     side, precision = c.image_size // c.patch_size, precision_of(self.dtype)
     patches = nn.Conv(
@@ -115,7 +125,7 @@ class _VisionTransformer(nn.Module):
 
 
 class TextTower(nn.Module):
-  """Token ids -> embeddings, by the kind of tower that the configuration describes."""
+  """Turns token ids into embeddings, with the kind of tower that the configuration describes."""
 
   config: ClipConfig
   dtype: Any = jnp.float32
@@ -129,16 +139,20 @@ class TextTower(nn.Module):
     nn.share_scope(self, self.tower)
 
   def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B D']:
-    """Embeddings, not normalised.
+    """Returns embeddings, not normalised.
 
-    CLIP's `tokens`: start, text, end, then padding, which no result depends on; T <= context length. SigLIP's: text,
-    end, then the tokenizer's own padding, on which results do depend; T = context length. Else ValueError.
+    Args:
+      tokens: for CLIP: start, text, end, then padding, which has no influence; T <= context length. For SigLIP: text,
+        end, then the padding of the tokenizer, which has influence; T = context length.
+
+    Raises:
+      ValueError: if T is not as said above.
     """
     return self.tower(tokens)
 
 
 class _CausalTransformer(nn.Module):
-  """Causal blocks, norm, the state at the end token, projection."""
+  """Computes causal blocks, norm, the state at the end token, projection."""
 
   config: ClipConfig
   dtype: Any
@@ -166,7 +180,7 @@ class _CausalTransformer(nn.Module):
 
 
 class Clip(nn.Module):
-  """Both towers and the logarithm of the inverse temperature, for contrastive training."""
+  """Combines both towers and the logarithm of the inverse temperature, for contrastive training."""
 
   config: ClipConfig
   dtype: Any = jnp.float32
@@ -175,10 +189,10 @@ class Clip(nn.Module):
   def __call__(
     self, images: Float[Array, 'B S S 3'], tokens: Int[Array, 'N T'], train: bool = False
   ) -> tuple[Float[Array, 'B D'], Float[Array, 'N D'], Float[Array, '']]:
-    """Unit image embeddings, unit text embeddings, and the factor of their cosine. `train`: as in `ImageTower`.
+    """Returns unit image embeddings, unit text embeddings, and the factor of their cosine.
 
-    The factor of a sigmoid model multiplies the cosine as well; its `logit_bias`, a parameter beside `logit_scale`, is
-    then added. No ranking of classes depends on either.
+    `train` is that of `ImageTower`. A sigmoid model also multiplies the cosine by the factor and then adds its
+    parameter `logit_bias`. Neither changes the ranking of classes.
     """
     image = ImageTower(self.config, self.dtype, name='image')(images, train)
     text = TextTower(self.config, self.dtype, name='text')(tokens)
@@ -189,6 +203,6 @@ class Clip(nn.Module):
 
 
 def normalize(x: Float[Array, '*batch D']) -> Float[Array, '*batch D']:
-  """Rows of unit length, float32."""
+  """Returns rows of unit length, float32."""
   x = x.astype(jnp.float32)
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Feature pyramid network (METHOD.md, section 2; QUIRKS 15 of the reference)."""
+"""Defines the feature pyramid network (docs/method.md, 2)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ Array = jax.Array
 
 
 def upsample_nearest(x: Array) -> Array:
-  """[B, H, W, C] -> [B, 2H, 2W, C], each value repeated 2x2."""
+  """Repeats each value 2x2: [B, H, W, C] -> [B, 2H, 2W, C]."""
   b, h, w, c = x.shape
   return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 class FPN(nn.Module):
-  """{level: [B, H_l, W_l, any]} of a backbone -> {level: [B, H_l, W_l, channels]} for min_level..max_level.
+  """Turns backbone features {level: [B, H_l, W_l, any]} into {level: [B, H_l, W_l, channels]}.
 
-  Batch normalisation comes last and nothing follows it, so that the features may be negative.
+  The result has the levels min_level..max_level. Batch normalisation comes last, without an activation after it, so
+  features may be negative.
   """
 
   min_level: int
@@ -45,7 +46,7 @@ class FPN(nn.Module):
     }
     for level in range(top + 1, self.max_level + 1):
       below = features[level - 1] if level == top + 1 else nn.relu(features[level - 1])
-      # SAME, not symmetric padding: on even sizes the zero row stands after the picture, as in the reference.
+      # SAME, not symmetric padding: for even sizes the row of zeros comes after the picture, as in the reference.
       features[level] = nn.Conv(
         self.channels,
         (3, 3),

@@ -1,4 +1,4 @@
-"""The three heads: region proposals, regions, masks (METHOD.md, section 2; QUIRKS 17, 32, 36 of the reference)."""
+"""Defines the three heads: region proposals, regions, masks (docs/method.md, 2)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Array = jax.Array
 
 
 def flatten_by_matmul(x: Array) -> Array:
-  """[B, H, W, A] -> [B, H·W·A], the values of `x.reshape(B, -1)`.
+  """Returns the values of `x.reshape(B, -1)`: [B, H, W, A] -> [B, H·W·A].
 
-  A TPU keeps rows of few channels padded to 128, and its compiler takes up to half a minute to close the gaps; a matmul
-  by zeros and ones takes a second, and a tenth of the traffic. Exact: each sum has one term that is not zero. (A value
-  that is not finite makes its row of the picture NaN.)
+  A TPU pads rows of few channels to 128 in memory, and its compiler needs up to half a minute for a reshape that
+  removes this padding. A matmul by zeros and ones compiles in a second and moves a tenth of the bytes. It is exact,
+  because each sum has one term that is not zero. (A value that is not finite makes its row of the picture NaN.)
   """
   batch, height, width, channels = x.shape
-  # Channel first: the sum runs over what lies densely in memory.
+  # Channel first, so that the sum runs over values that are adjacent in memory.
   ones = jnp.eye(width * channels, dtype=x.dtype).reshape(width, channels, -1).swapaxes(0, 1)
   return jnp.einsum('bhwa,awk->bhk', x, ones, precision=jax.lax.Precision.HIGHEST).reshape(
     batch, height * width * channels
@@ -28,9 +28,9 @@ def flatten_by_matmul(x: Array) -> Array:
 
 
 class RPNHead(nn.Module):
-  """{level: [B, H_l, W_l, C]} -> objectness {level: [B, H_l·W_l·A]} and deltas {level: [B, H_l·W_l·A, 4]}, float32.
+  """Predicts objectness {level: [B, H_l·W_l·A]} and deltas {level: [B, H_l·W_l·A, 4]}, float32.
 
-  The convolutions are shared between levels, the normalisation is each level's own.
+  The input is {level: [B, H_l, W_l, C]}. All levels share the convolutions; each level has its own normalisation.
   """
 
   num_convs: int
@@ -58,9 +58,10 @@ class RPNHead(nn.Module):
 
 
 class RegionHead(nn.Module):
-  """RoI features [N, s, s, C] and validity [N] -> embeddings [N, D] and, with `predict_boxes`, deltas [N, 4]; float32.
+  """Turns RoI features [N, s, s, C] and validity [N] into embeddings [N, D] and box deltas [N, 4], float32.
 
-  The embedding is not normalised here: the cosine does it. Box deltas come from the last fully connected layer.
+  The embeddings are not normalised here; `core.openvocab.cosine_logits` does it. The box deltas come from the last
+  fully connected layer; they are None without `predict_boxes`.
   """
 
   num_convs: int
@@ -89,10 +90,10 @@ class RegionHead(nn.Module):
 
 
 class Deconv2x2(nn.Module):
-  """Transposed convolution 2x2 with stride 2: [N, h, w, C] -> [N, 2h, 2w, features].
+  """Applies a transposed 2x2 convolution with stride 2: [N, h, w, C] -> [N, 2h, 2w, features].
 
-  Kernels do not overlap at this stride, so that it is a matmul; XLA:CPU differentiates the einsum 40 times faster
-  than `nn.ConvTranspose`.
+  At this stride the kernels do not overlap, so it is a matmul. XLA:CPU computes the gradient of the einsum 40 times
+  faster than that of `nn.ConvTranspose`.
   """
 
   features: int
@@ -100,7 +101,7 @@ class Deconv2x2(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    # HEAD_INIT is fan-out normal over [h, w, in, out], as for the convolutions before it.
+    # HEAD_INIT is fan-out normal over [h, w, in, out], the same as for the convolutions before this layer.
     kernel = self.param('kernel', HEAD_INIT, (2, 2, x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -110,7 +111,7 @@ class Deconv2x2(nn.Module):
 
 
 class MaskHead(nn.Module):
-  """RoI features [N, s, s, C] and validity [N] -> class-agnostic mask logits [N, 2s, 2s], float32."""
+  """Turns RoI features [N, s, s, C] and validity [N] into class-agnostic mask logits [N, 2s, 2s], float32."""
 
   num_convs: int
   channels: int

@@ -1,4 +1,4 @@
-"""The two layers that every network here is made of, with the reference's conventions (METHOD.md, section 2)."""
+"""Defines the two layers that all networks here use, with the reference's conventions (docs/method.md, 2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jax.nn import initializers
 
 Array = jax.Array
 
-# Initialisers of METHOD.md, section 3, by the part of the network that uses them.
+# Initialisers (docs/method.md, 3), named after the part of the network that uses them.
 BACKBONE_INIT = initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 GLOROT_INIT = initializers.glorot_uniform()
 RPN_INIT = initializers.normal(0.01)
@@ -19,10 +19,11 @@ BACKGROUND_INIT = initializers.normal(0.01)
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation over all axes but the last, over the global batch under `jit`.
+  """Normalises over all axes except the last; under `jit` the statistics are those of the global batch.
 
-  `valid` masks rows of the first axis out of the batch statistics (METHOD.md, section 4.3). Under `jit` with a sharded
-  batch the mean is a global one by construction. The variance takes two passes: E[x²] − E[x]² loses digits.
+  Rows of the first axis that are not `valid` are left out of the batch statistics (docs/departures.md, 3). With a
+  sharded batch the mean is global because it is computed under `jit`. The variance takes two passes, because
+  E[x²] − E[x]² loses digits.
   """
 
   dtype: jax.typing.DTypeLike | None = None
@@ -32,7 +33,7 @@ class BatchNorm(nn.Module):
   def __call__(self, x: Array, *, train: bool, valid: Array | None = None) -> Array:
     mask = None
     if valid is not None:
-      # Without a single valid row there is nothing to normalise by, and a mean over nothing would be NaN.
+      # Without a valid row all rows count, because the mean over an empty set would be NaN.
       mask = (valid | ~jnp.any(valid)).reshape(valid.shape + (1,) * (x.ndim - 1))
     return nn.BatchNorm(
       use_running_average=not train,
@@ -45,7 +46,7 @@ class BatchNorm(nn.Module):
 
 
 def conv(features: int, size: int, *, stride: int = 1, use_bias: bool, init, dtype, name: str | None = None) -> nn.Conv:
-  """A convolution: SAME at stride 1, symmetric padding (size − 1) / 2 at stride > 1, whatever the input's parity."""
+  """Returns a convolution, padded SAME at stride 1 and by (size − 1) / 2 on all sides at stride > 1."""
   pad = (size - 1) // 2
   padding = 'SAME' if stride == 1 else [(pad, pad), (pad, pad)]
   return nn.Conv(

@@ -1,13 +1,13 @@
-"""OpenAI's ModifiedResNet image tower (RN50 ... RN50x64 of Radford et al. 2021, arXiv 2103.00020, section 2.4).
+"""Defines OpenAI's ModifiedResNet image tower (RN50 ... RN50x64; Radford et al. 2021, arXiv 2103.00020, section 2.4).
 
-It differs from an ordinary ResNet in three ways: a stem of three 3x3 convolutions, strides taken by average pooling
-(in the block before its last convolution, in the shortcut before its projection), and attention in place of the global
-average: the mean of the last map asks, the mean and all its cells answer.
+It differs from an ordinary ResNet in three ways. The stem has three 3x3 convolutions. Strides are taken by average
+pooling: in the block before its last convolution, in the shortcut before its projection. Attention replaces the global
+average: the query is the mean of the last feature map, keys and values are the mean and all cells.
 
-Its batch normalisation is that of a frozen teacher: `mean` and `var` are parameters like `scale` and `bias`, so that a
-tower is one tree, as in the other families. To train a tower from scratch, apply it with `train=True` and
-`mutable=['batch_stats']`; it then normalises by the batch and hands back the batch's means and variances, which
-`with_statistics` blends into the parameters after each step (the gradient of both is zero).
+The batch normalisation is that of a frozen teacher: `mean` and `var` are parameters like `scale` and `bias`, so a tower
+is one tree of parameters, as in the other families. To train a tower from scratch, apply it with `train=True` and
+`mutable=['batch_stats']`. It then normalises by the batch and returns the batch's means and variances, and
+`with_statistics` blends these into the parameters after each step (the gradient of both is zero).
 """
 
 from __future__ import annotations
@@ -26,12 +26,18 @@ from vild_jax.nn.transformer import Attention, precision_of
 
 _EPSILON = 1e-5  # of torch's batch normalisation
 _STATISTICS = 'batch_stats'
-_EXPANSION = 4  # a bottleneck block puts out 4 times the channels that it works with
+_EXPANSION = 4  # the output of a bottleneck block has 4 times the channels of its inner convolutions
 
 
 @dataclass(frozen=True)
 class ModifiedResNet:
-  """Sizes of the tower. `layers`: blocks of each stage; `width`: channels behind the stem; `heads`: of the pooling."""
+  """Holds the sizes of the tower.
+
+  Attributes:
+    layers: number of blocks of each stage.
+    width: channels after the stem.
+    heads: attention heads of the pooling.
+  """
 
   layers: tuple[int, ...] = (3, 4, 6, 3)
   width: int = 64
@@ -39,12 +45,12 @@ class ModifiedResNet:
 
   @property
   def stride(self) -> int:
-    """Pixels between two cells of the last map: 32 for four stages."""
+    """Returns the pixels between two cells of the last feature map: 32 for four stages."""
     return 4 * 2 ** (len(self.layers) - 1)
 
   @property
   def channels(self) -> int:
-    """Channels of the last map."""
+    """Returns the channels of the last feature map."""
     return _EXPANSION * self.width * 2 ** (len(self.layers) - 1)
 
 
@@ -79,7 +85,7 @@ def _conv_norm(
   stride: int = 1,
   scale_init: Any = nn.initializers.ones,
 ) -> Array:
-  """A convolution without bias, padded by size // 2 on all sides, and its batch normalisation `{name}_bn`."""
+  """Applies a convolution without bias, padded by size // 2 on all sides, and batch normalisation `{name}_bn`."""
   x = nn.Conv(
     features,
     (size, size),
@@ -112,13 +118,13 @@ class _Block(nn.Module):
     x = nn.relu(_conv_norm(x, self.channels, 1, self.dtype, train, 'conv1'))
     x = nn.relu(_conv_norm(x, self.channels, 3, self.dtype, train, 'conv2'))
     x = _halved(x) if self.stride > 1 else x
-    # A block starts as its shortcut alone: deep towers train from the first step.
+    # With scale 0 a new block computes its shortcut alone, so deep towers train from the first step.
     x = _conv_norm(x, out, 1, self.dtype, train, 'conv3', scale_init=nn.initializers.zeros)
     return nn.relu(x + shortcut)
 
 
 class ResNetTower(nn.Module):
-  """Images -> embeddings."""
+  """Turns images into embeddings."""
 
   config: ModifiedResNet
   image_size: int
@@ -127,7 +133,7 @@ class ResNetTower(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, 'B S S 3'], train: bool = False) -> Float[Array, 'B D']:
-    """As `clip.ImageTower`; `train` as described at the top of this file."""
+    """Does what `clip.ImageTower` says; for `train` see the top of this file."""
     c = self.config
     x = images.astype(self.dtype)
     for name, features, stride in (('stem1', c.width // 2, 2), ('stem2', c.width // 2, 1), ('stem3', c.width, 1)):
@@ -147,12 +153,12 @@ class ResNetTower(nn.Module):
 
 
 def with_statistics(params: Mapping[str, Any], batch_stats: Mapping[str, Any], momentum: float = 0.9) -> dict[str, Any]:
-  """`params` whose running means and variances have moved to those of a batch by a share of 1 - momentum.
+  """Returns `params` with running means and variances = momentum * old + (1 - momentum) * those of a batch.
 
   Args:
-    params: of the tower, or of any module around it.
-    batch_stats: the collection that `apply(..., train=True, mutable=['batch_stats'])` of the same module gave back.
-    momentum: the share of the old statistics that stays.
+    params: parameters of the tower, or of a module that contains it.
+    batch_stats: the collection that `apply(..., train=True, mutable=['batch_stats'])` of the same module returned.
+    momentum: the weight of the old statistics.
   """
   flat = flax.traverse_util.flatten_dict(params)
   for path, new in flax.traverse_util.flatten_dict(batch_stats).items():

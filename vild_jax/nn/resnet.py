@@ -1,4 +1,4 @@
-"""ResNet v1.5: the stride sits on the 3x3 convolution (METHOD.md, section 2; QUIRKS 11-14 of the reference)."""
+"""Defines ResNet v1.5, with the stride on the 3x3 convolution (docs/method.md, 2)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYOUTS = {
 
 
 class Block(nn.Module):
-  """A residual block; the first of each group projects its input, also at stride 1."""
+  """Computes a residual block; the first block of each group projects its input, even at stride 1."""
 
   channels: int
   stride: int
@@ -51,9 +51,9 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Image [B, S, S, 3] -> {level: [B, S / 2**level, S / 2**level, channels]} for levels 2 to 5.
+  """Turns images [B, S, S, 3] into {level: [B, S / 2**level, S / 2**level, channels]} for levels 2 to 5.
 
-  `remat` changes what is kept for the gradient, not the names of parameters.
+  `remat` changes what is kept in memory for the gradient; the names of parameters stay the same.
   """
 
   depth: int

@@ -1,7 +1,7 @@
-"""The towers of SigLIP and of SigLIP 2 at a fixed resolution (Zhai et al. 2023, arXiv 2303.15343; 2502.14786).
+"""Defines the towers of SigLIP and of SigLIP 2 at a fixed resolution (arXiv 2303.15343, 2502.14786).
 
-They differ from CLIP's in what they pool. The image tower has no class token: a learned probe attends to all patches
-(MAP head). The text tower is not causal and pools at its last place, so every token counts, padding included.
+They differ from CLIP's towers in their pooling. The image tower has no class token: a learned probe attends to all
+patches (MAP head). The text tower is not causal and pools at the last position, so all tokens matter, padding too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vild_jax.nn.transformer import Attention, Block, Transformer, feed_forward,
 
 
 class SiglipImageTower(nn.Module):
-  """Images -> embeddings of the transformer's own width: patches, blocks, norm, attention by the probe."""
+  """Turns images into embeddings of the transformer's width: patches, blocks, norm, attention of the probe."""
 
   config: Transformer
   image_size: int
@@ -25,8 +25,8 @@ class SiglipImageTower(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, 'B S S 3'], train: bool = False) -> Float[Array, 'B W']:
-    """As `clip.ImageTower`."""
-    del train  # nothing here depends on it
+    """Does what `clip.ImageTower` says."""
+    del train  # this tower has no batch statistics
     c, batch, side = self.config, images.shape[0], self.image_size // self.patch_size
     patches = nn.Conv(
       c.width,
@@ -58,7 +58,7 @@ class _Pool(nn.Module):
 
 
 class SiglipTextTower(nn.Module):
-  """Token ids -> embeddings: blocks without a mask, norm, the last place, a dense layer."""
+  """Turns token ids into embeddings: blocks without a mask, norm, the last position, a dense layer."""
 
   config: Transformer
   vocab_size: int
@@ -68,7 +68,14 @@ class SiglipTextTower(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B D']:
-    """`tokens`: text, end, padding up to the context length; ValueError where they are fewer or more."""
+    """Returns embeddings, not normalised.
+
+    Args:
+      tokens: text, end, padding up to the context length.
+
+    Raises:
+      ValueError: if there are fewer or more tokens than the context length.
+    """
     c, length = self.config, tokens.shape[1]
     if length != self.context_length:
       raise ValueError(f'texts of {length} tokens; expected {self.context_length}, padded: this tower attends to all')

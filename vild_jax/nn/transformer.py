@@ -1,4 +1,4 @@
-"""The transformer that every CLIP-like tower is made of (pre-norm blocks, Radford et al. 2021, arXiv 2103.00020)."""
+"""Defines the transformer of all CLIP-like towers (pre-norm blocks; Radford et al. 2021, arXiv 2103.00020)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 @dataclass(frozen=True)
 class Transformer:
-  """Sizes of one transformer. `activation`: quick_gelu (OpenAI's weights), gelu (exact) or gelu_pytorch_tanh."""
+  """Holds the sizes of one transformer.
+
+  `activation` is quick_gelu (OpenAI's weights), gelu (exact) or gelu_pytorch_tanh.
+  """
 
   width: int
   layers: int
@@ -32,12 +35,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def precision_of(dtype: Any) -> jax.lax.Precision | None:
-  """float32 means float32: accelerators would otherwise round the inputs of a matmul to fewer bits."""
+  """Returns the matmul precision for a dtype: the highest for float32, which accelerators would otherwise round."""
   return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 class Attention(nn.Module):
-  """Attention with `heads` heads. `out_width`: that of the result, by default the input's."""
+  """Computes multi-head attention; `out_width` is the width of the result, by default that of the input."""
 
   heads: int
   dtype: Any
@@ -47,7 +50,10 @@ class Attention(nn.Module):
   def __call__(
     self, x: Float[Array, 'B T W'], mask: Bool[Array, 'T T'] | None = None, query: Float[Array, 'B Q W'] | None = None
   ) -> Float[Array, 'B Q V']:
-    """Each row of `query` (by default of `x` itself) mixes the rows of `x`. `mask` [Q, T]: which it may see."""
+    """Mixes the rows of `x`, once for each row of `query` (by default `x` itself).
+
+    `mask` [Q, T] is True where a row of `query` may attend to a row of `x`; None means everywhere.
+    """
     width, precision = x.shape[-1], precision_of(self.dtype)
     head = width // self.heads
 
@@ -66,7 +72,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention, then two dense layers, each on normalised input and added to it."""
+  """Computes attention, then two dense layers; each takes a normalised input, and its result is added to the input."""
 
   config: Transformer
   dtype: Any
@@ -79,11 +85,11 @@ class Block(nn.Module):
 
 
 def layer_norm(config: Transformer, dtype: Any, name: str) -> nn.LayerNorm:
-  """A layer normalisation with the epsilon of `config`."""
+  """Returns a layer normalisation with the epsilon of `config`."""
   return nn.LayerNorm(config.epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def feed_forward(config: Transformer, dtype: Any, x: Float[Array, 'B T W']) -> Float[Array, 'B T W']:
-  """Two dense layers, `fc1` and `fc2` of the module that calls this, with the activation between them."""
+  """Applies the dense layers `fc1` and `fc2` of the module that calls this, with the activation between them."""
   dense = lambda size, name: nn.Dense(size, dtype=dtype, precision=precision_of(dtype), name=name)
   return dense(config.width, 'fc2')(ACTIVATIONS[config.activation](dense(config.mlp_width, 'fc1')(x)))

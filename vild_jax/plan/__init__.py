@@ -1,1 +1,1 @@
-"""Compiles a training for devices that are not there, and reports what it would take."""
+"""Compiles a training for devices that are not present, and reports the memory and the operations it would need."""

@@ -1,7 +1,7 @@
-"""What a training would take on devices that are not here: its very step, compiled for them, and what comes of it.
+"""Compiles the train step for devices that are not present, and measures it: memory, operations, collectives.
 
-Nothing is allocated: state, batch and vocabulary are shapes, types and shardings. What was once compiled is kept by the
-hash of the lowered program, for a TPU's compiler takes minutes.
+Nothing is allocated: state, batch and vocabulary are shapes, types and shardings. Results are kept by the hash of the
+lowered program, because the compiler for TPUs takes minutes.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from vild_jax.train import sharding, state
 from vild_jax.train.step import make_train_step
 
 _MASK_SIDE = 112  # of `structs.Batch`
-_VERSION = 2  # of what is kept: another one is compiled anew
+_VERSION = 2  # of the kept results; those of another version are not used
 _STATE = r'state\.(params|opt_state)\b'
 _LARGEST = 10
-SMALL = 2**16  # bytes, of batch statistics and losses rather than of gradients
-# GiB of a device, as libtpu 0.0.42 says when it refuses a program; whether one fits is for the compiler to decide.
+SMALL = 2**16  # bytes; smaller collectives are of batch statistics and losses rather than of gradients
+# GiB of one device, as libtpu 0.0.42 reports when it refuses a program. The compiler decides whether a program fits.
 _HBM = {'v4': 15.25, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25}
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> Batch:
-  """A global batch as `train` feeds it: shapes, types and shardings."""
+  """Returns shapes, types and shardings of a global batch as `train` uses it."""
   count, side, objects = config.data.batch_size, config.data.image_size, config.data.max_instances
   of = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
   regions = None
@@ -68,13 +68,13 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
 
 
 def abstract_vocabulary(config: Config, mesh: Mesh, classes: int) -> Vocabulary:
-  """Shapes, types and shardings of a vocabulary of so many rows."""
+  """Returns shapes, types and shardings of a vocabulary with `classes` rows."""
   of = lambda dtype, *shape: jax.ShapeDtypeStruct((classes, *shape), dtype, sharding=sharding.replicated(mesh))
   return Vocabulary(embeddings=of(np.float32, config.model.embedding_dim), is_base=of(np.bool_), valid=of(np.bool_))
 
 
 def program(config: Config, mesh: Mesh, classes: int) -> tuple[Callable, tuple[Any, Batch, Vocabulary]]:
-  """The jit function that `train` calls, and abstract arguments for it."""
+  """Returns the jit function that `train` calls, and abstract arguments for it."""
   arguments = state.abstract(config, mesh), abstract_batch(config, mesh), abstract_vocabulary(config, mesh, classes)
   return make_train_step(config, mesh), arguments
 
@@ -88,19 +88,19 @@ def plan(
   effort: float = 0.0,
   cache: Path | None = None,
 ) -> dict[str, Any]:
-  """Compiles the train step of a config for devices that are not here, and measures it.
+  """Compiles the train step of a config for devices that are not present, and measures it.
 
   Args:
     config: the experiment; `data.batch_size` is the global batch.
     of: the devices.
     classes: rows of the vocabulary.
-    hbm: bytes that there are on a device; None for what is known of the kind.
-    effort: of the compiler, from -1 (fast) to 1; 0 is its own choice.
-    cache: a folder that keeps what was measured.
+    hbm: bytes of memory on each device; None takes the known size for this kind of device.
+    effort: of the compiler, from -1 (fast) to 1; 0 is the compiler's default.
+    cache: a folder where results are kept and looked up; None keeps none.
 
   Returns:
-    What `--json` writes: sizes in bytes of one device, FLOPs of one step. What XLA says, `xla_flops` and
-    `bytes_accessed`, has the body of a loop once.
+    What `--json` writes: sizes in bytes on one device, FLOPs of one step on all devices. XLA's own numbers, `xla_flops`
+    and `bytes_accessed`, count the body of a loop once.
   """
   config = with_embedding_dim(config, defaults.EMBEDDING_DIM)
   mesh = sharding.make_mesh(config.mesh, devices(of))
@@ -132,7 +132,7 @@ def plan(
 
 
 def _model_flops(config: Config, mesh: Mesh, classes: int, traced: Any) -> int:
-  """Of one step of all devices, without what is computed twice to save memory."""
+  """FLOPs of one step on all devices, without what is computed twice to save memory."""
   backbone = dataclasses.replace(config.model.backbone, remat=False)
   plain = dataclasses.replace(
     config,
@@ -146,13 +146,14 @@ def _model_flops(config: Config, mesh: Mesh, classes: int, traced: Any) -> int:
 
 
 def _fitted(found: dict[str, Any], hbm: int | None, of: Target) -> dict[str, Any]:
-  """With what there is of memory, whether it suffices, and who judges: the compiler or the sum; None if nobody knows.
+  """Adds the available memory, whether the program fits, and who decided that: the compiler or the sum of the parts.
 
-  A compiler for TPUs refuses what does not fit; the sum of the parts, which need not live at once, is no better judge.
+  The last two are None if they are not known. A compiler for TPUs refuses a program that does not fit. The sum of the
+  parts is less exact, because not all parts are in memory at the same time; it decides if `hbm` is given.
   """
   known = int(_HBM[of.kind] * 2**30) if of.platform == 'tpu' and of.kind in _HBM else None
   memory = {'available': hbm or known} | found['memory']
-  if hbm:  # a compiler that refuses names its own limit
+  if hbm:  # a compiler that refuses the program reports its own limit
     memory['available'] = min(hbm, memory['available'])
   if not found['compiled']:
     fits = False
@@ -165,7 +166,7 @@ def _fitted(found: dict[str, Any], hbm: int | None, of: Target) -> dict[str, Any
 
 
 def _key(text: str, of: Target, options: dict[str, Any]) -> str:
-  """Of the lowered program, and of all else that its compilation depends on."""
+  """A hash of the lowered program and of everything else that its compilation depends on."""
   versions = [jax.__version__, importlib.metadata.version('jaxlib')]
   if of.platform == 'tpu':
     versions.append(importlib.metadata.version('libtpu'))
@@ -176,7 +177,7 @@ def _key(text: str, of: Target, options: dict[str, Any]) -> str:
 
 
 def _kept(file: Path | None) -> dict[str, Any] | None:
-  """What was measured before, None if it was not or cannot be read."""
+  """The kept result, None if there is none or it cannot be read."""
   if not (file and file.is_file()):
     return None
   try:
@@ -214,7 +215,7 @@ def _measured(lowered: Any, mesh: Mesh, options: dict[str, Any]) -> dict[str, An
 
 
 def _memory(stats: Any) -> dict[str, int]:
-  """Bytes on one device. Donated arguments become results, and count once."""
+  """Bytes on one device. Donated arguments become results and are counted once."""
   parts = {
     'arguments': stats.argument_size_in_bytes,
     'results': stats.output_size_in_bytes,
@@ -227,13 +228,13 @@ def _memory(stats: Any) -> dict[str, int]:
 
 
 def _suspicious(collective: hlo.Collective) -> bool:
-  """Whether it may bring the pictures of other devices here, which nothing in the step asks for."""
+  """Whether a collective may gather the pictures of other devices, which the step does not need."""
   along = collective.axes is None or set(collective.axes) & set(sharding.BATCH_AXES)
   return collective.kind == 'all-gather' and bool(along) and not collective.of_state
 
 
 def _by_kind(collectives: list[hlo.Collective]) -> list[dict[str, Any]]:
-  """One entry for each kind, axes, and whether small: places in the program, how often in a step, and bytes of all."""
+  """One entry for each kind, axes, and small or not: places in the program, times in a step, bytes of all times."""
   places, times, size = Counter(), Counter(), Counter()
   for c in collectives:
     key = c.kind, c.axes, c.bytes < SMALL
@@ -255,7 +256,7 @@ def _by_kind(collectives: list[hlo.Collective]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _stderr() -> Iterator[list[str]]:
-  """What the compiler, which is C++, says meanwhile; the list has it at the end."""
+  """Captures what the compiler, which is C++, writes to stderr; at the end the list holds the text."""
   said: list[str] = []
   sys.stderr.flush()
   kept = os.dup(2)

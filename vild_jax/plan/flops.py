@@ -1,4 +1,4 @@
-"""Floating-point operations of a program as it is written: products of matrices and convolutions, over all devices."""
+"""Counts the floating-point operations of a program over all devices: matrix products and convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.extend import core
 
 
 def count(jaxpr: Any) -> int:
-  """Of a traced program (a ClosedJaxpr or Jaxpr); a multiplication and its addition are two.
+  """Counts the operations of a traced program (a ClosedJaxpr or Jaxpr); a multiplication and its addition are two.
 
   A loop of unknown length counts once. What is computed again for the backward pass counts again.
   """
@@ -38,7 +38,7 @@ def _jaxprs(value: Any) -> list[Any]:
 
 
 def _shards(equation: Any) -> int:
-  """Into how many parts a shard_map splits what it is given: the devices of an axis that none names do the same."""
+  """Into how many parts a shard_map splits its inputs; devices along an axis that no input names do the same work."""
   mesh = equation.params['mesh']
   named = {
     axis
@@ -57,7 +57,7 @@ def _dot(equation: Any) -> int:
 
 
 def _convolution(equation: Any) -> int:
-  """Without what falls on padding or between the elements of a dilated input."""
+  """FLOPs of a convolution, without products with padding or with the gaps of a dilated input."""
   params, (left, right) = equation.params, (v.aval.shape for v in equation.invars)
   numbers: jax.lax.ConvDimensionNumbers = params['dimension_numbers']
   out = equation.outvars[0].aval.shape

@@ -1,6 +1,6 @@
-"""Reads the text of a compiled program: what devices tell each other, and which arrays are large.
+"""Reads the text of a compiled program: how devices exchange data, and which arrays are large.
 
-Sizes are those of one device. What a loop repeats counts as often, where the compiler knows how often that is.
+Sizes are those on one device. Each repetition of a loop counts, if the compiler knows how often the loop runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NO_BUFFER = (
   'call',
   'optimization-barrier',
   'after-all',
-)  # of their own: they name what others made
+)  # these allocate nothing: they refer to the results of other instructions
 _NAME = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?')
 _OPCODE = re.compile(r'([a-z][\w\-]*)\(')
@@ -44,7 +44,7 @@ _CALLED = re.compile(
 
 @dataclass(frozen=True)
 class Array:
-  """One array of a type: `bytes` as it lies in memory, with the padding of its tiles; `text` such as f32[8,128]."""
+  """Describes one array of a type: `bytes` in memory, with the padding of its tiles; `text` such as f32[8,128]."""
 
   text: str
   bytes: int
@@ -53,7 +53,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
-  """One line of a computation. `shape` is the text of its type; `attributes` all that follows the operands."""
+  """Holds one line of a computation; `shape` is the text of its type, `attributes` the text after the operands."""
 
   name: str
   computation: str
@@ -64,12 +64,12 @@ class Instruction:
 
   @property
   def op_name(self) -> str:
-    """Where it comes from in the source, '' if it does not say."""
+    """Returns where the instruction comes from in the source, '' if the text does not say."""
     found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
     return found.group(1).replace('\\', '') if found else ''
 
   def called(self) -> Iterator[tuple[str, str]]:
-    """(role, computation) of each computation that it runs."""
+    """Yields (role, computation) for each computation that the instruction runs."""
     for found in _CALLED.finditer(self.attributes):
       role = found.group().partition('=')[0]
       yield from ((role, name.strip(' %')) for name in found.group(1).strip('{}').split(','))
@@ -77,7 +77,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-  """The computations of a module, by name: instructions by name, in order."""
+  """Holds the computations of a module by name; each has its instructions by name, in order."""
 
   computations: dict[str, dict[str, Instruction]]
   entry: str
@@ -86,15 +86,15 @@ class Program:
 
 @dataclass(frozen=True)
 class Collective:
-  """What devices tell each other at one place of a program.
+  """Describes one exchange of data between devices, at one place of a program.
 
   Attributes:
     kind: one of COLLECTIVES.
-    bytes: the larger of what goes in and what comes out, of one device, once.
-    times: how often a step does it; once where the compiler does not know the length of the loop around it.
-    axes: of the mesh, along which it goes; None where its groups cannot be read.
+    bytes: the larger of its input and its output on one device, for one run.
+    times: how often one step runs it; a loop whose length the compiler does not know counts once.
+    axes: the axes of the mesh along which it exchanges data; None if its groups cannot be read.
     op_name: where it comes from in the source.
-    of_state: whether it is made of parameters and slots of the optimiser alone.
+    of_state: whether it is computed from parameters and slots of the optimiser alone.
   """
 
   kind: str
@@ -106,7 +106,7 @@ class Collective:
 
 
 def parse(text: str) -> Program:
-  """The text of a compiled module -> its computations. Raises ValueError if there is no entry."""
+  """Parses the text of a compiled module; raises ValueError if there is no entry computation."""
   computations, entry, current, where = {}, None, None, ''
   for line in text.splitlines():
     if not line.startswith(' '):
@@ -132,7 +132,7 @@ def _instruction(name: str, computation: str, rest: str) -> Instruction:
   opcode = _OPCODE.match(rest)
   end = _closing(rest, opcode.end() - 1)
   operands = rest[opcode.end() : end]
-  if opcode.group(1) in ('constant', 'parameter'):  # a value, or its number
+  if opcode.group(1) in ('constant', 'parameter'):  # the operand is a value, or the number of the parameter
     names = (operands,)
   else:
     names = tuple(re.findall(r'%([\w.\-]+)', operands) or re.findall(r'([\w.\-]+)\s*(?:,|$)', operands))
@@ -140,7 +140,7 @@ def _instruction(name: str, computation: str, rest: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """The index of the bracket that closes the one at `start`."""
+  """The index of the bracket that closes the bracket at `start`."""
   depth = 0
   for index in range(start, len(text)):
     depth += {'(': 1, ')': -1}.get(text[index], 0)
@@ -150,7 +150,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def arrays(shape: str) -> list[Array]:
-  """The arrays of a type, of a tuple all of them: (f32[2]{0}, bf16[3,4]{1,0}) is two."""
+  """Returns the arrays of a type; a tuple such as (f32[2]{0}, bf16[3,4]{1,0}) has several."""
   return [
     Array(f'{kind}[{dims}]', _bits(kind) * _padded(dims, layout) // 8, not re.search(r'S\([1-9]', layout))
     for kind, dims, layout in _ARRAY.findall(shape)
@@ -166,12 +166,12 @@ def _bits(kind: str) -> int:
 
 
 def _padded(dims: str, layout: str) -> int:
-  """Elements with the padding of the tiles: of {1,0:T(8,128)}, the last dimension fills 128s and the one before 8s."""
+  """Number of elements with the padding of tiles: {1,0:T(8,128)} rounds the last two dimensions up to 8 and 128s."""
   sizes = [int(size.strip('<=')) for size in dims.split(',') if size]
   order, _, tiles = layout.partition(':')
   tile = re.search(r'T\((\d+(?:,\d+)*)\)', tiles)
   if tile and sizes and order:
-    physical = [sizes[int(axis)] for axis in order.split(',')]  # the fastest first
+    physical = [sizes[int(axis)] for axis in order.split(',')]  # the fastest-varying dimension first
     for place, size in enumerate(reversed([int(size) for size in tile.group(1).split(',')])):
       if place < len(physical):
         physical[place] = math.ceil(physical[place] / size) * size
@@ -180,9 +180,9 @@ def _padded(dims: str, layout: str) -> int:
 
 
 def collectives(program: Program, mesh_shape: dict[str, int], is_state: str) -> list[Collective]:
-  """All collectives of a program on a mesh of these axes; a start and its done are one.
+  """Returns all collectives of a program on a mesh {axis: size}; a start and its done count as one.
 
-  `is_state` is a pattern: arguments of such names are parameters and slots of the optimiser.
+  `is_state` is a regular expression: arguments whose names match it are parameters and slots of the optimiser.
   """
   found = []
   for name, instructions in program.computations.items():
@@ -191,7 +191,7 @@ def collectives(program: Program, mesh_shape: dict[str, int], is_state: str) -> 
       if kind not in COLLECTIVES:
         continue
       size = max(_payload(instruction), sum(a.bytes for a in _operand_arrays(program, instruction)))
-      # A TPU does an all-reduce of which each device keeps a part at once; the text shows both in one computation.
+      # On a TPU, an all-reduce of which each device keeps only a part is inside a computation with this name.
       scattered = kind == 'all-reduce' and name.startswith('all-reduce-scatter')
       found.append(
         Collective(
@@ -207,7 +207,7 @@ def collectives(program: Program, mesh_shape: dict[str, int], is_state: str) -> 
 
 
 def _payload(instruction: Instruction) -> int:
-  """Bytes that come out; the type of a start is (what goes in, what comes out, ...), but for an all-reduce."""
+  """Bytes of the output; the type of a start is (input, output, ...), except for an all-reduce."""
   shape, opcode = instruction.shape, instruction.opcode
   if opcode.endswith('-start') and shape.startswith('(') and not opcode.startswith('all-reduce'):
     shape = _elements(shape)[1]
@@ -215,7 +215,7 @@ def _payload(instruction: Instruction) -> int:
 
 
 def _elements(shape: str) -> list[str]:
-  """The parts of a tuple's type, which may be tuples."""
+  """The parts of the type of a tuple; the parts may be tuples."""
   parts, depth, start = [], 0, 1
   for index, letter in enumerate(shape):
     depth += (letter in '([{') - (letter in ')]}')
@@ -241,7 +241,7 @@ def _times(program: Program, computation: str) -> int:
 
 
 def axes(attributes: str, mesh_shape: dict[str, int]) -> tuple[str, ...] | None:
-  """The axes of the mesh along which a collective goes, from its groups of device numbers; None if unreadable."""
+  """Returns the mesh axes along which a collective exchanges data, from its device groups; None if unreadable."""
   groups = _groups(attributes, math.prod(mesh_shape.values()))
   if groups is None:
     return None
@@ -256,7 +256,7 @@ def _groups(attributes: str, devices: int) -> list[list[int]] | None:
   iota = re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes)
   if iota:
     return _iota(devices, iota.group(3), iota.group(4)).reshape(_numbers(iota.group(1, 2))).tolist()
-  # A mesh of the compiler's own, the order of its devices if it is not the plain one, and the axes of the groups.
+  # The compiler's own notation: a mesh, the order of its devices unless it is 0, 1, 2, ..., the axes of the groups.
   named = re.search(
     r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? '
     r"\{((?:'\w+',?\s?)*)\}",
@@ -286,7 +286,7 @@ def _numbers(words: Iterable[str]) -> list[int]:
 
 
 def sources(program: Program, instruction: Instruction) -> set[str]:
-  """The names of the program's arguments that an instruction is computed from, '?' where one has none."""
+  """Returns the names of the program's arguments that an instruction is computed from; '?' for one without a name."""
   found, seen, left = set(), set(), [instruction]
   while left:
     current = left.pop()
@@ -297,7 +297,7 @@ def sources(program: Program, instruction: Instruction) -> set[str]:
       if current.computation == program.entry:
         found.add(current.op_name or '?')
       for caller in program.callers.get(current.computation, []):
-        # A fusion hands its operands over in order; a loop hands over one tuple, a conditional one of several.
+        # A fusion passes its operands in order; a loop passes one tuple, a conditional one of several tuples.
         number = int(current.operands[0])
         direct = caller.opcode in ('fusion', 'call', 'async-start') and number < len(caller.operands)
         left += _operands(program, caller)[number : number + 1] if direct else _operands(program, caller)
@@ -316,9 +316,9 @@ def _only(names: set[str], pattern: str) -> bool:
 
 
 def largest(program: Program, count: int) -> list[tuple[int, str, str]]:
-  """(bytes, type, where it comes from) of the largest arrays in device memory that instructions make, each kind once.
+  """Returns (bytes, type, source) of the `count` largest arrays in device memory, each type and source once.
 
-  They need not live at the same time.
+  They need not be in memory at the same time.
   """
   inner = {
     name
@@ -327,10 +327,10 @@ def largest(program: Program, count: int) -> list[tuple[int, str, str]]:
   }
   found: dict[tuple[str, str], int] = {}
   for name, instructions in program.computations.items():
-    if name in inner:  # inside of a fusion nothing is stored
+    if name in inner:  # arrays inside a fusion are not stored
       continue
     for instruction in instructions.values():
-      named = instruction.opcode in _NO_BUFFER or instruction.opcode.endswith('-start')  # its done has the result
+      named = instruction.opcode in _NO_BUFFER or instruction.opcode.endswith('-start')  # its -done counts
       if named and not _is_argument(program, instruction):
         continue
       for array in arrays(instruction.shape):
@@ -345,12 +345,12 @@ def _is_argument(program: Program, instruction: Instruction) -> bool:
 
 
 def rematerialised(said: str) -> int:
-  """How often the partitioner says that it brings an array together on every device only to split it otherwise."""
+  """Counts the partitioner's warnings that it gathers an array on every device only to split it in another way."""
   return said.count('Involuntary full rematerialization')
 
 
 def refused(message: str) -> dict[str, int] | None:
-  """Bytes needed and available, as the TPU compiler says when memory does not suffice; None if it is another error."""
+  """Reads bytes needed and available from the TPU compiler's error about memory; returns None for another error."""
   number = r'([\d.]+)([KMGT]?)'
   found = re.search(rf'Used {number} of {number} hbm', message) or re.search(
     rf'Ran out of memory on HBM.*\({number}\) exceeds available HBM \({number}\)', message

@@ -1,4 +1,4 @@
-"""Plans one batch, or searches the largest batch that fits, by several compilations."""
+"""Plans one batch size, or searches for the largest one that fits, by several compilations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from vild_jax.plan.report import verdict
 from vild_jax.plan.topology import Target, devices
 from vild_jax.train import sharding
 
-_FARTHEST = 64  # times the largest batch that fits: no guess goes beyond
+_FARTHEST = 64  # a guess is at most this many times the largest batch known to fit
 
 
 def planned(config: Config, of: Target, *, fit: bool = False, **how: Any) -> dict[str, Any]:
-  """`plan`, with `fit` of the largest global batch that fits (of the smallest, where none does).
+  """Plans the batch of a config, or with `fit` the largest global batch that fits (the smallest, if none fits).
 
-  `tried` is then {batch: bytes needed on a device}. Raises ValueError if nobody knows what memory there is.
+  The result is that of `plan`; with `fit` it also has `largest_batch` (0 if none fits) and `tried`: {batch: bytes
+  needed on a device}. Raises ValueError if the memory of the devices is not known. `how` is passed to `plan`.
   """
   if not fit:
     return plan(config, of, **how)
@@ -43,12 +44,12 @@ def planned(config: Config, of: Target, *, fit: bool = False, **how: Any) -> dic
 
 
 def largest_that(measure: Callable[[int], tuple[bool, int, int]]) -> int:
-  """The largest number from 1 that fits, if all smaller ones do; 0 if none does.
+  """Returns the largest number from 1 that fits, if all smaller ones fit too; 0 if none fits.
 
-  A measurement is a compilation of minutes, so the next number to try is where the line through the last two
-  measurements reaches what there is. The line is a guess (a compiler that is short of memory computes twice what it
-  cannot keep): beyond it steps double, and between a number that fits and one that does not every other guess is the
-  middle.
+  A measurement is a compilation of minutes, so the next number to try is where the straight line through the last two
+  measurements reaches the available memory. The line is only a guess, because a compiler that is short of memory
+  computes twice what it cannot keep. So as long as every number fits, steps at least double, and between a number that
+  fits and one that does not, every second guess is the middle.
 
   Args:
     measure: a number -> (whether it fits, bytes needed, bytes available).

@@ -1,4 +1,4 @@
-"""Devices that are not here, to compile for: the chips of a TPU topology, or CPU devices that stand for them."""
+"""Describes devices to compile for that are not present: chips of a TPU topology, or CPU devices in their place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import jax
 
-_MOST_CHIPS = {'v5e': 256, 'v6e': 256}  # the compiler aborts the process beyond
-# libtpu asks for a TPU's metadata otherwise, and waits; and its warnings, the partitioner's too, go to files in /tmp.
+_MOST_CHIPS = {'v5e': 256, 'v6e': 256}  # with more chips the compiler aborts the process
+# Without these, libtpu waits for the metadata of a TPU, and writes its warnings (the partitioner's too) to files.
 _NO_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -25,29 +25,35 @@ _NO_TPU = {
 
 @dataclass(frozen=True)
 class Target:
-  """The devices to compile for: those of a TPU `topology` that is not here (v5e:16x16), or emulated ones (cpu:8)."""
+  """Names the devices to compile for: those of a TPU `topology` (v5e:16x16), or emulated ones (cpu:8)."""
 
   topology: str
   platform: str
 
   @property
   def kind(self) -> str:
-    """v5e, cpu."""
+    """Returns the kind of the devices, such as v5e or cpu."""
     return self.topology.partition(':')[0]
 
   @property
   def sizes(self) -> list[int]:
-    """Chips along each dimension."""
+    """Returns the number of chips along each dimension."""
     return [int(size) for size in self.topology.partition(':')[2].split('x')]
 
 
 def target(topology: str, platform: str | None = None) -> Target:
-  """Reads KIND:NxN; of platform cpu, as many devices as that has chips. ValueError if it is something else."""
+  """Parses a topology, KIND:NxN; for the platform cpu it stands for as many CPU devices as it has chips.
+
+  Raises:
+    ValueError: if the text is not a topology, or has more chips than its kind allows.
+  """
   if not re.fullmatch(r'(cpu|v\d+\w*):[1-9]\d*(x[1-9]\d*){0,2}', topology):
     raise ValueError(f'--topology is {topology!r}; expected v5e:16x16, v5p:4x4x4, cpu:8 or the like')
   found = Target(topology, platform or ('cpu' if topology.startswith('cpu:') else 'tpu'))
   if found.platform == 'tpu' and found.kind == 'cpu':
-    raise ValueError(f'--topology is {topology!r}, which is no TPU; expected --platform cpu, or v5e:16x16 or the like')
+    raise ValueError(
+      f'--topology is {topology!r}, which is not a TPU; expected --platform cpu, or v5e:16x16 or the like'
+    )
   most = _MOST_CHIPS.get(found.kind, math.inf)
   if found.platform == 'tpu' and math.prod(found.sizes) > most:
     raise ValueError(
@@ -57,13 +63,13 @@ def target(topology: str, platform: str | None = None) -> Target:
 
 
 def devices(of: Target) -> list[jax.Device]:
-  """The devices to compile for. Call it before anything is computed: it decides on the backend of this process.
+  """Returns the devices to compile for. Call it before JAX computes anything: it selects the backend of the process.
 
-  Raises ImportError without libtpu, ValueError if there is no such topology, or JAX runs already with fewer devices.
+  Raises ImportError without libtpu; ValueError if the topology does not exist or JAX has started with fewer devices.
   """
   count = math.prod(of.sizes)
   if of.platform == 'cpu':
-    with contextlib.suppress(RuntimeError):  # it runs already
+    with contextlib.suppress(RuntimeError):  # JAX has already started
       jax.config.update('jax_platforms', 'cpu')
       jax.config.update('jax_num_cpu_devices', max(count, jax.config.jax_num_cpu_devices))
     here = jax.devices('cpu')
@@ -81,6 +87,6 @@ def devices(of: Target) -> list[jax.Device]:
   one = {'chips_per_host_bounds': [1] * 3} if count == 1 else {}
   try:
     return list(topologies.get_topology_desc(platform='tpu', topology_name=of.topology, **one).devices)
-  except Exception as error:  # whatever the plugin raises
+  except Exception as error:  # the plugin may raise anything
     reason = ' '.join(str(error).split())[:200]
     raise ValueError(f'--topology is {of.topology!r}, which libtpu does not know ({reason})') from error

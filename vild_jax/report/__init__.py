@@ -1,1 +1,1 @@
-"""Pages and charts for people; no jax."""
+"""Writes pages and charts for people, without JAX."""

@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG that takes its colours from the page, so that it suits light and dark."""
+"""Draws line and bar charts as inline SVG with the colours of the page, so they fit light and dark mode."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import numpy as np
 _WIDTH, _HEIGHT = 340, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 8, 22
 _MOST_POINTS = 300
-_GROUP = 150  # width of the bars of one group, and of what is between
+_GROUP = 150  # width of one group of bars, including the space between groups
 
 
 def line_chart(title: str, points: Sequence[tuple[float, float]]) -> str:
-  """A <figure> with the line through (x, y) points that are finite, from zero up, and its first and last value."""
+  """Returns a <figure> with the line through the finite (x, y) points and its first and last value.
+
+  The y axis includes zero. Without a finite point the result is empty.
+  """
   data = np.array([p for p in points if math.isfinite(p[1])], float).reshape(-1, 2)
   if not len(data):
     return ''
@@ -48,9 +51,10 @@ def line_chart(title: str, points: Sequence[tuple[float, float]]) -> str:
 
 
 def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str]) -> str:
-  """A <figure> of grouped bars from zero up: (group, one value for each of `names`); a value of None has no bar.
+  """Returns a <figure> of grouped bars from zero up; empty if there is no value.
 
-  The bars of the i-th name have the class `bar{i}`, whose colour is the page's.
+  `groups` are (group, one value for each of `names`); None draws no bar. The bars of the i-th name have the class
+  `bar{i}`, for which the page defines a colour.
   """
   values = [value for _, row in groups for value in row if value is not None]
   if not values:

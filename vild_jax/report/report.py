@@ -1,6 +1,6 @@
-"""The report of a run: one self-contained HTML page for people, one JSON file for programs.
+"""Writes the report of a run: one self-contained HTML page for people, one JSON file for programs.
 
-The caller fills a `Report`; nothing here measures anything. Metrics are fractions in the JSON and per cent on the page.
+The caller fills a `Report`; nothing is measured here. Metrics are fractions in the JSON and per cent on the page.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _STATISTICS = {
   'occluded_fraction': 'objects partly occluded',
   'small_fraction': 'objects under 32² px',
   'novel_image_fraction': 'pictures with a novel object',
-  'annotations_per_image': 'objects a picture (least, mean, most)',
+  'annotations_per_image': 'objects per picture (least, mean, most)',
   'annotations_per_frequency': 'objects of rare / common / frequent classes',
   'least_images_of_a_category': 'fewest pictures of a class',
   'least_annotations_of_a_category': 'fewest objects of a class',
-  'negatives_per_image': 'classes verified absent, a picture',
+  'negatives_per_image': 'classes verified absent, per picture',
   'not_exhaustive_images': 'pictures with a class not exhaustively annotated',
 }
 
@@ -53,7 +53,7 @@ _GROUPS = {'base': 'base objects', 'novel': 'novel objects', 'other': 'no object
 
 @dataclass(frozen=True)
 class Stage:
-  """One stage of the run: a short name (the key in report.json), what it did in a sentence, and how long it took."""
+  """Describes one stage of the run: a short name (the key in report.json), a sentence, and the seconds it took."""
 
   name: str
   what: str
@@ -62,7 +62,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pair:
-  """One picture of the gallery, twice (uint8 [H, W, 3], of `viz.draw`)."""
+  """Holds one picture of the gallery twice, as drawn by `inference.drawing.draw`: uint8 [H, W, 3]."""
 
   caption: str
   ground_truth: np.ndarray
@@ -71,22 +71,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Report:
-  """Everything that the page and the JSON tell.
+  """Holds everything that the page and the JSON show.
 
   Attributes:
     title: the heading.
-    summary: one or two sentences on what this run is.
+    summary: one or two sentences that describe the run.
     seed: the seed of the whole run.
     stages: in the order they ran.
-    data: {column, such as 'train': {statistic: value}}; keys ending in `_fraction` are shown in per cent.
-    methods: {name of SURFACE.md, such as 'vild_text': {'box': metrics, 'mask': metrics or None, 'seconds_per_image'}},
-      metrics as `lvis.evaluate` returns them; 'teacher_cosine' too, as `alignment.distillation_cosine` returns it,
-      where the method distils.
-    titles: {name of a method: how the page calls it}.
+    data: {column, such as 'train': {statistic: value}}; keys that end in `_fraction` are shown in per cent.
+    methods: {name, such as 'vild_text': {'box': metrics, 'mask': metrics or None, 'seconds_per_image'}}, with metrics
+      as `eval.lvis.evaluate` returns them; for a method that distils also 'teacher_cosine', as
+      `distill.agreement.distillation_cosine` returns it.
+    titles: {name of a method: its name on the page}.
     curves: {training run: the lines of its metrics.jsonl: {'step': ..., metric: number}}.
     gallery: ground truth beside predictions.
-    gallery_note: what the predictions in the gallery are, such as the score from which they are drawn.
-    machine: facts on machine and software: {fact: value}; the command line among them.
+    gallery_note: which predictions the gallery shows, such as the lowest score drawn.
+    machine: facts about machine and software, the command line among them: {fact: value}.
   """
 
   title: str
@@ -103,7 +103,7 @@ class Report:
 
 
 def write_json(path: str | Path, report: Report) -> None:
-  """Writes report.json (SURFACE.md): methods, seed, seconds a stage, and the data's counts and the machine beside."""
+  """Writes report.json: methods, seed, seconds of each stage, counts of the data, facts about the machine."""
   content = {
     'methods': report.methods,
     'seed': report.seed,
@@ -115,7 +115,7 @@ def write_json(path: str | Path, report: Report) -> None:
 
 
 def write_html(path: str | Path, report: Report) -> None:
-  """Writes the page: a single file, pictures and style inside, no script; legible in light and dark and on a phone."""
+  """Writes the page: one file with pictures and style inside and no script, for light and dark mode and phones."""
   sections = [
     _tiles(report),
     _results(report),
@@ -137,9 +137,9 @@ def write_html(path: str | Path, report: Report) -> None:
 
 
 def _tiles(report: Report) -> str:
-  """The few numbers that a reader looks for first: the method that finds novel objects best, and the time."""
+  """The most important numbers: those of the method with the highest novel AP50, and the time of the run."""
   tiles = []
-  # The supervised baseline has seen the novel classes: it is no answer to the question.
+  # The supervised baseline was trained on the novel classes, so it is not compared here.
   candidates = [name for name in report.methods if name != 'supervised']
   if candidates:
     best = max(candidates, key=lambda name: report.methods[name]['box']['AP50_novel'] or 0)
@@ -176,7 +176,7 @@ def _results(report: Report) -> str:
 
 
 def _bars(kind: str, methods: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> str:
-  """The paper's four columns of every method; nothing where there is but one."""
+  """A chart of the paper's four columns for every method; empty if there is only one method."""
   if len(methods) < 2:
     return ''
   keys = {'rare (novel)': 'APr', 'common': 'APc', 'frequent': 'APf', 'all': 'AP'}
@@ -188,7 +188,7 @@ def _bars(kind: str, methods: Mapping[str, Mapping[str, Any]], titles: Mapping[s
 
 
 def _teacher(report: Report) -> str:
-  """How near the students' embeddings came to the teacher's."""
+  """The cosine between the embeddings of the students and those of the teacher."""
   rows = ''
   for name, values in report.methods.items():
     if cosine := values.get('teacher_cosine'):
@@ -206,7 +206,7 @@ def _teacher(report: Report) -> str:
 
 
 def _table(kind: str, methods: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> str:
-  """One row a method; the best of each column is bold where there is more than one."""
+  """One row for each method; the best of each column is bold if there are several methods."""
   spans = Counter(group for group, _, _ in _COLUMNS)
   head = ''.join(f'<th class="{group.split()[0]} first" colspan="{span}">{group}</th>' for group, span in spans.items())
   names = ''.join(f'<th class="{_classes(i)}">{name}</th>' for i, (_, name, _) in enumerate(_COLUMNS))
@@ -333,7 +333,7 @@ def _inline(picture: np.ndarray) -> str:
 
 
 def _number(value: Any) -> Any:
-  """NumPy scalars for json.dumps."""
+  """Turns NumPy scalars into numbers for json.dumps."""
   if isinstance(value, np.generic):
     return value.item()
   raise TypeError(f'{type(value).__name__} does not belong in report.json')

@@ -1,4 +1,4 @@
-"""The style sheet of the report page."""
+"""Holds the style sheet of the report page."""
 
 STYLE = """
 :root { --paper: #fbfbfa; --card: #ffffff; --ink: #1c1e21; --soft: #5d6470; --line: #e2e4e8; --base: #2b63c9;
