@@ -22,7 +22,7 @@ from vild_jax.config import ConfigError
 from vild_jax.scenic import config as scenic_config
 from vild_jax.scenic import project as scenic_project
 from vild_jax.structs import Batch
-from vild_jax.train import checkpoint, writers
+from vild_jax.train import checkpoint, sharding, writers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,6 +138,30 @@ def test_without_scenic_one_line_says_how_to_get_it(monkeypatch, tmp_path):
 def test_the_extra_pins_the_commit_that_was_run():
   commit = next(word.strip(',') for word in scenic_project.__doc__.split() if len(word.strip(',')) == 40)
   assert f'github.com/google-research/scenic@{commit}' in (ROOT / 'setup.py').read_text()
+
+
+# --- the forward pass -----------------------------------------------------------------------------------------------
+
+
+def test_forward_hands_per_image_to_every_part_and_gathers_no_picture():
+  """On 8 devices: proposals, targets and the three poolings, each mapped over the images that a device has."""
+  config = tiny.config('mesh.data=8', 'distillation.weight=0.5', 'model.image_head=true')
+  mesh, calls = sharding.make_mesh(config.mesh), []
+
+  def per_image(function):
+    calls.append(function)
+    return sharding.per_image(mesh)(function)
+
+  def loss(variables, batch, vocabulary, key):
+    logits, _ = scenic_project.forward(config, variables, batch, vocabulary, key, per_image=per_image)
+    return sum(objective_lib.losses(config, logits['outputs'], logits['targets'], logits['vocabulary']).values())
+
+  batch, whole = tiny.distilled_batch(), sharding.replicated(mesh)
+  program = jax.jit(jax.grad(loss), in_shardings=(whole, sharding.batch_shardings(mesh, batch), whole, whole))
+  lowered = program.lower(tiny.variables(config), batch, tiny.vocabulary(), jax.random.PRNGKey(0))
+  assert len(calls) == 5
+  text = lowered.compile().as_text()
+  assert 'all-reduce(' in text and 'all-gather' not in text and 'all-to-all' not in text
 
 
 # --- inside Scenic --------------------------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"""A second training, evaluation or demo in a folder that is in use ends in one line, and changes nothing there."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from tests.helpers import small_experiment, tiny
+from tests.helpers.small_experiment import run
+from vild_jax import config as config_lib
+from vild_jax.runtime import files
+from vild_jax.train import checkpoint
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """A config on prepared data, and a work directory with weights as if it had been trained."""
+  folder = tmp_path_factory.mktemp('made')
+  small_experiment.prepare(folder)
+  config = tiny.config(
+    f'vocabulary={folder / "v.npz"}',
+    f'data.train={folder / "data"}',
+    f'data.val={folder / "data"}',
+    'mesh.data=1',
+    'data.batch_size=1',
+  )
+  (folder / 'config.json').write_text(config_lib.to_text(config))
+  checkpoint.claim_workdir(folder / 'run', config)
+  (folder / 'run' / checkpoint.VOCABULARY_FILE).write_bytes((folder / 'v.npz').read_bytes())
+  checkpoint.save_variables(folder / 'run', jax.device_get(tiny.variables(config)))
+  return folder
+
+
+@pytest.mark.parametrize(
+  ('words', 'option'),
+  [
+    (['train', 'MADE/config.json'], '--workdir'),
+    (['evaluate', 'MADE/config.json', '--checkpoint', 'MADE/run'], '--out'),
+    (['demo'], '--workdir'),
+  ],
+  ids=['train', 'evaluate', 'demo'],
+)
+def test_a_folder_in_use_is_refused(made, tmp_path, capsys, words, option):
+  words = [word.replace('MADE', str(made)) for word in words]
+  with files.locked(tmp_path):
+    before = (tmp_path / files.LOCK_FILE).read_bytes()
+    assert run(*words, option, tmp_path) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [files.LOCK_FILE]
+    assert (tmp_path / files.LOCK_FILE).read_bytes()[30:] == before[30:]
+  error = capsys.readouterr().err.splitlines()
+  assert error[-1].startswith(f'vild-jax {words[0]}: {tmp_path} is in use by process ') and len(error) == 1
