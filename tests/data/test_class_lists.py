@@ -60,7 +60,7 @@ def test_a_text_file_is_one_name_a_line(tmp_path):
     (b'', 'names no class'),
     (b'\n \n', 'names no class'),
     (b'a\n\nb\n a \n', "line 4 names 'a' again, after line 1"),
-    (b'\xe9t\xe9\n', r'is no UTF-8 text \(byte 0\)'),
+    (b'\xe9t\xe9\n', r'is not UTF-8 text \(byte 0\)'),
   ],
 )
 def test_bad_text_files_are_one_line(tmp_path, content, message):
@@ -87,14 +87,14 @@ def test_base_classes_from_a_file(tmp_path):
   (tmp_path / 'base.txt').write_text('cat\ntrafic light\n')
   with pytest.raises(DataError, match=r"'trafic light' is not among the 80 .*; the nearest is 'traffic light'"):
     class_list('coco', base=tmp_path / 'base.txt')
-  with pytest.raises(DataError, match='is no file'):
+  with pytest.raises(DataError, match='is not a file'):
     class_list('coco', base=tmp_path / 'none.txt')
 
 
 def test_what_is_no_list_is_one_line_that_names_those_there_are():
-  with pytest.raises(DataError, match='lvis_v1 is no list of classes; expected one of lvis, coco, coco-ovd, voc'):
+  with pytest.raises(DataError, match='lvis_v1 is not a list of classes; expected one of lvis, coco, coco-ovd, voc'):
     class_list('lvis_v1')
-  with pytest.raises(DataError, match='is no file'):
+  with pytest.raises(DataError, match='is not a file'):
     class_list('nowhere.json')
 
 

@@ -245,7 +245,7 @@ def test_what_is_no_stock_data_set_is_one_line(tmp_path):
   with pytest.raises(DataError, match=r'lvis is neither a folder nor a data set in .*stock'):
     prepare.from_tfds('lvis', tmp_path / 'out', data_dir=tmp_path / 'stock')
   version = prepare.prepare(*small_set.write(tmp_path), tmp_path / 'ours')
-  with pytest.raises(DataError, match='has not the features of a stock lvis or coco'):
+  with pytest.raises(DataError, match='does not have the features of a stock lvis or coco'):
     prepare.from_tfds(version, tmp_path / 'out')
 
 

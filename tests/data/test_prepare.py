@@ -16,6 +16,7 @@ from tests.helpers import small_set
 from vild_jax.data import prepare, sources
 from vild_jax.data.schema import DataError
 from vild_jax.data.tfds_builders import detection
+from vild_jax.runtime import files
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -169,8 +170,9 @@ def test_killed_before_the_commit_its_build_is_not_taken_for_the_next(tmp_path):
 
 def test_only_the_builds_of_killed_runs_are_removed(tmp_path):
   path, images = small_set.write(tmp_path)
-  mine = ['.small-train.backup', '.small-train2.x.incomplete', '.small-val.x.incomplete']
-  for name in [*mine, '.small-train.x.incomplete']:
+  dead, elsewhere = 2**22 + 5, '0' * 8  # a process number that cannot be, and another machine
+  mine = ['.small-train.backup', '.small-val.tmp', f'.small-train.{elsewhere}-{dead}-7-0123abcd.tmp']
+  for name in [*mine, f'.small-train.{files._machine()}-{dead}-7-0123abcd.tmp']:
     (tmp_path / 'out' / name).mkdir(parents=True)
   prepare.prepare(path, images, tmp_path / 'out')
   assert sorted(os.listdir(tmp_path / 'out')) == [*mine, 'small']
@@ -200,14 +202,14 @@ def test_only_one_commits_at_a_time(tmp_path, monkeypatch):
   real = prepare._commit
 
   def commit(*arguments):
-    with prepare._locked(tmp_path / 'out', wait=False) as is_free:
-      assert not is_free
+    with pytest.raises(files.FolderInUse), files.locked(tmp_path / 'out'):
+      pass
     real(*arguments)
 
   monkeypatch.setattr(prepare, '_commit', commit)
   assert prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out').is_dir()
-  with prepare._locked(tmp_path / 'out', wait=False) as is_free:
-    assert is_free
+  with files.locked(tmp_path / 'out'):
+    pass
 
 
 def test_a_build_with_fewer_examples_than_the_source_is_refused(tmp_path, monkeypatch):

@@ -128,7 +128,7 @@ def test_objects_without_segmentation_stay_and_are_noted(tmp_path):
     ({'iscrowd': 7}, 'has iscrowd 7'),
     ({'id': 'x'}, "has id 'x'"),
     ({'segmentation': [[1, 2, 3, 4]]}, 'no polygon of three points'),
-    ({'segmentation': [[1, 2, 3, 4, 5, 6, 7]]}, 'no even number'),
+    ({'segmentation': [[1, 2, 3, 4, 5, 6, 7]]}, 'not an even number'),
     ({'segmentation': 'text'}, 'type str'),
     ({'segmentation': {'size': [1, 1], 'counts': [1]}}, r'RLE of size \[1, 1\]; expected \[40, 60\]'),
     ({'segmentation': {'size': [40, 60], 'counts': [7]}}, 'do not add up'),
@@ -154,15 +154,15 @@ def test_the_line_says_how_many_more_problems_there_are(tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (lambda t: t['images'].append(t['images'][0]), 'image id 11 stands twice'),
-    (lambda t: t['categories'].append(t['categories'][0]), 'category id 3 stands twice'),
-    (lambda t: t['categories'].append({'id': 55, 'name': 'ant'}), "category name 'ant' stands twice"),
+    (lambda t: t['images'].append(t['images'][0]), 'image id 11 appears twice'),
+    (lambda t: t['categories'].append(t['categories'][0]), 'category id 3 appears twice'),
+    (lambda t: t['categories'].append({'id': 55, 'name': 'ant'}), "category name 'ant' appears twice"),
     (lambda t: t['categories'][0].update(frequency='often'), "frequency 'often'"),
     (lambda t: t['images'][0].update(height='40'), "height '40'"),
     (lambda t: t['images'][0].pop('coco_url'), 'names no file'),
     (lambda t: t['images'][0].update(neg_category_ids=[4]), 'lists the unknown category 4'),
     (lambda t: t.pop('annotations'), "it has no 'annotations'"),
-    (lambda t: t.update(images={}), "'images' is no list"),
+    (lambda t: t.update(images={}), "'images' is not a list"),
     (lambda t: t['categories'].clear(), 'list of categories is empty'),
   ],
 )
@@ -176,14 +176,14 @@ def test_bad_files_are_one_line(tmp_path, change, message):
 
 @pytest.mark.parametrize(
   ('content', 'message'),
-  [(b'{"images": [', 'is no JSON'), (b'\xff\xd8\xff', 'is no JSON'), (b'[1]', 'it holds a list')],
+  [(b'{"images": [', 'is not JSON'), (b'\xff\xd8\xff', 'is not JSON'), (b'[1]', 'it holds a list')],
 )
 def test_what_is_no_annotation_file_is_one_line(tmp_path, content, message):
   (tmp_path / 'a.json').write_bytes(content)
   with pytest.raises(DataError, match=message) as error:
     annotations.read_annotations(tmp_path / 'a.json')
   assert '\n' not in str(error.value)
-  with pytest.raises(DataError, match='is no file'):
+  with pytest.raises(DataError, match='is not a file'):
     annotations.read_annotations(tmp_path / 'b.json')
 
 
@@ -193,7 +193,7 @@ def test_missing_pictures_are_counted(tmp_path):
     (images / 'train2017' / f'{key:012d}.jpg').unlink()
   with pytest.raises(DataError, match=r'image 5 .*000000000005.jpg.* is not in .*\(1 more such problem\)$'):
     sources.JsonSource(path, images)
-  with pytest.raises(DataError, match='is no folder'):
+  with pytest.raises(DataError, match='is not a folder'):
     sources.JsonSource(path, tmp_path / 'nowhere')
 
 
@@ -274,7 +274,7 @@ def test_any_folder_above_will_do_while_it_is_unambiguous(prepared, tmp_path):
     sources.open_dataset(version, 'test')
   with pytest.raises(DataError, match='holds no data set'):
     sources.open_dataset(tmp_path, 'train')
-  with pytest.raises(DataError, match='is no folder'):
+  with pytest.raises(DataError, match='is not a folder'):
     sources.open_dataset(tmp_path / 'x', 'train')
   for name in 'ab':
     (tmp_path / name).mkdir()

@@ -6,7 +6,7 @@ import pytest
 
 from vild_jax.demo import teacher as toy_teacher
 from vild_jax.teacher import checkpoint as teacher_checkpoint
-from vild_jax.teacher import prompts, text
+from vild_jax.teacher import prompts, text, zero_shot
 from vild_jax.teacher.tokenizer import Tokenizer
 
 _STEPS = 100
@@ -33,8 +33,10 @@ def trained(tmp_path_factory):
 
 def test_it_names_pictures_that_it_never_saw(trained):
   teacher = teacher_checkpoint.load_teacher(trained / 'a')
-  assert toy_teacher.accuracy(teacher, *pictures(256, 1), NAMES) > 0.95
-  assert toy_teacher.accuracy(teacher, *pictures(256, 1), NAMES[::-1]) < 0.3
+  images, index = pictures(256, 1)
+  templates = prompts.load_templates('vild')
+  assert zero_shot.is_right(teacher, images, index, NAMES, templates).mean() > 0.95
+  assert zero_shot.is_right(teacher, images, index, NAMES[::-1], templates).mean() < 0.3
 
 
 def test_equal_seeds_give_equal_teachers(trained):

@@ -128,7 +128,7 @@ def test_plan_of_the_default_size(seed):
   table = toy_world.categories()
   cutoffs = toy_world._cutoffs(1000)
   assert cutoffs == {'r': 30, 'c': 100}
-  train = toy_world._plan(toy_world._rng(seed, 'train'), 'train', 1000)
+  train = toy_world._plan(toy_world.random_stream(seed, 'train'), 'train', 1000)
   counts = Counter(i for objects in train for i in {i for i, _ in objects})
   for index, category in enumerate(table):
     low, high = {'r': (1, cutoffs['r']), 'c': (cutoffs['r'] + 1, cutoffs['c']), 'f': (cutoffs['c'] + 1, 1000)}[
@@ -136,7 +136,7 @@ def test_plan_of_the_default_size(seed):
     ]
     assert low <= counts[index] <= high
   assert np.mean([any(table[i].frequency == 'r' for i, _ in objects) for objects in train]) >= 0.15
-  val = toy_world._plan(toy_world._rng(seed, 'val'), 'val', 250)
+  val = toy_world._plan(toy_world.random_stream(seed, 'val'), 'val', 250)
   instances = Counter(i for objects in val for i, annotated in objects if annotated)
   pictures = Counter(i for objects in val for i in {i for i, _ in objects})
   assert min(instances[i] for i in range(48)) >= 20
@@ -165,7 +165,7 @@ def test_bytes_depend_on_the_seed_alone(tmp_path):
   assert first == same
   assert all(first[name] != other[name] for name in first)
   keys = [(7, 'train', 0), (7, 'train', 1), (7, 'val', 0), (7, 'teacher', 0), (7 + 2**32, 'train', 0), (-7, 'train', 0)]
-  assert len({toy_world._rng(*key).random() for key in keys}) == len(keys)
+  assert len({toy_world.random_stream(*key).random() for key in keys}) == len(keys)
 
 
 def test_a_world_is_reused_or_refused(tmp_path):
@@ -238,36 +238,3 @@ def test_scene_keeps_every_object_recognisable():
     assert (seen >= 0.7 * full).all()  # more than 0.75, but where no place was found for that
     hidden += (seen < 0.95 * full).sum()
   assert hidden >= 0.3 * 12 * 8
-
-
-def test_crops_for_the_teacher():
-  images, labels = toy_world.captioned_crops(3, 100, size=24)
-  assert images.shape == (100, 24, 24, 3) and images.dtype == np.uint8 and labels.dtype == np.int32
-  assert len(toy_world.caption_names()) == 49 and toy_world.caption_names()[:48] == toy_world.category_names()
-  counts = np.bincount(labels, minlength=49)
-  assert counts[:48].min() >= 1 and counts[:48].max() <= 3 and 5 <= counts[48] <= 20  # the last one: no object
-  fewer, fewer_labels = toy_world.captioned_crops(3, 40, size=24)
-  np.testing.assert_array_equal(fewer, images[:40])
-  np.testing.assert_array_equal(fewer_labels, labels[:40])
-  assert (toy_world.captioned_crops(4, 40, size=24)[0] != fewer).any()
-
-
-@pytest.mark.parametrize(
-  ('look', 'expected'),
-  [('red square', [1, 0, 0]), ('yellow square', [1, 1, 0]), ('green square', [0, 1, 0]), ('blue square', [0, 0, 1])],
-)
-def test_a_crop_shows_what_its_label_says(look, expected):
-  images, labels = toy_world.captioned_crops(0, 1000)
-  crops = images[labels == toy_world.looks().index(look)]
-  centre = np.median(crops[:, 12:20, 12:20].astype(float), axis=(0, 1, 2))
-  np.testing.assert_array_equal(centre > 0.6 * centre.max(), np.array(expected, bool))
-
-
-def test_the_ground_shows_no_object():
-  objects = np.zeros((90, 80), bool)
-  objects[:, :60] = True
-  picture = np.where(objects, 255, 0).astype(np.uint8)[..., None].repeat(3, axis=-1)
-  parts = [toy_world._ground(np.random.default_rng(i), picture, objects) for i in range(30)]
-  found = [part for part in parts if part is not None]
-  assert len(found) > 5 and all(part.mean() <= 0.1 * 255 and min(part.shape[:2]) >= 14 for part in found)
-  assert toy_world._ground(np.random.default_rng(0), picture, np.ones_like(objects)) is None

@@ -171,7 +171,7 @@ def test_the_command_says_what_it_will_do_and_what_it_did(made, tmp_path, capsys
     ([], 'takes --teacher and --proposals, or --import'),
     (['--teacher', 'x', '--import', 'y'], '--import brings boxes'),
     (['--import', tmp_path / 'none'], 'has no .npz file'),
-    (['--teacher', made / 'teacher', '--proposals', tmp_path], 'is no region store'),
+    (['--teacher', made / 'teacher', '--proposals', tmp_path], 'is not a region store'),
   ):
     assert run(*words, *given) == 2
     error = capsys.readouterr().err
@@ -291,7 +291,7 @@ NAN['embeddings'][1, 2, 0] = np.nan
     (arrays([300, 5, 11, 7], teacher=None), 'teacher is missing'),
     (arrays([300, 5, 11, 7], teacher=np.array('')), 'teacher is empty'),
     (arrays([300, 5, 11, 7], teacher=np.array(3)), 'teacher is int64 []; expected text []'),
-    (arrays([300, 5, 11, 7], boxes=np.array([{}])), 'is no usable .npz file'),
+    (arrays([300, 5, 11, 7], boxes=np.array([{}])), 'is not a usable .npz file'),
   ],
 )
 def test_arrays_that_cannot_be_used_are_one_line(made, tmp_path, capsys, tree, message):
@@ -310,5 +310,5 @@ def test_files_of_two_teachers_and_broken_archives(made, tmp_path, capsys):
   assert "b.npz has teacher 'theirs' ('') and dimension 4; expected 'ours'" in capsys.readouterr().err
   (tmp_path / 'b.npz').write_bytes((tmp_path / 'a.npz').read_bytes()[:300])
   assert run(*words) == 2
-  assert 'b.npz is no usable .npz file' in capsys.readouterr().err
+  assert 'b.npz is not a usable .npz file' in capsys.readouterr().err
   assert not (tmp_path / 'store').exists()

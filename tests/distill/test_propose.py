@@ -109,7 +109,7 @@ def test_shards_of_two_processes_are_the_same_store(store, variables, tmp_path):
   with as_process(1, 2):
     second = propose(variables, path)
   assert second['images'] == 3 and not second['whole']
-  with pytest.raises(DataError, match=r'is not whole: its making was interrupted \(1 shards'):
+  with pytest.raises(DataError, match=r'is not whole: writing it was interrupted \(1 shards'):
     RegionStore(path)
   with as_process(0, 2):
     first = propose(variables, path)
@@ -190,7 +190,7 @@ def test_the_command_refuses_what_does_not_fit_together(tmp_path, variables, cap
     ({'--split': 'val'}, "has no split 'val'; expected one of train"),
     ({'--checkpoint': images}, 'holds no config.json; expected a work directory'),
     ({'--model.rpn.channels=8': None}, 'was trained with another model: model.rpn.channels'),
-    ({'--data': tmp_path / 'nowhere'}, 'nowhere is no folder; expected the folder of a data set'),
+    ({'--data': tmp_path / 'nowhere'}, 'nowhere is not a folder; expected the folder of a data set'),
     ({'--max-proposals': 0}, '--max-proposals is 0; expected at least 1'),
     ({'--out': images}, 'holds train2017 and no job.json; expected a new or empty folder'),
   ):

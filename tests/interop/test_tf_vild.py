@@ -174,5 +174,5 @@ def test_round_trip_through_a_tensorflow_checkpoint(computed, layout, tmp_path, 
     assert vild_jax.load(bundle).config == config
   assert cli.main(['convert', 'tf-vild', '--from', prefix, '--out', str(out)]) == 2  # never over something there
   assert cli.main(['convert', 'tf-vild', '--from', str(tmp_path / 'nothing'), '--out', str(tmp_path / 'o')]) == 2
-  assert 'no readable TensorFlow checkpoint' in capsys.readouterr().err
+  assert 'not a readable TensorFlow checkpoint' in capsys.readouterr().err
   assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith('model')) == ['converted']

@@ -160,10 +160,10 @@ def test_bad_input_gets_one_line_and_leaves_nothing(file, tmp_path, capsys):
     assert message.count('\n') == 1 and not out.exists()
     return message
 
-  assert 'is no file' in refused('resnet', '--from', tmp_path / 'none.safetensors', '--out', out)
+  assert 'is not a file' in refused('resnet', '--from', tmp_path / 'none.safetensors', '--out', out)
   broken = tmp_path / 'broken.safetensors'
   broken.write_bytes(file.read_bytes()[:1000])
-  assert 'no complete .safetensors file' in refused('resnet', '--from', broken, '--out', out)
+  assert 'not a complete .safetensors file' in refused('resnet', '--from', broken, '--out', out)
   assert 'exists; expected a new folder' in refused('resnet', '--from', file, '--out', tmp_path)
   assert '--out DIR, or --dry-run' in refused('resnet', '--from', file)
   assert 'belong to convert tf-vild' in refused('resnet', '--from', file, '--out', out, '--classes', 'lvis')

@@ -146,7 +146,7 @@ NO_TEACHER = {
   'no weights': (lambda d: (d / 'model.safetensors').unlink(), r'no model\.safetensors'),
   'weights cut in half': (lambda d: halve(d / 'model.safetensors'), 'no complete safetensors'),
   'config cut in half': (lambda d: halve(d / 'config.json'), 'is no JSON'),
-  'tokenizer cut in half': (lambda d: halve(d / 'tokenizer.json'), 'no usable tokenizer'),
+  'tokenizer cut in half': (lambda d: halve(d / 'tokenizer.json'), 'not a usable tokenizer'),
   'another family': (lambda d: edit_config(d, model_type='bert'), "model_type is 'bert'; expected one of 'clip'"),
   'unknown activation': (lambda d: edit_config(d, text_config__hidden_act='relu'), "'relu'; expected one of"),
   'heads that do not divide': (lambda d: edit_config(d, vision_config__num_attention_heads=5), 'multiple of its 5'),

@@ -33,13 +33,13 @@ def test_templates_of_a_file(tmp_path):
 @pytest.mark.parametrize(
   'content, found',
   [
-    (b'a photo\n', "p.txt:1: 'a photo' is no template"),
+    (b'a photo\n', "p.txt:1: 'a photo' is not a template"),
     (b'{}\n{name}\n', 'p.txt:2'),
     (b'{} and {}\n', 'p.txt:1'),
     (b'a {\n', 'p.txt:1'),
     (b'{:d}\n', 'p.txt:1'),
     (b'\n\n', 'holds no template'),
-    (b'\xff\xfe{}', 'no UTF-8'),
+    (b'\xff\xfe{}', 'not UTF-8'),
   ],
 )
 def test_a_bad_file_is_one_line(tmp_path, content, found):

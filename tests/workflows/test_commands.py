@@ -327,7 +327,7 @@ def _spoiled(made, tmp_path, what):
       data,
       '--out',
       tmp_path / 'o',
-    ), f'{data} is no region store'
+    ), f'{data} is not a region store'
   if what == 'top level':
     return (*train, '--model.pyramid.max_level=7'), 'data.image_size is 64; expected a multiple of 128'
   if what == 'not federated':

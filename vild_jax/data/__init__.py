@@ -1,1 +1,1 @@
-"""Sources, transforms and batches; numpy only."""
+"""Reads data sets and makes batches of them: sources, transforms, regions. NumPy alone, no JAX."""

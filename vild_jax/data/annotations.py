@@ -1,4 +1,4 @@
-"""LVIS- and COCO-format JSON -> checked categories, pictures and objects. Here xywh ends and yxyx begins."""
+"""Reads LVIS- and COCO-format JSON into checked categories, pictures and objects; turns xywh boxes into yxyx."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vild_jax.data import rle
 from vild_jax.data.schema import Category, DataError, Objects
 from vild_jax.runtime import progress
 
-# LVIS and COCO round to two decimals: a border missed by that much is no box outside the picture.
+# LVIS and COCO round to two decimals: a box that exceeds the picture by no more than this is not reported as clipped.
 _ROUNDING = 0.011
 
 
 @dataclass(frozen=True)
 class Picture:
-  """One entry of `images`: its size, LVIS's federated lists, and the file names to look for, best first."""
+  """Holds one entry of `images`: its size, LVIS's federated lists, and the file names to look for, best first."""
 
   id: int
   height: int
@@ -32,9 +32,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Annotations:
-  """A whole file, checked: `objects[i]` belong to `pictures[i]`; pictures by id, objects of a picture by id.
+  """Holds a whole file after the checks.
 
-  `notes` say in one line each what was repaired, with counts.
+  `objects[i]` belong to `pictures[i]`. Pictures are ordered by id, and so are the objects of a picture. Each of `notes`
+  is one line that says what was repaired, and how often.
   """
 
   categories: tuple[Category, ...]
@@ -45,7 +46,7 @@ class Annotations:
 
 
 class Problems:
-  """Collects what is wrong with one input, so that a single line can say the first and how many more there are."""
+  """Collects the problems of one input, so that one line can give the first and the number of all others."""
 
   def __init__(self, source: object):
     self._source = source
@@ -56,12 +57,13 @@ class Problems:
     return self._counts.total()
 
   def add(self, kind: str, text: str) -> None:
+    """Counts a problem of a kind; `text` says what was found and what was expected."""
     if not self._counts:
       self._first = text
     self._counts[kind] += 1
 
   def raise_if_any(self) -> None:
-    """Raises DataError: the first problem, how many more of its kind, and how many of other kinds."""
+    """Raises DataError if there are problems: the first, how many more of its kind, and how many of other kinds."""
     if not self._counts:
       return
     same = next(iter(self._counts.values())) - 1
@@ -74,18 +76,18 @@ class Problems:
 def read_annotations(path: str | Path, *, drop_bad_boxes: bool = False) -> Annotations:
   """Reads and checks a LVIS- or COCO-format file.
 
-  Repaired, counted in `notes`: a repeated annotation (same id, same content) is dropped; an id used again for other
-  content is renumbered (annotation ids only tell annotations apart, and files merged from several have such); a box
-  partly outside its picture is clipped; a polygon of fewer than three points is left out beside longer ones. An object
-  without segmentation stays, to be evaluated by its box alone.
+  These are repaired and counted in `notes`: a repeated annotation (same id, same content) is dropped; an annotation
+  with the id of another one gets a new id (ids only distinguish annotations, and files that were merged repeat them); a
+  box partly outside its picture is clipped; a polygon of fewer than three points is left out if the object has longer
+  ones. An object without segmentation is kept, for evaluation by its box.
 
   Args:
     path: the JSON file.
-    drop_bad_boxes: leaves out annotations whose box has no size or lies wholly outside its picture, instead of
-      refusing the file. (LVIS v1 and COCO 2017 have a few of them.)
+    drop_bad_boxes: whether to leave out annotations whose box has no size or lies wholly outside its picture, instead
+      of refusing the file. (LVIS v1 and COCO 2017 have a few of them.)
 
   Raises:
-    DataError: one line with the first problem and how many more there are, after ALL annotations were checked.
+    DataError: one line with the first problem and the number of others, after ALL annotations were checked.
   """
   tree = _load(path)
   problems = Problems(path)
@@ -107,7 +109,7 @@ def read_annotations(path: str | Path, *, drop_bad_boxes: bool = False) -> Annot
 
 
 def read_categories(path: str | Path) -> tuple[Category, ...]:
-  """The categories of a LVIS- or COCO-format file, by id. Raises DataError as `read_annotations` does."""
+  """Returns the categories of a LVIS- or COCO-format file, by id. Raises DataError as `read_annotations` does."""
   problems = Problems(path)
   categories = _categories(_load(path, ('categories',))['categories'], problems)
   problems.raise_if_any()
@@ -116,18 +118,18 @@ def read_categories(path: str | Path) -> tuple[Category, ...]:
 
 def _load(path: str | Path, keys: tuple[str, ...] = ('images', 'annotations', 'categories')) -> dict[str, Any]:
   if not Path(path).is_file():
-    raise DataError(f'{path} is no file; expected a LVIS- or COCO-format JSON')
+    raise DataError(f'{path} is not a file; expected a LVIS- or COCO-format JSON')
   try:
     tree = json.loads(Path(path).read_bytes())
   except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-    raise DataError(f'{path} is no JSON ({error}); expected a LVIS- or COCO-format JSON') from None
+    raise DataError(f'{path} is not JSON ({error}); expected a LVIS- or COCO-format JSON') from None
   expected = 'expected an object with the lists ' + ', '.join(repr(k) for k in keys)
   if not isinstance(tree, dict):
-    raise DataError(f'{path} is no LVIS- or COCO-format file: it holds a {type(tree).__name__}; {expected}')
+    raise DataError(f'{path} is not a LVIS- or COCO-format file: it holds a {type(tree).__name__}; {expected}')
   for key in keys:
     if not isinstance(tree.get(key), list) or not all(isinstance(entry, dict) for entry in tree[key]):
-      found = f'{key!r} is no list of objects' if key in tree else f'it has no {key!r}'
-      raise DataError(f'{path} is no LVIS- or COCO-format file: {found}; {expected}')
+      found = f'{key!r} is not a list of objects' if key in tree else f'it has no {key!r}'
+      raise DataError(f'{path} is not a LVIS- or COCO-format file: {found}; {expected}')
   return tree
 
 
@@ -140,9 +142,9 @@ def _categories(entries: list[dict[str, Any]], problems: Problems) -> list[Categ
     if not _is_id(key) or not isinstance(name, str) or not name.strip():
       problems.add('category', f'category entry {at} has id {key!r} and name {name!r}; expected a number and text')
     elif key in categories:
-      problems.add('category', f'category id {key} stands twice ({categories[key].name!r}, {name!r}); expected once')
+      problems.add('category', f'category id {key} appears twice ({categories[key].name!r}, {name!r}); expected once')
     elif name in names:
-      problems.add('category', f'category name {name!r} stands twice; expected each name once')
+      problems.add('category', f'category name {name!r} appears twice; expected each name once')
     elif not isinstance(synonyms, list):
       problems.add('category', f'category {name!r} has the synonyms {synonyms!r}; expected a list')
     elif frequency not in ('', 'r', 'c', 'f'):
@@ -168,11 +170,11 @@ def _pictures(entries: list[dict[str, Any]], known: set[int], problems: Problems
         'numbers, and a positive size',
       )
     elif key in pictures:
-      problems.add('image', f'image id {key} stands twice; expected once')
+      problems.add('image', f'image id {key} appears twice; expected once')
     elif not files:
       problems.add('image', f'image {key} names no file; expected "file_name" or "coco_url"')
     elif not all(isinstance(ids, list) for ids in lists):
-      problems.add('image', f'image {key} has neg or not-exhaustive category ids of another kind; expected lists')
+      problems.add('image', f'image {key} has neg_ or not_exhaustive_category_ids that are not lists; expected lists')
     else:
       for unknown in [c for ids in lists for c in ids if not _is_id(c) or c not in known][:1]:
         problems.add('category', f'image {key} lists the unknown category {unknown!r}; expected an id of "categories"')
@@ -181,7 +183,7 @@ def _pictures(entries: list[dict[str, Any]], known: set[int], problems: Problems
 
 
 def _files(entry: dict[str, Any]) -> tuple[str, ...]:
-  """Where a picture may lie in the image folder: LVIS as found has no file_name, but a URL with COCO's folder."""
+  """Returns the places to look for a picture in the image folder: LVIS v1 has no file_name, but a URL of COCO."""
   name, url = entry.get('file_name'), entry.get('coco_url')
   places = [name] if isinstance(name, str) else []
   if isinstance(url, str):
@@ -192,7 +194,7 @@ def _files(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 class _Objects:
-  """One pass over the annotations of a file."""
+  """Reads all annotations of a file in one pass."""
 
   def __init__(self, pictures: dict[int, Picture], known: set[int], problems: Problems, drop_bad_boxes: bool):
     self._pictures, self._known, self._problems, self._drop = pictures, known, problems, drop_bad_boxes
@@ -202,7 +204,7 @@ class _Objects:
   def read(self, entries: list[dict[str, Any]]) -> None:
     seen: dict[int, dict[str, Any]] = {}
     fresh = max((e['id'] for e in entries if _is_id(e.get('id'))), default=0) + 1
-    long = len(entries) > 20_000  # seconds, then; a bar for less is noise
+    long = len(entries) > 20_000  # fewer take less than a second and need no bar
     for at, entry in enumerate(progress.track(entries, 'check annotations') if long else entries):
       key = entry.get('id')
       if not _is_id(key):
@@ -254,7 +256,7 @@ class _Objects:
     self._of[picture.id].append((key, category, box, float(area), bool(crowd), segmentation))
 
   def _box(self, who: str, bbox: Any, picture: Picture) -> list[float] | None:
-    """xywh -> yxyx inside the picture, or None where there is a problem or the annotation is to be dropped."""
+    """Turns xywh into yxyx inside the picture; None if there is a problem or the annotation is to be dropped."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(rle.is_number, bbox)):
       self._problems.add('field', f'{who} has bbox {bbox!r}; expected four finite numbers [x, y, width, height]')
       return None
@@ -290,7 +292,7 @@ def _is_id(value: object) -> bool:
 
 
 def make_objects(rows: list[tuple]) -> Objects:
-  """Rows (id, category id, box yxyx, area, is crowd, segmentation) -> Objects in order of id."""
+  """Turns rows (id, category id, box yxyx, area, is crowd, segmentation) into Objects, ordered by id."""
   rows = sorted(rows, key=lambda row: row[0])
   ids, categories, boxes, areas, crowds, segmentations = zip(*rows, strict=True) if rows else ((),) * 6
   return Objects(

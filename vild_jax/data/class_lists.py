@@ -1,4 +1,4 @@
-"""Lists of classes: the names to embed or to detect, and which of them are base classes."""
+"""Reads lists of classes: the names to embed or to detect, and which of them are base classes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ _TABLES = Path(__file__).parent / 'categories'
 
 @dataclass(frozen=True)
 class ClassList:
-  """C classes in order: names, whether each is a base class, and its id in the data set (1..C in a text file).
+  """Holds C classes in order.
 
-  `synonyms`: other words for each class, where the list comes with some; else None.
+  Attributes:
+    names: of the classes.
+    is_base: whether each is a base class.
+    ids: of the classes in the data set; 1..C for a text file.
+    synonyms: other words for each class; None if the list has none.
   """
 
   names: tuple[str, ...]
@@ -33,16 +37,19 @@ class ClassList:
 
 
 def class_list(spec: str | Path, *, base: str | Path | None = None) -> ClassList:
-  """The classes that `spec` names.
+  """Reads the list of classes that `spec` names.
 
   Args:
     spec: 'lvis' (1,203; base: frequent and common), 'coco' (80), 'coco-ovd' (48 base and 17 novel), 'voc' (20),
-      'objects365' (365), a text file with one name a line, a LVIS- or COCO-format .json, or the folder of a prepared
-      data set (base in the last two: not rare, where there are frequencies). Order: by id; in a text file by line.
-    base: a text file with the names of the base classes. Default: as above, else all classes are novel.
+      'objects365' (365); or a text file with one name per line; or a LVIS- or COCO-format .json, or the folder of a
+      prepared data set (both: the base classes are those that are frequent or common). Classes are ordered by id, those
+      of a text file by line.
+    base: a text file with the names of the base classes. Without it they are as above; in all other lists every class
+      is novel.
 
   Raises:
-    DataError: one line: nothing of that name, an empty list, a name twice, a base class that is not in the list.
+    DataError: one line; `spec` is none of these, the list is empty, a name appears twice, or a base class is not in
+      the list.
   """
   classes = _read(spec)
   if base is None:
@@ -58,7 +65,7 @@ def class_list(spec: str | Path, *, base: str | Path | None = None) -> ClassList
 
 
 def lvis_categories() -> tuple[Category, ...]:
-  """The 1,203 categories of LVIS v1, by id."""
+  """Returns the 1,203 categories of LVIS v1, by id."""
   return tuple(
     Category(key, name, frequency, synset, tuple(synonyms))
     for key, name, frequency, synset, synonyms in _table('lvis_v1')
@@ -66,12 +73,16 @@ def lvis_categories() -> tuple[Category, ...]:
 
 
 def coco_categories() -> tuple[Category, ...]:
-  """The 80 categories of COCO, by id (1..90 with gaps)."""
+  """Returns the 80 categories of COCO, by id (1..90 with gaps)."""
   return tuple(Category(key, name) for key, name, _ in _table('coco'))
 
 
 def names(classes: str) -> list[str]:
-  """The names of a list of classes (a folder ends with a slash, so that it is told from a name), or of words."""
+  """Returns the class names that an option gives: those of a list of classes, or names separated by commas.
+
+  A folder must end with a slash, to distinguish it from a name. Raises ValueError if there is no name, or a name
+  appears twice.
+  """
   if classes in BUILT_IN or classes.endswith(('.txt', '.json', '/')):
     return list(class_list(classes).names)
   names = [name.strip() for name in classes.split(',') if name.strip()]
@@ -99,7 +110,7 @@ def _read(spec: str | Path) -> ClassList:
     return _from_categories(read_categories(path))
   if not path.is_file():
     raise DataError(
-      f'{spec} is no list of classes; expected one of {", ".join(BUILT_IN)}, a text file with one name a '
+      f'{spec} is not a list of classes; expected one of {", ".join(BUILT_IN)}, a text file with one name a '
       'line, a LVIS- or COCO-format .json, or a prepared data set'
     )
   names = _read_text(path)
@@ -120,9 +131,9 @@ def _read_text(path: Path) -> list[str]:
   try:
     lines = path.read_text(encoding='utf-8-sig').splitlines()
   except FileNotFoundError:
-    raise DataError(f'{path} is no file; expected a text file with one name a line') from None
+    raise DataError(f'{path} is not a file; expected a text file with one name a line') from None
   except UnicodeDecodeError as error:
-    raise DataError(f'{path} is no UTF-8 text (byte {error.start}); expected one name a line') from None
+    raise DataError(f'{path} is not UTF-8 text (byte {error.start}); expected one name a line') from None
   seen: dict[str, int] = {}
   for number, name in enumerate(map(str.strip, lines), start=1):
     if name in seen:

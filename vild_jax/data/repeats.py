@@ -1,8 +1,8 @@
-"""Repeat-factor sampling: pictures of rare categories come more often (LVIS; Gupta, Dollár, Girshick 2019).
+"""Repeats pictures of rare categories: repeat-factor sampling (LVIS; Gupta, Dollár and Girshick 2019).
 
-A category that the share f of all pictures shows has the factor max(1, √(t / f)), a picture the largest factor of its
-categories. In each epoch a picture comes as often as its factor says, which is rounded up or down at random anew, up
-with the probability of its fraction. All of it is a function of the seed and the epoch.
+A category that is in the share f of all pictures has the factor max(1, √(t / f)); a picture has the largest factor of
+its categories. In each epoch a picture comes as often as its factor says. The factor is rounded at random in every
+epoch, up with the probability of its fraction, else down. All of this is a function of the seed and the epoch.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ class _ExampleSource(Protocol):
 
 
 def image_factors(dataset: _ExampleSource, categories: Collection[int], threshold: float) -> np.ndarray:
-  """float64 [n], 1 or more: how often each picture of the data set comes in an epoch, on average.
+  """Returns float64 [n], 1 or more: how often each picture of the data set comes in an epoch, on average.
 
-  Reads all of the data set once. Crowds do not count, since nothing is learnt of them; a picture without any of
+  Reads the whole data set once. Crowds do not count, since training does not use them; a picture without any of
   `categories` has the factor 1.
 
   Args:
-    categories: ids of those that train.
-    threshold: t above; categories that more than this share of the pictures show have the factor 1.
+    dataset: n examples.
+    categories: ids of the categories that are trained.
+    threshold: t above; categories that are in more than this share of the pictures have the factor 1.
   """
   shown = []
   for index in progress.track(range(len(dataset)), 'count categories', unit='image'):
@@ -45,10 +46,10 @@ def image_factors(dataset: _ExampleSource, categories: Collection[int], threshol
 
 
 class Repeated:
-  """The endless stream of a data set whose pictures repeat by `factors`, as an indexable: `[i] -> Example`.
+  """Gives the endless stream of a data set whose pictures repeat by `factors`, as an indexable: `[i] -> Example`.
 
-  Its epochs are of different lengths, so that position i is found by counting through those before it: a millisecond
-  each, once. It can be pickled into Grain's workers, and threads may share it.
+  Epochs have different lengths, so that finding position i needs the lengths of all epochs before it: about a
+  millisecond for each, once. It can be pickled for Grain's workers, and threads may share it.
   """
 
   def __init__(self, dataset: _ExampleSource, factors: np.ndarray, seed: int):
@@ -56,22 +57,22 @@ class Repeated:
     self._forget()
 
   def __len__(self) -> int:
-    return sys.maxsize  # as Grain has it for what repeats for ever
+    return sys.maxsize  # Grain's own value for an endless data set
 
   def __getitem__(self, position: int) -> Example:
     return self._dataset[self.index(position)]
 
-  def __repr__(self) -> str:  # Grain shows it
+  def __repr__(self) -> str:  # Grain prints it
     return f'Repeated({self._dataset!r}, seed={self._seed})'
 
   def index(self, position: int) -> int:
-    """Which example of the data set stands at a position of the stream."""
+    """Returns the index in the data set of the example at a position of the stream."""
     with self._lock:
       while position >= self._starts[-1]:
         epoch = len(self._starts) - 1
         self._starts.append(self._starts[-1] + int(_counts(self._factors, self._rng(epoch)).sum()))
       epoch = int(np.searchsorted(self._starts, position, side='right')) - 1
-      if epoch not in self._orders:  # two are kept: around the end of an epoch threads want both
+      if epoch not in self._orders:  # two orders are kept: around the end of an epoch threads need both
         self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}
         self._orders[epoch] = epoch_order(self._factors, self._rng(epoch))
       return int(self._orders[epoch][position - self._starts[epoch]])
@@ -93,11 +94,11 @@ class Repeated:
 
 
 def epoch_order(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """int64 [sum of the rounded factors]: the indices of one epoch in a random order."""
+  """Returns int64 [sum of the rounded factors]: the indices of one epoch in a random order."""
   return rng.permutation(np.repeat(np.arange(len(factors)), _counts(factors, rng)))
 
 
 def _counts(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """int64 [n]: each factor rounded up with the probability of its fraction, else down."""
+  """Returns int64 [n]: each factor rounded up with the probability of its fraction, else down."""
   whole = np.floor(factors)
   return (whole + (rng.random(len(factors)) < factors - whole)).astype(np.int64)

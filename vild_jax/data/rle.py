@@ -1,4 +1,4 @@
-"""Segmentations and masks: polygons and COCO run lengths to boolean pictures and back."""
+"""Converts segmentations, polygons and COCO run-length codes (RLE), to boolean masks and back."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vild_jax.data.schema import DataError
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-  """Polygons or a COCO RLE -> bool [height, width], by the rule of COCO's own mask code.
+  """Turns polygons or a COCO RLE into bool [height, width], by the rule of COCO's own mask code.
 
-  Raises DataError where there is nothing to decode: data sets with boxes alone cannot train masks.
+  Raises DataError if there is no segmentation: data sets with boxes only cannot train masks.
   """
   if not segmentation:
     raise DataError('an object without segmentation has no mask; expected polygons or an RLE')
@@ -23,22 +23,26 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-  """bool [H, W] -> COCO RLE {'size': [H, W], 'counts': compressed str}."""
-  encoded = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
-  return {'size': [int(s) for s in mask.shape], 'counts': _text(encoded['counts'])}
+  """Turns bool [H, W] into a COCO RLE {'size': [H, W], 'counts': compressed str}."""
+  return plain(mask_api.encode(np.asfortranarray(mask, dtype=np.uint8)))
+
+
+def plain(rle: dict[str, Any]) -> dict[str, Any]:
+  """Turns an RLE of the mask library into values that JSON has: the size as two int, the compressed counts as str."""
+  return {'size': [int(side) for side in rle['size']], 'counts': _text(rle['counts'])}
 
 
 def is_number(value: Any) -> bool:
-  """Whether a value out of a JSON is a number that can be a coordinate or an area: finite and of sane size."""
+  """Tells whether a value from a JSON file can be a coordinate or an area: a finite number below 1e15."""
   return type(value) in (int, float) and abs(value) < 1e15
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any, int]:
-  """Brings a segmentation as found in the wild into the house's form.
+  """Checks a segmentation of an annotation file and brings it into one form.
 
-  Returns (polygons or an RLE with compressed counts; or [] where there is none, number of polygons left out because
-  they have fewer than three points beside others that have more). Raises DataError with what is wrong and what was
-  expected; run lengths are counted here, since the C code that decodes them later does not check.
+  Returns (polygons, or an RLE with compressed counts, or [] if there is none; the number of polygons left out, because
+  they have fewer than three points and others have more). Raises DataError that says what is wrong and what was
+  expected. The sum of run lengths is checked here, since the C code that decodes them later does not check it.
   """
   if segmentation is None or segmentation == [] or segmentation == {}:
     return [], 0
@@ -49,7 +53,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
     raise DataError(f'a segmentation of type {type(segmentation).__name__} without polygons; {expected}')
   for polygon in segmentation:
     if len(polygon) % 2 or not all(map(is_number, polygon)):
-      raise DataError(f'a polygon that is no even number of finite coordinates; {expected}')
+      raise DataError(f'a polygon that is not an even number of finite coordinates; {expected}')
   kept = [polygon for polygon in segmentation if len(polygon) >= 6]
   if not kept:
     raise DataError('no polygon of three points or more; expected at least one')
@@ -73,7 +77,7 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
 
 
 def _run_lengths(text: str) -> list[int]:
-  """COCO's compressed counts: base 32 with a continuation bit, from the third run on the difference to two before."""
+  """Decodes COCO's compressed counts: base 32 with a continuation bit, from the fourth on less the one two before."""
   lengths, at = [], 0
   while at < len(text):
     value, shift, more = 0, 0, True

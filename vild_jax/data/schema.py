@@ -1,4 +1,4 @@
-"""What a prepared data set holds, in numpy and plain Python: shared by sources, transforms and evaluation."""
+"""Defines what a prepared data set holds, in NumPy and plain Python; sources, transforms and evaluation share it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class DataError(ValueError):
-  """Input that cannot be used; the message is one line that names the file or field, what was found and expected."""
+  """Reports input that cannot be used, in one line: the file or field, what was found and what was expected."""
 
 
 @dataclass(frozen=True)
 class Category:
-  """One category of a data set. `frequency` is 'r', 'c' or 'f' (LVIS), or '' where the data set has none."""
+  """Describes one category of a data set. `frequency` is 'r', 'c' or 'f' (LVIS), or '' if the data set has none."""
 
   id: int
   name: str
@@ -25,13 +25,13 @@ class Category:
 
 @dataclass(frozen=True)
 class Objects:
-  """The N annotated objects of one picture.
+  """Holds the N annotated objects of one picture.
 
   Attributes:
     ids: int64 [N], annotation ids.
     category_ids: int64 [N], the data set's own ids.
     boxes: float32 [N, 4] yxyx, absolute pixels of the original picture.
-    areas: float64 [N], of the segmentation, pixels squared.
+    areas: float64 [N], pixels squared, of the segmentation.
     is_crowd: bool [N].
     segmentations: N entries: a list of polygons [x, y, x, y, ...] or a COCO RLE {'size': [h, w], 'counts': ...}
       (compressed counts as str).
@@ -47,7 +47,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Example:
-  """One picture: encoded bytes (JPEG or PNG), its size in pixels, its objects, and LVIS's federated lists."""
+  """Holds one picture: its encoded bytes (JPEG or PNG), size in pixels and objects, and LVIS's federated lists."""
 
   image_id: int
   image: bytes

@@ -1,4 +1,4 @@
-"""Where examples come from: an annotation file with its image folder, or a prepared data set on disk."""
+"""Opens the sources of examples: an annotation file with its image folder, or a prepared data set on disk."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = [
   'to_lvis_json',
 ]
 
-# TFDS is imported by one thread at a time: while that goes on, it replaces the whole process's `import` by a lazy one,
-# and another thread that imports it just then waits for the first, which waits for it.
+# Only one thread at a time may import TFDS. During its import TFDS replaces `import` in the whole process by a lazy
+# one; a second thread that imports it at that time and the first would wait for each other.
 _OPENING = threading.Lock()
 
 
 class JsonSource:
-  """A LVIS- or COCO-format file and its image folder, as an indexable of `schema.Example`, in order of image id.
+  """Reads a LVIS- or COCO-format file and its image folder, as an indexable of `schema.Example`, ordered by image id.
 
-  Everything but the content of the pictures is checked on construction: see `annotations.read_annotations` for what
-  is repaired (`notes`) and what raises DataError; a picture that is not in the folder is an error too. A picture is
-  looked for under its file_name, COCO's folder of its coco_url, the last part of either, and that in train2017/ and
-  val2017/, in this order.
+  The constructor checks everything except the content of the pictures: see `annotations.read_annotations` for what is
+  repaired (`notes`) and what raises DataError. A picture that is not in the folder raises DataError too. The places to
+  look for a picture are, in this order: its file_name; the last folder and the file name of its coco_url; the file
+  name of either; that file name in train2017/ and in val2017/.
   """
 
   def __init__(self, annotations: str | Path, images: str | Path, *, drop_bad_boxes: bool = False):
     if not Path(images).is_dir():
-      raise DataError(f'{images} is no folder; expected the folder of the pictures')
+      raise DataError(f'{images} is not a folder; expected the folder of the pictures')
     self._annotations = read_annotations(annotations, drop_bad_boxes=drop_bad_boxes)
     self.categories: tuple[Category, ...] = self._annotations.categories
     self.info: dict[str, Any] = self._annotations.info
@@ -68,18 +68,22 @@ class JsonSource:
     )
 
   def where(self, index: int) -> str:
-    """What to call example `index` in a message."""
+    """Returns what messages call example `index`: the path of its picture."""
     return str(self.files[index])
 
 
 def prepared_folder(path: str | Path) -> Path:
-  """The folder OUT/NAME/VERSION of a data set in TFDS's layout, given it, or NAME or OUT where only one lies below.
+  """Finds the folder OUT/NAME/VERSION of a data set in TFDS's layout.
 
-  Raises DataError that lists what is there otherwise.
+  Args:
+    path: that folder, or OUT/NAME or OUT if there is only one data set below.
+
+  Raises:
+    DataError: there is no data set, or there are several, which the message lists.
   """
   path = Path(path)
   if not path.is_dir():
-    raise DataError(f'{path} is no folder; expected the folder of a data set, as vild-jax prepare writes it')
+    raise DataError(f'{path} is not a folder; expected the folder of a data set, as vild-jax prepare writes it')
   found = (
     [path]
     if (path / 'dataset_info.json').is_file()
@@ -98,10 +102,11 @@ def prepared_folder(path: str | Path) -> Path:
 
 
 def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any]]]:
-  """(categories, {split: its record}) of the prepared data set in OUT/NAME/VERSION.
+  """Returns (categories, {split: its record}) of the prepared data set in the folder OUT/NAME/VERSION.
 
-  The record of a split has `identity`, `examples`, `info`, `notes` and `has_masks`. The file names of a split name
-  its content, so that `dataset_info.json`, written last, alone decides what belongs together.
+  The record of a split has `identity`, `examples`, `info`, `notes` and `has_masks`. The file names of a split include
+  the key of its content in `metadata.json`, so that `dataset_info.json`, which is written last, alone decides which
+  files belong together. Raises DataError if `vild-jax prepare` did not write the folder.
   """
   try:
     info = json.loads((folder / 'dataset_info.json').read_text(encoding='utf-8'))
@@ -113,26 +118,26 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
       splits[split['name']] = {**metadata['contents'][content], 'examples': sum(map(int, split['shardLengths']))}
   except (OSError, KeyError, TypeError, ValueError) as error:
     raise DataError(
-      f'{folder} is no data set that vild-jax prepare wrote ({type(error).__name__}: {error}); a stock '
+      f'{folder} is not a data set that vild-jax prepare wrote ({type(error).__name__}: {error}); a stock '
       'TFDS data set must go through prepare --from-tfds first'
     ) from None
   return categories, splits
 
 
 class PreparedDataset:
-  """One split of a prepared data set: `len`, `[i] -> Example` with the picture still encoded.
+  """Reads one split of a prepared data set: `len`, and `[i] -> Example` with the picture still encoded.
 
-  It opens its files on first use, once in each process, so that it can be pickled into Grain's workers; threads may
-  share it.
+  Files are opened on first use, once in each process, so that it can be pickled for Grain's workers; threads may share
+  it.
 
   Attributes:
     folder: OUT/NAME/VERSION.
     categories: of the whole data set, by id.
-    split, splits: this split's name, and all there are.
+    split, splits: the name of this split, and those of all splits.
     info: `info` of the annotation file.
     notes: what preparation repaired.
-    has_masks: False where some object has no segmentation.
-    identity: hash of the split's content; equal wherever and whenever it was prepared.
+    has_masks: False if some object has no segmentation.
+    identity: hash of the split's content; it does not depend on where and when the split was prepared.
   """
 
   def __init__(self, path: str | Path, split: str):
@@ -159,18 +164,18 @@ class PreparedDataset:
     source, from_features = self._open()
     return from_features(source[index % self._length])
 
-  def __repr__(self) -> str:  # Grain shows it; the default would change from run to run
+  def __repr__(self) -> str:  # Grain prints it; the default repr changes from run to run
     return f'PreparedDataset({self.folder.parent.name!r}, split={self.split!r}, identity={self.identity[:12]!r})'
 
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, '_opened': None}
 
   def _open(self) -> tuple[Any, Any]:
-    """The records, and what makes an example of one."""
+    """Returns the records, and the function that turns one into an example."""
     if self._opened is None:
       with _OPENING:
         if self._opened is None:
-          import tensorflow_datasets as tfds  # a second of import, for those that read pictures alone
+          import tensorflow_datasets as tfds  # takes a second, and only reading pictures needs it
 
           from vild_jax.data.tfds_builders.detection import from_features
 
@@ -183,16 +188,17 @@ class PreparedDataset:
 def open_dataset(path: str | Path, split: str) -> PreparedDataset:
   """Opens one split of what `vild-jax prepare` wrote; `path` is OUT/NAME/VERSION, OUT/NAME or OUT.
 
-  Raises DataError: no data set there, several of them, or no such split.
+  Raises DataError if there is no data set, if there are several, or if it has no such split.
   """
   return PreparedDataset(path, split)
 
 
 def to_lvis_json(dataset: PreparedDataset) -> dict[str, Any]:
-  """The ground truth of a split in LVIS's format, for evaluation: xywh boxes, areas, segmentations, federated lists.
+  """Returns the ground truth of a split in LVIS's format, for evaluation.
 
-  Categories of a data set without frequencies have none here, and objects without a mask no `segmentation`. Boxes and
-  areas are those of the annotation file up to clipping and float32.
+  It has xywh boxes, areas, segmentations and the federated lists. Categories have a `frequency` if the data set has
+  frequencies, and objects a `segmentation` if they have a mask. Boxes and areas equal those of the annotation file, up
+  to clipping and float32.
   """
   images, annotations = [], []
   for i in range(len(dataset)):

@@ -1,13 +1,14 @@
-"""Stock TFDS `lvis` and `coco` data sets as a source of examples, in ArrayRecord or TFRecord, without TensorFlow.
+"""Reads the stock TFDS data sets `lvis` and `coco`, in ArrayRecord or TFRecord, without TensorFlow.
 
-What they lack, and what becomes of it:
-- Boxes are normalised float32: multiplied by the picture's size, clipped to it.
-- `lvis` has labels = category id - 1 and no frequencies: both come back from our table of LVIS's categories.
-- `lvis` holds full-size masks drawn from polygons cut to whole pixels, so a mask may differ from that of the JSON along
-  its border, and areas are whole numbers; masks are kept as RLE.
-- `coco` has labels 0..79, mapped to COCO's ids by name, and NO masks. No rectangle is put in their place: the objects
-  stay without segmentation (`PreparedDataset.has_masks` is False), good for evaluation by box and for proposals; masks
-  cannot be trained on them. Prepare from COCO's own JSON for that.
+They differ from the original JSON files:
+- Boxes are normalised float32. Here they are multiplied by the picture's size and clipped to it.
+- `lvis` has labels = category id - 1 and no frequencies. Ids and frequencies are taken from our table of LVIS's
+  categories.
+- `lvis` holds full-size masks, drawn from polygons of whole pixels: a mask may differ from that of the JSON along its
+  border, and areas are whole numbers. Masks are kept as RLE.
+- `coco` has labels 0..79, which are mapped to COCO's ids by name, and NO masks. No rectangles take their place: the
+  objects stay without segmentation (`PreparedDataset.has_masks` is False), which is enough for evaluation by box and
+  for proposals, but not to train masks. Prepare from COCO's own JSON for that.
 - Boxes of no size (COCO 2017 has two) are dropped and counted.
 """
 
@@ -31,7 +32,15 @@ from vild_jax.data.sources import prepared_folder
 
 
 def open_stock(name_or_dir: str | Path, data_dir: str | Path | None = None) -> StockDataset:
-  """Finds 'lvis', 'coco/2017', 'lvis:1.4.0' … under `data_dir`, or takes the folder given. DataError if none."""
+  """Opens a stock data set by its name or its folder.
+
+  Args:
+    name_or_dir: 'lvis', 'coco/2017', 'lvis:1.4.0', ..., or a folder.
+    data_dir: where names are looked for; by default $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+
+  Raises:
+    DataError: there is no such data set, or not a stock one.
+  """
   if Path(name_or_dir).is_dir():
     return StockDataset(prepared_folder(name_or_dir))
   root = Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
@@ -45,7 +54,7 @@ def open_stock(name_or_dir: str | Path, data_dir: str | Path | None = None) -> S
 
 
 class StockDataset:
-  """A stock data set on disk: its `name`, its splits, and each split as a source for `prepare.store`."""
+  """Opens a stock data set on disk: its `name`, its splits, and each split as a source for `prepare.store`."""
 
   def __init__(self, folder: Path):
     import tensorflow_datasets as tfds
@@ -60,7 +69,7 @@ class StockDataset:
         raise KeyError('is_crowd')
     except (KeyError, AttributeError, TypeError) as error:
       raise DataError(
-        f'{folder} has not the features of a stock lvis or coco data set (no {error}); expected image, '
+        f'{folder} does not have the features of a stock lvis or coco data set (no {error}); expected image, '
         'image/id and objects with bbox, label, id and area'
       ) from None
     self._folder = folder
@@ -68,7 +77,7 @@ class StockDataset:
     self.categories = _categories(folder, label, lvis_categories() if lvis else coco_categories())
 
   def splits(self, split: str | None) -> list[str]:
-    """The splits to take: the one asked for, or all that have annotations. DataError if there is none such."""
+    """Returns the splits to take: the given one, or all that have annotations. Raises DataError if there is none."""
     there = sorted(self._builder.info.splits)
     wanted = [s for s in there if s == split or (split is None and not s.startswith('test'))]
     if split == 'val' and not wanted and 'validation' in there:
@@ -80,11 +89,12 @@ class StockDataset:
     return wanted
 
   def source(self, split: str) -> StockSource:
+    """Opens one split as a source of examples."""
     return StockSource(self, self._folder, self._builder, split)
 
 
 def _categories(folder: Path, label: Any, table: tuple[Category, ...]) -> tuple[Category, ...]:
-  """Label i -> category: by name where the data set keeps names, else by place in the table."""
+  """Returns the category of each label: by name if the data set keeps names, else by its place in the table."""
   if not label.names:
     if label.num_classes != len(table):
       raise DataError(f'{folder} has {label.num_classes} labels without names; expected {len(table)}, or names')
@@ -96,7 +106,7 @@ def _categories(folder: Path, label: Any, table: tuple[Category, ...]) -> tuple[
 
 
 class StockSource:
-  """One split of a stock data set as an indexable of `schema.Example`; see the head of this file."""
+  """Reads one split of a stock data set as an indexable of `schema.Example`; see the top of this file."""
 
   def __init__(self, dataset: StockDataset, folder: Path, builder: Any, split: str):
     import tensorflow_datasets as tfds
@@ -106,7 +116,8 @@ class StockSource:
     self._ids = np.array([c.id for c in dataset.categories])  # label -> category id
     self._name, self._has_masks = f'{folder}, split {split}', dataset.has_masks
     self._features, self._counts = builder.info.features, collections.deque()
-    self._decoders = {'image': tfds.decode.SkipDecoding()}  # inside a Sequence only TensorFlow can skip it
+    # Masks are decoded: they lie in a Sequence, where only TensorFlow can skip that.
+    self._decoders = {'image': tfds.decode.SkipDecoding()}
     files = [Path(f) for f in builder.info.splits[split].filepaths]
     missing = [f for f in files if not f.is_file()]
     if missing:
@@ -115,7 +126,7 @@ class StockSource:
 
   @property
   def notes(self) -> tuple[str, ...]:
-    """What was left out of the examples read so far."""
+    """Returns one line for each kind of thing that was left out of the examples read so far."""
     dropped = len(self._counts)
     notes = (f'{dropped} object{"s" * (dropped != 1)} with a box of no size dropped',) if dropped else ()
     return notes if self._has_masks else (*notes, 'no segmentations: to be evaluated by box, no use for training masks')
@@ -124,6 +135,7 @@ class StockSource:
     return len(self._records)
 
   def where(self, index: int) -> str:
+    """Returns what messages call example `index`."""
     return f'{self._name}: the picture of record {index}'
 
   def __getitem__(self, index: int) -> Example:
@@ -131,9 +143,9 @@ class StockSource:
       record = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
       with PIL.Image.open(io.BytesIO(record['image'])) as picture:
         width, height = picture.size
-    except PIL.UnidentifiedImageError:  # its text shows the address of our buffer
+    except PIL.UnidentifiedImageError:  # its text contains a memory address
       raise DataError(f'{self.where(index)} is of unknown format; expected a JPEG or PNG') from None
-    except Exception as error:  # bytes of others can break the parsers in any way
+    except Exception as error:  # damaged bytes can raise anything in the parsers
       reason = (str(error).splitlines() or [''])[0]
       raise DataError(
         f'{self._name}: record {index} does not decode ({type(error).__name__}: {reason}); expected the '
@@ -167,7 +179,7 @@ class StockSource:
 
 
 def _open_records(files: list[Path], file_format: str) -> Any:
-  """An indexable of serialised examples."""
+  """Opens files as an indexable of serialised examples."""
   if file_format == 'array_record':
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -178,7 +190,7 @@ def _open_records(files: list[Path], file_format: str) -> Any:
 
 
 class _TfRecords:
-  """Random access to TFRecord files: each record is its length (8 bytes, 4 of checksum), its data, 4 of checksum."""
+  """Reads TFRecord files at random: a record is its length (8 bytes, 4 of checksum), its data, 4 bytes of checksum."""
 
   def __init__(self, files: list[Path]):
     self._places: list[tuple[Path, int, int]] = []

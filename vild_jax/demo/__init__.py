@@ -1,1 +1,1 @@
-"""The drawn world of the demo and its teacher."""
+"""Draws the world of the demo and trains its teacher."""

@@ -1,6 +1,6 @@
-"""The methods that the demo compares: how each is called, what it changes of the config, and how it is scored.
+"""Lists the methods that the demo compares: their names, what each changes in the config, and how it is scored.
 
-Imports nothing but the defaults, so that `vild-jax demo --help` names them at once.
+Imports the defaults only, so that `vild-jax demo --help` lists the methods without delay.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from vild_jax.config import defaults
 
 @dataclass(frozen=True)
 class Method:
-  """One row of the comparison.
+  """Describes one row of the comparison.
 
   Attributes:
     title: its name in the paper.
     changes: overrides of `configs/vild_text_toy.py`; empty for methods that use the checkpoint of ViLD-text.
-    scores: how `evaluate` scores (`defaults.SCORES`); what is not `model` is not trained, but scores the checkpoint of
-      ViLD-text.
+    scores: how `evaluate` scores (`defaults.SCORES`). A method that does not have `model` here is not trained; it uses
+      the checkpoint of ViLD-text.
   """
 
   title: str
@@ -27,11 +27,11 @@ class Method:
 
   @property
   def trained(self) -> bool:
-    """Whether the method has a checkpoint of its own."""
+    """Tells whether the method has a checkpoint of its own."""
     return self.scores == defaults.MODEL
 
 
-# The paper's weight is 0.5 at D = 512. The loss is a sum over D, here 64, and grows with its root: 1.4 would be equal.
+# The paper's weight is 0.5 at D = 512. The loss is a sum over D and grows with √D: at D = 64, 1.4 would be equal.
 _DISTILS = ('distillation.weight=1.0', 'distillation.regions_per_image=24')
 # All start from the same first stage with the same steps, and see the same pictures in the same order, except the
 # supervised one, which sees rare categories more often. The keys are those of report.json.

@@ -1,8 +1,8 @@
-"""The toy teacher: a small CLIP trained in a minute or two on captioned pictures of single objects.
+"""Trains the toy teacher: a small CLIP that learns from captioned pictures of single objects in a minute or two.
 
-It takes the place of OpenAI's weights where nothing can be downloaded: same module, same files, same use. It sees the
-whole vocabulary of the toy world, as CLIP has seen the web, but never the detection data set. Its image tower is a
-narrow ModifiedResNet: from so few pictures a ViT learns shapes far more slowly.
+It replaces OpenAI's weights where nothing can be downloaded: it has the same module, the same files and the same use.
+It sees the whole vocabulary of the toy world, as CLIP has seen the web, but never the detection data set. Its image
+tower is a narrow ModifiedResNet: from so few pictures a ViT learns shapes far more slowly.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import optax
 from vild_jax.nn import clip
 from vild_jax.runtime import progress
 from vild_jax.teacher import checkpoint as teacher_checkpoint
-from vild_jax.teacher import prompts, zero_shot
+from vild_jax.teacher import prompts
 from vild_jax.teacher.tokenizer import END, START, Tokenizer
 
 _CONTEXT_LENGTH = 32
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # those of OpenAI's CLIP
 _LEARNING_RATE, _WARMUP = 4e-3, 0.1
-_BATCH = 64  # of half that, its batch statistics are too noisy: such teachers stayed under 50 %
+_BATCH = 64  # with 32 the batch statistics are too noisy: such teachers stayed below 50 % accuracy
 _PROMPTS = ('vild', 'imagenet', 'single')
 
 
@@ -44,12 +44,15 @@ def train(
   """Trains on captioned pictures and writes a teacher directory.
 
   Args:
-    images: uint8 [N, S, S, 3] of one object each, or of none; S a multiple of 16.
-    category_index: int [N], which of `names` a picture shows.
+    images: uint8 [N, S, S, 3], each of one object or of none; S is a multiple of 16.
+    category_index: int [N], index into `names` of what each picture shows.
     names: the vocabulary. Captions are these names in all published templates.
     out_dir: where the teacher directory goes.
     seed: of initialisation, order, captions and augmentation; equal seeds give equal teachers.
-    steps: batches of 64 pictures.
+    steps: number of batches of 64 pictures.
+
+  Raises:
+    ValueError: there are fewer pictures than one batch, or not one label per picture.
   """
   if len(images) < _BATCH or len(images) != len(category_index):
     raise ValueError(
@@ -86,21 +89,10 @@ def train(
   return teacher
 
 
-def accuracy(
-  teacher: teacher_checkpoint.Teacher,
-  images: np.ndarray,
-  category_index: np.ndarray,
-  names: Sequence[str],
-  which: str | Path = 'vild',
-) -> float:
-  """The share of pictures (as in `train`) whose nearest text embedding is that of their own category."""
-  return float(zero_shot.is_right(teacher, images, category_index, names, prompts.load_templates(which)).mean())
-
-
 def word_tokenizer(texts: Sequence[str]) -> str:
-  """A tokenizer.json whose tokens are the words and punctuation marks of `texts`; any other word is `<unk>`.
+  """Makes a tokenizer.json whose tokens are the words and punctuation marks of `texts`; any other word is `<unk>`.
 
-  Padding has id 0 and the end token the largest, as in CLIP's own.
+  Padding has the id 0 and the end token the largest id, as in CLIP's own tokenizer.
   """
   words = sorted({word for text in texts for word in re.findall(r'\w+|[^\w\s]+', text.lower())})
   vocab = {token: i for i, token in enumerate(['<pad>', '<unk>', *words, START, END])}
@@ -153,7 +145,7 @@ def _config(size: int, tokenizer_json: str) -> clip.ClipConfig:
 
 
 def _preprocessor(size: int) -> dict[str, Any]:
-  """Stretched to the square: its pictures are boxes, and a central crop would cut off the ends of long ones."""
+  """Stretches pictures to the square: they are boxes of objects, and a central crop would cut off ends of long ones."""
   square = {'height': size, 'width': size}
   return {
     'image_processor_type': 'CLIPImageProcessor',
@@ -181,7 +173,7 @@ def _initial(key: jax.Array, *, config: clip.ClipConfig) -> Any:
   params = clip.Clip(config).init(key, pixels, jnp.zeros((1, 1), jnp.int32))['params']
   for name, part in params['image'].items():
     if 'block' in name:
-      # Scales of zero let deep towers start; one as shallow as this learns faster with its blocks switched on.
+      # Scales of zero help deep towers to start; a tower as shallow as this learns faster with scales of one.
       part['conv3_bn']['scale'] = jnp.ones_like(part['conv3_bn']['scale'])
   return params
 
@@ -204,7 +196,7 @@ def _step(
   config: clip.ClipConfig,
   steps: int,
 ) -> tuple[Any, Any, jax.Array]:
-  # Mirrored at random: no name depends on it.
+  # Mirrors pictures at random: no name depends on left and right.
   mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
   pixels = _normalized(images)
   pixels = jnp.where(mirrored, pixels[:, :, ::-1], pixels)
@@ -220,9 +212,9 @@ def _step(
 
 
 def contrastive_loss(images: jax.Array, texts: jax.Array, scale: jax.Array, labels: jax.Array) -> jax.Array:
-  """CLIP's symmetric loss of unit rows [B, D] and one caption of each class [C, D].
+  """Computes CLIP's symmetric loss of pictures [B, D] and one caption per class [C, D], both unit rows.
 
-  Pictures of one class have equal captions: all of them are positives of that caption, in equal parts.
+  Pictures of one class have the same caption: all of them are its positives, with equal weights.
   """
   logits = jnp.minimum(scale, 100.0) * images @ texts.T
   positive = jax.nn.one_hot(labels, len(texts))

@@ -1,7 +1,8 @@
-"""How the toy world looks: silhouettes, patterns, cluttered backgrounds, occluding scenes and light.
+"""Draws the pictures of the toy world: shapes, patterns, cluttered backgrounds, scenes with occlusion, and light.
 
 Pictures are uint8 RGB [H, W, 3]. Coordinates are (x, y) pixels where an integer is the EDGE between two pixels, as in
-COCO's polygons. Every draw comes from the generator that is handed in; nothing else decides how a picture looks.
+COCO's polygons. All random numbers come from the generator that is passed in, so that it alone decides how a picture
+looks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 SHAPES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring', 'heart', 'crescent')
 PATTERNS = ('red', 'yellow', 'green', 'blue', 'striped', 'spotted')
 
-# The two colours of each pattern, RGB: the body's and, for the last two, that of the stripes or spots.
+# The two colours of each pattern, RGB: that of the body and, for the last two patterns, of the stripes or spots.
 _COLOURS = np.array(
   [
     [[214, 40, 40], [214, 40, 40]],
@@ -28,8 +29,8 @@ _COLOURS = np.array(
   np.float32,
 )
 
-_MIN_VISIBLE = 0.75  # the share of an object that later ones must leave to be seen, so that it stays recognisable
-_ATTEMPTS = 40  # places tried for an object; it shrinks a little with each
+_MIN_VISIBLE = 0.75  # the share of an object that later ones must leave visible, so that it can be recognised
+_ATTEMPTS = 40  # places to try for an object; it shrinks a little with each
 
 
 def _arc(radius: float, start: float, stop: float, points: int, centre: float = 0.0) -> np.ndarray:
@@ -80,7 +81,7 @@ _OUTLINES = _outlines()
 
 @dataclass(frozen=True)
 class Figure:
-  """One object to draw: contours [K, 2] in pixels (even-odd fill), centre, radius, turn, and how it is painted."""
+  """Describes an object to draw: contours [K, 2] in pixels (even-odd fill), centre, radius, angle and pattern."""
 
   contours: list[np.ndarray]
   centre: np.ndarray
@@ -90,7 +91,7 @@ class Figure:
 
 
 def figure(rng: np.random.Generator, shape: int, pattern: int, centre: np.ndarray, radius: float) -> Figure:
-  """A shape at a random small turn and aspect. `shape`, `pattern` index SHAPES, PATTERNS; radius in pixels."""
+  """Makes a figure, turned and stretched a little. `shape`, `pattern` index SHAPES, PATTERNS; radius in pixels."""
   angle = rng.uniform(-0.6, 0.6)
   stretch = rng.uniform(-0.12, 0.12)
   cos, sin = math.cos(angle), math.sin(angle)
@@ -101,7 +102,7 @@ def figure(rng: np.random.Generator, shape: int, pattern: int, centre: np.ndarra
 
 
 def bounds(item: Figure) -> np.ndarray:
-  """The figure's own box (x0, y0, x1, y1), whole whatever the picture cuts off."""
+  """Returns the box (x0, y0, x1, y1) of the whole figure, including what is outside the picture."""
   return np.concatenate([item.contours[0].min(0), item.contours[0].max(0)])
 
 
@@ -116,12 +117,12 @@ def _window(item: Figure, height: int, width: int, margin: int) -> tuple[int, in
 
 
 def _points(contours: list[np.ndarray], x0: int, y0: int) -> list[np.ndarray]:
-  # cv2 counts from pixel centres and takes 4 fractional bits.
+  # cv2 counts from pixel centres; here with 4 fractional bits.
   return [np.rint((c - (x0 + 0.5, y0 + 0.5)) * 16).astype(np.int32) for c in contours]
 
 
 def coverage(item: Figure, height: int, width: int, margin: int = 0) -> tuple[np.ndarray, tuple[slice, slice]]:
-  """How much of each pixel the figure covers: uint8 [h, w] (255 = all) and the part of the picture it is for."""
+  """Returns how much of each pixel the figure covers, uint8 [h, w] (255: all), and for which part of the picture."""
   y0, y1, x0, x1 = _window(item, height, width, margin)
   alpha = np.zeros((max(0, y1 - y0), max(0, x1 - x0)), np.uint8)
   if alpha.size:
@@ -192,13 +193,13 @@ def _muted(rng: np.random.Generator, saturation: float = 0.3) -> np.ndarray:
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-  """A textured picture without objects, float32 [H, W, 3]: a field of two muted colours, grain, blobs and lines."""
+  """Draws a picture without objects, float32 [H, W, 3]: a texture of two muted colours, with grain, blobs and lines."""
   rows = np.arange(height, dtype=np.float32)[:, None]
   columns = np.arange(width, dtype=np.float32)[None]
   colour = _muted(rng)
   other = colour + rng.uniform(-45, 45) + rng.uniform(-14, 14, 3)
   kind = rng.integers(4)
-  if kind == 0:  # a slope of light
+  if kind == 0:  # a gradient
     along = _along(rows, columns, rng.uniform(0, 2 * math.pi))
     mix = (along - along.min()) / (np.ptp(along) + 1)
   elif kind == 1:  # clouds
@@ -224,7 +225,7 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _distract(rng: np.random.Generator, picture: np.ndarray) -> None:
-  """Clutter that is none of the shapes: a lumpy elongated blob, or a bent line."""
+  """Draws clutter that is not one of the shapes: a long, uneven blob, or a bent line."""
   height, width = picture.shape[:2]
   centre = rng.uniform((0, 0), (width, height))
   colour = tuple(float(v) for v in np.clip(_muted(rng, 0.55), 0, 255))
@@ -246,7 +247,7 @@ def _distract(rng: np.random.Generator, picture: np.ndarray) -> None:
 
 
 def develop(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-  """Light over the whole picture (a slope of brightness) and sensor noise: float32 [H, W, 3] -> uint8."""
+  """Adds light (a gradient of brightness over the picture) and sensor noise: float32 [H, W, 3] -> uint8."""
   height, width = picture.shape[:2]
   angle, slope = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.22)
   rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None] * np.float32(math.sin(angle) * slope)
@@ -263,7 +264,7 @@ def scene(
 
   Returns:
     The picture uint8 [H, W, 3]; the owner of each pixel int16 [H, W], an index into `kinds` or -1 for background;
-    and the pixels that each object covers inside the picture, seen or not, int64 [len(kinds)].
+    and the number of pixels that each object covers inside the picture, visible or not, int64 [len(kinds)].
   """
   picture = background(rng, height, width)
   owner = np.full((height, width), -1, np.int16)
@@ -281,7 +282,7 @@ def scene(
 def _place(
   rng: np.random.Generator, shape: int, pattern: int, placed: list[Figure], owner: np.ndarray, full: np.ndarray
 ) -> tuple[Figure, np.ndarray, tuple[slice, slice]]:
-  """Finds a place that hides no object for the most part; about half of the places cover another object partly."""
+  """Finds a place that leaves most of every other object visible; about half of the places cover part of another."""
   height, width = owner.shape
   size = math.sqrt(height * width)
   radius = size * math.exp(rng.uniform(math.log(0.088), math.log(0.235)))

@@ -1,1 +1,1 @@
-"""Other code bases' files, read and written."""
+"""Converts weights of other code bases into ours."""

@@ -1,7 +1,7 @@
-"""Checkpoints of the reference implementation (TensorFlow 1) -> variables of ours, every one matched or an error.
+"""Converts checkpoints of the reference (TensorFlow 1) into our variables; a variable without a match is an error.
 
-The reference names its variables by the order in which it made them; `parameter_table` says where each belongs. The
-class embeddings stand among them as `class-predict/kernel`: they are data here, a vocabulary, and no weights.
+The reference numbers its variables in the order in which it makes them; `parameter_table` says where each belongs. The
+class embeddings are among them, as `class-predict/kernel`; here they are data, a vocabulary, not weights.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _TRAIN_ONLY = re.compile(r'(.*/)?(Momentum|ExponentialMovingAverage|global_step)
 
 @dataclass(frozen=True)
 class Place:
-  """Where a variable belongs: its path below {'params', 'batch_stats'}, and how its array becomes ours."""
+  """Says where a variable belongs: its path below {'params', 'batch_stats'}, and how its array is converted."""
 
   path: tuple[str, ...]
   convert: Callable[[np.ndarray], np.ndarray] = lambda x: x
 
 
 def from_variables(variables: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Config]:
-  """The reference's variables by their name (without ':0') -> ({'params', 'batch_stats'}, config), float32 NumPy.
+  """Turns the reference's variables, by name (without ':0'), into ({'params', 'batch_stats'}, config), float32 NumPy.
 
-  Depth, width, embedding dimension and whether there is an image head (ViLD-ensemble) are read off the names and
-  shapes; ViLD-text and ViLD are the same model at inference. What only training needs is left out. The class embeddings
-  must be there, but are no weights: `class_embeddings` reads them.
+  Names and shapes give the depth, the width, the embedding dimension and whether there is an image head
+  (ViLD-ensemble); ViLD-text and ViLD are the same model at inference. What only training needs is left out. The class
+  embeddings must be there, but are not in the result: `class_embeddings` reads them.
 
-  Raises ValueError, one line that names the variable: one that has no place, a place without a variable, another shape,
-  a number that is not finite.
+  Raises ValueError, one line that names the variable: it has no place, it is missing, its shape is wrong, or it has a
+  number that is not finite.
   """
   config = _recognise(variables)
   table = parameter_table(config.model)
@@ -74,9 +74,9 @@ def from_variables(variables: Mapping[str, np.ndarray]) -> tuple[dict[str, Any],
 
 
 def class_embeddings(variables: Mapping[str, np.ndarray]) -> np.ndarray:
-  """float32 [C, D], unit rows: the embedded classes in the order of the data set, without the background.
+  """Returns float32 [C, D], unit rows: the class embeddings in the order of the data set, without the background.
 
-  Raises ValueError if the variable is missing or no matrix, or a class has no direction.
+  Raises ValueError if the variable is missing or not a matrix, or the embedding of a class is zero.
   """
   if CLASS_EMBEDDINGS not in variables:
     raise ValueError(f'{CLASS_EMBEDDINGS} is missing; expected the class embeddings [D, C] of a ViLD checkpoint')
@@ -94,7 +94,7 @@ def class_embeddings(variables: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def parameter_table(model: Model) -> dict[str, Place]:
-  """{name of the reference: place} of every variable of a model, the class embeddings aside."""
+  """Returns {name in the reference: place} of every variable of a model, except the class embeddings."""
   table: dict[str, Place] = {}
 
   def layer(name: str, *path: str, bias: bool = True) -> None:
@@ -131,7 +131,7 @@ def parameter_table(model: Model) -> dict[str, Place]:
   layer('rpn_head/rpn-class', 'rpn_head', 'objectness')
   layer('rpn_head/rpn-box', 'rpn_head', 'box')
 
-  count = 0  # the normalisations of both heads are numbered on
+  count = 0  # the normalisations of both heads are numbered together
   for head, prefix, projection in (
     ('region_head', '', 'project-to-clip'),
     ('image_head', 'distill_', 'distill-project-to-clip'),
@@ -159,7 +159,7 @@ def parameter_table(model: Model) -> dict[str, Place]:
 
 
 def backbone_layers(depth: int) -> list[tuple[str, ...]]:
-  """Paths of the backbone's convolutions in the order in which the reference makes them: the projection comes first."""
+  """Returns the paths of the backbone's convolutions in the reference's order: in a block, the projection first."""
   groups, bottleneck = LAYOUTS[depth]
   paths: list[tuple[str, ...]] = [('stem',)]
   for group, blocks in enumerate(groups):
@@ -170,12 +170,12 @@ def backbone_layers(depth: int) -> list[tuple[str, ...]]:
 
 
 def is_train_only(name: str) -> bool:
-  """Whether a variable has no part in the model: optimiser slots, counters."""
+  """Tells whether only training needs a variable: optimiser slots, averages of weights, counters."""
   return _TRAIN_ONLY.fullmatch(name) is not None
 
 
 def mapping_text(variables: Mapping[str, np.ndarray]) -> str:
-  """The mapping as a table, one line a variable, and a line of totals. Raises ValueError as `from_variables` does."""
+  """Returns the mapping as a table of one line per variable, and totals. Raises ValueError as `from_variables` does."""
   _, config = from_variables(variables)
   table = parameter_table(config.model)
   lines, train_only = [], sorted(name for name in variables if is_train_only(name))
@@ -192,13 +192,15 @@ def mapping_text(variables: Mapping[str, np.ndarray]) -> str:
 
 
 def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str, np.ndarray]:
-  """The variables of a TensorFlow checkpoint by name, those that only training needs left out. Needs TensorFlow.
+  """Reads the variables of a TensorFlow checkpoint by name, without those that only training needs. Needs TensorFlow.
 
   Args:
     path: prefix of the checkpoint's files (`model.ckpt-180000`), one of the files, or the folder of the newest.
-    shapes_only: ones that take no memory in place of the values, and every variable.
+    shapes_only: whether to return all variables as ones that take no memory, in place of their values.
 
-  Raises ImportError without TensorFlow, ValueError if there is no readable checkpoint.
+  Raises:
+    ImportError: TensorFlow is not installed.
+    ValueError: there is no readable checkpoint.
   """
   try:
     import tensorflow as tf
@@ -206,7 +208,7 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
     raise ImportError(
       "reading a TensorFlow checkpoint needs TensorFlow, which is not installed; expected `pip install 'vild_jax[tf]'`"
     ) from error
-  tf.config.set_visible_devices([], 'GPU')  # the accelerator is JAX's
+  tf.config.set_visible_devices([], 'GPU')  # leaves the accelerator to JAX
   prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', str(path))
   try:
     reader = tf.train.load_checkpoint(prefix)
@@ -221,13 +223,13 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
     return {name: np.asarray(reader.get_tensor(name)) for name in shapes if not is_train_only(name)}
   except (ValueError, RuntimeError, tf.errors.OpError) as error:
     raise ValueError(
-      f'{path} is no readable TensorFlow checkpoint; expected the prefix of its files, such as '
+      f'{path} is not a readable TensorFlow checkpoint; expected the prefix of its files, such as '
       'model.ckpt-180000, or their folder'
     ) from error
 
 
 def _recognise(variables: Mapping[str, np.ndarray]) -> Config:
-  """The config of the model that these variables are of, by their names and shapes."""
+  """Returns the config of the model that has these variables, by their names and shapes."""
   stems = [match for name in variables if (match := re.fullmatch(r'resnet(\d+)/conv2d/kernel', name))]
   if len(stems) != 1 or _PROJECTION not in variables:
     lacking = 'resnetN/conv2d/kernel' if len(stems) != 1 else _PROJECTION

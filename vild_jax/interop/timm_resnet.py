@@ -1,15 +1,16 @@
-"""ResNets of timm, torchvision and Hugging Face (ImageNet) -> the backbone that training starts from.
+"""Converts ResNets of timm, torchvision and Hugging Face (ImageNet) into the backbone that training starts from.
 
-What differs between theirs and ours, and what becomes of it:
+Differences between theirs and ours, and how they are treated:
 
-  stride        v1.5 on both sides (on the 3x3). A model that strides on the 1x1 has the same shapes, and is refused
-                where the `config.json` beside the file says so.
-  stem          the same 7x7/2 convolution; their 3x3/2 max-pool pads a row before the picture and ours one after it, so
-                that our features are those of a picture moved by two pixels. Nothing to convert: a start moves with it.
-  normalisation eps is 1e-5 there and 1e-4 here: the difference goes into variance and scale, and the inference of a
-                block stays the same to rounding.
-  projection    theirs has none in the first group of ResNet-18 and -34, where this backbone has one: refused, as is any
-                other architecture (deep stems, squeeze-and-excitation, grouped convolutions).
+  stride        both are v1.5, with the stride on the 3x3. A model with its stride on the 1x1 has the same shapes; it is
+                refused if the `config.json` beside the file says so.
+  stem          both have a 7x7/2 convolution. Their 3x3/2 max-pool pads a row before the picture, ours one after it, so
+                that our features are those of a picture moved by two pixels. Nothing is converted: training starts
+                from these weights and can follow.
+  normalisation eps is 1e-5 there and 1e-4 here: the difference goes into variance and scale, and the output of a block
+                at inference stays the same up to rounding.
+  projection    theirs has none in the first group of ResNet-18 and -34, where this backbone has one: these are refused,
+                as is any other architecture (deep stems, squeeze-and-excitation, grouped convolutions).
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from vild_jax.nn.resnet import LAYOUTS
 
 _THEIR_EPS, _OUR_EPS = 1e-5, 1e-4
 _NORM = ('weight', 'bias', 'running_mean', 'running_var')
-# Classifiers and counters: no part of a backbone.
+# Classifiers and counters are not part of a backbone.
 _LEFT_OUT = re.compile(r'(fc|classifier(\.\d+)?)\.(weight|bias)|.*num_batches_tracked')
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Backbone]:
-  """Tensors by their PyTorch name -> ({'params': {'backbone'}, 'batch_stats': {'backbone'}}, its settings), float32.
+  """Turns tensors, by PyTorch name, into ({'params': {'backbone'}, 'batch_stats': {'backbone'}}, settings), float32.
 
-  The naming (timm and torchvision, or Hugging Face) and the depth are read off the names. Raises ValueError, one line
-  that names the tensor: one that fits nothing, one that is missing, another shape, a number that is not finite.
+  The names tell the naming (timm and torchvision, or Hugging Face) and the depth. Raises ValueError, one line that
+  names the tensor: it fits nothing, it is missing, its shape is wrong, or it has a number that is not finite.
   """
   given = {name: np.asarray(value) for name, value in tensors.items() if not _LEFT_OUT.fullmatch(name)}
   backbone, table = _recognise(given)
@@ -69,10 +70,10 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Bac
 
 
 def fold_eps(scale: np.ndarray, var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(scale, var) [C] of a normalisation with eps 1e-5 -> those that give the same with eps 1e-4.
+  """Turns (scale, var) [C] of a normalisation with eps 1e-5 into those that give the same with eps 1e-4.
 
-  The variance takes the difference; where that would make it negative (a channel that hardly moves), it becomes 0 and
-  the scale takes the rest.
+  The difference goes into the variance. Where that would make it negative (a channel that hardly varies), the variance
+  becomes 0 and the rest goes into the scale.
   """
   exact = var.astype(np.float64) + _THEIR_EPS
   folded = np.maximum(exact - _OUR_EPS, 0)
@@ -80,7 +81,7 @@ def fold_eps(scale: np.ndarray, var: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def layer_paths(backbone: Backbone) -> dict[tuple[str, ...], tuple[int, int, int, int]]:
-  """{path below the backbone: kernel shape [h, w, in, out]} of every convolution, in the order of `_names`."""
+  """Returns {path below the backbone: kernel shape [h, w, in, out]} of every convolution, in our order."""
   groups, bottleneck = LAYOUTS[backbone.depth]
   paths: dict[tuple[str, ...], tuple[int, int, int, int]] = {('stem',): (7, 7, 3, backbone.width)}
   channels = backbone.width
@@ -101,30 +102,30 @@ def layer_paths(backbone: Backbone) -> dict[tuple[str, ...], tuple[int, int, int
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-  """The tensors of a .safetensors file, float32. ValueError if it is none, or if the model strides on the 1x1."""
+  """Reads a .safetensors file, float32. Raises ValueError if it is not one, or the model has its stride on the 1x1."""
   path = Path(path)
   if not path.is_file():
-    raise ValueError(f'{path} is no file; expected a .safetensors file of a ResNet')
+    raise ValueError(f'{path} is not a file; expected a .safetensors file of a ResNet')
   beside = path.with_name('config.json')
   if beside.is_file():
     try:
       about = json.loads(beside.read_text(encoding='utf-8'))
     except json.JSONDecodeError as error:
-      raise ValueError(f'{beside} is no JSON: {error}') from error
+      raise ValueError(f'{beside} is not JSON: {error}') from error
     if isinstance(about, dict) and about.get('downsample_in_bottleneck'):
       raise ValueError(
-        f'{beside}: downsample_in_bottleneck is true, the stride sits on the 1x1 (ResNet v1); expected '
+        f'{beside}: downsample_in_bottleneck is true, the stride is on the 1x1 (ResNet v1); expected '
         'a ResNet v1.5, which strides on the 3x3'
       )
   try:
     with safetensors.safe_open(path, framework='flax') as tensors:
       return {name: np.asarray(tensors.get_tensor(name), dtype=np.float32) for name in tensors.keys()}  # noqa: SIM118
   except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f'{path} is no complete .safetensors file: {str(error).splitlines()[0]}') from error
+    raise ValueError(f'{path} is not a complete .safetensors file: {str(error).splitlines()[0]}') from error
 
 
 def mapping_text(tensors: Mapping[str, np.ndarray]) -> str:
-  """The mapping as a table, one line a convolution with its normalisation, and a line of totals."""
+  """Returns the mapping as a table of one line per convolution with its normalisation, and a line of totals."""
   _, backbone = from_tensors(tensors)
   _, table = _recognise(tensors)
   lines = [
@@ -142,7 +143,7 @@ def mapping_text(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _recognise(given: Mapping[str, np.ndarray]) -> tuple[Backbone, list[tuple[str, str]]]:
-  """(settings, [(convolution, normalisation)] in the order of `layer_paths`) by the names of the tensors."""
+  """Returns (settings, [(convolution, normalisation)] in the order of `layer_paths`) by the names of the tensors."""
   for prefix, stem, pattern, inner in (
     ('', 'conv1.weight', r'layer(\d+)\.(\d+)\.conv(\d)\.weight', _torchvision),
     ('resnet.', 'resnet.embedder.embedder.convolution.weight', _HF_PATTERN, _hugging_face),

@@ -1,1 +1,1 @@
-"""CLIP as the teacher: prompts, tokens, embeddings."""
+"""Embeds texts and pictures with the teacher, a CLIP: checkpoints, prompts, tokens, crops."""

@@ -1,11 +1,11 @@
-"""Teachers of the CLIP family in the Hugging Face layout, read and written, every parameter matched or an error.
+"""Reads and writes teachers of the CLIP family in the Hugging Face layout; a parameter without a match is an error.
 
 A directory holds `config.json`, `model.safetensors` (or several with `model.safetensors.index.json`), `tokenizer.json`
-and `preprocessor_config.json`. Read are transformers' CLIPModel, SiglipModel (SigLIP, SigLIP 2 at a fixed resolution)
-and Siglip2Model (at the one resolution that its positions were learned for), and OpenAI's own names of parameters, of
-ViTs and of ModifiedResNets, whose config.json may be missing. Written is what transformers reads, save that it knows
-no ModifiedResNet. A text tower alone (`text_tower/` of a bundle) is the same without the image tower's parameters and
-without preprocessing.
+and `preprocessor_config.json`. It can be a CLIPModel, SiglipModel (SigLIP, SigLIP 2 at a fixed resolution) or
+Siglip2Model (used at the resolution for which its positions were learned) of transformers, or a ViT or ModifiedResNet
+with OpenAI's own names of parameters, for which config.json may be missing. transformers reads what is written here,
+except a ModifiedResNet, which it does not have. A text tower alone (`text_tower/` of a bundle) is the same without the
+parameters of the image tower and without preprocessing.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _TOWERS = ('text', 'image')
 
 @dataclass(frozen=True)
 class Teacher:
-  """A teacher in memory.
+  """Holds a teacher in memory.
 
   Attributes:
     config: the sizes of both towers.
-    params: float32 parameters of `clip.Clip`: `text`, and unless it is a text tower alone, `image` and `logit_scale`
-      (of a sigmoid model also `logit_bias`).
+    params: float32 parameters of `clip.Clip`: `text`, and, unless it is a text tower alone, `image` and `logit_scale`
+      (for a sigmoid model also `logit_bias`).
     tokenizer_json: the text of tokenizer.json.
     preprocessor: the contents of preprocessor_config.json; None for a text tower alone.
   """
@@ -53,22 +53,22 @@ class Teacher:
 
   @cached_property
   def text_identity(self) -> str:
-    """`model:hash` of the text tower, a function of its weights, sizes and tokens; the same for a copy of it alone."""
+    """Returns `model:hash` of the text tower: a function of its weights, sizes and tokens, with or without images."""
     tokens = tokenizers.Tokenizer.from_str(self.tokenizer_json).get_vocab()
     facts = [self.config.text, self.config.end_id, sorted(tokens.items())]
     return f'{hf_config.model_name(self.config)}:{_hash(self.params["text"], repr(facts))}'
 
   @cached_property
   def image_identity(self) -> str:
-    """`model:hash` of the image tower and its preprocessing."""
+    """Returns `model:hash` of the image tower and its preprocessing."""
     facts = [self.config.image, json.dumps(self.preprocessor, sort_keys=True)]
     return f'{hf_config.model_name(self.config)}:{_hash(self.params["image"], repr(facts))}'
 
 
 def load_teacher(directory: str | Path) -> Teacher:
-  """Reads a teacher directory, or one of the Hugging Face hub by its id.
+  """Reads a teacher directory, or a teacher of the Hugging Face hub by its id.
 
-  ValueError, one line, names the file or parameter that does not fit.
+  Raises ValueError, one line that names the file or parameter that does not fit.
   """
   directory = files.locate(directory)
   teacher = _load(directory, _TOWERS)
@@ -76,23 +76,23 @@ def load_teacher(directory: str | Path) -> Teacher:
 
 
 def load_text_tower(directory: str | Path) -> Teacher:
-  """Reads the text tower of a teacher directory or of a `text_tower/`; the image tower's weights are not touched."""
+  """Reads the text tower of a teacher directory or of a `text_tower/`; weights of the image tower are not read."""
   return _load(files.locate(directory), ('text',))
 
 
 def save_teacher(directory: str | Path, teacher: Teacher) -> None:
-  """Writes a teacher directory that `load_teacher` and transformers read (the latter no ModifiedResNet)."""
+  """Writes a teacher directory that `load_teacher` reads, and transformers too unless it is a ModifiedResNet."""
   _save(Path(directory), teacher, _TOWERS)
 
 
 def save_text_tower(directory: str | Path, teacher: Teacher) -> None:
-  """Writes the text tower and the tokenizer alone, which is what a bundle keeps of its teacher."""
+  """Writes only the text tower and the tokenizer, which a bundle keeps of its teacher."""
   _save(Path(directory), teacher, ('text',))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
-# Tensors that hold no parameter: counters of places and batches, and the sizes that OpenAI's files repeat as tensors.
+# Tensors that are not parameters: numbered positions, counters of batches, and the sizes in OpenAI's files.
 _NO_PARAMETER = ('position_ids', 'num_batches_tracked', 'input_resolution', 'context_length', 'vocab_size')
 
 
@@ -141,7 +141,7 @@ def _check_tokenizer(text: str, config: clip.ClipConfig, path: Path) -> None:
   try:
     size = tokenizers.Tokenizer.from_str(text).get_vocab_size(with_added_tokens=True)
   except Exception as error:  # the library raises plain Exception
-    raise ValueError(f'{path} is no usable tokenizer: {files.first_line(error)}') from error
+    raise ValueError(f'{path} is not a usable tokenizer: {files.first_line(error)}') from error
   if size != config.vocab_size:
     raise ValueError(f'{path} has {size} tokens; expected {config.vocab_size}, the vocab_size of config.json')
 
@@ -151,7 +151,7 @@ def _check_tokenizer(text: str, config: clip.ClipConfig, path: Path) -> None:
 
 def _save(directory: Path, teacher: Teacher, towers: tuple[str, ...]) -> None:
   flat = flax.traverse_util.flatten_dict(teacher.params)
-  parts: dict[str, list[np.ndarray]] = {}  # query, key and value of one tensor stand in the table in that order
+  parts: dict[str, list[np.ndarray]] = {}  # the table has query, key and value of one tensor in that order
   for tower in towers:
     for ours, source in parameter_names.parameter_table(teacher.config, tower).items():
       parts.setdefault(source.name, []).append(source.write(np.asarray(flat[ours], dtype=np.float32)))

@@ -1,4 +1,4 @@
-"""Boxes of a picture -> the teacher's embeddings of their 1x and 1.5x crops, added (METHOD.md, section 1)."""
+"""Embeds boxes of a picture: the teacher's embeddings of their 1x and 1.5x crops, added (docs/method.md, 1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vild_jax.teacher import checkpoint, resample
 from vild_jax.teacher import image as image_lib
 
 SCALES = (1.0, 1.5)
-_SIDES = (640, 1024, 2048, 4096)  # of the square a picture is padded to on an accelerator, or multiples of the last
+_SIDES = (640, 1024, 2048, 4096)  # pictures on an accelerator are padded to such a square, or a multiple of the last
 _WINDOW = (
   'top, left = floor(y1 - (k-1)/2 * height), floor(x1 - (k-1)/2 * width); bottom, right = ceil(y2 + ...), '
   'ceil(x2 + ...); clipped to the picture; at least 1 px'
@@ -26,14 +26,18 @@ _WINDOW = (
 
 
 def crop_bounds(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-  """int32 [len(SCALES), N, 4], (top, left, bottom, right) in whole pixels: the windows that are cut out.
+  """Returns the windows to cut out, int32 [len(SCALES), N, 4]: (top, left, bottom, right) in whole pixels.
 
-  A box of sides h, w scaled by k about its centre ends at y1 - (k-1)/2 · h and so on. The near edges are rounded down
-  and the far ones up, both are clipped to the picture, and a window without size (an empty box, or one beyond the
-  border) is moved and widened to the nearest pixel.
+  A box of sides h, w that is scaled by k about its centre begins at y1 - (k-1)/2 · h, and so on. Top and left are
+  rounded down, bottom and right up, and all are clipped to the picture. A window without size (of an empty box, or of
+  one outside the picture) becomes the nearest pixel.
 
   Args:
-    boxes: [N, 4] yxyx, pixels of the picture. ValueError if one is not finite or ends before it starts.
+    boxes: [N, 4] yxyx, pixels of the picture.
+    height, width: of the picture, in pixels.
+
+  Raises:
+    ValueError: a box is not finite or ends before it starts.
   """
   boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
   near, far = boxes[:, :2], boxes[:, 2:]
@@ -52,20 +56,22 @@ def crop_bounds(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 class CropTower:
-  """An image tower for regions of pictures.
+  """Embeds regions of pictures with an image tower.
 
-  For each box, in this order: the windows `crop_bounds` of the box scaled by 1 and by 1.5 about its centre are cut out
-  of the ORIGINAL picture, uint8 RGB; the teacher's own preprocessing (`image.Preprocessing`: PIL's resize of the short
-  side and the central crop, or PIL's resize to the square; factor, mean, deviation) knows nothing outside of the
-  window; the image tower embeds both; e = n(n(1x) + n(1.5x)), n being the division by the length.
+  The steps for each box: (1) the windows of the box scaled by 1 and by 1.5 about its centre (`crop_bounds`) are cut out
+  of the ORIGINAL picture, uint8 RGB; (2) each window is preprocessed alone, without the pixels around it, as the
+  teacher asks for (`image.Preprocessing`: PIL's resize of the short side and the central crop, or PIL's resize to the
+  square; factor, mean, deviation); (3) the image tower embeds both; (4) e = n(n(1x) + n(1.5x)), where n divides by the
+  length.
 
-  Crops and resizes are PIL's to one level of 255 (of which order of PIL's: see `resample`), made on an accelerator of
-  the one uploaded picture, or on a CPU by a few threads. A resize that is not known there goes through PIL itself.
+  Crops and resizes equal those of PIL to one level of 255 (`resample` says in which order of axes). An accelerator
+  makes them from the picture, which is uploaded once; on a CPU a few threads make them. PIL itself does the resizes
+  that `resample` does not have.
 
   Attributes:
     identity: of the image tower and its preprocessing.
     embedding_dim: D.
-    recipe: what beside the teacher decides the embeddings, for a store's manifest (JSON-able).
+    recipe: what decides the embeddings besides the teacher, in JSON values, for a store's manifest.
   """
 
   def __init__(
@@ -77,14 +83,14 @@ class CropTower:
     on_device: bool | None = None,
     threads: int | None = None,
   ):
-    """Puts the image tower on this process's first device, or on all of its accelerators, which take turns.
+    """Puts the image tower on this process's first device, or on all of its accelerators, which share the batches.
 
     Args:
       teacher: with an image tower; ValueError otherwise.
       dtype: of the tower's arithmetic. bfloat16 is faster on accelerators.
-      batch_size: crops at a time. An embedding does not depend on it beyond rounding.
-      on_device: crop and resize there rather than on the host; by default where the device is no CPU.
-      threads: of the host's crops; by default one a core, at most 16.
+      batch_size: crops per batch. An embedding does not depend on it beyond rounding.
+      on_device: whether to crop and resize on the device, not on the host; by default True unless it is a CPU.
+      threads: number of threads for crops on the host; by default one per core, at most 16.
     """
     self._tower = image_lib.ImageTower(teacher, dtype, batch_size=batch_size)
     self.identity, self.embedding_dim = self._tower.identity, self._tower.embedding_dim
@@ -106,9 +112,9 @@ class CropTower:
     self._of_squares, self._of_picture = _programs(teacher.config, jnp.dtype(dtype), self._tower.preprocess)
 
   def embed(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """float32 [N, D], unit rows, of boxes [N, 4] yxyx in pixels of one picture, uint8 [H, W, 3].
+    """Returns float32 [N, D], unit rows, of boxes [N, 4] yxyx in pixels of one picture, uint8 [H, W, 3].
 
-    ValueError for a picture that is none, or a box that is (see `crop_bounds`); boxes may reach beyond the picture.
+    Boxes may reach beyond the picture. Raises ValueError if the picture is of another kind, or as `crop_bounds` does.
     """
     _check(image)
     bounds = crop_bounds(boxes, *image.shape[:2]).reshape(-1, 4)
@@ -125,7 +131,7 @@ class CropTower:
         )
       )
     chosen = resample.windows(self._tower.preprocess, bounds, self._side)
-    rows, ahead = [], len(self._params)  # so many batches more are prepared while the tower works on one
+    rows, ahead = [], len(self._params)  # the number of batches to prepare while the tower works on one
     for batch in (self._device_batches if self._on_device else self._host_batches)(image, chosen):
       rows.append(batch)
       if len(rows) > ahead:
@@ -133,7 +139,7 @@ class CropTower:
     return _add(np.concatenate(jax.device_get(rows))[: len(bounds)])
 
   def pixels(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """uint8 [2 N, S, S, 3]: the crops that `embed` makes, all 1x first, then all 1.5x; of a resize that is known."""
+    """Returns the crops of `embed`, uint8 [2 N, S, S, 3]: all 1x, then all 1.5x; only for resizes of `resample`."""
     _check(image)
     bounds = crop_bounds(boxes, *image.shape[:2]).reshape(-1, 4)
     chosen = resample.windows(self._tower.preprocess, bounds, self._side)
@@ -151,7 +157,7 @@ class CropTower:
       yield self._of_squares(self._params[number % len(self._params)], squares)
 
   def _squares(self, planes: np.ndarray, chosen: resample.Windows, part: range, size: int) -> np.ndarray:
-    """uint8 [size, S, S, 3], a new array, since the device may read it where it lies."""
+    """Returns uint8 [size, S, S, 3]: a new array each time, since the device may read it without a copy."""
     squares = np.zeros((size, self._side, self._side, 3), np.uint8)
     method, step = self._tower.preprocess.resample, max(-(-len(part) // self._threads), 1)
     for _ in self._pool.map(
@@ -170,14 +176,14 @@ class CropTower:
       slot = number % len(self._params)
       if slot not in uploaded:
         uploaded[slot] = jax.device_put(padded, jax.tree.leaves(self._params[slot])[0].device)
-      index = np.minimum(np.arange(start, start + self._batch_size), count - 1)  # the last one repeated fills the batch
+      index = np.minimum(np.arange(start, start + self._batch_size), count - 1)  # repeats the last to fill the batch
       part = [v[index] for v in (chosen.start, chosen.length, chosen.resized, chosen.first)]
       yield self._of_picture(self._params[slot], uploaded[slot], part)
 
 
-@functools.cache  # of towers that differ in nothing but their weights, and of one that is made again
+@functools.cache  # shared by towers that differ in their weights only, and by a tower that is made again
 def _programs(config: clip.ClipConfig, dtype: Any, preprocess: image_lib.Preprocessing) -> tuple[Callable, Callable]:
-  """(parameters, uint8 [C, S, S, 3]) -> rows [C, D]; (parameters, uint8 [H, W, 3], its windows) -> rows."""
+  """Compiles (parameters, uint8 [C, S, S, 3]) -> rows [C, D] and (parameters, uint8 [H, W, 3], its windows) -> rows."""
   rows = image_lib.unit_rows(config, dtype)
   factor, mean, std = (np.array(v, np.float32) for v in (preprocess.factor, preprocess.mean, preprocess.std))
 
@@ -211,13 +217,13 @@ def _planes(image: np.ndarray) -> np.ndarray:
 
 
 def _padded(image: np.ndarray) -> np.ndarray:
-  """A square of one of few sizes, since each is a compilation."""
+  """Pads a picture to a square of one of few sizes, since each size is a compilation."""
   longest = max(image.shape[:2])
   side = next((s for s in _SIDES if s >= longest), -(-longest // _SIDES[-1]) * _SIDES[-1])
   return np.pad(image, ((0, side - image.shape[0]), (0, side - image.shape[1]), (0, 0)))
 
 
 def _add(rows: np.ndarray) -> np.ndarray:
-  """Unit rows of all 1x crops, then of all 1.5x ones -> their normalised sums."""
+  """Adds unit rows of all 1x crops and those of all 1.5x crops, which follow them; returns the normalised sums."""
   total = rows.reshape(len(SCALES), -1, rows.shape[1]).sum(axis=0, dtype=np.float64)
   return (total / np.linalg.norm(total, axis=1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""`config.json` of a teacher <-> the sizes of its towers, and the sizes that OpenAI's files hold only as shapes."""
+"""Converts `config.json` of a teacher to the sizes of its towers and back; reads sizes off OpenAI's shapes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vild_jax.nn import clip
 
 Tree = Mapping[str, Any]
 _RESNET = 'clip_modified_resnet'  # transformers has no such model: the name and its `vision_config` are our own
-_LEGACY_END_ID = 2  # what old files say; transformers then pools at the largest id
+_LEGACY_END_ID = 2  # of old files; transformers then pools at the largest id
 _OPENAI_HEAD = 64  # channels of one head in all of OpenAI's models
 
-# What transformers assumes where a config.json is silent; it writes only what differs.
+# Defaults of transformers for what a config.json does not say; it writes only what differs from them.
 _CLIP_TEXT = {
   'hidden_size': 512,
   'intermediate_size': 2048,
@@ -56,7 +56,7 @@ _DEFAULTS = {
 
 
 def parse(tree: Tree, path: Path) -> clip.ClipConfig:
-  """The sizes that `tree` describes; ValueError, one line, names the field of `path` that does not fit."""
+  """Returns the sizes that `tree` describes. Raises ValueError, one line that names the wrong field of `path`."""
   family = tree.get('model_type')
   if family not in _DEFAULTS:
     raise ValueError(f'{path}: model_type is {family!r}; expected one of {", ".join(map(repr, _DEFAULTS))}')
@@ -68,7 +68,7 @@ def parse(tree: Tree, path: Path) -> clip.ClipConfig:
     tower, image_size, patch_size = _resnet(image, path), image['image_size'], None
   else:
     tower, patch_size = _transformer(image, 'vision', path), image['patch_size']
-    # SigLIP 2's files of any resolution: at the one that its positions were learned for, a square.
+    # SigLIP 2 for any resolution is used at the one for which its positions were learned, a square.
     image_size = image['image_size'] if family != 'siglip2' else math.isqrt(image['num_patches']) * patch_size
     if image_size < patch_size:
       raise ValueError(f'{path}: vision_config.image_size is {image_size}; expected at least a patch of {patch_size}')
@@ -89,12 +89,12 @@ def parse(tree: Tree, path: Path) -> clip.ClipConfig:
 
 
 def has_flat_patches(tree: Tree) -> bool:
-  """Whether the patches of this model go through a dense layer: SigLIP 2's files of any resolution."""
+  """Tells whether the patches of this model go through a dense layer, as in SigLIP 2 for any resolution."""
   return tree.get('model_type') == 'siglip2'
 
 
 def write(config: clip.ClipConfig, both_towers: bool) -> dict[str, Any]:
-  """The contents of a config.json that `parse`, and transformers where it has such a model, read as `config`."""
+  """Returns a config.json that `parse` reads as `config`; so does transformers, if it has such a model."""
 
   def section(t: clip.Transformer) -> dict[str, Any]:
     return {
@@ -132,7 +132,7 @@ def write(config: clip.ClipConfig, both_towers: bool) -> dict[str, Any]:
 
 
 def model_name(config: clip.ClipConfig) -> str:
-  """From the sizes alone, so that the name does not depend on where a copy lies."""
+  """Returns a name made of the sizes alone, so that it does not depend on the place of a copy."""
   if isinstance(config.image, clip.ModifiedResNet):
     blocks = '-'.join(map(str, config.image.layers))
     return f'clip-resnet-{blocks}x{config.image.width}-{config.embedding_dim}d'
@@ -141,15 +141,15 @@ def model_name(config: clip.ClipConfig) -> str:
 
 
 def is_original(names: set[str]) -> bool:
-  """Whether these are OpenAI's own names of parameters."""
+  """Tells whether these are OpenAI's own names of parameters."""
   return 'token_embedding.weight' in names
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]], stated: Tree, path: Path) -> dict[str, Any]:
-  """A config.json for OpenAI's own file, from the shapes of its tensors.
+  """Makes a config.json for a file of OpenAI's own, from the shapes of its tensors.
 
-  What no shape tells is as in all of OpenAI's models (QuickGELU, heads of 64 channels, the end token is the largest),
-  unless `stated`, the model's own config.json where it has one, says otherwise.
+  What shapes do not tell is as in all of OpenAI's models (QuickGELU, heads of 64 channels, the end token has the
+  largest id), unless `stated`, the model's own config.json if it has one, says otherwise. Raises ValueError, one line.
   """
 
   def size(name: str, axis: int) -> int:
@@ -205,7 +205,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], stated: Tree, path: Path)
 
 def _section(tree: Tree, name: str, defaults: Tree, path: Path) -> dict[str, Any]:
   values, older = tree.get(f'{name}_config') or {}, tree.get(f'{name}_config_dict')
-  # As in transformers, an older `_config_dict` outweighs the newer section, its defaults included.
+  # As in transformers, an older `_config_dict` replaces the newer section, also where it only has defaults.
   values = {**defaults, **values} if older is None else {**defaults, **older}
   for key, default in defaults.items():
     if type(values[key]) is not type(default) or (type(default) is int and values[key] < 1):

@@ -1,4 +1,4 @@
-"""The teacher's image tower: pictures -> preprocessed as its own preprocessor_config.json says -> embeddings."""
+"""Embeds pictures with the teacher's image tower, preprocessed as its own preprocessor_config.json says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Picture = Image.Image | np.ndarray  # an array is uint8 [H, W, 3]
 _BATCH = 32
 _BATCHES_WITHOUT_BAR = 8
 _SQUARE, _SHORT_SIDE = 'square', 'short side'
-# What transformers' processors do with a size that is one number, and whether they crop where the file is silent.
+# For each processor of transformers: what a size of one number means, and whether it crops if the file does not say.
 _PROCESSORS = {
   'CLIPImageProcessor': (_SHORT_SIDE, True),
   'CLIPFeatureExtractor': (_SHORT_SIDE, True),
@@ -33,14 +33,14 @@ _STEPS = ('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize', 'do_conve
 
 @dataclass(frozen=True)
 class Preprocessing:
-  """Steps in order: resize, central crop, factor, mean and deviation, each as transformers' slow (PIL) path does it.
+  """Preprocesses pictures: resize, central crop, factor, mean and deviation, as transformers' slow (PIL) path does.
 
   Attributes:
-    size: (height, width) to resize to; or one number, the short side; or None, no resizing.
-    resample: how, a code of PIL.
-    crop: (height, width) of the central part to keep, zeros where there is none; None keeps all.
-    factor: of the values 0..255.
-    mean, std: three numbers each; then (x - mean) / std.
+    size: (height, width) to resize to; or one number, the length of the short side; or None, no resizing.
+    resample: PIL's code of the filter.
+    crop: (height, width) of the central part to keep, zeros outside the picture; None keeps all.
+    factor: multiplies the values 0..255.
+    mean, std: three numbers each, for the last step, (x - mean) / std.
   """
 
   size: tuple[int, int] | int | None
@@ -51,17 +51,17 @@ class Preprocessing:
   std: tuple[float, ...]
 
   def resized(self, height: int, width: int) -> tuple[int, int]:
-    """(height, width) of a picture of that size once it is resized, before the crop."""
+    """Returns (height, width) of a picture of the given size after the resize and before the crop."""
     if self.size is None:
       return height, width
     if isinstance(self.size, tuple):
       return self.size
     short = min(height, width)
-    # The other side is cut off, not rounded.
+    # The fraction of the long side is cut off, not rounded.
     return tuple(self.size if side == short else int(self.size * side / short) for side in (height, width))
 
   def __call__(self, picture: Picture) -> np.ndarray:
-    """float32 [S, S, 3] of one picture; the colour model of a PIL picture is of no matter."""
+    """Returns float32 [S, S, 3] of one picture; a PIL picture may have any colour model."""
     if isinstance(picture, np.ndarray):
       if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise ValueError(f'a picture is {picture.dtype} {picture.shape}; expected uint8 [height, width, 3]')
@@ -73,19 +73,19 @@ class Preprocessing:
     if self.crop is not None:
       left, top = ((whole - part) // 2 for whole, part in zip(picture.size, self.crop[::-1], strict=True))
       picture = picture.crop((left, top, left + self.crop[1], top + self.crop[0]))
-    # The factor in double precision, the rest in single: so the bits are those of the published values.
+    # The factor is in double precision, the rest in single: this gives the published values to the last bit.
     pixels = (np.asarray(picture) * self.factor).astype(np.float32)
     return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
 
 def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessing:
-  """What a preprocessor_config.json asks for, for a tower of pictures with side `image_size`.
+  """Reads what a preprocessor_config.json asks for, for an image tower that takes pictures of side `image_size`.
 
-  A file that is silent means CLIP's steps at the tower's own size. SigLIP 2's processor of any resolution keeps a
-  picture's proportions; here, as its towers are loaded at one resolution, it stretches to the square.
+  What the file does not say is as in CLIP, at the tower's own size. SigLIP 2's processor for any resolution keeps the
+  proportions of a picture; here it stretches the picture to a square, since its towers are loaded at one resolution.
 
   Raises:
-    ValueError: one line that names the field: another processor, a step or a size that the tower cannot have.
+    ValueError: one line that names the field; the processor or a step is unknown, or the tower cannot take the size.
   """
 
   def refuse(field: str, expected: str) -> None:
@@ -147,17 +147,23 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
 
 
 def unit_rows(config: clip.ClipConfig, dtype: Any) -> Callable[[Any, jax.Array], jax.Array]:
-  """(parameters of the image tower, pixels [B, S, S, 3]) -> unit rows [B, D]; `dtype` is that of the arithmetic."""
+  """Returns a function: (parameters of the image tower, pixels [B, S, S, 3]) -> unit rows [B, D], made in `dtype`."""
   tower = clip.ImageTower(config, dtype)
   return lambda params, pixels: clip.normalize(tower.apply({'params': params}, pixels))
 
 
 class ImageTower:
-  """An image tower with its preprocessing. `identity` is what a store keeps of it, `embedding_dim` the D below, and
-  `params` are its parameters on the device.
+  """Embeds pictures with an image tower and its preprocessing.
 
-  Batches always have the same size, so that there is one compilation. `dtype`: of the tower's arithmetic; bfloat16 is
+  All batches have the same size, so that the tower is compiled once. `dtype` is that of its arithmetic; bfloat16 is
   faster on accelerators.
+
+  Attributes:
+    identity: what a region store records of the tower.
+    embedding_dim: D.
+    image_size: S, the side of the tower's pictures in pixels.
+    preprocess: turns a picture into pixels [S, S, 3].
+    params: parameters of the tower, on the device.
   """
 
   def __init__(self, teacher: checkpoint.Teacher, dtype: Any = jnp.float32, *, batch_size: int = _BATCH):
@@ -171,11 +177,11 @@ class ImageTower:
     self._apply = jax.jit(unit_rows(teacher.config, dtype))
 
   def embed_images(self, images: Sequence[Picture]) -> np.ndarray:
-    """float32 [N, D], unit rows, one for each PIL picture or uint8 array [H, W, 3], whatever their sizes."""
+    """Returns float32 [N, D], unit rows: one for each PIL picture or uint8 array [H, W, 3], of any size."""
     return self._embed(images, self.preprocess)
 
   def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
-    """The same of pictures that are preprocessed already: float32 [N, S, S, 3]."""
+    """Returns float32 [N, D], unit rows, of pictures that are preprocessed already, float32 [N, S, S, 3]."""
     return self._embed(pixels, lambda row: row)
 
   def _embed(self, pictures: Any, prepare: Any) -> np.ndarray:

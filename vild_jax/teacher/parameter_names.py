@@ -1,7 +1,7 @@
-"""Where each of our parameters of a teacher stands in its file: the names of transformers' models and of OpenAI's own.
+"""Finds each of our parameters of a teacher in its file, by the names of transformers' models or OpenAI's own.
 
-Towers in the layout of transformers (`CLIPModel`, `SiglipModel`) and in that of OpenAI's weights (`visual.…`,
-`transformer.resblocks.…`; the only names that a ModifiedResNet has) are covered completely, name by name.
+The tables name every parameter of towers in the layout of transformers (`CLIPModel`, `SiglipModel`) and in that of
+OpenAI's weights (`visual.…`, `transformer.resblocks.…`; a ModifiedResNet has only these names).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _QUERY_KEY_VALUE = ('query', 'key', 'value')
 
 @dataclass(frozen=True)
 class Source:
-  """Where a parameter stands in a file.
+  """Says where a parameter is in a file.
 
   Attributes:
     name: of the tensor.
-    part: which third of its first axis; None for all of it (query, key and value are packed in some files).
-    shape: that of the tensor, where ours is another view of the same numbers.
-    view: the shape to give the tensor before its axes are put in order.
-    axes: the order in which our axes stand in the tensor's; None as they are.
+    part: which third of its first axis; None for the whole tensor (some files pack query, key and value in one).
+    shape: that of the tensor, if our parameter has the same numbers in another shape.
+    view: the shape to give the tensor before its axes are transposed.
+    axes: for each of our axes, the axis of the tensor; None if they are the same.
   """
 
   name: str
@@ -38,26 +38,26 @@ class Source:
   axes: tuple[int, ...] | None = None
 
   def shape_in_file(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that the tensor must have for a parameter of the shape `ours`."""
+    """Returns the shape that the tensor must have for a parameter of the shape `ours`."""
     if self.shape is not None:
       return self.shape
     shape = ours if self.axes is None else tuple(ours[i] for i in np.argsort(self.axes))
     return shape if self.part is None else (3 * shape[0], *shape[1:])
 
   def read(self, tensor: np.ndarray) -> np.ndarray:
-    """Our parameter, of the tensor."""
+    """Turns the tensor into our parameter."""
     value = tensor if self.part is None else np.split(tensor, 3)[self.part]
     value = value if self.view is None else value.reshape(self.view)
     return np.array(value if self.axes is None else value.transpose(self.axes), order='C')
 
   def write(self, ours: np.ndarray) -> np.ndarray:
-    """The tensor, or the third of it, of our parameter."""
+    """Turns our parameter into the tensor, or into its third of the tensor."""
     value = ours if self.axes is None else ours.transpose(np.argsort(self.axes))
     return np.array(value if self.shape is None else value.reshape(self.shape), order='C')
 
 
 class _Table(dict[Path_, Source]):
-  """{our path: where it stands}; the methods add whole layers."""
+  """Holds {our path: source}; the methods add whole layers."""
 
   def __init__(self, *tower: str):
     super().__init__()
@@ -75,7 +75,7 @@ class _Table(dict[Path_, Source]):
     self.add(f'{name}.bias', *ours, 'bias')
 
   def packed(self, name: str, *ours: str) -> None:
-    """The attention of torch: one tensor for query, key and value."""
+    """Adds an attention of torch, which has one tensor for query, key and value."""
     for part, which in enumerate(_QUERY_KEY_VALUE):
       self.add(f'{name}.in_proj_weight', *ours, which, 'kernel', part=part, axes=_LINEAR)
       self.add(f'{name}.in_proj_bias', *ours, which, 'bias', part=part)
@@ -83,9 +83,9 @@ class _Table(dict[Path_, Source]):
 
 
 def parameter_table(config: clip.ClipConfig, tower: str, original: bool = False) -> dict[Path_, Source]:
-  """{our path: where it stands} of one tower: 'text', or 'image' with what belongs to neither.
+  """Returns {our path: source} of one tower: 'text', or 'image' with the parameters that belong to neither tower.
 
-  `original`: OpenAI's own names, for CLIP alone. A ModifiedResNet has those in either case.
+  `original` means OpenAI's own names, which only CLIP has. A ModifiedResNet has them in either case.
   """
   if tower == 'text':
     return _original_text(config) if original else _text(config)
@@ -98,7 +98,7 @@ def parameter_table(config: clip.ClipConfig, tower: str, original: bool = False)
 
 
 def expected_shapes(config: clip.ClipConfig) -> dict[Path_, tuple[int, ...]]:
-  """{path: shape} of all parameters of `clip.Clip`."""
+  """Returns {path: shape} of all parameters of `clip.Clip`."""
   images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
   tokens = jax.ShapeDtypeStruct((1, config.context_length), np.int32)
   tree = jax.eval_shape(clip.Clip(config).init, jax.random.key(0), images, tokens)['params']
@@ -147,14 +147,14 @@ def _vision(config: clip.ClipConfig) -> _Table:
       table.dense(f'{root}.head.mlp.{name}', 'pool', name)
   else:
     table.add(f'{root}.embeddings.class_embedding', 'class_token')
-    table.norm(f'{root}.pre_layrnorm', 'norm_in')  # spelt so
+    table.norm(f'{root}.pre_layrnorm', 'norm_in')  # transformers' spelling
     table.add('visual_projection.weight', 'project', 'kernel', axes=_LINEAR)
   _blocks(table, root, config.image.layers)
   return table
 
 
 def with_flat_patches(table: dict[Path_, Source], config: clip.ClipConfig) -> dict[Path_, Source]:
-  """The image table of a model whose patches go through a dense layer [W, P * P * 3] (transformers' Siglip2Model)."""
+  """Returns the image table of a model with a dense layer [W, P * P * 3] for patches (transformers' Siglip2Model)."""
   path, size, width = ('image', 'patch', 'kernel'), config.patch_size, config.image.width
   flat = Source(table[path].name, shape=(width, size * size * 3), view=(width, size, size, 3), axes=(1, 2, 3, 0))
   return {**table, path: flat}

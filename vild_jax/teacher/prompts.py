@@ -1,4 +1,4 @@
-"""Class names -> prompts (METHOD.md, section 5)."""
+"""Turns class names into prompts (docs/method.md, 5)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pathlib import Path
 from vild_jax import vocabulary
 from vild_jax.teacher import templates as published
 
-_WITH_SYNONYMS = ' + synonyms'  # behind the prompts of a vocabulary: what was averaged, no matter for a new class
+_WITH_SYNONYMS = ' + synonyms'  # after the prompts of a vocabulary: says what was averaged; new classes do not need it
 
 
 def article(cleaned: str) -> str:
-  """ "an" before a name that starts with one of aeiou, else "a"."""
+  """Returns "an" for a name that starts with one of aeiou, else "a"."""
   return 'an' if cleaned[0] in 'aeiou' else 'a'
 
 
 def fill(name: str, templates: Sequence[str]) -> list[str]:
-  """One prompt a template, of the cleaned name."""
+  """Returns one prompt per template, with the cleaned name."""
   cleaned = vocabulary.clean_name(name)
   return [template.format(cleaned, article=article(cleaned)) for template in templates]
 
 
 def load_templates(which: str | Path) -> tuple[str, ...]:
-  """The templates 'vild' (63), 'imagenet' (80), 'single' ("a photo of a {}"), or those of a UTF-8 file, one a line.
+  """Returns the templates 'vild' (63), 'imagenet' (80), 'single' ("a photo of a {}"), or those of a file.
 
-  What `as_text` wrote into a vocabulary is read back: there the lines themselves take the place of the file.
-
-  ViLD's get "This is " before a template that starts with "a" or "the"; all others are used as they are written.
+  A file is UTF-8 with one template per line. `which` may also be what `as_text` wrote into a vocabulary: the lines
+  themselves. ViLD's templates that start with "a" or "the" get "This is " before them; all others are used as they are
+  written. Raises ValueError, one line, for anything else.
   """
   if str(which).endswith(_WITH_SYNONYMS):
     which = str(which).removesuffix(_WITH_SYNONYMS)
@@ -47,13 +47,13 @@ def load_templates(which: str | Path) -> tuple[str, ...]:
     try:
       lines = path.read_text(encoding='utf-8-sig').splitlines()
     except UnicodeDecodeError as error:
-      raise ValueError(f'{path} is no UTF-8 text: {error}') from error
+      raise ValueError(f'{path} is not UTF-8 text: {error}') from error
   templates = []
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     if _fields(line) not in ([''], ['', 'article'], ['article', '']):
-      raise ValueError(f'{path}:{number}: {line.strip()!r} is no template; expected one {{}} for the class name')
+      raise ValueError(f'{path}:{number}: {line.strip()!r} is not a template; expected one {{}} for the class name')
     templates.append(line.strip())
   if not templates:
     raise ValueError(f'{path} holds no template; expected one a line')
@@ -61,10 +61,10 @@ def load_templates(which: str | Path) -> tuple[str, ...]:
 
 
 def as_text(which: str | Path, synonyms: bool = False) -> str:
-  """What a vocabulary keeps of its prompts: a published name, or the templates themselves, one a line.
+  """Returns what a vocabulary records of its prompts: a published name, or the templates themselves, one per line.
 
-  Whoever adds a class later, on a machine without the file, has to fill the same templates. `synonyms`: whether these
-  were averaged too, which is noted.
+  A class that is added later, on a machine without the file, needs the same templates. `synonyms` says whether synonyms
+  were averaged too, which is added to the text.
   """
   text = str(which) if which in ('vild', 'imagenet', 'single') else '\n'.join(load_templates(which))
   return text + _WITH_SYNONYMS if synonyms else text

@@ -1,11 +1,12 @@
-"""PIL's resize as sparse matrices: a window of a picture -> the square a teacher sees, only as much as is kept of it.
+"""Resizes windows of a picture to the square that a teacher sees, as PIL does, by sparse matrices.
 
-Along one axis a resized value is a weighted mean of neighbouring ones: a filter of width 2 · support · max(scale, 1)
-around its place, cut at the window's ends and normalised. PIL brings each row to its new width, then each column to
-its new height, with bytes in between; so do these, and differ from it by one level of 255 in few places (its weights
-are rounded). From version 13 on PIL takes the columns first where the height shrinks by more: another rounding, and no
-order of ours, so that embeddings do not depend on the version. `on_host` multiplies by blocks of the band that the
-weights are; `on_device` makes them in the graph, dense, so that windows of all sizes are one program.
+Only the part that the central crop keeps is computed. Along one axis a resized value is a weighted mean of neighbouring
+values: a filter of width 2 · support · max(scale, 1) around its place, cut at the ends of the window and normalised.
+PIL resizes each row to the new width, then each column to the new height, with bytes in between. So do these functions;
+they differ from PIL by one level of 255 in few places, because PIL rounds its weights. From version 13 on PIL resizes
+the columns first if the height shrinks by more, which rounds differently. These functions do not, so that embeddings do
+not depend on the version of PIL. `on_host` multiplies by blocks of the band matrix of the weights; `on_device` computes
+dense weights in the graph, so that windows of all sizes share one program.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from PIL import Image
 
 from vild_jax.teacher.image import Preprocessing
 
-SUPPORT = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2}  # resizes that are known here, half-widths
-_BLOCK = 32  # of outputs that share one dense product; measured: 16 and 56 take longer
+SUPPORT = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2}  # half-widths of the filters that this file has
+_BLOCK = 32  # number of outputs that share one dense product; 16 and 56 were measured to take longer
 
 
 @dataclass(frozen=True)
 class Windows:
-  """Where C squares come from, each [C, 2] along (y, x).
+  """Says where C squares come from; each array is [C, 2] along (y, x).
 
   Attributes:
     start, length: int32, the window in whole pixels of the picture.
     resized: int32, the size to which the window is resized.
-    first: int32, the first row and column of that which the central crop keeps.
+    first: int32, the first row and column that the central crop keeps.
   """
 
   start: np.ndarray
@@ -42,27 +43,28 @@ class Windows:
 
 
 def is_known(preprocess: Preprocessing) -> bool:
-  """Whether a preprocessing is made of what this file can do."""
+  """Tells whether this file can do all steps of a preprocessing."""
   crop = preprocess.crop or preprocess.size
   return (
     preprocess.size is not None and preprocess.resample in SUPPORT and (np.min(preprocess.size) >= np.max(crop))
-  )  # else the crop adds a border
+  )  # otherwise the crop adds a border
 
 
 def windows(preprocess: Preprocessing, bounds: np.ndarray, side: int) -> Windows:
-  """int [C, 4] (top, left, bottom, right) of the picture -> how the teacher's preprocessing makes squares of them."""
+  """Turns int [C, 4] (top, left, bottom, right) in the picture into the windows of the teacher's preprocessing."""
   start, length = bounds[:, :2], bounds[:, 2:] - bounds[:, :2]
   resized = np.array([preprocess.resized(*size) for size in length.tolist()], np.int32).reshape(-1, 2)
   return Windows(start.astype(np.int32), length.astype(np.int32), resized, (resized - side) // 2)
 
 
 def _cubic(t: Any, where: Any) -> Any:
-  """Keys' cubic with a = -0.5 at distances t >= 0."""
+  """Computes Keys' cubic kernel with a = -0.5 at distances t >= 0."""
   near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
   return where(t < 1, near, where(t < 2, far, 0 * t))
 
 
 def _triangle(t: Any, where: Any) -> Any:
+  """Computes the triangle kernel (bilinear) at distances t >= 0."""
   return where(t < 1, 1 - t, 0 * t)
 
 
@@ -72,11 +74,11 @@ _FILTERS = {Image.Resampling.BILINEAR: _triangle, Image.Resampling.BICUBIC: _cub
 # --- on the host ----------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=512)  # some 100 kB each for pictures of 640 pixels
+@functools.lru_cache(maxsize=512)  # about 100 kB each for pictures of 640 pixels
 def _band(
   resample: Image.Resampling, length: int, resized: int, first: int, side: int
 ) -> tuple[tuple[slice, slice, np.ndarray], ...]:
-  """(outputs, inputs, weights [inputs, outputs]) of each block; the last axis of the weights is the output's."""
+  """Returns (outputs, inputs, weights [inputs, outputs]) of each block of the band matrix."""
   scale = length / resized
   stretch = max(scale, 1.0)
   center = (first + np.arange(side) + 0.5) * scale
@@ -97,12 +99,12 @@ def _band(
 
 
 def on_host(planes: np.ndarray, chosen: Windows, part: range, resample: Image.Resampling, out: np.ndarray) -> None:
-  """The squares `part` of a picture, into `out` uint8 [len(part), S, S, 3], on one core; threads may do so at a time.
+  """Writes the squares `part` of a picture into `out`, uint8 [len(part), S, S, 3].
 
-  `planes` is the picture as float32 [3, H, W], 0..255.
+  Uses one core; several threads may call it at the same time. `planes` is the picture as float32 [3, H, W], 0..255.
   """
   side = out.shape[1]
-  # Taken once: the first touch of new memory costs as much as the arithmetic.
+  # Allocated once: the first use of new memory costs as much as the arithmetic.
   middles, turneds = np.empty((2, 3 * side * planes.shape[1]), np.float32)
   square = np.empty((side, 3 * side), np.float32)
   for i, target in zip(part, out, strict=True):
@@ -118,25 +120,25 @@ def on_host(planes: np.ndarray, chosen: Windows, part: range, resample: Image.Re
     for outputs, inputs, weights in columns:
       np.matmul(window[:, :, left + inputs.start : left + inputs.stop], weights, out=middle[:, :, outputs])
     np.clip(np.add(middle, 0.5, out=middle), 0, 255.5, out=middle)
-    for channel in range(3):  # three times as fast as all of them in one call
+    for channel in range(3):  # three times as fast as one call for all channels
       np.floor(middle[channel], out=turned[:, :, channel])
     flat = turned.reshape(-1, 3 * side)
     for outputs, inputs, weights in rows:
       np.matmul(weights.T, flat[inputs.start - above : inputs.stop - above], out=square[outputs])
     np.clip(np.add(square, 0.5, out=square), 0, 255.5, out=square)
-    np.copyto(target, square.reshape(target.shape), casting='unsafe')  # cuts the fraction off
+    np.copyto(target, square.reshape(target.shape), casting='unsafe')  # the cast cuts the fraction off
 
 
 # --- on the device --------------------------------------------------------------------------------------------------
 
 
 def _to_bytes(values: jax.Array) -> jax.Array:
-  """Whole numbers 0..255, as floats."""
-  return jnp.clip(jnp.floor(values + 0.5), 0, 255)  # halves go up in PIL
+  """Rounds to whole numbers 0..255, which stay floats."""
+  return jnp.clip(jnp.floor(values + 0.5), 0, 255)  # PIL rounds halves up
 
 
 def on_device(picture: jax.Array, chosen: Windows, resample: Image.Resampling, side: int) -> jax.Array:
-  """float32 [C, S, S, 3] of whole numbers 0..255, of a picture uint8 [H, W, 3] that may be padded below and right."""
+  """Returns float32 [C, S, S, 3], whole numbers 0..255, of a uint8 picture [H, W, 3], padded below and right or not."""
 
   def weights(axis: int) -> jax.Array:
     start, length, resized, first = (
@@ -149,6 +151,6 @@ def on_device(picture: jax.Array, chosen: Windows, resample: Image.Resampling, s
     found = jnp.where((index >= 0) & (index < length), found, 0)
     return found / found.sum(axis=2, keepdims=True)
 
-  full = jax.lax.Precision.HIGHEST  # in bfloat16 a level of 255 is lost
+  full = jax.lax.Precision.HIGHEST  # bfloat16 would lose a level of 255
   columns = jnp.einsum('yxk,csx->cysk', picture.astype(jnp.float32), weights(1), precision=full)
   return _to_bytes(jnp.einsum('cty,cysk->ctsk', weights(0), _to_bytes(columns), precision=full))

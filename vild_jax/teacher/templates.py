@@ -1,8 +1,8 @@
-"""The published prompt templates. `{}` is the class name, `{article}` is "a" or "an" before it."""
+"""Holds the published prompt templates. `{}` is the class name, `{article}` is "a" or "an" before it."""
 
 from __future__ import annotations
 
-# ViLD (Gu et al. 2022, appendix D), as written there; `prompts.load_templates` adds "This is ".
+# ViLD (arXiv 2104.13921, appendix D), as written there; `prompts.load_templates` adds "This is ".
 VILD = """
 There is {article} {} in the scene.
 There is the {} in the scene.

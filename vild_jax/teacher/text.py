@@ -1,4 +1,4 @@
-"""The teacher's text tower: class names -> text embeddings -> a vocabulary."""
+"""Embeds class names with the teacher's text tower and makes vocabularies of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from vild_jax.teacher.tokenizer import Tokenizer
 from vild_jax.vocabulary import VocabularyFile, clean_name
 
 _BATCH = 64
-_LENGTH_STEP = 8  # texts are padded to a multiple of this many tokens: few compilations, little waste
+_LENGTH_STEP = 8  # texts are padded to a multiple of this many tokens, for few compilations and little waste
 _BATCHES_WITHOUT_BAR = 8
 
 
 class TextTower:
-  """A text tower with its tokenizer. `identity` is what a vocabulary keeps of it, `embedding_dim` the D below."""
+  """Embeds texts and class names with a text tower and its tokenizer.
+
+  Attributes:
+    teacher: as given.
+    identity: what a vocabulary records of the tower.
+    embedding_dim: D.
+  """
 
   def __init__(self, teacher: checkpoint.Teacher, dtype: Any = jnp.float32):
     self.teacher = teacher
@@ -34,11 +40,11 @@ class TextTower:
     self._apply = jax.jit(lambda params, tokens: clip.normalize(tower.apply({'params': params}, tokens)))
 
   def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-    """float32 [N, D], unit rows, one for each text."""
+    """Returns float32 [N, D], unit rows: one for each text."""
     tokens = self._tokenizer(texts)
     lengths = np.argmax(tokens == self._tokenizer.end, axis=1) + 1
     if self.teacher.config.sigmoid:
-      lengths[:] = tokens.shape[1]  # SigLIP's tower attends to the padding and pools at its last place
+      lengths[:] = tokens.shape[1]  # SigLIP's tower attends to the padding and pools at the last position
     order = np.argsort(lengths, kind='stable')
     starts = range(0, len(texts), _BATCH)
     rows = np.zeros((len(texts), self.embedding_dim), np.float32)
@@ -54,9 +60,11 @@ class TextTower:
   def embed(
     self, names: Sequence[str], templates: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
   ) -> np.ndarray:
-    """float32 [C, D], unit rows: each prompt normalised, averaged over templates, normalised (METHOD.md, section 5).
+    """Returns float32 [C, D], unit rows, one for each class name.
 
-    `synonyms`: other words for each class; the average is then over the name, these words and all templates.
+    Each prompt is normalised; the mean over templates is normalised again (docs/method.md, 5). `synonyms` are other
+    words for each class; the mean is then over all templates of the name and of these words. Raises ValueError if there
+    are no names.
     """
     if not names:
       raise ValueError('the list of classes is empty; expected at least one name')
@@ -71,7 +79,7 @@ class TextTower:
   def vocabulary(
     self, names: Sequence[str], is_base: np.ndarray, which: str | Path, synonyms: Sequence[Sequence[str]] | None = None
   ) -> VocabularyFile:
-    """The vocabulary of `names` with the prompts `which` (see `prompts.load_templates`); `synonyms` as in `embed`."""
+    """Makes the vocabulary of `names` with prompts `which` (see `prompts.load_templates`); `synonyms` as in `embed`."""
     rows = self.embed(names, prompts.load_templates(which), synonyms)
     return VocabularyFile(
       rows, tuple(names), np.asarray(is_base), self.identity, prompts.as_text(which, synonyms is not None)
@@ -79,10 +87,10 @@ class TextTower:
 
 
 def _distinct(words: Sequence[str]) -> list[str]:
-  """Words that differ once they are cleaned; LVIS lists most names among their synonyms, but not all."""
+  """Returns the words that differ after cleaning; LVIS lists most names among their synonyms, but not all."""
   return list({clean_name(word): word for word in words}.values())
 
 
 def load_text(directory: str | Path, dtype: Any = jnp.float32) -> TextTower:
-  """The text tower of a teacher directory or of a bundle's `text_tower/`."""
+  """Loads the text tower of a teacher directory or of a bundle's `text_tower/`."""
   return TextTower(checkpoint.load_text_tower(directory), dtype)

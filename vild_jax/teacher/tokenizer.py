@@ -1,4 +1,4 @@
-"""Texts -> token ids: cleaned as the teacher's family does, cut up by the teacher's own tokenizer.json."""
+"""Turns texts into token ids: cleans them as the teacher's family does and splits them by its own tokenizer.json."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
 
 def clean_text(text: str) -> str:
-  """As OpenAI's CLIP does: broken encodings repaired, HTML entities resolved (twice: `&amp;lt;`), lower case.
+  """Cleans a text as OpenAI's CLIP does.
 
-  White space is collapsed.
+  Broken encodings are repaired and HTML entities resolved (twice: `&amp;lt;`); the result is lower case, and runs of
+  white space become one space.
   """
   text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return ' '.join(text.split()).lower()
 
 
 def canonical_text(text: str) -> str:
-  """As SigLIP does: lower case, no ASCII punctuation (a hyphen goes without a space), white space collapsed."""
+  """Cleans a text as SigLIP does: lower case, no ASCII punctuation (no space in place of a hyphen), single spaces."""
   return ' '.join(text.lower().translate(_NO_PUNCTUATION).split())
 
 
-# End token -> (start token, padding token, cleaning). SigLIP pads with its end token; SigLIP 2 has Gemma's tokenizer,
-# which drops nothing. CLIP pads with 0, whatever that is: no embedding depends on it.
+# End token -> (start token, padding token, cleaning). SigLIP pads with its end token. SigLIP 2 has Gemma's tokenizer,
+# which keeps punctuation and white space. CLIP pads with 0, whatever token that is: no embedding depends on it.
 _FAMILIES: dict[str, tuple[str | None, str | None, Callable[[str], str]]] = {
   END: (START, None, clean_text),
   '</s>': (None, '</s>', canonical_text),
@@ -40,13 +41,13 @@ _FAMILIES: dict[str, tuple[str | None, str | None, Callable[[str], str]]] = {
 
 
 class Tokenizer:
-  """The tokenizer of CLIP, SigLIP or SigLIP 2, told apart by their end tokens.
+  """Turns texts into rows of token ids, for CLIP, SigLIP or SigLIP 2; the end token tells which of them it is.
 
   Attributes:
-    context_length: of every row, start and end included.
-    start: id of the start token; None where the family has none.
+    context_length: number of ids in a row, start and end included.
+    start: id of the start token; None if the family has none.
     end: id of the end token.
-    pad: id that fills a row; SigLIP's towers attend to it.
+    pad: id that fills up a row; SigLIP's towers attend to it.
   """
 
   def __init__(self, tokenizer_json: str, context_length: int):
@@ -64,9 +65,9 @@ class Tokenizer:
     self.pad = 0 if pad is None else find(pad)
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """int32 [N, context_length]: start if there is one, text, end, padding.
+    """Returns int32 [N, context_length]: start if there is one, text, end, padding.
 
-    A text that is too long keeps its first tokens and the end; one warning a call names the first such text.
+    A text that is too long keeps its first tokens and the end; one warning per call names the first such text.
     """
     rows = np.full((len(texts), self.context_length), self.pad, np.int32)
     encoded = self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of the given names a picture shows, by the teacher's two towers alone."""
+"""Classifies pictures zero-shot: tells which of the given names a picture shows, by the teacher's two towers alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vild_jax.teacher.text import TextTower
 
 @dataclass(frozen=True)
 class Scores:
-  """Of N pictures and C names, float32 [N, C] each.
+  """Holds the scores of N pictures for C names, float32 [N, C] each.
 
   Attributes:
-    cosine: of the picture's and the name's embedding.
-    probability: what the teacher makes of it. Of CLIP the softmax over the names, of SigLIP each name by itself.
+    cosine: of the embeddings of picture and name.
+    probability: the teacher's own: with CLIP a softmax over the names, with SigLIP a sigmoid for each name.
   """
 
   cosine: np.ndarray
@@ -44,5 +44,5 @@ def is_right(
   names: Sequence[str],
   templates: Sequence[str],
 ) -> np.ndarray:
-  """bool [N]: whether the best name of each picture is that of its label, an index into `names`."""
+  """Returns bool [N]: whether the best name of each picture is that of its label, an index into `names`."""
   return classify(teacher, pictures, names, templates).cosine.argmax(axis=1) == np.asarray(labels)

@@ -119,7 +119,7 @@ def test_who_asks_is_not_taken_for_a_writer(tmp_path, monkeypatch):
       seen.append(locks.held_locks(path))
 
   monkeypatch.setattr(fcntl, 'flock', flock)
-  with pytest.raises(DataError, match='its making was interrupted'):
+  with pytest.raises(DataError, match='writing it was interrupted'):
     RegionStore(path)
   assert seen == [None, []]
 

@@ -127,9 +127,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     StoreWriter(tmp_path, JOB)
   with pytest.raises(DataError, match=r'is a file; expected a new folder'):
     StoreWriter(tmp_path / 'thesis.txt', JOB)
-  with pytest.raises(DataError, match=r'is no region store; expected a folder that vild-jax propose'):
+  with pytest.raises(DataError, match=r'is not a region store; expected a folder that vild-jax propose'):
     RegionStore(tmp_path)
-  with pytest.raises(DataError, match=r'is no region store'):
+  with pytest.raises(DataError, match=r'is not a region store'):
     RegionStore(tmp_path / 'nowhere')
 
 
@@ -144,7 +144,7 @@ def test_a_store_that_is_being_written(tmp_path):
     with pytest.raises(DataError, match=r'is being written by another process \(2 shards so far\)'):
       RegionStore(path)
     assert writer.missing() == [1, 3]
-  with pytest.raises(DataError, match=r'is not whole: its making was interrupted \(2 shards are there\)'):
+  with pytest.raises(DataError, match=r'is not whole: writing it was interrupted \(2 shards are there\)'):
     RegionStore(path)
   assert make(path, part=(1, 2))
   assert len(RegionStore(path)) == 7

@@ -1,4 +1,4 @@
-"""Boxes and embeddings that a team has computed already, in .npz files, as the regions of a data set's pictures."""
+"""Reads boxes and embeddings that were computed elsewhere, from .npz files, as the regions of a data set's pictures."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import numpy as np
 from vild_jax.data.regions.records import Regions
 from vild_jax.data.schema import DataError, Example
 
-_OPEN = 2  # files in memory; their pictures need not be in the data set's order, but it saves reading them again
-_MARGIN = 1.0  # pixels that a box may go beyond the picture: the last one counted in, or rounding
-_MIN_SIDE = 2.0  # pixels; `join` distils nothing smaller
+_OPEN = 2  # files in memory; pictures may be in any order, but in that of the data set each file is read once
+_MARGIN = 1.0  # pixels that a box may exceed the picture by: its last pixel is included, or rounding
+_MIN_SIDE = 2.0  # pixels; `targets` distils nothing smaller
 _REQUIRED = ('image_ids', 'boxes', 'embeddings', 'teacher')
 
 
 class ImportedRegions:
-  """`arrays.of(example) -> Regions`, of one .npz or a folder of them.
+  """Reads one .npz file or a folder of them: `arrays.of(example) -> Regions`.
 
-  Each file holds the regions of K pictures, in rows of M:
+  Each file holds the regions of K pictures, M rows for each:
 
-    image_ids integer [K]; boxes [K, M, 4] yxyx in pixels of the original picture; embeddings [K, M, D] of any length;
+    image_ids integer [K]; boxes [K, M, 4] yxyx in pixels of the original picture; embeddings [K, M, D], of any length;
     teacher, a text: identity of the text tower, or the NAME given to `embed-text --from-npy --teacher-id NAME`;
-    optionally scores [K, M], valid bool [K, M] (rows to leave out are False), image_teacher, a text.
+    optional: scores [K, M]; valid bool [K, M], False for rows to leave out; image_teacher, a text.
 
-  Regions are ordered by their score, where there are scores.
+  Regions are ordered by their score, if there are scores.
 
   Attributes:
     path: as given.
-    image_ids: the set of all.
-    teacher, image_teacher, embedding_dim: of all files alike.
-    digest: hash of the files' content, whatever their names.
+    image_ids: the set of all image ids.
+    teacher, image_teacher, embedding_dim: the same in all files.
+    digest: hash of the files' content; it does not depend on their names.
   """
 
   def __init__(self, path: str | Path):
-    """Raises DataError: no such files, arrays of wrong names, types or shapes, an image twice, or several teachers."""
+    """Reads and checks all files. Raises DataError: no files, wrong arrays, an image twice, or several teachers."""
     self.path = Path(path)
     self._files = [self.path] if self.path.is_file() else sorted(self.path.glob('*.npz'))
     if not self._files:
@@ -69,10 +69,10 @@ class ImportedRegions:
     self.digest = hashlib.sha256(''.join(sorted(hashes)).encode()).hexdigest()
 
   def of(self, example: Example) -> Regions:
-    """The regions of a picture, best first.
+    """Returns the regions of a picture, best first.
 
-    Raises DataError if there is none of its id, its numbers are not usable, or its boxes are not in its pixels: one
-    goes more than a pixel beyond it, or all are smaller than two pixels, as boxes between 0 and 1 are.
+    Raises DataError if its id is missing, its numbers are not usable, or its boxes are not in pixels of it: one exceeds
+    the picture by more than a pixel, or all are smaller than two pixels, as boxes between 0 and 1 are.
     """
     image_id, size = example.image_id, np.array([example.height, example.width], np.float32)
     if image_id not in self._places:
@@ -136,7 +136,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     ) from None
   except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
     raise DataError(
-      f'{file} is no usable .npz file ({type(error).__name__}); expected a whole one, without Python objects'
+      f'{file} is not a usable .npz file ({type(error).__name__}); expected a whole one, without Python objects'
     ) from None
   k, m, d = (*arrays['embeddings'].shape, 0, 0, 0)[:3]
   expected = {

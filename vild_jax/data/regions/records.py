@@ -1,16 +1,16 @@
-"""Region stores: the regions of every picture of a data set, fixed once, on disk: proposals, or their embeddings.
+"""Defines region stores: for every picture of a data set, proposals or their embeddings, computed once, on disk.
 
-A store is a folder of ArrayRecord shards, each with the same number of pictures in the order of the data set, one
-record a picture:
+A store is a folder of ArrayRecord shards. Each shard has the same number of pictures, in the order of the data set, and
+one record per picture:
 
-  job.json                      what is being made, written first: another job in the same folder is refused
+  job.json                      what is being made; written first, so that another job in the same folder is refused
   shard-00000-of-00004.array_record, .json
-                                a shard, and once it is whole its image ids, counts, size and hashes
+                                a shard, and, once it is whole, its image ids, counts, size and hashes
   images.npy                    int64 [images, 2]: image id and number of regions, in order
   manifest.json                 written last: the store is whole
 
-Every file is written under another name and renamed, and none holds a time: interrupted anywhere and made by any number
-of processes, a store ends at the same bytes.
+Every file is written under another name and then renamed, and no file contains a time: a store has the same bytes
+whether or not it was interrupted, and for any number of processes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAGIC = b'VRG1'
 
 @dataclass(frozen=True)
 class Regions:
-  """The M regions of one picture, best first.
+  """Holds the M regions of one picture, best first.
 
   Attributes:
     boxes: float32 [M, 4] yxyx, absolute pixels of the original picture.
@@ -50,18 +50,19 @@ class Regions:
 
 @dataclass(frozen=True)
 class Job:
-  """What a store is made of: all that decides its content.
+  """Describes what a store is made from: everything that decides its content.
 
   Attributes:
     kind: 'proposals' or 'embeddings'.
     dataset, split, images: identity, split and length of the prepared data set.
-    max_regions: no picture has more.
-    images_per_shard: pictures a shard.
-    proposals: of embeddings: `boxes_identity` of the store whose regions are embedded.
-    teacher, image_teacher: of embeddings: identities of the text tower, which vocabularies carry, and the image tower.
-    embedding_dim: of embeddings: D.
-    recipe: of embeddings: how a region becomes one, in values that JSON has.
-    origin: of proposals: the checkpoint and the settings that they come from, in values that JSON has.
+    max_regions: the largest number of regions of a picture.
+    images_per_shard: pictures per shard.
+    proposals: for embeddings, the `boxes_identity` of the store whose regions are embedded.
+    teacher, image_teacher: for embeddings, the identities of the text tower, which vocabularies also have, and of the
+      image tower.
+    embedding_dim: for embeddings, D.
+    recipe: for embeddings, how a region is embedded, in JSON values.
+    origin: for proposals, the checkpoint and the settings that made them, in JSON values.
   """
 
   kind: str
@@ -89,30 +90,30 @@ class Job:
 
   @property
   def shards(self) -> int:
-    """How many shards there are."""
+    """Returns the number of shards."""
     return -(-self.images // self.images_per_shard)
 
   @property
   def max_bytes(self) -> int:
-    """Size of the store if every picture has `max_regions` regions."""
+    """Returns the size of all records, in bytes, if every picture has `max_regions` regions."""
     return self.images * (_HEADER.size + self.max_regions * (20 + 2 * self.embedding_dim))
 
   def examples(self, shard: int) -> range:
-    """The examples of the data set whose pictures are in a shard."""
+    """Returns the indices of the examples whose pictures are in a shard."""
     return range(shard * self.images_per_shard, min((shard + 1) * self.images_per_shard, self.images))
 
   def as_json(self) -> dict[str, Any]:
-    """As `job.json` has it."""
+    """Returns the content of `job.json`."""
     return {'format': FORMAT, 'dtype': 'float16' if self.embedding_dim else '', **dataclasses.asdict(self)}
 
 
 def shard_name(shard: int, job: Job) -> str:
-  """The file of a shard."""
+  """Returns the file name of a shard."""
   return f'shard-{shard:05d}-of-{job.shards:05d}.array_record'
 
 
 def as_text(tree: dict[str, Any]) -> str:
-  """JSON in which equal content has equal bytes."""
+  """Turns a tree into JSON; equal content gives equal bytes."""
   return json.dumps(tree, indent=1, sort_keys=True) + '\n'
 
 
@@ -120,7 +121,7 @@ def as_text(tree: dict[str, Any]) -> str:
 
 
 def check(regions: Regions, job: Job, where: str) -> None:
-  """Raises DataError, which begins with `where`, unless the regions of a picture are what the job says, and finite."""
+  """Raises DataError, which begins with `where`, unless the regions of a picture fit the job and are finite."""
   count = len(regions.boxes)
   expected = {'boxes': ((count, 4), np.float32), 'scores': ((count,), np.float32)}
   if job.embedding_dim:
@@ -145,7 +146,7 @@ def check(regions: Regions, job: Job, where: str) -> None:
 
 
 def encode(image_id: int, regions: Regions) -> bytes:
-  """One record, little-endian; of the regions of a picture there is one only."""
+  """Encodes the regions of a picture as a record, little-endian; equal regions give equal bytes."""
   dim = 0 if regions.embeddings is None else regions.embeddings.shape[1]
   parts = [
     _HEADER.pack(_MAGIC, image_id, len(regions.boxes), dim),
@@ -158,7 +159,7 @@ def encode(image_id: int, regions: Regions) -> bytes:
 
 
 def decode(record: bytes, where: str) -> tuple[int, Regions]:
-  """(image id, regions) of a record. Raises DataError, which begins with `where`, if it is none."""
+  """Decodes a record to (image id, regions). Raises DataError, which begins with `where`, if it is not a record."""
   magic, image_id, count, dim = _HEADER.unpack_from(record) if len(record) >= _HEADER.size else (b'', 0, 0, 0)
   size = _HEADER.size + count * (20 + 2 * dim)
   if magic != _MAGIC or len(record) != size:
@@ -172,5 +173,5 @@ def decode(record: bytes, where: str) -> tuple[int, Regions]:
 
 
 def boxes_digest(image_id: int, boxes: np.ndarray) -> str:
-  """Hash of a picture's boxes; `boxes_identity` of a store is the hash of all of these, however it is sharded."""
+  """Returns the hash of a picture's boxes; `boxes_identity` of a store is the hash of these, whatever its shards."""
   return hashlib.sha256(struct.pack('<qI', image_id, len(boxes)) + boxes.astype('<f4').tobytes()).hexdigest()

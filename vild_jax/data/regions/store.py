@@ -1,7 +1,4 @@
-"""Reading region stores; `region_format` says what they are, `region_writer` makes them.
-
-The one module to import: `Regions`, `Job`, `StoreWriter` are found here too.
-"""
+"""Reads region stores; `records` says what they are, `writer` makes them."""
 
 from __future__ import annotations
 
@@ -17,38 +14,35 @@ import numpy as np
 from array_record.python import array_record_module
 
 from vild_jax.data.regions import locks, records
-from vild_jax.data.regions.records import EMBEDDINGS, IMAGES_FILE, JOB_FILE, MANIFEST_FILE, PROPOSALS, Job, Regions
-from vild_jax.data.regions.writer import StoreWriter
+from vild_jax.data.regions.records import IMAGES_FILE, JOB_FILE, MANIFEST_FILE, Job, Regions
 from vild_jax.data.schema import DataError
 
-__all__ = ['EMBEDDINGS', 'PROPOSALS', 'Job', 'RegionStore', 'Regions', 'StoreWriter']
-
-_OPEN_SHARDS = 128  # a process may hold few files open, and a large data set has many shards
+_OPEN_SHARDS = 128  # at most: a process may keep only few files open, and a large data set has many shards
 _ANEW = 'copy it again, or delete the store and make it anew'
 
 
 class RegionStore:
-  """A whole store: `store[image_id] -> Regions`.
+  """Reads a whole store: `store[image_id] -> Regions`.
 
-  Shards are opened on first use, once in each process, so that a store can be pickled into Grain's workers; threads may
-  share it. Records are read one by one: what it takes in memory is 16 bytes a picture.
+  Shards are opened on first use, once in each process, so that a store can be pickled for Grain's workers; threads may
+  share it. Records are read one by one: in memory a store takes 32 bytes per picture, for ids and their order.
 
   Attributes:
     path: the folder.
     kind: 'proposals' or 'embeddings'.
     dataset, split: identity and split of the data set that it belongs to.
     images: number of pictures.
-    regions: number of regions, of all pictures.
-    boxes_identity: hash of all boxes and image ids in order: what the regions ARE.
-    proposals: of embeddings: `boxes_identity` of the proposals that were embedded.
+    regions: number of regions of all pictures together.
+    boxes_identity: hash of all boxes and image ids in order; equal for two stores with the same regions.
+    proposals: for embeddings, `boxes_identity` of the proposals that were embedded.
     teacher, image_teacher, embedding_dim, recipe, origin, max_regions: see `Job`.
     image_ids: int64 [images], in the order of the data set.
     size: bytes of all shards.
-    identity: hash of the manifest, and so of all content.
+    identity: hash of the manifest, and so of the whole content.
   """
 
   def __init__(self, path: str | Path):
-    """Raises DataError: no store, one that is not whole (yet), or files that the manifest does not know."""
+    """Opens a store. Raises DataError if there is none, it is not whole (yet), or its files do not fit the manifest."""
     self.path = Path(path).absolute()
     manifest = _read_manifest(self.path)
     self.identity: str = hashlib.sha256(manifest).hexdigest()
@@ -103,7 +97,7 @@ class RegionStore:
     return self._find(image_id) is not None
 
   def __getitem__(self, image_id: int) -> Regions:
-    """The regions of a picture. Raises DataError if there are none of it, or if they are damaged."""
+    """Returns the regions of a picture. Raises DataError if the store does not have the picture, or it is damaged."""
     index = self._find(image_id)
     if index is None:
       raise DataError(f'{self.path} has no image {image_id}; expected regions of every picture of the data set')
@@ -111,7 +105,7 @@ class RegionStore:
     where = f'{self.path / self._shards[shard][0]}: image {image_id}'
     try:
       record = self._reader(shard).read([position])[0]
-    except (RuntimeError, IndexError) as error:  # ArrayRecord says so of anything that does not match its hashes
+    except (RuntimeError, IndexError) as error:  # ArrayRecord raises these if a checksum is wrong
       raise DataError(
         f'{where} cannot be read ({str(error).splitlines()[0][:80]}); expected the file as it was written: {_ANEW}'
       ) from None
@@ -121,7 +115,7 @@ class RegionStore:
     records.check(regions, self.job, where)
     return regions
 
-  def __repr__(self) -> str:  # Grain shows it; the default would change from run to run
+  def __repr__(self) -> str:  # Grain prints it; the default repr changes from run to run
     return f'RegionStore({self.path.name!r}, kind={self.kind!r}, identity={self.identity[:12]!r})'
 
   def __getstate__(self) -> dict[str, Any]:
@@ -143,7 +137,7 @@ class RegionStore:
           file_reader_buffer_size=32768,
         )
         if len(self._readers) > _OPEN_SHARDS:
-          self._readers.popitem(last=False)  # closed when the last thread that reads from it lets go
+          self._readers.popitem(last=False)  # closed when the last thread has read from it
       self._readers.move_to_end(shard)
       return self._readers[shard]
 
@@ -152,7 +146,7 @@ def _read_manifest(path: Path) -> bytes:
   if (path / MANIFEST_FILE).is_file():
     return (path / MANIFEST_FILE).read_bytes()
   if not (path / JOB_FILE).is_file():
-    raise DataError(f'{path} is no region store; expected a folder that vild-jax propose or embed-regions wrote')
+    raise DataError(f'{path} is not a region store; expected a folder that vild-jax propose or embed-regions wrote')
   shards = len(list(path.glob('shard-*.json')))
   if locks.held_locks(path):
     raise DataError(
@@ -160,6 +154,6 @@ def _read_manifest(path: Path) -> bytes:
       'is whole: wait for it'
     )
   raise DataError(
-    f'{path} is not whole: its making was interrupted ({shards} shards are there); expected a whole '
-    'store: give the command that made it again, and it goes on'
+    f'{path} is not whole: writing it was interrupted ({shards} shards are there); expected a whole '
+    'store: repeat the command that writes it, which goes on from there'
   )

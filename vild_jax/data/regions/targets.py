@@ -1,7 +1,7 @@
-"""Regions join their picture: what the teacher says about offline proposals, moved as the training picture was moved.
+"""Moves regions with their training picture: offline proposals and the teacher's embeddings of them, to distil.
 
-Proposals and embeddings lie in a region store in pixels of the original picture (`data.regions`). Here they are
-mirrored, scaled and cut with it, and those that are still to be seen are candidates to distil (METHOD.md, section 4).
+A region store has them in pixels of the original picture. Here they are mirrored, scaled and cut as the training
+picture was, and those that are still visible are candidates to distil (docs/departures.md, 1 and 2).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from vild_jax.data.regions.records import Regions
 from vild_jax.data.schema import DataError
 
 Arrays = dict[str, np.ndarray]
-_MIN_SIDE = 2.0  # pixels of the square: less of a region than this says nothing
+_MIN_SIDE = 2.0  # pixels of the square: a smaller part of a region shows too little
 
 
 class RegionSource(Protocol):
-  """Regions by image id, picklable for the workers: `regions.RegionStore`, or a dictionary."""
+  """Gives regions by image id and can be pickled for the workers: `store.RegionStore`, or a dictionary."""
 
   def __getitem__(self, image_id: int) -> Regions: ...
 
@@ -44,10 +44,10 @@ class _Dataset(Protocol):
 
 
 def check_store(store: _Store, dataset: _Dataset, embedding_dim: int) -> None:
-  """Raises DataError unless a region store holds embeddings of that dimension for all pictures of that data set.
+  """Raises DataError unless a region store holds embeddings of the given dimension for all pictures of a data set.
 
-  The pictures are not looked up one by one, which would read the whole data set: the identity and the number of both
-  agree, and one that the store lacks all the same is named when its turn comes.
+  Pictures are not looked up one by one, which would read the whole data set: identity and number of pictures must
+  agree. A picture that is missing all the same raises an error when it is read.
   """
   if store.kind != 'embeddings':
     raise DataError(
@@ -71,7 +71,7 @@ def check_store(store: _Store, dataset: _Dataset, embedding_dim: int) -> None:
 
 @dataclass(frozen=True)
 class RegionDraw:
-  """The regions of one picture, how many to take and how, and the random stream that chooses among them."""
+  """Holds the regions of one picture, the settings, and the random stream that chooses among the regions."""
 
   found: Regions
   settings: Distillation
@@ -79,24 +79,24 @@ class RegionDraw:
 
 
 def draw_of(store: RegionSource, settings: Distillation, image_id: int, seed: int, index: int) -> RegionDraw:
-  """The draw for example `index` of the endless stream, which is of picture `image_id`.
+  """Returns the draw for example `index` of the endless stream, which shows picture `image_id`.
 
-  Its random stream is keyed by (seed, index) as that of the augmentation, and is another one: what else is drawn does
-  not change when regions are switched on. Raises DataError for a picture that the store lacks.
+  Its random stream is keyed by (seed, index), like that of the augmentation, but is separate: nothing else that is
+  drawn changes when regions are switched on. Raises DataError if the store does not have the picture.
   """
   rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index, 1)))
   return RegionDraw(store[image_id], settings, rng)
 
 
 def region_targets(draw: RegionDraw, width: float, flip: bool, resized: transforms.ResizedImage) -> Arrays:
-  """The regions to distil of one training picture, placed in the square.
+  """Returns the regions to distil of one training picture, placed in the square.
 
-  A region is valid if the crop leaves the fraction `min_visible` of its area or more, and both its sides 2 pixels or
-  more; it then goes by its clipped box. Of more than `regions_per_image` valid ones as many are drawn at random, each
-  as likely as any other; they stay in the order of the store, padding after them.
+  A region is valid if at least the fraction `min_visible` of its area is inside the crop, and both sides of that part
+  have at least 2 pixels; its box is then the clipped one. If more than `regions_per_image` are valid, that many are
+  drawn at random, all equally likely. They keep the order of the store; padding follows.
 
   Args:
-    draw: of `draw_of`.
+    draw: from `draw_of`.
     width: of the original picture, in pixels.
     flip: whether the picture was mirrored before it was resized.
     resized: the training picture and where the original went.
@@ -109,7 +109,7 @@ def region_targets(draw: RegionDraw, width: float, flip: bool, resized: transfor
   whole, clipped = transforms.move_boxes(boxes, resized), transforms.to_square(boxes, resized)
   sides = clipped[:, 2:] - clipped[:, :2]
   visible = sides.prod(1) >= settings.min_visible * (whole[:, 2:] - whole[:, :2]).prod(1)
-  # A number for each region, seen or not: what one region gets does not hang on what the crop does to others.
+  # One number for each region, visible or not: it does not depend on what the crop does to other regions.
   ranks = draw.rng.random(len(boxes))
   valid = np.flatnonzero(visible & (sides >= _MIN_SIDE).all(1))
   chosen = np.sort(valid[np.argsort(ranks[valid], kind='stable')[: settings.regions_per_image]])

@@ -1,4 +1,4 @@
-"""Writing region stores, by any number of processes, with any number of interruptions."""
+"""Writes region stores, with any number of processes and any number of interruptions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from vild_jax.runtime import files
 
 
 class StoreWriter:
-  """Makes a store, or goes on with it; a context manager, which holds the lock of this process's part.
+  """Writes a store, or continues an unfinished one; a context manager that holds the lock of this process's part.
 
-  Process p of P writes the shards p, p + P, p + 2P, …; whoever finds all of them there writes the manifest:
+  Process p of P writes the shards p, p + P, p + 2P, …; each process that finds all shards there writes the manifest:
 
     with StoreWriter(path, job) as writer:
       for shard in writer.missing():
@@ -34,7 +34,7 @@ class StoreWriter:
   """
 
   def __init__(self, path: str | Path, job: Job, *, process_index: int = 0, process_count: int = 1):
-    """Raises DataError: the folder holds something else or another job, or a process that runs is writing it."""
+    """Takes the lock. Raises DataError if the folder holds something else or another job, or is being written."""
     self.path, self.job = Path(path).absolute(), job
     self._part = range(process_index, job.shards, process_count)
     self._lock_file = locks.lock_file(self.path, process_index, process_count)
@@ -60,20 +60,20 @@ class StoreWriter:
     self.close()
 
   def close(self) -> None:
-    """Lets the lock go."""
+    """Releases the lock."""
     if self._handle is not None:
       locks.drop_lock(self._lock_file, self._handle)
       self._handle = None
 
   def missing(self) -> list[int]:
-    """The shards of this process that are not there yet."""
+    """Returns the shards of this process that are not there yet."""
     return [shard for shard in self._part if _finished(self.path, self.job, shard) is None]
 
   def write(self, shard: int, regions: Iterable[tuple[int, Regions]]) -> None:
     """Writes the regions of `job.examples(shard)`, in order, as (image id, regions).
 
-    Raises DataError that names the image whose regions are not what the job says, or are not finite; nothing of the
-    shard is left then.
+    Raises DataError that names the image whose regions do not fit the job or are not finite; then nothing of the shard
+    is left.
     """
     target = self.path / shard_name(shard, self.job)
     ids, counts, digests = [], [], []
@@ -87,7 +87,7 @@ class StoreWriter:
           counts.append(len(found.boxes))
           digests.append(records.boxes_digest(int(image_id), found.boxes))
       finally:
-        with contextlib.suppress(RuntimeError):  # what could not be written shows below
+        with contextlib.suppress(RuntimeError):  # the number of records is checked below
           writer.close()
       expected = len(self.job.examples(shard))
       if len(ids) != expected:
@@ -99,7 +99,7 @@ class StoreWriter:
       if written.num_records() != expected:
         raise OSError(f'{target} could not be written whole (is the disk full?)')
       written.close()
-      _sidecar(target).unlink(missing_ok=True)  # of a shard that was damaged since
+      _sidecar(target).unlink(missing_ok=True)  # left by a shard that was damaged later
     files.write(
       _sidecar(target),
       as_text({'bytes': size, 'sha256': digest, 'image_ids': ids, 'regions': counts, 'boxes': digests}),
@@ -139,7 +139,7 @@ class StoreWriter:
     return True
 
   def _sweep(self) -> None:
-    """Removes what killed runs left, under both locks: of shards those of this part alone, others may be under way."""
+    """Removes what killed runs left; needs both locks. Of shards only those of this part: others may be in progress."""
     held = locks.held_locks(self.path, self._lock_file)
     for lock in self.path.glob('.part-*.lock'):
       if lock != self._lock_file and lock not in held:
@@ -185,7 +185,7 @@ def _sidecar(shard: Path) -> Path:
 
 
 def _finished(path: Path, job: Job, shard: int) -> dict[str, Any] | None:
-  """What is known of a shard that is whole; None if it is not."""
+  """Returns the facts about a whole shard; None if it is not whole."""
   file = path / shard_name(shard, job)
   try:
     content = json.loads(_sidecar(file).read_text(encoding='utf-8'))
@@ -197,7 +197,7 @@ def _finished(path: Path, job: Job, shard: int) -> dict[str, Any] | None:
 
 
 def _difference(theirs: Any, ours: Any, key: str = '') -> tuple[str, Any, Any]:
-  """The first value in which two trees of JSON differ: where, in dots, theirs and ours."""
+  """Returns the first value in which two JSON trees differ: its keys joined by dots, theirs and ours."""
   if isinstance(theirs, dict) and isinstance(ours, dict):
     for name in sorted(theirs.keys() | ours.keys()):
       if theirs.get(name) != ours.get(name):

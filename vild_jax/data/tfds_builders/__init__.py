@@ -1,1 +1,1 @@
-"""TFDS dataset builders: the form in which prepared data lie on disk."""
+"""Defines, as TFDS dataset builders, how prepared data are stored on disk."""

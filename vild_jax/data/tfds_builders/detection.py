@@ -1,6 +1,6 @@
-"""One split of pictures with boxes and masks as a TFDS data set in ArrayRecord, without TensorFlow.
+"""Writes a split of pictures with boxes and masks as a TFDS data set in ArrayRecord, without TensorFlow.
 
-`to_features` and `from_features` are the two directions of the one mapping between `schema.Example` and the record.
+`to_features` and `from_features` convert between `schema.Example` and the stored record.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ VERSION = '1.0.0'
 
 
 def features() -> tfds.features.FeaturesDict:
-  """Boxes are yxyx in absolute pixels (TFDS's own BBoxFeature would normalise); ids are the data set's own."""
+  """Returns the fields of a record.
+
+  Boxes are yxyx in absolute pixels (TFDS's own BBoxFeature would normalise them); ids are those of the data set.
+  """
   return tfds.features.FeaturesDict(
     {
       'image': tfds.features.Image(doc='JPEG or PNG, the bytes of the given file'),
@@ -45,7 +48,7 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def to_features(example: Example) -> dict[str, Any]:
-  """An example as the record's fields, ready for TFDS to encode."""
+  """Turns an example into the fields of a record, for TFDS to encode."""
   o = example.objects
   return {
     'image': example.image,
@@ -69,7 +72,7 @@ def to_features(example: Example) -> dict[str, Any]:
 
 
 def from_features(record: dict[str, Any]) -> Example:
-  """The inverse of `to_features`, for a record read with the image left encoded."""
+  """Turns a record that was read without decoding its picture into an example: the inverse of `to_features`."""
   o = record['objects']
   rows = zip(
     o['id'], o['category_id'], o['bbox'], o['area'], o['is_crowd'], map(json.loads, o['segmentation']), strict=True
@@ -86,12 +89,12 @@ def from_features(record: dict[str, Any]) -> Example:
 
 
 class Detection(tfds.core.GeneratorBasedBuilder):
-  """Writes one split. TFDS orders the records by a hash of the image id, whatever the order of `examples`."""
+  """Writes one split. TFDS orders the records by a hash of the image id; the order of `examples` does not matter."""
 
   VERSION = tfds.core.Version(VERSION)
 
   def __init__(self, name: str, split: str, examples: Iterable[Example], data_dir: str):
-    self.name = name  # TFDS would take the name of the class
+    self.name = name  # by default TFDS uses the name of the class
     self._split, self._examples = split, examples
     super().__init__(data_dir=data_dir, file_format='array_record')
 
@@ -116,7 +119,7 @@ class Detection(tfds.core.GeneratorBasedBuilder):
 
 
 class _CanonicalWriter(tfds_writer.ExampleWriter):
-  """Same content, same bytes: protobuf otherwise orders the fields of a record anew in every process."""
+  """Writes equal bytes for equal content: by default protobuf orders the fields differently in every process."""
 
   def write(self, path, examples):
     parse = tf_example_pb2.Example.FromString
