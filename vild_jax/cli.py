@@ -1,4 +1,4 @@
-"""`vild-jax <command>`: parses the words, joins the processes, runs one command, turns an error into one line.
+"""Runs `vild-jax <command>`: parses the arguments, joins the processes, runs the command, prints an error in one line.
 
 Exit code 0 only on success; bad input gives one line and exit code 2 (`--debug` shows the traceback).
 """
@@ -13,20 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-# {name: summary}. `commands/NAME.py` holds the options of a command and what it does.
+# {name: summary}. The module `commands/NAME.py` declares the options of a command and runs it.
 COMMANDS = {
-  'demo': 'the whole pipeline on the embedded toy world, offline, on a CPU',
-  'prepare': 'LVIS- or COCO-format JSON and pictures -> a TFDS data set in ArrayRecord',
-  'embed-text': 'class names -> text embeddings of a teacher -> a vocabulary file',
-  'classify': 'what a teacher takes pictures for, among any names',
+  'demo': 'run the whole pipeline on the built-in toy world, offline, on a CPU',
+  'prepare': 'convert LVIS- or COCO-format JSON and pictures into a TFDS data set in ArrayRecord',
+  'embed-text': 'embed class names with the text tower of a teacher, into a vocabulary file',
+  'classify': 'classify pictures with a teacher alone, among any names',
   'train': 'train a detector, or resume where it stopped',
-  'plan': 'whether a training fits devices that are not here: compiles its step for them',
-  'propose': "proposals of a checkpoint's first stage for every picture of a data set -> a region store",
-  'embed-regions': "a teacher's embeddings of the 1x and 1.5x crops of proposals -> a region store to distil from",
-  'evaluate': 'detections -> results file -> metrics, table by category, plots',
-  'detect': 'pictures of what is found, with any class names',
-  'export': 'a self-contained folder that `vild_jax.load` reads anywhere',
-  'convert': 'published weights -> a detector, or a backbone to start training from',
+  'plan': 'check whether a training fits devices that are not here, by compiling its step for them',
+  'propose': "compute a checkpoint's proposals for every picture of a data set, into a region store",
+  'embed-regions': 'embed the 1x and 1.5x crops of proposals with a teacher, into a region store to distil from',
+  'evaluate': 'detect on a data set and write results file, metrics, table by category and plots',
+  'detect': 'detect any class names in pictures and draw what is found',
+  'export': 'write a self-contained folder that `vild_jax.load` reads anywhere',
+  'convert': 'convert published weights into a detector, or into a backbone to start training from',
 }
 
 
@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
   args = parse(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # silences the logs of XLA and TensorStore
-  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # our own threads share out NumPy's small products
+  os.environ.setdefault(
+    'OPENBLAS_NUM_THREADS', '1'
+  )  # NumPy runs in our own threads; more threads of BLAS would only compete with them
   import warnings
 
   import absl.logging
@@ -78,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-  """Parses the words after `vild-jax`; `args.overrides` gets what overrides the config.
+  """Parses the arguments after `vild-jax`; `args.overrides` gets those that override the config.
 
-  Exits with 0 for `--help`, and with 2 and one line for words that do not fit.
+  Exits with 0 for `--help`; for wrong arguments prints one line and exits with 2.
   """
   named = next((word for word in argv if not word.startswith('-')), None)
   parser = _parser(named)
@@ -98,7 +100,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser(named: str | None) -> argparse.ArgumentParser:
-  """Builds the parser with every command's summary, but the options of the named one alone: one import, not all."""
+  """Builds the parser with the summaries of all commands, and the options of the named command only.
+
+  Only that command is imported, so that `--help` is quick.
+  """
   from vild_jax.commands import arguments
 
   whole = arguments.Parser(prog='vild-jax', description='Open-vocabulary object detection in JAX (ViLD).')
@@ -121,7 +126,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _exit_at_once(code: int) -> int:
-  """Exits at once and skips the shutdown barrier, at which the others would wait; peers time out."""
+  """Exits at once and skips the shutdown barrier of `jax.distributed`; the other processes notice by a timeout."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

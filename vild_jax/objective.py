@@ -1,8 +1,9 @@
-"""The training objective: detector outputs + Batch -> targets -> losses (METHOD.md, sections 3 and 4).
+"""Computes the training objective from detector outputs and a batch: targets, then losses (docs/method.md, 1 and 3).
 
-Two public halves: `assign` decides what every anchor and region should learn, `losses` measures it. `objective` is the
-whole of it, one read from top to bottom: first stage, assign, second stage on the sampled regions, losses. Where a
-batch comes in parts (`train.accumulate`), `loss_of` is given what the whole batch's losses are means over.
+It has two public halves: `assign` decides what every anchor and region should learn, and `losses` measures how far the
+outputs are from it. `objective` runs all steps in order: first stage, `assign`, second stage on the sampled regions,
+`losses`. With microbatches (`train.accumulate`), `loss_of` gets the element counts of the whole batch, by which its
+losses are normalised.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ Array = jax.Array
 
 @flax.struct.dataclass
 class Targets:
-  """What to learn; dictionaries are keyed by level, N_l anchors a level, R regions and K masks an image.
+  """Holds the training targets of B images: N_l anchors at level l, R regions and K masks for each image.
 
   Attributes:
     rpn_labels: {level: int32 [B, N_l]}, 1 object, 0 background, -1 not sampled or ignored.
     rpn_deltas: {level: [B, N_l, 4]}.
     rpn_positive: {level: bool [B, N_l]}, every positive anchor, sampled or not: all of them learn their box.
-    rois: [B, R, 4], the sampled regions; valid: bool [B, R]; foreground: bool [B, R].
+    rois: [B, R, 4], the sampled regions, yxyx in pixels of the network input; valid and foreground: bool [B, R].
     labels: int32 [B, R], rows of the vocabulary, C for the background.
-    deltas: [B, R, 4], 0 where not foreground.
-    mask_rois: [B, K, 4]; mask_valid: bool [B, K]; mask_foreground: bool [B, K].
+    deltas: [B, R, 4], 0 for regions that are not foreground.
+    mask_rois: [B, K, 4]; mask_valid and mask_foreground: bool [B, K].
     masks: [B, K, 28, 28] in [0, 1].
-    regions: the teacher's embeddings of M other regions an image, or None where nothing is distilled.
+    regions: the teacher's embeddings of M further regions of each image; None without distillation.
   """
 
   rpn_labels: dict[int, Array]
@@ -58,7 +59,7 @@ class Targets:
 
 @flax.struct.dataclass
 class Outputs:
-  """What the detector said about the same anchors and regions: both stages, and mask logits [B, K, 28, 28]."""
+  """Holds the detector's outputs for the anchors and regions of `Targets`: both stages, mask logits [B, K, 28, 28]."""
 
   first: FirstStage
   second: SecondStage
@@ -68,19 +69,22 @@ class Outputs:
 def objective(
   config: Config, variables: Any, batch: Batch, vocabulary: Vocabulary, key: Array, *, per_image: PerImage = jax.vmap
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
-  """One forward in training mode.
+  """Computes the loss and metrics of a batch, by one forward pass in training mode.
 
   Args:
     config: the experiment.
     variables: {'params', 'batch_stats'}.
     batch: B pictures with their ground truth.
-    vocabulary: the training vocabulary; novel rows are masked out of the softmax, unless their labels train too.
-    key: randomness of this step; every image gets a key of its own.
+    vocabulary: the training vocabulary; novel rows are masked out of the softmax, unless
+      `assignment.novel_labels` is set.
+    key: random key of this step; it is split into one key for each image.
     per_image: maps a function of one image over the batch (see `detector`).
 
   Returns:
-    (loss to minimise, ({metric name: scalar}, updated batch statistics)). Weight decay is the optimiser's.
-    ValueError, before anything is computed, if the configured head would learn from no teacher.
+    (loss to minimise, ({metric name: scalar}, updated batch statistics)). The loss is without weight decay, which the
+    optimiser applies.
+
+  Raises ValueError, before anything is computed, if `check_distillation` does.
   """
   check_distillation(config, has_regions=batch.regions is not None)
   first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
@@ -99,9 +103,10 @@ def loss_of(
   *,
   per_image: PerImage = jax.vmap,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
-  """The rest of `objective`, from the targets on.
+  """Computes the part of `objective` that follows after `assign`: second stage, losses and metrics.
 
-  Loss and metrics are means over `counts` elements: with those of a whole batch, what its parts give adds up.
+  Loss and metrics are sums divided by `counts`. With the counts of the whole batch, the results of its microbatches add
+  up to those of the whole batch.
   """
   outputs, variables = outputs_of(config, variables, first, targets, vocabulary, per_image=per_image)
   parts = losses(config, outputs, targets, vocabulary, counts)
@@ -117,7 +122,7 @@ def loss_of(
 
 
 def count(targets: Targets) -> dict[str, Any]:
-  """How many elements each loss is a mean over; targets may have more leading axes than B."""
+  """Returns the number of elements by which each loss is divided; targets may have further axes before B."""
   number = lambda mask: jnp.sum(mask, dtype=jnp.float32)
   numbers = core_losses.rpn_box_mask(targets.rpn_deltas, targets.rpn_positive)
   return {
@@ -139,7 +144,7 @@ def outputs_of(
   *,
   per_image: PerImage = jax.vmap,
 ) -> tuple[Outputs, Any]:
-  """What the detector says in training mode about the regions of `targets`, and the variables after it."""
+  """Runs the detector on the regions of `targets` in training mode; returns its outputs and the updated variables."""
   model = config.model
   second, variables = detector.second_stage(
     model,
@@ -167,16 +172,16 @@ def assign(
   *,
   per_image: PerImage = jax.vmap,
 ) -> Targets:
-  """Chooses anchors and regions to learn from, and says what each should be; no gradient flows through it.
+  """Samples anchors and regions, and computes the target of each; no gradient flows through it.
 
-  The regions to distil are the batch's own, chosen offline.
+  The regions to distil come with the batch: they were chosen before training.
 
   Args:
     config: the experiment.
     first: outputs of the first stage.
     batch: B pictures with their ground truth.
     vocabulary: the training vocabulary; its padded size is the label of the background.
-    keys: randomness, one key an image [B, ...]: `jax.random.split(key of the step, B)`.
+    keys: random keys [B, ...], one for each image: `jax.random.split(key of the step, B)`.
     per_image: maps a function of one image over the batch (see `detector`).
   """
   rules = config.assignment
@@ -200,17 +205,17 @@ def assign(
 def losses(
   config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocabulary, counts: dict[str, Any] | None = None
 ) -> dict[str, Array]:
-  """The five losses of ViLD-text and, where regions are distilled, that of ViLD-image.
+  """Returns the five losses of ViLD-text and, with distillation, the loss of ViLD-image (docs/method.md, 3).
 
-  Each is normalised over the global batch (its `counts`; by default `targets` are all of it) and carries its weight
-  already: 1, and `distillation.weight` for the last.
-  ViLD-image (`model.background=False`) has no `class_loss`: it learns its embeddings from the teacher alone.
+  Each is normalised over the global batch, by `counts` (default: the counts of `targets`). The last one is multiplied
+  by `distillation.weight`, the others have a weight of 1. ViLD-image (`model.background=False`) has no `class_loss`: it
+  learns its embeddings from the teacher alone.
   """
   counts = count(targets) if counts is None else counts
   logits, novel = outputs.second.logits, config.assignment.novel_labels
   allowed = vocabulary.valid if novel else vocabulary.valid & vocabulary.is_base
   if config.assignment.novel_logits_zero:
-    # The reference keeps novel classes in the softmax with logit 0 (METHOD.md, section 4.6).
+    # The reference keeps novel classes in the softmax with logit 0 (docs/departures.md, 6).
     trained = jnp.append(allowed, True).reshape(1, 1, -1)
     logits, allowed = jnp.where(trained, logits, 0), vocabulary.valid
   parts = {
@@ -239,7 +244,10 @@ def losses(
 
 
 def check_distillation(config: Config, *, has_regions: bool) -> None:
-  """Raises ValueError if the configured heads would learn from no teacher, given whether batches hold regions."""
+  """Raises ValueError if a configured head needs the teacher's embeddings and would not get them.
+
+  `has_regions` says whether batches hold regions to distil.
+  """
   weight = config.distillation.weight
   if weight > 0 and not has_regions:
     raise ValueError(
@@ -290,7 +298,7 @@ def _assign_regions(
   background: int,
   key: Array,
 ) -> dict[str, Array]:
-  # Ground truth is mixed in, without its padding (METHOD.md, section 4.3).
+  # Ground-truth boxes are candidates too, but their padding is not (docs/departures.md, 3).
   candidates = jnp.concatenate([found.boxes, gt_boxes.astype(found.boxes.dtype)])
   valid = jnp.concatenate([found.valid, gt_valid])
   matched, iou = matching.match_regions(candidates, gt_boxes, gt_valid)
@@ -321,5 +329,5 @@ def _assign_regions(
 
 
 def _as_fraction(gt_masks: Array) -> Array:
-  """Masks travel as uint8 to save bandwidth; they are fractions of coverage."""
+  """Turns masks of uint8, the type that saves bandwidth to the device, into fractions of coverage in [0, 1]."""
   return gt_masks.astype(jnp.float32) / 255 if gt_masks.dtype == jnp.uint8 else gt_masks

@@ -250,7 +250,6 @@ import multiprocessing, os, signal, sys
 sys.path.insert(0, {tests!r})
 from tests.helpers.examples import *
 from vild_jax.data import batch
-from vild_jax.data.schema import DataError
 
 if __name__ == '__main__':
   stream = batch.train_batches(examples(5), batch.label_map(CATEGORIES, NAMES, IS_BASE), configured(workers=1))

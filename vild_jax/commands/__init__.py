@@ -1,4 +1,4 @@
 """The commands of `vild-jax`, one file each: `add_arguments(parser)` declares its options, `run(args)` runs it.
 
-`cli.COMMANDS` lists them. Modules here import nothing heavy at the top, so that `--help` answers at once.
+`cli.COMMANDS` lists them. These modules import slow packages such as JAX inside `run` only, so that `--help` is quick.
 """

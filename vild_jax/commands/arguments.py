@@ -1,4 +1,4 @@
-"""What several commands share: the parser and its help, groups of options, checks of values, the config, --json."""
+"""Shares code among the commands: parser, help, groups of options, checks of values, loading the config, --json."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-  """Reports arguments that do not fit in one line, as all bad input."""
+  """Parses arguments; reports wrong ones in one line, as all bad input is reported."""
 
   def error(self, message: str) -> NoReturn:
-    """Prints one line and exits with 2."""
+    """Prints one line with `message` and exits with 2."""
     self.exit(2, f'{self.prog}: {message}\n')
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-  """Shows defaults where there is one to show."""
+  """Shows the default of an option, unless it is None or False or the help text says it already."""
 
   def _get_help_string(self, action: argparse.Action) -> str | None:
     shown = action.default not in (None, False, argparse.SUPPRESS) and '(default' not in (action.help or '')
@@ -30,12 +30,12 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def add_example(parser: argparse.ArgumentParser, example: str) -> None:
-  """Puts an example below the options."""
+  """Adds an example to the help, below the options."""
   parser.epilog = f'example: {example}'
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-  """Adds CONFIG.py; what follows as --key.path=VALUE overrides it (see `load_config`)."""
+  """Adds the argument CONFIG.py; arguments --key.path=VALUE override its settings (see `load_config`)."""
   parser.add_argument(
     'config',
     metavar='CONFIG.py',
@@ -45,12 +45,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
-  """Adds --step."""
-  parser.add_argument('--step', type=int, metavar='N', help='which of its checkpoints (default: the newest)')
+  """Adds the option --step."""
+  parser.add_argument('--step', type=int, metavar='N', help='use the checkpoint of step N (default: the newest)')
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-  """Adds the options of a command that several processes share; `cli` joins them before the command runs."""
+  """Adds the options of a command that can run in several processes; `cli` joins these before the command runs."""
   group = parser.add_argument_group(
     'several processes',
     'Start the same command in each process, with folders that all of them see. Cloud TPU, SLURM and indexed Jobs of '
@@ -65,13 +65,13 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     type=int,
     metavar='S',
     default=processes.HEARTBEAT_SECONDS,
-    help='a process that is silent for so long counts as dead, and the others end',
+    help='if a process does not answer for S seconds, it counts as dead and the others end',
   )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-  """Adds --json; `write_json` writes the file."""
-  parser.add_argument('--json', metavar='FILE', help='also write what was measured to this file')
+  """Adds the option --json; `write_json` writes the file."""
+  parser.add_argument('--json', metavar='FILE', help='also write the results to this file')
 
 
 def require(condition: object, message: str) -> None:
@@ -81,14 +81,14 @@ def require(condition: object, message: str) -> None:
 
 
 def load_config(args: argparse.Namespace, *overrides: str) -> Config:
-  """Loads CONFIG.py with the overrides of the command line, then `overrides`, each `--key.path=value`."""
+  """Loads CONFIG.py; applies the overrides of the command line, then `overrides`, each `--key.path=value`."""
   from vild_jax import config as config_lib
 
   return config_lib.load(args.config, [*args.overrides, *overrides])
 
 
 def write_json(path: str | Path | None, content: Any) -> None:
-  """Writes what --json asks for; does nothing without it."""
+  """Writes `content` as JSON to `path`, the value of --json; does nothing if it is None."""
   from vild_jax.runtime import files
 
   if path:

@@ -1,4 +1,4 @@
-"""`vild-jax classify`: what a teacher alone takes pictures for."""
+"""`vild-jax classify`: classifies pictures with a teacher alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Prints the best names of each picture."""
+  """Classifies the pictures and prints the best names of each."""
   from vild_jax.workflows import classifying
 
   images = [Path(image) for image in args.images]

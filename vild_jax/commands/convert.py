@@ -1,4 +1,4 @@
-"""`vild-jax convert`: published weights to a folder of ours."""
+"""`vild-jax convert`: converts published weights into a folder that the other commands read."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='tf-vild: the prefix or folder of the checkpoint; resnet: the .safetensors file',
   )
   parser.add_argument('--out', help='a new folder')
-  parser.add_argument('--dry-run', action='store_true', help='print which variable goes where, and write nothing')
+  parser.add_argument('--dry-run', action='store_true', help='print the new name of each variable, and write nothing')
   parser.add_argument(
     '--classes', help='tf-vild: the classes that the checkpoint embeds (default: LVIS v1, if there are 1,203)'
   )
   parser.add_argument(
-    '--teacher', help='tf-vild: folder of the CLIP whose text tower embedded them, for new class names'
+    '--teacher',
+    help='tf-vild: folder of the CLIP model whose text tower embedded the classes; needed for new class names',
   )
 
 
 def run(args: argparse.Namespace) -> None:
-  """Converts, or prints the mapping of names."""
+  """Converts the weights, or prints the mapping of names."""
   from vild_jax import vocabulary
   from vild_jax.workflows import converting
 

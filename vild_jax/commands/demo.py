@@ -1,4 +1,4 @@
-"""`vild-jax demo`: the whole pipeline on the toy world."""
+"""`vild-jax demo`: runs the whole pipeline on the toy world."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vild_jax.demo import methods
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options of the command."""
   arguments.add_example(parser, 'vild-jax demo --workdir workdir/demo')
-  parser.add_argument('--workdir', required=True, help='gets data, checkpoints, report.html and report.json')
+  parser.add_argument('--workdir', required=True, help='folder for data, checkpoints, report.html and report.json')
   parser.add_argument('--seed', type=int, default=0, help='random seed')
   parser.add_argument(
     '--methods',
@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='A,B',
     help=f'methods to compare, of {", ".join(methods.METHODS)}; finished stages are not run again',
   )
-  parser.add_argument('--full', action='store_true', help='compare all of them')
+  parser.add_argument('--full', action='store_true', help='compare all methods')
   arguments.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs the demo, or what is left of it."""
+  """Runs the demo, or the stages that an earlier run has not finished."""
   from vild_jax.workflows import demo
 
   chosen = tuple(methods.METHODS) if args.full else [name.strip() for name in args.methods.split(',')]

@@ -1,4 +1,4 @@
-"""`vild-jax detect`: drawings and JSON of what is found in pictures."""
+"""`vild-jax detect`: detects any class names in pictures; writes drawings and JSON."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--classes', required=True, help='names separated by commas, or a text file with one name a line')
   parser.add_argument('--teacher', help="folder of a teacher to use instead of the bundle's text tower")
   parser.add_argument(
-    '--min-score', type=float, default=defaults.DRAWN_MIN_SCORE, help='leave out detections that score less'
+    '--min-score', type=float, default=defaults.DRAWN_MIN_SCORE, help='leave out detections with a lower score'
   )
-  parser.add_argument('--out', required=True, help='gets a drawing of each picture, and detections.json')
+  parser.add_argument('--out', required=True, help='folder for a drawing of each picture and detections.json')
 
 
 def run(args: argparse.Namespace) -> None:

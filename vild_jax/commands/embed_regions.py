@@ -1,4 +1,4 @@
-"""`vild-jax embed-regions`: the teacher's embeddings of regions, or imported ones, to a region store."""
+"""`vild-jax embed-regions`: writes the teacher's embeddings of regions, or imported ones, into a region store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--data', required=True, help='the prepared data set')
   parser.add_argument('--split', default='train', help='its split')
   parser.add_argument('--proposals', metavar='STORE', help='the store that vild-jax propose wrote for it')
-  parser.add_argument('--out', required=True, help='folder of the store; repeat the command after an interruption')
+  parser.add_argument(
+    '--out', required=True, help='folder of the store; after an interruption the same command continues it'
+  )
   parser.add_argument(
     '--max-regions', type=int, default=defaults.MAX_REGIONS, metavar='N', help='keep the best N of each picture'
   )
@@ -31,14 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='arithmetic of the image tower; bfloat16 is faster on accelerators. Embeddings are stored as float16',
   )
   parser.add_argument(
-    '--batch-size', type=int, default=defaults.CROP_BATCH, metavar='N', help='crops that the tower embeds at a time'
+    '--batch-size',
+    type=int,
+    default=defaults.CROP_BATCH,
+    metavar='N',
+    help='number of crops that the tower embeds at a time',
   )
   parser.add_argument(
     '--images-per-shard',
     type=int,
     default=defaults.REGION_IMAGES_PER_SHARD,
     metavar='N',
-    help='pictures in a file: the work that an interruption costs, and the unit that processes share',
+    help='pictures in a file; an interruption loses at most one file of work, and each process writes whole files',
   )
   parser.add_argument(
     '--import',
@@ -47,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='instead of a teacher and proposals: a .npz file or a folder of them, each with image_ids [K], boxes '
     '[K, M, 4] (y1, x1, y2, x2 in pixels of the original picture), embeddings [K, M, D], teacher (text: the identity '
     'of the text tower, or the NAME of embed-text --teacher-id), optionally scores [K, M], valid [K, M] (False for '
-    'rows that only fill up) and image_teacher; all files together hold every picture of the split once, the best '
+    'padding rows) and image_teacher; all files together hold every picture of the split once, the best '
     'region of a picture first',
   )
   arguments.add_processes(parser)
@@ -55,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Writes the store, or what is missing of it."""
+  """Writes the store, or the missing part of an interrupted one."""
   from vild_jax.workflows import distilling
 
   how = {'max_regions': args.max_regions, 'images_per_shard': args.images_per_shard}

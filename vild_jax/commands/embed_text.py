@@ -1,4 +1,4 @@
-"""`vild-jax embed-text`: class names, or embeddings that exist already, to a vocabulary file."""
+"""`vild-jax embed-text`: writes a vocabulary file, from class names or from existing embeddings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vild_jax.config import defaults
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options of the command."""
   arguments.add_example(parser, 'vild-jax embed-text --teacher clip-vit-base-patch32 --classes lvis --out lvis.npz')
-  parser.add_argument('--teacher', help='folder of a CLIP in the Hugging Face layout')
+  parser.add_argument('--teacher', help='folder of a CLIP-family model in the Hugging Face layout')
   parser.add_argument(
     '--classes',
     required=True,
@@ -23,11 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--prompts', default=defaults.PROMPTS, help='vild (63 templates), imagenet (80), single, or a text file'
   )
   parser.add_argument(
-    '--synonyms', action='store_true', help='average over all synonyms of a class too (lvis has some)'
+    '--synonyms', action='store_true', help='also average over the synonyms of each class (lvis has them)'
   )
-  parser.add_argument('--base', help="text file that names the base classes (default: the data set's split, else none)")
-  parser.add_argument('--from-npy', help='embeddings [classes, dimension] that exist already')
-  parser.add_argument('--teacher-id', help='the text tower that made them, in words')
+  parser.add_argument(
+    '--base', help="text file with the base classes (default: those of the data set's own split; without a split, none)"
+  )
+  parser.add_argument('--from-npy', help='.npy file with existing embeddings [classes, dimension]')
+  parser.add_argument('--teacher-id', help='name of the text tower that made the embeddings of --from-npy')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
   classes = class_lists.class_list(args.classes, base=args.base)
   if args.synonyms and (classes.synonyms is None or args.from_npy):
     problem = '--from-npy embeds nothing' if args.from_npy else f'{args.classes} has none'
-    raise ValueError(f'--synonyms takes a list that has some: lvis or an LVIS-format .json; {problem}')
+    raise ValueError(f'--synonyms takes a list of classes with synonyms: lvis or an LVIS-format .json; {problem}')
   if args.from_npy:
     arguments.require(args.teacher_id, '--from-npy takes --teacher-id NAME, the tower that made the embeddings')
     vocabulary = vocabulary_lib.from_npy(args.from_npy, classes.names, args.teacher_id, classes.is_base)

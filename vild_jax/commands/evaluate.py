@@ -1,4 +1,4 @@
-"""`vild-jax evaluate`: detections, metrics, a table by category, plots."""
+"""`vild-jax evaluate`: detects on a data set; writes results, metrics, a table by category and plots."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   arguments.add_example(
     parser,
     'vild-jax evaluate configs/vild_text_r50_lvis.py --checkpoint workdir/text --out workdir/eval; with '
-    '--scores text+clip-crops --teacher clip-vit-base-patch32 it is the ViLD-text + CLIP of the paper',
+    '--scores text+clip-crops --teacher clip-vit-base-patch32 it evaluates the ViLD-text + CLIP of the paper',
   )
   arguments.add_config(parser)
   parser.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
   arguments.add_step(parser)
   parser.add_argument('--data', help='the prepared data set (default: data.val of the config)')
   parser.add_argument('--split', help='its split (default: data.val_split of the config)')
-  parser.add_argument('--vocabulary', help='vocabulary file of the classes to detect (default: that of training)')
+  parser.add_argument(
+    '--vocabulary', help='vocabulary file of the classes to detect (default: the training vocabulary)'
+  )
   parser.add_argument(
     '--scores',
     choices=defaults.SCORES,
     default=defaults.MODEL,
-    help='who scores: the model; the teacher on cropped proposals (with_objectness/ gets the same times objectness); '
-    'or ViLD-text and the teacher on crops together. The last two are slow',
+    help='scores of the model; of the teacher on cropped proposals (with_objectness/ gets the same times objectness); or '
+    'of ViLD-text and the teacher on crops together. The last two are slow',
   )
   parser.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
   parser.add_argument(
     '--regions',
     metavar='STORE',
-    help="store of embed-regions for this split: also measure the mean cosine of the model's embeddings to its",
+    help='region store for this split: also measure the mean cosine between its embeddings and those of the model',
   )
-  parser.add_argument('--out', required=True, help='gets results.json, metrics.json, per_category.csv and plots')
+  parser.add_argument('--out', required=True, help='folder for results.json, metrics.json, per_category.csv and plots')
   arguments.add_processes(parser)
   arguments.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  """Evaluates and prints the metrics; of several processes the first prints."""
+  """Evaluates and prints the metrics; with several processes, only the first one prints."""
   from vild_jax.workflows import evaluating
 
   arguments.require(

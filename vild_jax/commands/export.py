@@ -1,4 +1,4 @@
-"""`vild-jax export`: a work directory to a bundle."""
+"""`vild-jax export`: writes a bundle from a work directory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--checkpoint', required=True, help='a work directory')
   arguments.add_step(parser)
   parser.add_argument('--out', required=True, help='folder of the bundle')
-  parser.add_argument('--format', choices=['bundle'], default='bundle', help='what to write')
-  parser.add_argument('--teacher', help='the teacher whose text tower the bundle keeps (default: that of the config)')
+  parser.add_argument('--format', choices=['bundle'], default='bundle', help='format to write')
+  parser.add_argument(
+    '--teacher', help='folder of the teacher whose text tower the bundle keeps (default: teacher of the config)'
+  )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`vild-jax plan`: the training step, compiled for devices that are not here."""
+"""`vild-jax plan`: compiles the training step for devices that are not here, and reports what it needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--platform',
     choices=['tpu', 'cpu'],
-    help='cpu emulates as many devices as the topology has chips (default: by the topology)',
+    help='cpu emulates as many devices as the topology has chips (default: depends on the topology)',
   )
   parser.add_argument('--batch', type=int, metavar='N', help='global batch (default: data.batch_size of the config)')
   parser.add_argument(
@@ -35,16 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--hbm',
     type=float,
     metavar='GIB',
-    help='memory of a device that the sum of all parts may take (default: the compiler decides)',
+    help='memory of a device that all parts together may take (default: the compiler decides)',
   )
   parser.add_argument(
     '--effort',
     type=float,
     default=0.0,
     metavar='E',
-    help='effort of the compiler: -1 takes the least time, 0 is its own choice',
+    help='effort of the compiler, from -1 (least time) to 1; 0 is its default',
   )
-  parser.add_argument('--cache', metavar='DIR', help='keeps what was measured (default: ~/.cache/vild_jax/plan)')
+  parser.add_argument(
+    '--cache', metavar='DIR', help='folder that stores results for later runs (default: ~/.cache/vild_jax/plan)'
+  )
   arguments.add_json(parser)
 
 

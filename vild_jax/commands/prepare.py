@@ -1,4 +1,4 @@
-"""`vild-jax prepare`: JSON and pictures, or a data set of TFDS, to a prepared data set."""
+"""`vild-jax prepare`: writes a prepared data set, from JSON and pictures or from a data set of TFDS."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--annotations', help='the JSON file, in LVIS or COCO format')
   parser.add_argument('--images', help='the folder of its pictures')
   parser.add_argument(
-    '--from-tfds', metavar='NAME', help='instead of the two: a stock TFDS data set, lvis or coco, or its folder'
+    '--from-tfds', metavar='NAME', help='instead of both: a stock TFDS data set, lvis or coco, or its folder'
   )
-  parser.add_argument('--data-dir', help="where TFDS keeps that data set (default: TFDS's own folder)")
+  parser.add_argument('--data-dir', help="folder in which TFDS keeps that data set (default: TFDS's own folder)")
   parser.add_argument('--out', required=True, help='folder of data sets; this one goes to OUT/NAME/1.0.0')
   parser.add_argument('--name', help="name of the data set (default: from the file's name)")
   parser.add_argument('--split', help="name of the split (default: train or val, whichever the file's name contains)")
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--drop-bad-boxes',
     action='store_true',
-    help='leave out boxes without size or outside their picture, instead of refusing the file',
+    help='leave out boxes without size or outside their picture; by default the file is refused',
   )
 
 

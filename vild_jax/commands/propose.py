@@ -1,4 +1,4 @@
-"""`vild-jax propose`: a checkpoint's proposals for a data set, to a region store."""
+"""`vild-jax propose`: writes the proposals of a checkpoint for a data set into a region store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   arguments.add_step(parser)
   parser.add_argument('--data', help='the prepared data set (default: data.train of the config)')
   parser.add_argument('--split', help='its split (default: data.train_split of the config, which is train)')
-  parser.add_argument('--out', required=True, help='folder of the store; repeat the command after an interruption')
+  parser.add_argument(
+    '--out', required=True, help='folder of the store; after an interruption the same command continues it'
+  )
   parser.add_argument(
     '--max-proposals', type=int, default=defaults.MAX_PROPOSALS, metavar='N', help='keep the best N of each picture'
   )
@@ -29,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=defaults.PROPOSAL_IMAGES_PER_SHARD,
     metavar='N',
-    help='pictures in a file: the work that an interruption costs, and the unit that processes share',
+    help='pictures in a file; an interruption loses at most one file of work, and each process writes whole files',
   )
   arguments.add_processes(parser)
   arguments.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  """Writes the store, or what is missing of it."""
+  """Writes the store, or the missing part of an interrupted one."""
   from vild_jax.workflows import distilling
 
   config = arguments.load_config(args)

@@ -1,4 +1,4 @@
-"""`vild-jax train`: train, or resume."""
+"""`vild-jax train`: trains a detector, or resumes a training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   arguments.add_example(
     parser,
     'vild-jax train configs/vild_text_r50_lvis.py --workdir workdir/text --data.batch_size=64; on SIGTERM it saves and '
-    f'exits with {processes.EXIT_PREEMPTED}, and the same command goes on from there',
+    f'exits with {processes.EXIT_PREEMPTED}, and the same command continues from there',
   )
   arguments.add_config(parser)
   parser.add_argument(
-    '--workdir', required=True, help='gets the config, checkpoints, metrics.jsonl and TensorBoard files'
+    '--workdir', required=True, help='folder for the config, checkpoints, metrics.jsonl and TensorBoard files'
   )
   parser.add_argument(
     '--on-nan',

@@ -1,1 +1,1 @@
-"""What is computed once for a data set, before a student learns from it."""
+"""Computes what distillation needs, once for a data set: proposals and the teacher's embeddings of them."""

@@ -1,4 +1,4 @@
-"""How well the student's region embeddings agree with the teacher's, on regions that it has not learned from."""
+"""Measures how well the student's region embeddings agree with the teacher's, on held-out pictures."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def distillation_cosine(
   regions_per_image: int = defaults.MAX_REGIONS,
   mesh: Mesh,
 ) -> dict[str, Any]:
-  """The mean cosine between the student's and the teacher's embeddings of the same regions.
+  """Returns the mean cosine between the student's and the teacher's embeddings of the same regions.
 
-  The student is the head that learns from the teacher: the image head where there is one. A region belongs to the
-  ground truth that it overlaps most: it is base or novel as that one's category, if the IoU is at least 0.5, and other
-  if it is less. Crowds are no ground truth.
+  The student is the head that learns from the teacher: the image head if the model has one. A region belongs to the
+  ground-truth object that it overlaps most. If their IoU is at least 0.5, the region is base or novel like the category
+  of that object; otherwise it is "other". Crowds do not count as ground truth.
 
   Args:
     config: the experiment.
     variables: {'params', 'batch_stats'}, replicated on `mesh`.
     trained_on: the training vocabulary, which decides what is base and what is novel.
-    dataset: a prepared split, of held-out pictures.
-    store: its store of embeddings as `vild-jax embed-regions` writes it.
-    regions_per_image: so many of each picture are compared, the best first.
+    dataset: a prepared split of held-out pictures.
+    store: the embeddings of its regions, as `vild-jax embed-regions` writes them.
+    regions_per_image: how many regions of each picture are compared, the best first.
     mesh: devices to run on.
 
   Returns:
-    {'base', 'novel', 'other', 'all'}: the mean over all pictures' regions of the group, None where it has none, and
-    under `regions` how many each has.
+    {'base', 'novel', 'other', 'all'}: the mean over the regions of the group in all pictures, None for an empty group;
+    and under `regions` the number of regions in each group.
 
-  Raises ValueError if the store holds no embeddings, or those of another data set, teacher or dimension.
+  Raises ValueError if the store holds no embeddings, or embeddings of another data set, teacher or dimension.
   """
   region_targets.check_store(store, dataset, config.model.embedding_dim)
   vocabulary_lib.check_regions(store.path, store.teacher, trained_on)
@@ -101,7 +101,7 @@ def distillation_cosine(
 
 
 def _groups(boxes: np.ndarray, example: Example, is_base: dict[int, bool]) -> list[str]:
-  """Of each region [N, 4], in pixels of the picture: base, novel or other."""
+  """Returns the group of each region [N, 4] (yxyx, pixels of the picture): base, novel or other."""
   objects = example.objects
   truth, categories = objects.boxes[~objects.is_crowd], objects.category_ids[~objects.is_crowd]
   if not len(truth):

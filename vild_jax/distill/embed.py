@@ -1,8 +1,8 @@
-"""The teacher's embedding of every proposal of a data set, computed once: what a student learns to imitate.
+"""Computes the teacher's embedding of every proposal of a data set, once; a student learns to predict it.
 
 `vild-jax embed-regions` crops the proposals of each picture (`data.regions`) at 1x and 1.5x, embeds the crops
-(`teacher.crops`) and keeps both boxes and embeddings in another store; or it takes both from arrays that a team has
-already (`data.region_import`).
+(`teacher.crops`) and writes boxes and embeddings into another store. It can also take both from arrays that exist
+already (`data.regions.imported`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from vild_jax.runtime import progress
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import crops
 
-_AHEAD = 3  # pictures that are decoded while the tower works on one
-_FIRST = 4  # pictures after which the time for all is stated; the first of them waits for the compiler
+_AHEAD = 3  # pictures that are decoded ahead, while the tower embeds the crops of one
+_FIRST = 4  # pictures after which the remaining time is estimated; the first one, with the compilation, is left out
 
 
 def embed_regions(
@@ -49,29 +49,28 @@ def embed_regions(
   batch_size: int = defaults.CROP_BATCH,
   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
 ) -> dict[str, Any]:
-  """Writes the embeddings of the best proposals of each picture; killed anywhere and called again, it goes on.
+  """Writes the embeddings of the best proposals of each picture; another call continues an interrupted store.
 
-  The store ends at the same bytes however often it was interrupted and by however many processes it was made, on equal
-  devices.
+  On equal devices the finished store has the same bytes, whatever the number of interruptions and processes.
 
   Args:
-    teacher: with both towers; its text tower's identity says which vocabularies the store goes with.
-    dataset: the prepared split that the proposals are of.
-    proposals: boxes and scores; other stores of the same boxes make the same store.
-    out: folder of the store; one that was interrupted goes on.
-    max_regions: of a picture; more proposals are left out, the worst first.
-    dtype: of the image tower's arithmetic; embeddings are kept in float16.
-    batch_size: crops that the tower takes at a time, of one picture.
+    teacher: a teacher with both towers; vocabularies of its text tower fit the store.
+    dataset: the prepared split of the proposals.
+    proposals: boxes and scores; any store with the same boxes gives the same result.
+    out: folder of the store; an interrupted store is continued.
+    max_regions: how many proposals of a picture are kept, the best ones.
+    dtype: arithmetic of the image tower; embeddings are stored in float16.
+    batch_size: crops of one picture that the tower embeds at a time.
     images_per_shard: pictures in a file.
 
   Returns:
-    whole (False while other processes have shards to write), seconds, images and crops (done by this call), and of a
-    whole store identity, boxes (its `boxes_identity`), regions and bytes.
+    A dictionary: whole (False while other processes have shards to write), seconds, images and crops (of this call),
+    and for a whole store identity, boxes (its `boxes_identity`), regions and bytes.
 
   Raises:
-    ValueError: proposals of another data set or without one of its pictures; a teacher without an image tower, or whose
-      embeddings are not finite; `out` holds another job (of another teacher, say) or something else, or another process
-      is writing there; a picture or shard is damaged.
+    ValueError: the proposals are of another data set or lack one of its pictures; the teacher has no image tower, or
+      its embeddings are not finite; `out` holds another job (with another teacher, for example) or something else, or
+      another process writes there; a picture or shard is damaged.
   """
   if (proposals.dataset, proposals.split) != (dataset.identity, dataset.split):
     raise DataError(
@@ -95,12 +94,12 @@ def embed_regions(
 
   def embedded(examples: Iterable[int]) -> Iterator[tuple[int, Regions]]:
     with contextlib.closing(_ahead(lambda i: _read(dataset, proposals, i, max_regions), examples)) as pictures:
-      for image_id, image, found in pictures:
+      for image_id, image, regions in pictures:
         try:
-          rows = tower.embed(image, found.boxes).astype(np.float16)
+          rows = tower.embed(image, regions.boxes).astype(np.float16)
         except ValueError as error:
           raise DataError(f'image {image_id}: {error}') from error
-        yield image_id, Regions(found.boxes, found.scores, rows)
+        yield image_id, Regions(regions.boxes, regions.scores, rows)
 
   at_most = min(proposals.regions, len(dataset) * max_regions)
   return _write(Path(out), job, embedded, at_most, len(crops.SCALES))
@@ -114,18 +113,18 @@ def import_regions(
   max_regions: int = defaults.MAX_REGIONS,
   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
 ) -> dict[str, Any]:
-  """Writes a store of embeddings that were computed elsewhere; arguments, results and errors as `embed_regions`.
+  """Writes a store of embeddings that were computed elsewhere; arguments, results and errors as in `embed_regions`.
 
-  Raises ValueError also for arrays that lack a picture of the data set or have one that it lacks, or that hold anything
-  but finite numbers and boxes in pixels of the picture.
+  Also raises ValueError for arrays that lack a picture of the data set, have a picture that it lacks, or hold boxes
+  outside of their picture or numbers that are not finite.
   """
-  if len(arrays.image_ids) != len(dataset):  # if there are as many, looking up all of them finds what does not fit
+  if len(arrays.image_ids) != len(dataset):  # with equal numbers, the lookups below find every difference
     known = {dataset[i].image_id for i in range(len(dataset))}
     missing, unknown = sorted(known - arrays.image_ids), sorted(arrays.image_ids - known)
     what = f'has no image {missing[0]}' if missing else f'has an image {unknown[0]} that is not in {_name(dataset)}'
     raise DataError(
       f'{arrays.path} {what} ({len(missing)} missing, {len(unknown)} unknown); expected the '
-      f'{len(dataset)} images of the data set, a picture without regions too'
+      f'{len(dataset)} images of the data set, also those without regions'
     )
   job = Job(
     EMBEDDINGS,
@@ -143,10 +142,10 @@ def import_regions(
   def read(examples: Iterable[int]) -> Iterator[tuple[int, Regions]]:
     for i in examples:
       example = dataset[i]
-      found = arrays.of(example)
+      regions = arrays.of(example)
       yield (
         example.image_id,
-        Regions(found.boxes[:max_regions], found.scores[:max_regions], found.embeddings[:max_regions]),
+        Regions(regions.boxes[:max_regions], regions.scores[:max_regions], regions.embeddings[:max_regions]),
       )
 
   return _write(Path(out), job, read, len(dataset) * max_regions, 0)
@@ -159,7 +158,7 @@ def _write(
   at_most: int,
   crops_per_region: int,
 ) -> dict[str, Any]:
-  """Writes the shards that are missing of a store with `at_most` regions."""
+  """Writes the missing shards of a store that will have `at_most` regions; `make` yields the regions of examples."""
   with StoreWriter(out, job, process_index=jax.process_index(), process_count=jax.process_count()) as writer:
     missing = writer.missing()
     examples = [i for shard in missing for i in job.examples(shard)]
@@ -173,18 +172,18 @@ def _write(
     )
     with (
       progress.bar(len(examples), 'embed' if crops_per_region else 'import', unit='image') as bar,
-      contextlib.closing(make(examples)) as found,
+      contextlib.closing(make(examples)) as items,
     ):
       meter = _Meter(bar, len(examples), crops_per_region)
       for shard in missing:
-        writer.write(shard, meter.count(itertools.islice(found, len(job.examples(shard)))))
+        writer.write(shard, meter.count(itertools.islice(items, len(job.examples(shard)))))
     whole = writer.finish()
   made = {'images': len(examples), 'crops': meter.crops, 'seconds': meter.seconds}
   return made | outcome(out, whole)
 
 
 class _Meter:
-  """How fast it goes: images and crops a second in the bar, and after the first pictures how long all will take."""
+  """Counts images and crops, shows crops per second in the bar, and estimates the remaining time once."""
 
   def __init__(self, bar: Any, total: int, crops_per_region: int):
     self._bar, self._total, self._per_region = bar, total, crops_per_region
@@ -218,14 +217,14 @@ def _duration(seconds: float) -> str:
 def _read(
   dataset: sources.PreparedDataset, proposals: RegionStore, index: int, max_regions: int
 ) -> tuple[int, np.ndarray, Regions]:
-  """(image id, uint8 [H, W, 3], its best regions)."""
+  """Returns (image id, picture uint8 [H, W, 3], its best regions)."""
   example = dataset[index]
-  found = proposals[example.image_id]
-  return example.image_id, batches.decode(example), Regions(found.boxes[:max_regions], found.scores[:max_regions])
+  regions = proposals[example.image_id]
+  return example.image_id, batches.decode(example), Regions(regions.boxes[:max_regions], regions.scores[:max_regions])
 
 
 def _ahead(function: Callable[[int], Any], items: Iterable[int]) -> Iterator[Any]:
-  """`function` of each item, in order, made by a thread while the caller works on those before."""
+  """Yields `function(item)` for each item, in order; a thread computes a few results ahead of the caller."""
   with ThreadPoolExecutor(1, 'decode') as pool:
     waiting: collections.deque = collections.deque()
     try:

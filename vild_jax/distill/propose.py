@@ -1,8 +1,8 @@
-"""What is computed once for a whole data set, before a student learns from it: the proposals to distil.
+"""Computes the proposals to distil, once for a whole data set, before a student is trained.
 
-`vild-jax propose` runs the first stage of a detector over the pictures as they are, neither mirrored nor jittered, and
-keeps the best boxes of each in a region store (`data.regions`). The proposal network knows no classes, so that they may
-cover novel objects (METHOD.md, section 1).
+`vild-jax propose` runs the first stage of a detector on the original pictures, without augmentation, and writes the
+best boxes of each into a region store (`data.regions`). The proposal network knows no classes, so proposals may cover
+novel objects (docs/method.md, 1).
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ from vild_jax.train.step import make_propose_step
 
 
 def local_mesh(config: Config) -> Mesh:
-  """A mesh over this process's own devices: each process works through its shards alone, at its own pace."""
+  """Makes a mesh over the devices of this process: each process computes its own shards, independently of others."""
   settings = config.mesh
-  if settings.data > 0:  # which counts the devices of all processes
+  if settings.data > 0:  # it counts the devices of all processes
     data = max(settings.data * settings.fsdp // jax.process_count(), 1)
     settings = dataclasses.replace(settings, data=data)
-  # No optimiser, nothing to split over `fsdp`, which may span processes.
+  # There is no optimiser state to split over `fsdp`, and that axis may span several processes.
   return sharding.make_mesh(dataclasses.replace(settings, fsdp=1), jax.local_devices())
 
 
 def with_proposals(config: Config, count: int) -> Config:
-  """The config whose first stage gives the best `count` proposals of a picture, whatever its own limits."""
+  """Returns the config with a first stage that gives the best `count` proposals of a picture, whatever its limits.
+
+  Raises ValueError for a count below 1.
+  """
   if count < 1:
     raise ValueError(f'--max-proposals is {count}; expected at least 1')
   rpn = config.model.rpn
@@ -67,29 +70,28 @@ def propose(
   images_per_shard: int = defaults.PROPOSAL_IMAGES_PER_SHARD,
   mesh: Mesh,
 ) -> dict[str, Any]:
-  """Writes the proposals of every picture of `dataset` to the region store `out`, or what is missing of them.
+  """Writes the proposals of every picture of `dataset` into the region store `out`; completes an interrupted store.
 
-  Boxes are in pixels of the original picture, clipped to it, with objectness as score; slots that the network left
-  unused are dropped, and boxes of which nothing lies in the picture. The same batches are made of a shard whenever it
-  is made, so that the store ends at the same bytes (on equal devices; one that was begun with another
-  `evaluation.batch_size` is refused).
+  Boxes are in pixels of the original picture and clipped to it; the score is the objectness. Padding and boxes outside
+  of the picture are dropped. A shard is always computed in the same batches, so that on equal devices the finished
+  store has the same bytes; a store that was begun with another `evaluation.batch_size` is refused.
 
   Args:
-    config: the experiment; `evaluation.batch_size` pictures are computed at once.
+    config: the experiment; pictures are computed in batches of `evaluation.batch_size`.
     variables: {'params', 'batch_stats'}, replicated on `mesh`.
     dataset: a prepared split.
-    out: folder of the store; one that was interrupted goes on.
-    max_proposals: of a picture.
+    out: folder of the store; an interrupted store is continued.
+    max_proposals: how many proposals of a picture are kept, the best ones.
     images_per_shard: pictures in a file.
-    mesh: devices of this process, see `local_mesh`.
+    mesh: devices of this process; see `local_mesh`.
 
   Returns:
-    whole (False while other processes have shards to write), seconds, images (done by this call), and of a whole store
-    identity, boxes (its `boxes_identity`), regions and bytes.
+    A dictionary: whole (False while other processes have shards to write), seconds, images (of this call), and for a
+    whole store identity, boxes (its `boxes_identity`), regions and bytes.
 
   Raises:
-    ValueError: the folder holds another job or something else, another process is writing there, a picture is broken,
-      or the weights are not finite.
+    ValueError: the folder holds another job or something else, another process writes there, a picture is damaged, or
+      the weights are not finite.
   """
   config, size = with_proposals(config, max_proposals), config.evaluation.batch_size
   sharding.check_batch_size(mesh, size, 'evaluation.batch_size')
@@ -102,7 +104,7 @@ def propose(
     images=len(dataset),
     max_regions=max_proposals,
     images_per_shard=images_per_shard,
-    # Batches of another size may be other programs, and other last bits.
+    # Another batch size may compile to another program, with other rounding errors.
     origin={
       'checkpoint': weights.identity(variables),
       'image_size': config.data.image_size,
@@ -121,16 +123,16 @@ def propose(
     )
     with (
       progress.bar(sum(counts), 'propose', unit='image') as bar,
-      contextlib.closing(_proposals(config, variables, dataset, job, missing, mesh)) as found,
+      contextlib.closing(_proposals(config, variables, dataset, job, missing, mesh)) as items,
     ):
       for shard, count in zip(missing, counts, strict=True):
-        writer.write(shard, _counted(itertools.islice(found, count), bar))
+        writer.write(shard, _counted(itertools.islice(items, count), bar))
     whole = writer.finish()
   return {'images': sum(counts), 'seconds': time.perf_counter() - start} | outcome(out, whole)
 
 
 def outcome(out: Path, whole: bool) -> dict[str, Any]:
-  """What a store came to: whole, and if it is identity, boxes, regions and bytes; stderr says so too."""
+  """Returns whether a store is whole, and if so its identity, boxes, regions and bytes; prints them to stderr too."""
   if not whole:
     print(
       f'{out}: the shards of process {jax.process_index()} are written; the last of the {jax.process_count()} '
@@ -139,8 +141,8 @@ def outcome(out: Path, whole: bool) -> dict[str, Any]:
     )
     return {'whole': False}
   store = RegionStore(out)
-  of = f'teacher {store.teacher}' if store.teacher else f'boxes {store.boxes_identity[:12]}'
-  print(f'{out}: {store.images} images, {store.regions} regions, {readable(store.size)}; {of}', file=sys.stderr)
+  origin = f'teacher {store.teacher}' if store.teacher else f'boxes {store.boxes_identity[:12]}'
+  print(f'{out}: {store.images} images, {store.regions} regions, {readable(store.size)}; {origin}', file=sys.stderr)
   return {
     'whole': True,
     'identity': store.identity,
@@ -151,14 +153,14 @@ def outcome(out: Path, whole: bool) -> dict[str, Any]:
 
 
 def readable(size: float) -> str:
-  """A number of bytes for people."""
+  """Returns a number of bytes as text, such as "1.5 GB"."""
   units = ('bytes', 'kB', 'MB', 'GB', 'TB')
   power = next((i for i in range(len(units)) if size < 999.5 * 1000**i), len(units) - 1)
   return f'{size / 1000**power:.3g} {units[power]}'
 
 
 class _Chosen:
-  """Some examples of a data set, in this order; picklable for the workers."""
+  """Presents the chosen examples of a data set, in the given order; worker processes can unpickle it."""
 
   def __init__(self, dataset: sources.PreparedDataset, order: np.ndarray):
     self._dataset, self._order = dataset, order
@@ -173,7 +175,7 @@ class _Chosen:
 def _proposals(
   config: Config, variables: Any, dataset: sources.PreparedDataset, job: Job, shards: list[int], mesh: Mesh
 ) -> Iterator[tuple[int, Regions]]:
-  """(image id, proposals) of every picture of the shards, in order."""
+  """Yields (image id, proposals) of every picture of the shards, in order."""
   if not shards:
     return
   size = config.evaluation.batch_size
@@ -181,7 +183,7 @@ def _proposals(
   order, real = [], []
   for shard in shards:
     examples = np.asarray(job.examples(shard))
-    # A batch never spans two shards: which ones are missing must not decide what is computed together.
+    # A batch never spans two shards, so that a shard has the same batches whichever other shards are missing.
     filled = np.pad(examples, (0, -len(examples) % size), mode='edge')
     order.append(filled)
     real.append(np.arange(len(filled)) < len(examples))
@@ -192,7 +194,7 @@ def _proposals(
     for number, arrays in enumerate(stream):
       running = step(variables, sharding.put_batch(mesh, {'image': arrays['image']})['image'])
       if waiting is not None:
-        yield from _rows(*waiting)  # while the devices go on
+        yield from _rows(*waiting)  # while the devices compute the next batch
       waiting = running, arrays, is_real[number]
     yield from _rows(*waiting)
 
@@ -205,7 +207,13 @@ def _rows(found: Proposals, arrays: batches.Arrays, is_real: np.ndarray) -> Iter
 
 
 def regions_of(found: Proposals, scale: np.ndarray, original_size: np.ndarray) -> Regions:
-  """Padded proposals of one picture, in the network's pixels -> those that lie in the picture, in its own pixels."""
+  """Returns the valid proposals of one picture in its own pixels, clipped to it; boxes outside of it are dropped.
+
+  Args:
+    found: padded proposals in pixels of the network input.
+    scale: factors [2] (y, x) from the original picture to the network input.
+    original_size: [2], height and width of the original picture.
+  """
   boxes = transforms.to_picture(np.asarray(found.boxes, np.float32), scale, original_size)
   kept = np.asarray(found.valid) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
   return Regions(boxes[kept], np.asarray(found.scores, np.float32)[kept])

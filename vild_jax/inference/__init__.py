@@ -1,1 +1,1 @@
-"""A trained detector at work."""
+"""Uses a trained detector: loads it, detects, evaluates, draws, and writes bundles."""

@@ -1,4 +1,4 @@
-"""Bundles: one self-contained folder that any machine can load, without the training code's config file.
+"""Writes bundles: self-contained folders that any machine can load without the config file of the training.
 
 bundle.json      format version, teacher identity, preprocessing
 config.json      the resolved config
@@ -34,7 +34,7 @@ def export_bundle(
   vocabulary_teacher: str,
   teacher: Path | None = None,
 ) -> Path:
-  """Writes a bundle; it appears under `out` only when it is complete.
+  """Writes a bundle; `out` appears, or is replaced, only when the bundle is complete.
 
   Args:
     out: a folder that does not exist yet, or an older bundle, which is replaced.
@@ -42,13 +42,13 @@ def export_bundle(
     variables: {'params', 'batch_stats'}.
     vocabulary: the training vocabulary's file.
     vocabulary_teacher: the identity of the text tower that made it.
-    teacher: a teacher directory or a text tower alone; without it the bundle answers only for the vocabulary's names.
+    teacher: a teacher directory or a text tower alone; without it the bundle knows only the names of the vocabulary.
 
-  Raises ValueError if `out` is something else than a bundle, or `teacher` is not the vocabulary's.
+  Raises ValueError if `out` exists and is not a bundle, or `teacher` is not the teacher of the vocabulary.
   """
   out = Path(out).absolute()
   if out.exists() and not (out / BUNDLE_FILE).is_file():
-    raise ValueError(f'{out} exists and is no bundle; expected a new folder')
+    raise ValueError(f'{out} exists and is not a bundle; expected a new folder')
   about = {
     'format': FORMAT,
     'name': config.name,
@@ -74,12 +74,12 @@ def export_bundle(
 
 
 def read_about(bundle: Path) -> dict[str, Any]:
-  """The contents of bundle.json. ValueError if it is broken or of a format this version does not know."""
+  """Returns the contents of bundle.json. Raises ValueError if it is damaged or of a format unknown to this version."""
   path = Path(bundle) / BUNDLE_FILE
   try:
     about = json.loads(path.read_text(encoding='utf-8'))
   except json.JSONDecodeError as error:
-    raise ValueError(f'{path} is no JSON: {error}; expected a file that `vild-jax export` wrote') from error
+    raise ValueError(f'{path} is not JSON: {error}; expected a file that `vild-jax export` wrote') from error
   if about.get('format') != FORMAT:
     raise ValueError(f'{path} has format {about.get("format")!r}; expected {FORMAT}')
   return about

@@ -1,15 +1,15 @@
-"""The paper's slow baselines: classes from the teacher's own embeddings of cropped regions (METHOD.md, section 1).
+"""Detects with the paper's baselines that crop regions and classify the crops by the teacher (docs/method.md, 4).
 
-  clip-crops        "CLIP on cropped regions": the proposals of the checkpoint, unrefined, clipped to the picture, are
-                    cropped and classified by the teacher; its softmax over the classes is the score, and the proposals
-                    are the boxes. `with_objectness/` has the same multiplied by the proposals' scores, from the same
-                    crops. The row of the paper's table is the one without.
-  text+clip-crops   "ViLD-text + CLIP": the geometric ensemble of ViLD-text's scores and the teacher's, with the
-                    exponents of ViLD-ensemble. Both are of the same region: cropped is the proposal, as ViLD-text pools
-                    its features there; the boxes are the refined ones.
+  clip-crops        "CLIP on cropped regions". The boxes are the proposals of the checkpoint, unrefined and clipped to
+                    the picture. The teacher classifies their crops, and its softmax over the classes is the score.
+                    `with_objectness/` gets the same scores times the proposals' scores, from the same crops; the
+                    paper's table has the row without.
+  text+clip-crops   "ViLD-text + CLIP". The score is the geometric ensemble of the scores of ViLD-text and of the
+                    teacher, with the exponents of ViLD-ensemble. The crops are the proposals, where ViLD-text pools its
+                    features; the boxes are the refined ones.
 
-Suppression is class-wise, and masks come from the class-agnostic mask head on the final boxes, in both. The pyramid and
-the scores stay on the devices; the host crops between two compiled halves.
+In both, suppression is class-wise, and the class-agnostic mask head gives the masks of the final boxes. Features and
+scores stay on the devices: the host crops and embeds between two compiled halves.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ WITH_OBJECTNESS = 'with_objectness'
 
 @flax.struct.dataclass
 class Candidates:
-  """What the first half leaves on the devices; R regions an image, in pixels of the network's square.
+  """Holds the results of the first half, on the devices: R regions for each image, in pixels of the network input.
 
   Attributes:
     features: {level: [B, H_l, W_l, C]}.
-    crops: [B, R, 4], proposals clipped to the picture.
-    boxes: [B, R, 4], where they are detected: the same, or refined.
-    valid: bool [B, R], False where either has no area, on padding for one.
+    crops: [B, R, 4] yxyx, proposals clipped to the picture.
+    boxes: [B, R, 4] yxyx, the boxes to detect: the same as `crops`, or the refined ones.
+    valid: bool [B, R], False if the crop or the box has no area, as for padding.
     objectness: [B, R] in (0, 1).
-    text_scores: [B, R, C] of ViLD-text; None where the teacher alone decides.
+    text_scores: [B, R, C], scores of ViLD-text; None for clip-crops.
   """
 
   features: dict[int, Array]
@@ -76,7 +76,10 @@ def candidates(
   with_text: bool,
   per_image: PerImage = jax.vmap,
 ) -> Candidates:
-  """Images [B, S, S, 3], content sizes [B, 2] -> what there is to crop; `with_text` also refined and scored."""
+  """Returns the regions to crop in images [B, S, S, 3] with content sizes [B, 2] (height, width).
+
+  With `with_text`, their boxes are refined and ViLD-text scores them.
+  """
   first, _ = detector.first_stage(model, variables, image, train=False, per_image=per_image)
   found = first.proposals
   crops = jax.vmap(boxes.clip)(found.boxes, image_size)
@@ -92,8 +95,11 @@ def candidates(
 
 
 def crop_scores(model: Model, variables: Any, found: Candidates, embeddings: Array, vocabulary: Vocabulary) -> Array:
-  """Scores [B, R, C] in [0, 1] by the teacher's embeddings [B, R, D] of the crops, and by ViLD-text's if it has any."""
-  # Without the background, which the teacher does not know.
+  """Returns scores [B, R, C] in [0, 1] from the teacher's embeddings [B, R, D] of the crops.
+
+  If `found` has `text_scores`, the result is the ensemble of both.
+  """
+  # The last column is the background, which the teacher does not know.
   logits = detector.class_logits(model, variables, embeddings, vocabulary)[..., :-1]
   scores = jax.nn.softmax(logits, axis=-1)
   if found.text_scores is None:
@@ -112,9 +118,16 @@ def detections(
   *,
   per_image: PerImage = jax.vmap,
 ) -> Detections:
-  """The second half: candidates and embeddings [B, R, D] of their crops, any where invalid -> detections of a batch.
+  """Computes the second half: returns the detections of a batch.
 
-  Scores are multiplied by `factors` [B, R]: ones, or the objectness.
+  Args:
+    model: settings of the model.
+    variables: {'params', 'batch_stats'}.
+    found: what `candidates` returned.
+    embeddings: [B, R, D], the teacher's embeddings of the crops; invalid rows may hold anything.
+    factors: [B, R], multiplied with the scores: ones, or the objectness.
+    vocabulary: the classes to detect.
+    per_image: maps a function of one image over the batch (see `detector`).
   """
   scores = crop_scores(model, variables, found, embeddings, vocabulary) * factors[..., None]
   chosen = per_image(partial(detector.choose, model))(found.boxes, found.valid, scores)
@@ -126,7 +139,7 @@ def detections(
 
 
 def folders(scores: str) -> tuple[str, ...]:
-  """Where `evaluation.evaluate` puts what `predictions` yields."""
+  """Returns the folders, below the output, for the results of `predictions`; see `evaluation.evaluate`."""
   return ('', WITH_OBJECTNESS) if scores == defaults.CROPS else ('',)
 
 
@@ -142,9 +155,9 @@ def predictions(
   tower: CropTower,
   scores: str,
 ) -> Iterator[Found]:
-  """`evaluation.predictions` of a baseline, one entry for each of `folders(scores)`.
+  """Yields the detections of each picture like `evaluation.predictions`, one entry for each of `folders(scores)`.
 
-  The timer counts both halves, the crops and the teacher's encoder; the second half once.
+  The timer counts both halves (the second one once), cropping, and the teacher's encoder.
   """
   vocabulary = evaluation.put_vocabulary(classes, trained_on, mesh)
   batch, replicated, per_image = sharding.batch_sharding(mesh), sharding.replicated(mesh), sharding.per_image(mesh)
@@ -170,11 +183,11 @@ def predictions(
       first = number * size + jax.process_index() * local
       pictures = [batches.decode(dataset[first + int(i)]) for i in real]
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
-      if not timer.warm:  # compiles
+      if not timer.warm:  # compiles, outside of the measured time
         tower.embed(np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 1, 1]], np.float32))
         found = first_half(variables, put['image'], put['image_size'], vocabulary)
-        nothing = put_one('embeddings', np.zeros(shape, np.float32))
-        jax.block_until_ready(second_half(variables, found, nothing, found.objectness, vocabulary))
+        zeros = put_one('embeddings', np.zeros(shape, np.float32))
+        jax.block_until_ready(second_half(variables, found, zeros, found.objectness, vocabulary))
         timer.warm = True
       start = time.perf_counter()
       found = first_half(variables, put['image'], put['image_size'], vocabulary)
@@ -193,9 +206,10 @@ def predictions(
 
 
 def crop_tower(directory: str | Path, config: Config, trained_on: VocabularyFile, scores: str) -> CropTower:
-  """The image tower of a teacher directory, once all is checked that would make its scores mean nothing.
+  """Returns the image tower of a teacher directory, after checks that its scores fit the model and the vocabulary.
 
-  Raises ValueError: a teacher that is not the vocabulary's or that has no image tower, or no ViLD-text to join it.
+  Raises ValueError if the teacher is not that of the vocabulary, it has no image tower, or the baseline needs ViLD-text
+  and the model is not one.
   """
   model = config.model
   if scores == defaults.TEXT_AND_CROPS and (model.image_head or not model.background):

@@ -1,4 +1,4 @@
-"""What a user calls: load a bundle or a work directory, detect any classes given as text on any picture."""
+"""Loads a bundle or a work directory and detects classes, given as text, in pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _predict = jax.jit(detector_lib.predict, static_argnums=0)
 
 @dataclass(frozen=True)
 class PictureDetections:
-  """What was found in one picture, best first, in its own pixels.
+  """Holds the detections in one picture, best first, in its own pixels.
 
   Attributes:
     boxes: float32 [N, 4] yxyx, clipped to the picture.
@@ -45,12 +45,12 @@ class PictureDetections:
 
 
 class Detector:
-  """A trained detector with its vocabulary. Made by `load`.
+  """Detects classes in pictures with trained weights; made by `load`.
 
   Attributes:
-    config: the resolved config it was trained with.
+    config: the resolved config of its training.
     variables: {'params', 'batch_stats'}.
-    vocabulary: the training vocabulary; its base classes are base at test time, all others novel.
+    vocabulary: the training vocabulary; its base classes are base at test time, and all others are novel.
   """
 
   def __init__(
@@ -72,11 +72,11 @@ class Detector:
 
     Args:
       image: uint8 [H, W, 3] RGB, or a path.
-      classes: names in any words (with a text tower), or a vocabulary of the same teacher; by default the training
-        vocabulary. Changing them compiles nothing new up to the next power of two.
-      min_score: detections below are left out.
+      classes: any names (with a text tower), or a vocabulary of the same teacher; by default the training vocabulary.
+        Their number is padded to a power of two; other classes of the same padded number need no new compilation.
+      min_score: detections with a lower score are left out.
 
-    Raises ValueError for an empty list, a name that the bundle cannot embed, or a picture that is none.
+    Raises ValueError for an empty list, a name that the bundle cannot embed, or an image that is not a picture.
     """
     image = _as_picture(image)
     resized = transforms.resize_and_pad(image, self.config.data.image_size)
@@ -89,7 +89,10 @@ class Detector:
     )
 
   def classes(self, classes: Sequence[str] | VocabularyFile | None = None) -> Vocabulary:
-    """Names or a vocabulary file -> the padded argument of the forward pass; base as in training, else novel."""
+    """Turns names or a vocabulary file into the padded vocabulary of the forward pass.
+
+    Classes that are base in training are base here, and all others are novel. Raises ValueError as `detect` does.
+    """
     if classes is None:
       classes = self.vocabulary
     if isinstance(classes, VocabularyFile):
@@ -129,9 +132,9 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
 
   Args:
     path: the folder.
-    teacher: a teacher directory whose text tower replaces the bundle's; it must be of the same identity.
+    teacher: a teacher directory whose text tower replaces that of the bundle; it must have the same identity.
 
-  Raises ValueError if the folder is neither, is damaged, or the teacher is another one.
+  Raises ValueError if the folder is neither of the two or is damaged, or if the teacher is another one.
   """
   path = Path(path)
   bundle = (path / bundle_lib.BUNDLE_FILE).is_file()
@@ -151,14 +154,14 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
 
 
 def _other_spellings(file: VocabularyFile) -> dict[str, np.ndarray]:
-  """{cleaned name: row}, so that "fire hydrant" finds "fire_hydrant"; names that clean to the same are left out."""
+  """Returns {cleaned name: row}, so that "fire hydrant" finds "fire_hydrant"; ambiguous cleaned names are left out."""
   cleaned = [vocabulary_lib.clean_name(name) for name in file.names]
   once = {name for name, count in Counter(cleaned).items() if count == 1}
   return {name: row for name, row in zip(cleaned, file.embeddings, strict=True) if name in once}
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-  """Mask logits -> probabilities, on the host, without overflow."""
+  """Turns mask logits into probabilities, on the host, without overflow."""
   return 0.5 * (1 + np.tanh(0.5 * logits))
 
 

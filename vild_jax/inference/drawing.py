@@ -1,6 +1,6 @@
-"""Pictures of detections and of ground truth: translucent masks, thin outlines, readable labels.
+"""Draws detections and ground truth on pictures: translucent masks, thin outlines, readable labels.
 
-Novel classes carry a star and a dashed box. Small pictures are enlarged first, so that text stays legible.
+Novel classes are marked by a star and a dashed box. Small pictures are enlarged first, so that text is legible.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_LEGIBLE = 400  # pixels: a picture whose longer side is shorter is enlarged by a whole factor
+_LEGIBLE = 400  # pixels; a picture whose longer side is shorter is enlarged by a whole factor
 _PAPER, _INK = (255, 255, 255), (32, 33, 36)
 Color = tuple[int, int, int]
 
 
 def class_color(label: int) -> Color:
-  """The colour of a class, RGB: hues turn by the golden angle, so that neighbouring classes are far apart."""
+  """Returns the RGB colour of a class; hues advance by the golden angle, so that successive classes differ clearly."""
   hue = (0.58 + label * 0.61803398875) % 1.0
   lightness, saturation = ((0.56, 0.85), (0.66, 0.75), (0.48, 0.75))[label // 5 % 3]
   return tuple(round(255 * channel) for channel in colorsys.hls_to_rgb(hue, lightness, saturation))
@@ -51,10 +51,10 @@ def draw(
     novel: bool [C], the classes to mark, or None.
 
   Returns:
-    uint8 [k·H, k·W, 3]; k is 1 but for pictures under 400 pixels.
+    uint8 [k·H, k·W, 3]; k, see `enlargement`, is greater than 1 for pictures under 400 pixels.
 
   Raises:
-    ValueError: arrays that do not fit each other.
+    ValueError: the image is not uint8 [H, W, 3], or labels do not fit boxes or names.
   """
   image, boxes, labels = np.asarray(image), np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels, int)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
@@ -66,7 +66,7 @@ def draw(
   canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
   boxes = boxes * factor
   unit = max(height, width) / 640  # lines and text grow with the picture
-  bold = 2 if factor > 1 else 1  # enlarged pictures are shown small
+  bold = 2 if factor > 1 else 1  # enlarged pictures are often shown at a smaller size
   line = max(round(1.6 * unit * bold), 1)
   order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind='stable')  # small objects on top
   if masks is not None:
@@ -85,21 +85,21 @@ def draw(
   for i in order if scores is None else np.argsort(-np.asarray(scores), kind='stable'):
     chip = _chip(texts[i], class_color(labels[i]), text_size, is_novel[i])
     place = _free_place(boxes[i], chip.size, picture.size, taken)
-    if place:  # in a crowd the colour must do: a heap of labels tells nothing
+    if place:  # else the label is left out: overlapping labels cannot be read, and the colour shows the class
       taken.append((*place, place[0] + chip.width, place[1] + chip.height))
       picture.paste(chip, place, chip)
   return np.asarray(picture)
 
 
 def enlargement(image: np.ndarray) -> int:
-  """The whole factor by which `draw` enlarges a picture: 1 from 400 pixels on, 4 at most."""
+  """Returns the whole factor by which `draw` enlarges a picture: 1 from 400 pixels on, at most 4."""
   return int(np.clip(np.ceil(_LEGIBLE / max(image.shape[:2])), 1, 4))
 
 
 def side_by_side(
   left: np.ndarray, right: np.ndarray, titles: Sequence[str] = ('ground truth', 'prediction')
 ) -> np.ndarray:
-  """Two pictures of equal height, uint8 [H, W, 3] each, under their titles, on white."""
+  """Returns two pictures of equal height side by side, uint8 [H, W, 3], with titles above, on white."""
   if left.shape[0] != right.shape[0]:
     raise ValueError(f'the pictures are {left.shape[0]} and {right.shape[0]} pixels high; expected equal heights')
   size = round(float(np.clip(left.shape[0] / 32, 13, 28)))
@@ -124,12 +124,12 @@ def _draw_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, thickness: in
 
 
 def _draw_box(canvas: np.ndarray, box: np.ndarray, color: Color, thickness: int, *, dashed: bool) -> None:
-  """Outlines a box yxyx inside the canvas; a dark, translucent seam parts the line from any ground."""
+  """Outlines a box yxyx inside the canvas; a dark, translucent edge separates the line from any background."""
   limit = np.array(canvas.shape[:2] * 2) - 1
   y1, x1, y2, x2 = (int(v) for v in np.clip(np.round(box), 0, limit))
   strokes = []
   for start, end in itertools.pairwise(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)])):
-    # An odd number of pieces: every side begins and ends with a stroke.
+    # With an odd number of pieces, every side begins and ends with a stroke.
     pieces = round(np.abs(end - start).max() / (4 + 3 * thickness)) | 1 if dashed else 1
     cuts = np.round(start + (end - start) * np.linspace(0, 1, pieces + 1)[:, None]).astype(int).tolist()
     strokes += zip(cuts[::2], cuts[1::2], strict=True)
@@ -143,7 +143,7 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, color: Color, thickness: int,
 
 @functools.lru_cache(maxsize=512)
 def _chip(text: str, color: Color, size: int, starred: bool) -> Image.Image:
-  """A rounded label, drawn at four times its size and reduced, so that its corners and star are smooth."""
+  """Draws a rounded label, at four times its size and then reduced, so that its corners and star are smooth."""
   font = _font(size)
   pad, height = round(size * 0.35), round(size * 1.45)
   star = round(size * 1.15) if starred else 0
@@ -167,7 +167,10 @@ def _chip(text: str, color: Color, size: int, starred: bool) -> Image.Image:
 def _free_place(
   box: np.ndarray, size: tuple[int, int], bounds: tuple[int, int], taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int] | None:
-  """The place (x, y) about a box yxyx where a label of `size` = (w, h) hides least of those before it, if any."""
+  """Returns the place (x, y) near a box yxyx where a label of `size` (w, h) overlaps other labels least.
+
+  None if it would hide too much of them everywhere.
+  """
   w, h = size
   y1, x1, y2, x2 = (round(float(v)) for v in box)
   candidates = [
@@ -193,7 +196,7 @@ def _free_place(
 
 @functools.lru_cache(maxsize=64)
 def _font(size: int) -> Any:
-  """DejaVu Sans, which comes with matplotlib and knows most scripts; Pillow's own face where that is not there."""
+  """Returns DejaVu Sans, which comes with matplotlib and covers many scripts; without it, Pillow's default font."""
   spec = importlib.util.find_spec('matplotlib')
   path = Path(spec.origin).parent / 'mpl-data/fonts/ttf/DejaVuSans.ttf' if spec and spec.origin else None
   return ImageFont.truetype(str(path), size) if path and path.is_file() else ImageFont.load_default(size)

@@ -1,6 +1,6 @@
-"""Evaluation of a detector on a prepared data set: pictures -> results file -> metrics; and pictures for the curious.
+"""Evaluates a detector on a prepared data set: detects, writes a results file, and computes metrics; draws examples.
 
-Predictions are a file (`results.json`, LVIS format), which `eval` then scores without an accelerator.
+The detections are a file (`results.json`, LVIS format), which the package `eval` scores without an accelerator.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from vild_jax.train.step import make_predict_step
 from vild_jax.vocabulary import VocabularyFile
 
 RESULTS_FILE = 'results.json'
-# Of one picture, the detections of one method, or of several that share their work: image_id, original_size, boxes,
-# labels, scores, masks.
+# The detections in one picture, by one method or by several that share computation. Each is a dictionary: image_id,
+# original_size, boxes, labels, scores, masks.
 Found = tuple[dict[str, Any], ...]
 Predict = Callable[..., Iterator[Found]]
 
@@ -54,28 +54,29 @@ def evaluate(
 ) -> dict[str, Any] | None:
   """Detects on every picture of `dataset`, writes `results.json`, and scores it.
 
-  Of several processes each detects on its share of every batch, and the first merges and scores their results.
+  With several processes, each detects on its share of every batch, and the first merges and scores the results.
 
   Args:
     config: the experiment.
     variables: {'params', 'batch_stats'}, replicated on `mesh`.
-    classes: the vocabulary to detect with; rows that are no category of the data set compete, but are not written.
+    classes: the vocabulary to detect with. Rows that are not a category of the data set take part in the softmax, but
+      their detections are not written.
     trained_on: the training vocabulary, which decides what is base and what is novel.
     dataset: a prepared split.
     out: gets `results.json`, `metrics.json`, `per_category.csv` and plots.
     mesh: devices to run on.
-    predict: what detects, as `predictions` does; the model alone by default. `baselines` has others.
-    folders: below `out`, one for each method of `predict`; the first is '', `out` itself.
+    predict: yields detections, as `predictions` (the default) does; `crop_baselines` has another one.
+    folders: names below `out`, one for each method of `predict`; the first one is '', which is `out` itself.
 
   Returns:
-    The metrics of `eval.lvis.evaluate` with `seconds_per_image` added (prediction alone, compilation aside), and under
-    the name of each further folder what its method got: `box`, `mask`, `seconds_per_image`. None in all processes but
-    the first.
+    The metrics of `eval.lvis.evaluate` and `seconds_per_image` (prediction alone, without compilation). Under the name
+    of each further folder stand `box`, `mask` and `seconds_per_image` of its method. In all processes but the first:
+    None.
 
-  By the COCO protocol the categories that `classes` lacks are left out of the ground truth, as if nobody had annotated
-  them; every picture stays. By LVIS's they are an error.
+  With the COCO protocol, categories that `classes` lacks are removed from the ground truth; all pictures stay. With the
+  LVIS protocol they are an error.
 
-  Raises DataError if a category of the data set is not in the vocabulary, or by the COCO protocol if none is.
+  Raises DataError if a category of the data set is not in the vocabulary; with the COCO protocol, only if none is.
   """
   sharding.check_batch_size(mesh, config.evaluation.batch_size, 'evaluation.batch_size')
   vocabulary_lib.check_dimension(classes, config)
@@ -83,7 +84,7 @@ def evaluate(
   category_of_row = category_ids(categories, classes)
   truth = _restricted(sources.to_lvis_json(dataset), categories)
   if config.evaluation.protocol == 'lvis':
-    lvis.check_federated(truth, dataset.folder)  # before the long part
+    lvis.check_federated(truth, dataset.folder)  # before the detection, which takes long
   out.mkdir(parents=True, exist_ok=True)
   timer = Timer()
   found = (predict or predictions)(config, variables, classes, trained_on, dataset, mesh, timer)
@@ -123,7 +124,7 @@ def predictions(
   mesh: Mesh,
   timer: Timer,
 ) -> Iterator[Found]:
-  """Yields for each picture, as one method's: image_id, original_size, detections in its own pixels, best first."""
+  """Yields the detections of the model in each picture, best first, in pixels of the picture (see `Found`)."""
   vocabulary = put_vocabulary(classes, trained_on, mesh)
   predict = make_predict_step(config, mesh)
   size = config.evaluation.batch_size
@@ -132,7 +133,7 @@ def predictions(
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
       run = lambda put=put: sharding.local_part(predict(variables, put['image'], put['image_size'], vocabulary))
       if not timer.warm:
-        run()  # compiles
+        run()  # compiles, outside of the measured time
         timer.warm = True
       start = time.perf_counter()
       found = run()
@@ -143,7 +144,7 @@ def predictions(
 
 
 def local_batches(dataset: sources.PreparedDataset, config: Config) -> Iterator[batches.Arrays]:
-  """This process's part of every batch of a split, as many for each process."""
+  """Yields this process's part of every batch of a split; all processes get the same number of parts."""
   return batches.eval_batches(
     dataset,
     config,
@@ -154,12 +155,12 @@ def local_batches(dataset: sources.PreparedDataset, config: Config) -> Iterator[
 
 
 def bar_of(dataset: sources.PreparedDataset) -> Any:
-  """The bar of detecting on a split, in the first process."""
+  """Returns the progress bar of the detection on a split; only the first process shows it."""
   return progress.bar(len(dataset), 'detect', unit='image', disable=jax.process_index() > 0)
 
 
 def put_vocabulary(classes: VocabularyFile, trained_on: VocabularyFile, mesh: Mesh) -> Vocabulary:
-  """The argument of a forward pass, padded, on the devices; base is what is base in training."""
+  """Returns the padded vocabulary of a forward pass, on the devices; `trained_on` decides which classes are base."""
   padded = 8 * -(-len(classes.names) // 8)
   vocabulary = vocabulary_lib.to_struct(classes, padded).replace(
     is_base=np.pad(vocabulary_lib.is_base(classes.names, trained_on), (0, padded - len(classes.names)))
@@ -168,9 +169,10 @@ def put_vocabulary(classes: VocabularyFile, trained_on: VocabularyFile, mesh: Me
 
 
 def scored_categories(categories: Sequence[Category], classes: VocabularyFile, protocol: str) -> list[Category]:
-  """The categories that have a row in the vocabulary, by their raw names; stderr says what is left out.
+  """Returns the categories whose raw name is in the vocabulary; stderr reports how many are left out.
 
-  Open-vocabulary COCO has 65 of the 80. LVIS averages over all, so that one without a row is a DataError there.
+  Open-vocabulary COCO, for example, has 65 of the 80 categories. The LVIS protocol averages over all categories, so
+  there a category without a row is an error. Raises DataError for it, and for a vocabulary with none of the categories.
   """
   names = set(classes.names)
   known = [category for category in categories if category.name in names]
@@ -190,13 +192,13 @@ def scored_categories(categories: Sequence[Category], classes: VocabularyFile, p
 
 
 def category_ids(categories: Sequence[Category], classes: VocabularyFile) -> np.ndarray:
-  """int64 [C]: the id of the category of each vocabulary row, matched by raw name; -1 for other rows."""
+  """Returns int64 [C]: the category id of each row of the vocabulary, matched by raw name; -1 for other rows."""
   id_of = {category.name: category.id for category in categories}
   return np.array([id_of.get(name, -1) for name in classes.names], np.int64)
 
 
 def _restricted(truth: dict[str, Any], categories: Sequence[Category]) -> dict[str, Any]:
-  """Ground truth of these categories alone."""
+  """Returns the ground truth of these categories alone; all pictures stay."""
   known = {category.id for category in categories}
   return truth | {
     'categories': [c for c in truth['categories'] if c['id'] in known],
@@ -207,7 +209,10 @@ def _restricted(truth: dict[str, Any], categories: Sequence[Category]) -> dict[s
 def picture_drawer(
   config: Config, trained_on: VocabularyFile, dataset: sources.PreparedDataset, count: int
 ) -> Callable[[Any], Mapping[str, np.ndarray]]:
-  """variables -> {title: ground truth beside predictions} on the first pictures of a split, for the training log."""
+  """Returns a function for the training log: variables -> {title: drawing uint8 [H, W, 3]}.
+
+  Each drawing shows ground truth beside predictions, for the first `count` pictures of a split.
+  """
   examples = [dataset[i] for i in range(min(count, len(dataset)))]
 
   def draw(variables: Any) -> Mapping[str, np.ndarray]:
@@ -228,7 +233,10 @@ def drawn_pair(
   *,
   min_score: float = defaults.DRAWN_MIN_SCORE,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """One picture drawn twice: with its ground truth, and with what `detector` finds; novel classes are marked."""
+  """Draws one picture twice, uint8 [H, W, 3]: with its ground truth, and with the detections of `detector`.
+
+  Novel classes are marked.
+  """
   image = transforms.decode(example.image, f'image {example.image_id}')
   novel = ~vocabulary_lib.is_base(classes.names, detector.vocabulary)
   row_of_name = {name: row for row, name in enumerate(classes.names)}
@@ -252,23 +260,26 @@ def drawn_pair(
 
 
 class Timer:
-  """Prediction time, compilation and what pads the last batch aside."""
+  """Measures the time of prediction per picture, without compilation and padding pictures."""
 
   def __init__(self):
     self.warm = False
     self._seconds, self._images = 0.0, 0
 
   def add(self, seconds: float, images: int) -> None:
-    """Counts `seconds` that detecting on `images` pictures took."""
+    """Adds the `seconds` that the detection on `images` pictures took."""
     self._seconds, self._images = self._seconds + seconds, self._images + images
 
   def seconds_per_image(self) -> float:
-    """The mean; NaN where nothing was counted."""
+    """Returns the mean time of a picture; NaN if nothing was added."""
     return self._seconds / self._images if self._images else float('nan')
 
 
 def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
-  """One picture of a batch of detections (on the host) and of `eval_batches`, as `predictions` yields it."""
+  """Returns the detections in one picture of a batch (on the host) as `predictions` yields them.
+
+  `arrays` is the batch of `eval_batches` that the detections are of.
+  """
   found, row = jax.tree.map(lambda x: x[index], batch), {key: value[index] for key, value in arrays.items()}
   keep, (height, width) = found.valid, row['original_size']
   return {
@@ -284,7 +295,7 @@ def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) 
 def _write_results(
   pictures: Iterator[tuple[int, list[list[results.Result]]]], paths: Sequence[Path], dataset: sources.PreparedDataset
 ) -> None:
-  """Writes the results of each method to its path: all of them, or this process's part, which the first merges."""
+  """Writes the results of each method to its path; several processes write parts, which the first one merges."""
   count, index = jax.process_count(), jax.process_index()
   run = ''
   if count > 1:
@@ -292,7 +303,9 @@ def _write_results(
       for path in paths:
         parts.remove_parts(path)
     number = np.frombuffer(os.urandom(4), np.uint32)
-    run = f'{int(multihost_utils.broadcast_one_to_all(number)[0]):08x}'  # comes to all after the old parts are gone
+    run = (
+      f'{int(multihost_utils.broadcast_one_to_all(number)[0]):08x}'  # received only after the old parts were removed
+    )
   with contextlib.ExitStack() as stack:
     writers = [
       stack.enter_context(parts.PartWriter(path, run, index) if count > 1 else results.ResultsWriter(path))
@@ -308,7 +321,7 @@ def _write_results(
 
 
 def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[tuple[int, list[list[results.Result]]]]:
-  """(image id, results of each method). Pastes and encodes masks in threads while the devices go on; in order."""
+  """Yields (image id, results of each method) in order; threads paste and encode masks while the devices compute."""
 
   def encode(one: dict[str, Any]) -> list[results.Result]:
     ids = category_of_row[one['labels']]

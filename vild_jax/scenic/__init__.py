@@ -1,1 +1,1 @@
-"""The front door for google-research/scenic."""
+"""Trains with google-research/scenic: its config, and model, data and trainer as a Scenic project."""

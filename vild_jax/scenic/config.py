@@ -1,4 +1,4 @@
-"""A config of ours as the ConfigDict of a google-research/scenic experiment, and back; needs no Scenic."""
+"""Converts a config into the ConfigDict of a google-research/scenic experiment, and back; does not need Scenic."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from vild_jax import config as config_lib
 from vild_jax.config import Config, ConfigError
 
-NAME = 'vild'  # of the model, of the data set, and of the section that holds all settings of ours
-# Scenic's name of a setting -> ours: one value under two names.
+NAME = 'vild'  # name of the model, of the data set, and of the section with all our settings
+# {Scenic's name of a setting: our name}. Both names refer to one value.
 ALIASES = {
   'experiment_name': 'name',
   'rng_seed': 'seed',
@@ -27,10 +27,10 @@ _FIXED = {'model_name': NAME, 'dataset_name': NAME, 'data_dtype_str': 'float32',
 
 
 def to_scenic(config: Config) -> Any:
-  """Our config -> the `ml_collections.ConfigDict` of a Scenic experiment, which `from_scenic` reads.
+  """Turns a config into the `ml_collections.ConfigDict` of a Scenic experiment, which `from_scenic` reads.
 
-  Its section `vild` holds our settings; Scenic's own names (`ALIASES`) stand at the top and are references to them, so
-  that `--config.batch_size=64` and `--config.vild.data.batch_size=64` are the same override.
+  Its section `vild` holds our settings. Scenic's own names (`ALIASES`) are at the top level and refer to the same
+  values, so that `--config.batch_size=64` and `--config.vild.data.batch_size=64` are the same override.
   """
   import ml_collections
 
@@ -43,10 +43,10 @@ def to_scenic(config: Config) -> Any:
 
 
 def from_scenic(scenic_config: Any) -> Config:
-  """The config of a Scenic experiment; what we do not know at its top is Scenic's and stays out of account.
+  """Returns our config from that of a Scenic experiment; unknown keys at the top level are Scenic's and are ignored.
 
-  Raises ConfigError, one line: no `vild` in it, an unknown key there, two names of one setting that differ, or a
-  setting of Scenic's that would have no effect.
+  Raises ConfigError, one line: there is no section `vild`, it has an unknown key, the two names of a setting have
+  different values, or a setting of Scenic would have no effect.
   """
   if NAME not in scenic_config:
     raise ConfigError(f'the Scenic config has no {NAME!r}; expected what scenic_config.to_scenic(config) makes')

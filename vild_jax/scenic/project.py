@@ -1,22 +1,23 @@
-"""ViLD as a project of google-research/scenic: model, data and trainer for a team that trains with Scenic.
+"""Runs ViLD as a project of google-research/scenic: model, data and trainer for a team that trains with Scenic.
 
-A config file of Scenic's makes a ConfigDict of one of our configs; its own `app.run` does the rest:
+Write a config file for Scenic that converts one of our configs, and start this module, which uses Scenic's `app.run`:
 
   # my_config.py
   from vild_jax import config
-  from vild_jax.interop import scenic_config
+  from vild_jax.scenic import config as scenic_config
 
   def get_config():
     return scenic_config.to_scenic(config.load('configs/vild_text_r50_lvis.py', ['data.train=data/lvis']))
 
   python -m vild_jax.scenic.project --config=my_config.py --workdir=W --config.batch_size=64
 
-The work directory is one of ours as well: `vild-jax evaluate` and `export` read it, and `vild-jax train` with the same
-config goes on with it, or the other way round. A main.py of your own calls `get_model_cls`, `get_dataset` and
-`train_and_evaluate`, as those of Scenic's projects do.
+The work directory is the same as that of `vild-jax train`: `vild-jax evaluate` and `export` read it, and either trainer
+resumes what the other began with the same config. A main.py of your own calls `get_model_cls`, `get_dataset` and
+`train_and_evaluate`, as in Scenic's own projects.
 
-Scenic (Apache 2.0) comes from git alone: `pip install 'vild_jax[scenic]'`, TensorFlow included. PyPI's `scenic` is
-another project. This was run inside its commit 4a38d475ee89cb821078c0e2bf2065ee030e1535, which the extra pins.
+Scenic (Apache 2.0) is available from git only: `pip install 'vild_jax[scenic]'` installs it, with TensorFlow. The
+package `scenic` on PyPI is another project. This module was tested with commit
+4a38d475ee89cb821078c0e2bf2065ee030e1535 of Scenic, which the extra pins.
 """
 
 from __future__ import annotations
@@ -42,44 +43,44 @@ from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
 from vild_jax.train import optim
 from vild_jax.workflows import evaluating, training
 
-_DATASET = 'opened'  # of a Dataset's meta_data: what `training.open_training` returned
+_DATASET = 'opened'  # key in a Dataset's meta_data of the result of `training.open_training`
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
 class StepIterator:
-  """An endless iterator over batches that can also be asked for the batches from a step on, which a resume needs."""
+  """Iterates over batches without end; `from_step` starts at a later batch, which a resume needs."""
 
   def __init__(self, make: Callable[[int], Iterator[Mapping]]):
     self._make, self._running = make, None
 
   def from_step(self, step: int) -> Iterator[Mapping]:
-    """A new iterator that begins with the batch after `step` steps."""
+    """Returns a new iterator that begins with the batch after `step` steps."""
     return self._make(step)
 
   def __iter__(self) -> StepIterator:
     return self
 
   def __next__(self) -> Mapping:
-    if self._running is None:  # the pipeline starts when somebody reads from it
+    if self._running is None:  # the pipeline starts with the first read
       self._running = self._make(0)
     return next(self._running)
 
 
 def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
-  """The prepared data sets of the config as a Scenic `Dataset`.
+  """Returns the prepared data sets of the config as a Scenic `Dataset`.
 
   Batches are this process's part, without a device axis: `inputs` float32 [B, S, S, 3], `batch_mask` float32 [B], and
-  in `label` the other fields of `structs.Batch` (boxes yxyx in pixels of the square). `valid_iter` goes round and round
-  `data.val`, and is None where that is empty. `meta_data` has Scenic's usual keys, the `vocabulary` (a
+  in `label` the other fields of `structs.Batch` (boxes yxyx in pixels of the network input). `valid_iter` repeats
+  `data.val` without end; it is None if `data.val` is empty. `meta_data` has Scenic's usual keys, the `vocabulary` (a
   `VocabularyFile`) and the `class_names`.
 
   Args:
     scenic_config: the experiment.
-    data_rng: has no effect: the stream is a function of `rng_seed` and the step, and so the same as `vild-jax train`'s.
+    data_rng: has no effect: the batches depend on `rng_seed` and the step alone, as in `vild-jax train`.
 
-  Raises ValueError if data, vocabulary and regions do not belong together, ImportError without Scenic.
+  Raises ValueError if data, vocabulary and regions do not fit together, ImportError without Scenic.
   """
   del data_rng
   dataset_utils = _scenic('dataset_lib.dataset_utils')
@@ -104,7 +105,7 @@ def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
 
 
 def _converted(convert: Callable[[Mapping], Mapping], stream: Iterator[Mapping]) -> Iterator[Mapping]:
-  """`map` that closes the iterator, whose workers would go on, when it is closed itself."""
+  """Maps `convert` over `stream` and closes `stream` at the end, because its workers would keep running."""
   try:
     yield from map(convert, stream)
   finally:
@@ -112,6 +113,7 @@ def _converted(convert: Callable[[Mapping], Mapping], stream: Iterator[Mapping])
 
 
 def _rounds(dataset: sources.PreparedDataset, config: Config) -> Iterator[batches.Arrays]:
+  """Yields this process's part of the evaluation batches, again and again."""
   while True:
     yield from batches.eval_batches(
       dataset,
@@ -123,14 +125,14 @@ def _rounds(dataset: sources.PreparedDataset, config: Config) -> Iterator[batche
 
 
 def to_scenic_batch(arrays: Mapping[str, Any]) -> dict[str, Any]:
-  """A batch of `data.batch` under Scenic's names."""
+  """Returns a batch of `data.batch` with Scenic's names."""
   label = {key: value for key, value in arrays.items() if key not in ('image', 'real')}
   mask = arrays.get('real', np.ones(len(arrays['image']), bool))
   return {'inputs': arrays['image'], 'batch_mask': mask.astype(np.float32), 'label': label}
 
 
 def from_scenic_batch(batch: Mapping[str, Any]) -> batches.Arrays:
-  """The batch under our names. ValueError, in host memory, for a device axis or for padding, which training has not."""
+  """Returns a batch with our names. Raises ValueError for a device axis or, in host memory, for padding pictures."""
   image, mask = batch['inputs'], batch.get('batch_mask')
   if image.ndim != 4:
     raise ValueError(
@@ -155,10 +157,10 @@ def _struct(batch: Mapping[str, Any]) -> Batch:
 
 
 class Network(detector.ViLD):
-  """The detector's parameters behind the call that Scenic makes: pictures -> features and every anchor's outputs."""
+  """Gives the detector the call that Scenic expects: pictures -> features and the outputs of every anchor."""
 
   def __call__(self, inputs: jax.Array, *, train: bool = False, debug: bool = False) -> tuple[dict, dict, dict]:
-    """Images [B, S, S, 3] -> (features, objectness, box deltas), each {level: [B, ...]}."""
+    """Returns (features, objectness, box deltas), each {level: [B, ...]}, of images [B, S, S, 3]."""
     del debug
     if self.is_initializing():
       self.everything(inputs)
@@ -175,7 +177,7 @@ def forward(
   *,
   per_image: detector.PerImage = jax.vmap,
 ) -> tuple[dict[str, Any], Any]:
-  """Runs both stages in training mode; see `ViLDModel.forward`, which takes a batch under Scenic's names."""
+  """Runs both stages in training mode; see `ViLDModel.forward`, which takes a batch with Scenic's names."""
   first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
   keys = jax.random.split(key, batch.image.shape[0])
   targets = objective.assign(config, first, batch, vocabulary, keys, per_image=per_image)
@@ -184,7 +186,7 @@ def forward(
 
 
 def get_model_cls(model_name: str = NAME) -> type:
-  """The subclass of Scenic's `BaseModel`. ValueError for another name, ImportError without Scenic."""
+  """Returns the subclass of Scenic's `BaseModel`. Raises ValueError for another name, ImportError without Scenic."""
   if model_name != NAME:
     raise ValueError(f'model_name is {model_name!r}; expected {NAME!r}')
   return _model_cls()
@@ -195,22 +197,24 @@ def _model_cls() -> type:
   base_model = _scenic('model_lib.base_models.base_model')
 
   class ViLDModel(base_model.BaseModel):
-    """ViLD: our detector and our losses behind Scenic's `BaseModel`.
+    """Gives the ViLD detector and its losses the interface of Scenic's `BaseModel`.
 
-    The losses are of regions that are sampled around the ground truth, so they need `forward`, not `flax_model.apply`,
-    and they are normalised over the global batch: for a step that is jitted over global arrays, as ours is.
+    The losses need regions that are sampled around the ground truth. Therefore they take the output of `forward`, not
+    that of `flax_model.apply`. They are normalised over the global batch, for a step that is jitted over global arrays.
     """
 
     @functools.cached_property
     def experiment(self) -> Config:
-      """Our config, with the vocabulary's embedding dimension."""
+      """Returns our config with the embedding dimension of the vocabulary."""
       dim = self.dataset_meta_data['vocabulary'].embeddings.shape[1]
       return config_lib.with_embedding_dim(from_scenic(self.config), dim)
 
     def build_flax_model(self) -> Network:
+      """Returns the module with the parameters of the detector."""
       return Network(self.experiment.model)
 
     def default_flax_model_config(self) -> Any:
+      """Returns the ConfigDict of our default config."""
       return to_scenic(Config())
 
     def forward(
@@ -222,34 +226,38 @@ def _model_cls() -> type:
       *,
       per_image: detector.PerImage = jax.vmap,
     ) -> tuple[dict[str, Any], Any]:
-      """Both stages in training mode -> (what `loss_function` takes as logits, variables with new statistics).
+      """Runs both stages in training mode.
 
       Args:
         variables: {'params', 'batch_stats'} of `flax_model`.
-        batch: as `get_dataset` delivers it.
+        batch: a batch of `get_dataset`.
         vocabulary: the training vocabulary.
-        key: randomness of this step.
+        key: random key of this step.
         per_image: maps a function of one image over the batch (see `detector`).
+
+      Returns:
+        (the argument `logits` of `loss_function`, the variables with updated batch statistics).
       """
       return forward(self.experiment, variables, _struct(batch), vocabulary, key, per_image=per_image)
 
     def losses(self, logits: dict[str, Any]) -> dict[str, jax.Array]:
-      """Each loss by its name, weighted."""
+      """Returns {name: loss}; each loss is multiplied by its weight."""
       return objective.losses(self.experiment, logits['outputs'], logits['targets'], logits['vocabulary'])
 
     def loss_function(self, logits: dict[str, Any], batch: Mapping[str, Any], model_params: Any = None) -> jax.Array:
-      """The sum of the losses; weight decay is the optimiser's."""
+      """Returns the sum of the losses, without weight decay, which the optimiser applies."""
       del batch, model_params
       return sum(self.losses(logits).values())
 
     def get_metrics_fn(self, split: str | None = None) -> Callable:
+      """Raises ValueError: under pmap, losses would be normalised on each device alone."""
       raise ValueError(
         f'get_metrics_fn({split!r}) is for pmap, which would normalise on each device; expected '
         'get_metrics_fn_jit, in a step over global arrays'
       )
 
     def get_metrics_fn_jit(self, split: str | None = None) -> Callable:
-      """(logits, batch) -> {loss: (sum over pictures, pictures)}."""
+      """Returns a function (logits, batch) -> {name of a loss: (sum over pictures, number of pictures)}."""
       del split
 
       def metrics(logits: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, tuple[jax.Array, int]]:
@@ -267,21 +275,22 @@ def _model_cls() -> type:
 def train_and_evaluate(
   rng: Any, config: Any, model_cls: type, dataset: Any, workdir: str, writer: Any
 ) -> tuple[Any, dict[str, float], dict[str, float]]:
-  """Trains, or resumes, with the loop of `vild-jax train`; evaluates on `data.val` if there is one.
+  """Trains, or resumes, with the loop of `vild-jax train`; then evaluates on `data.val` unless it is empty.
 
   Args:
-    rng: has no effect: all randomness derives from `rng_seed`, as in `vild-jax train`, whose run this equals to the
-      bit.
-    config: the experiment, see `to_scenic`.
-    model_cls: that of `get_model_cls`: the compiled step computes its `loss_function`, and could compute no other.
-    dataset: that of `get_dataset`, or one made of it by `dataclasses.replace(dataset, train_iter=...)` whose batches
-      look the same. An iterator without `from_step` goes on where it stands when a run is resumed.
-    workdir: the work directory; metrics go to the writer alone.
+    rng: has no effect: all random keys derive from `rng_seed`. The run equals that of `vild-jax train` to the bit.
+    config: the experiment; see `to_scenic`.
+    model_cls: the class of `get_model_cls`; no other, because the compiled step computes the losses of this class.
+    dataset: the result of `get_dataset`, or of `dataclasses.replace(dataset, train_iter=...)` with batches of the same
+      form. When a run is resumed, an iterator without `from_step` continues at its current position.
+    workdir: the work directory; metrics go to the writer only.
     writer: clu's MetricWriter.
 
   Returns:
-    Scenic's `TrainState`, the metrics of the last log step, and those of the evaluation (both empty where there were
-    none: in all processes but the first, for one).
+    (Scenic's `TrainState`, the metrics of the last log step, the metrics of the evaluation). The metrics are empty if
+    there were none; in all processes but the first they always are.
+
+  Raises ValueError if `model_cls` or `dataset` does not fit; other errors as `training.train_on`, `evaluating.evaluate`.
   """
   del rng
   if model_cls is not get_model_cls():
@@ -334,7 +343,7 @@ def _scenic_state(state: TrainState, config: Config) -> Any:
 
 
 class _Remembering:
-  """A MetricWriter that hands everything on and keeps the last scalars."""
+  """Passes all calls on to a MetricWriter and keeps the last scalars."""
 
   def __init__(self, writer: Any):
     self._writer, self.scalars = writer, {}
@@ -348,7 +357,7 @@ class _Remembering:
 
 
 def main(rng: Any, config: Any, workdir: str, writer: Any) -> None:
-  """What Scenic's `app.run` calls. A run that was told to end (SIGTERM) saves and exits as `vild-jax train` does."""
+  """Trains for Scenic's `app.run`. On SIGTERM it saves and exits with `EXIT_PREEMPTED`, as `vild-jax train` does."""
   try:
     train_and_evaluate(
       rng=rng,
@@ -364,7 +373,7 @@ def main(rng: Any, config: Any, workdir: str, writer: Any) -> None:
 
 
 def _scenic(name: str) -> Any:
-  """A module of Scenic's. ImportError, one line, says how to get what is missing."""
+  """Imports a module of Scenic; raises ImportError, one line, that says how to install what is missing."""
   try:
     return importlib.import_module(f'scenic.{name}')
   except ImportError as error:
@@ -374,7 +383,7 @@ def _scenic(name: str) -> Any:
       problem = 'google-research/scenic is not installed'
     elif missing.startswith('scenic.'):
       problem = (
-        f'the scenic that is installed has no {missing}, so it is no google-research/scenic (on PyPI, scenic '
+        f'the scenic that is installed has no {missing}, so it is not google-research/scenic (on PyPI, scenic '
         'is another project)'
       )
     raise ImportError(
@@ -387,5 +396,5 @@ if __name__ == '__main__':
     app = _scenic('app')
   except ImportError as missing:
     sys.exit(str(missing))
-  processes.join(saves_on_sigterm=True)  # Scenic leaves this to its caller
+  processes.join(saves_on_sigterm=True)  # Scenic does not join processes itself
   app.run(main=main)

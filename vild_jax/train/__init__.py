@@ -1,1 +1,1 @@
-"""State, optimiser, sharding, the step, checkpoints, the loop."""
+"""Trains a detector: state, optimiser, sharding, training step, checkpoints, and the loop over all steps."""

@@ -1,11 +1,11 @@
-"""The gradients of one step, of the batch at once or in `train.accumulate` microbatches, for less memory.
+"""Computes the gradients of one step: of the whole batch, or of `train.accumulate` microbatches to save memory.
 
-In parts it is the same objective: each loss is the sum over all parts divided by the count of the whole batch. Those
-counts (sampled regions, foreground) follow from the proposals, so that the first stage runs twice: once forward through
-all parts, which gives targets and counts, and again under the gradient.
+The objective is the same in microbatches: each loss is the sum over all of them, divided by the count of the whole
+batch. These counts (sampled regions, foreground) depend on the proposals. Therefore the first stage runs twice: a
+forward pass over all microbatches gives targets and counts, and a second pass computes the gradients.
 
-One thing is another: batch statistics are those of a microbatch (of all devices). It is normalised by its own, and the
-moving statistics take one step towards their mean over the microbatches.
+One thing differs: batch statistics. Each microbatch (over all devices) is normalised by its own statistics, and the
+moving statistics take one step towards the mean over the microbatches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Result = tuple[Any, dict[str, jax.Array], Any]
 
 
 def gradients(config: Config, mesh: Mesh, state: TrainState, batch: Batch, vocabulary: Vocabulary) -> Result:
-  """(gradients, metrics, batch statistics after the step) of a global batch, inside a program on `mesh`."""
+  """Returns (gradients, metrics, batch statistics after the step) of a global batch, inside a program on `mesh`."""
   params, key = sharding.gathered(mesh, state.params), step_key(state, SAMPLING)
   variables = {'params': params, 'batch_stats': state.batch_stats}
   if config.train.accumulate > 1:
@@ -37,8 +37,8 @@ def gradients(config: Config, mesh: Mesh, state: TrainState, batch: Batch, vocab
       config, {**variables, 'params': params}, batch, vocabulary, key, per_image=sharding.per_image(mesh)
     )
 
-  (_, (metrics, batch_stats)), found = jax.value_and_grad(loss, has_aux=True)(params)
-  return sharding.split_like_params(mesh, found), metrics, batch_stats
+  (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  return sharding.split_like_params(mesh, grads), metrics, batch_stats
 
 
 def _in_parts(
@@ -46,7 +46,7 @@ def _in_parts(
 ) -> Result:
   objective.check_distillation(config, has_regions=batch.regions is not None)
   number, per_image = config.train.accumulate, sharding.per_image(mesh)
-  # The same key for an image as in one batch, so that the same anchors and regions are drawn.
+  # An image has the same key as in an undivided batch, so that the same anchors and regions are drawn.
   parts = _split((batch, jax.random.split(key, batch.image.shape[0])), number)
 
   def first_stage(params, image):
@@ -60,23 +60,26 @@ def _in_parts(
   _, targets = jax.lax.scan(assign, None, parts)
   counts = objective.count(targets)
 
-  def of_part(part):
+  def gradients_of(part):
     image, targets = part
 
     def loss(params):
       first, after = first_stage(params, image)
       return objective.loss_of(config, after, first, targets, vocabulary, counts, per_image=per_image)
 
-    (_, (metrics, batch_stats)), found = jax.value_and_grad(loss, has_aux=True)(variables['params'])
+    (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(variables['params'])
     share = jax.tree.map(lambda x: x / number, batch_stats)
-    return sharding.split_like_params(mesh, found), metrics, share
+    return sharding.split_like_params(mesh, grads), metrics, share
 
   parts = parts[0].image, targets
-  shapes = jax.eval_shape(lambda: of_part(jax.tree.map(lambda x: x[0], parts)))
-  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), nothing, parts)[0]
+  shapes = jax.eval_shape(lambda: gradients_of(jax.tree.map(lambda x: x[0], parts)))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradients_of(part)), None), zeros, parts)[0]
 
 
 def _split(tree: Any, number: int) -> Any:
-  """Leaves [B, ...] -> [number, B / number, ...], every microbatch with pictures of every device: nothing moves."""
+  """Splits leaves [B, ...] into [number, B / number, ...].
+
+  Every microbatch has pictures of every device, so that no picture moves to another device.
+  """
   return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, number, *x.shape[1:]), 0, 1), tree)

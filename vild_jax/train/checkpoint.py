@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: everything a resume needs, restored onto any topology; strict about what fits.
+"""Saves and restores checkpoints with Orbax, on any number of devices; a checkpoint that does not fit is an error.
 
 A work directory holds `config.json` (the resolved config), `vocabulary.npz` and `checkpoints/STEP/`; a bundle has
 `variables/` in place of the checkpoints.
@@ -24,8 +24,9 @@ from vild_jax.train.state import abstract, variables
 from vild_jax.train.weights import CHECKPOINTS
 
 CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
-# Settings that change neither what is learnt nor the shape of the state: a resume may change them.
-# What data, vocabulary and region store hold is checked where they are opened: they may move to another path.
+# Settings that a resume may change: they affect neither what is learnt nor the shape of the state.
+# Paths are among them, because data, vocabulary and region store may move; their content is checked when they are
+# opened.
 _FREE = (
   'name',
   'vocabulary',
@@ -49,14 +50,15 @@ _FREE = (
 
 
 class Checkpoints:
-  """The checkpoints of one work directory. Saves are asynchronous; `close` waits for the last one.
+  """Saves and restores the checkpoints of one work directory.
 
-  The newest `keep` stay, and the `keep_best` of the lowest loss.
+  Keeps the newest `keep` checkpoints and the `keep_best` with the lowest loss. Saves are asynchronous; `close` waits
+  for the last one.
   """
 
   def __init__(self, workdir: Path, *, keep: int = 3, keep_best: int = 0):
     loss = lambda metrics: metrics['loss']
-    # `best_fn` with `max_to_keep` would delete the newest one; here it only makes Orbax store the loss.
+    # `best_fn` only makes Orbax store the loss. Together with `max_to_keep` it would delete the newest checkpoint.
     policy = managers.AnyPreservationPolicy(
       [
         managers.LatestN(n=keep),
@@ -67,20 +69,23 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager((Path(workdir) / CHECKPOINTS).absolute(), options=options)
 
   def latest_step(self) -> int | None:
-    """The newest complete checkpoint; what a killed save left half-written does not count."""
+    """Returns the step of the newest complete checkpoint, or None; an interrupted save does not count."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: TrainState, loss: float) -> None:
-    """Saves unless that step is there. `step` is the host's own: reading the state's waits for the device."""
+    """Saves the state and its loss, unless `step` is saved already.
+
+    `step` is an argument because reading `state.step` would wait for the device.
+    """
     if step not in self._manager.all_steps():
       self._manager.save(
         step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics={'loss': loss}, force=True
       )
 
   def restore(self, config: Config, mesh: Mesh) -> TrainState:
-    """The newest state, laid out on `mesh`, whatever topology saved it.
+    """Restores the newest state onto `mesh`; it may have been saved on other devices.
 
-    Raises ValueError if it is of another architecture, naming the first misfit, or damaged.
+    Raises ValueError if the checkpoint is damaged or of another architecture; the message names the first difference.
     """
     step, expected = self.latest_step(), abstract(config, mesh)
     folder = Path(self._manager.directory) / str(step)
@@ -89,14 +94,15 @@ class Checkpoints:
       return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected)))['state']
 
   def close(self) -> None:
+    """Waits for the last save and frees the manager."""
     self._manager.wait_until_finished()
     self._manager.close()
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:
-  """Writes the resolved config into a new work directory, or checks that the one there is the same.
+  """Writes the resolved config into a new work directory, or checks that an existing work directory has the same one.
 
-  Every process checks, and the first writes.
+  Every process checks; only the first one writes.
 
   Raises:
     ValueError: the directory belongs to another config; the message names what differs.
@@ -120,7 +126,7 @@ def claim_workdir(workdir: Path, config: Config) -> None:
 
 
 def read_config(workdir: Path) -> Config:
-  """The resolved config of a work directory. ValueError if there is none."""
+  """Returns the resolved config of a work directory or a bundle. Raises ValueError if there is none."""
   path = Path(workdir) / CONFIG_FILE
   if not path.is_file():
     raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
@@ -131,9 +137,10 @@ def read_config(workdir: Path) -> Config:
 
 
 def same_model(config: Config, folder: Path) -> Config:
-  """The config with the folder's embedding dimension, if the folder is of the same model.
+  """Returns the config with the embedding dimension of `folder`, a work directory or a bundle.
 
-  Weights fit many settings that change their meaning (anchors, temperature, input size): those must be equal.
+  Raises ValueError if the folder was trained with another model. Weights of equal shapes are not enough: settings such
+  as anchors, temperature and input size change what the weights mean, so they must be equal too.
   """
   parts, saved = ('model.', 'data.image_size'), read_config(folder)
   config = config_lib.with_embedding_dim(config, saved.model.embedding_dim)
@@ -151,22 +158,22 @@ def same_model(config: Config, folder: Path) -> Config:
 
 
 def load_variables(folder: Path, config: Config, mesh: Mesh | None = None, step: int | None = None) -> dict[str, Any]:
-  """{'params', 'batch_stats'} of a bundle, or of a checkpoint of a work directory, without its optimiser state.
+  """Loads {'params', 'batch_stats'} of a bundle or of a checkpoint of a work directory, without optimiser state.
 
   Args:
     folder: the bundle or work directory.
-    config: says which weights there must be.
-    mesh: where they go, replicated; by default one device.
+    config: the experiment, which determines the expected weights.
+    mesh: devices that get the weights, replicated; by default one device.
     step: which checkpoint of the work directory; by default the newest.
 
-  Raises ValueError if there is no checkpoint, or one of another architecture; the message names the first misfit.
+  Raises ValueError if there is no checkpoint or it is of another architecture; the message names the first difference.
   """
   expected = abstract_variables(config, mesh)
   return weights.restore(weights.locate(folder, step), expected)
 
 
 def abstract_variables(config: Config, mesh: Mesh | None = None) -> dict[str, Any]:
-  """Shapes, types and shardings of {'params', 'batch_stats'}, replicated on `mesh`; by default on one device."""
+  """Returns shapes, types and shardings of {'params', 'batch_stats'}, replicated on `mesh` (by default one device)."""
   mesh = sharding.make_mesh(MeshSettings(), jax.devices()[:1]) if mesh is None else mesh
   whole = sharding.replicated(mesh)
   return jax.tree.map(
@@ -175,5 +182,5 @@ def abstract_variables(config: Config, mesh: Mesh | None = None) -> dict[str, An
 
 
 def save_variables(folder: Path, variables: dict[str, Any]) -> None:
-  """Writes {'params', 'batch_stats'} alone into the folder of a bundle."""
+  """Writes {'params', 'batch_stats'}, without optimiser state, into the folder of a bundle."""
   weights.save(Path(folder) / weights.VARIABLES, variables)

@@ -1,4 +1,4 @@
-"""The training loop: resume, step, log, save. What it computes is in `step`; what it reads is handed in."""
+"""The training loop: resumes, runs steps, logs and saves. The computation is in `step`; the caller opens the data."""
 
 from __future__ import annotations
 
@@ -36,19 +36,21 @@ def train(
   writer: Any = None,
   pictures: Callable[[Any], Mapping[str, np.ndarray]] | None = None,
 ) -> TrainState:
-  """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
+  """Trains until step `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
 
   Args:
     config: the experiment.
     workdir: a work directory of this config (`checkpoint.claim_workdir`); gets checkpoints, `metrics.jsonl` and
       TensorBoard files.
     vocabulary: the training vocabulary.
-    batches: start step -> iterator over this process's part of each global batch, from that step on: numpy arrays
-      under the names of `structs.Batch` (others are ignored), the regions to distil in a dictionary of their own. The
-      same start gives the same batches.
-    mesh: devices to train on, which can share a batch evenly (`sharding.check_batch_size`).
-    writer: anything with clu's MetricWriter methods; a `WorkdirWriter` by default. Only the first process writes.
-    pictures: variables -> {title: uint8 [H, W, 3]}, drawn every `config.train.pictures_every` steps and at the end.
+    batches: takes the start step and returns an iterator over this process's part of each global batch from that step
+      on. A batch is a dictionary of NumPy arrays with the names of `structs.Batch` (other names are ignored); its entry
+      `regions`, for distillation, is a dictionary of its own. The same start step must give the same batches.
+    mesh: devices to train on; the batch must split evenly over them (`sharding.check_batch_size`).
+    writer: an object with the methods of clu's MetricWriter; by default a `WorkdirWriter`. Only the first process
+      writes.
+    pictures: takes the variables and returns {title: uint8 [H, W, 3]}; called every `config.train.pictures_every`
+      steps and at the end.
 
   Returns:
     The final state.
@@ -56,7 +58,7 @@ def train(
   Raises:
     ValueError: the newest checkpoint is of another architecture, or damaged.
     FloatingPointError: a loss or a gradient norm is not finite.
-    Preempted: SIGTERM came; the state of the step before is saved.
+    Preempted: the process got SIGTERM; the state after the last complete step is saved.
   """
   first = jax.process_index() == 0
   checkpoints = Checkpoints(workdir, keep=config.train.keep, keep_best=config.train.keep_best)
@@ -65,7 +67,7 @@ def train(
     state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh)
   except BaseException:
     if jax.process_count() == 1:
-      checkpoints.close()  # its threads would end with a wall of noise
+      checkpoints.close()  # otherwise its threads print long tracebacks when the process ends
     raise
   start = int(state.step)
   if first:
@@ -96,7 +98,7 @@ def train(
           )
         preempted, last = notice.reached(step), step == config.train.steps
         if step % config.train.checkpoint_every == 0 or last or preempted:
-          # A resume starts from what is saved: never from a broken state.
+          # `loss_since_save` raises if a step was not finite, so that a broken state is never saved.
           checkpoints.save(step, state, loss=recorder.loss_since_save())
         if preempted and not last:
           raise Preempted(
@@ -104,15 +106,17 @@ def train(
             'command goes on from there'
           )
         if pictures is not None and (step % config.train.pictures_every == 0 or last):
-          drawn = sharding.everywhere(mesh, state_lib.variables(state))  # by all processes: parts of it may be theirs
+          # All processes must call `everywhere`: each may hold a part of the variables.
+          variables = sharding.everywhere(mesh, state_lib.variables(state))
           if first:
-            writer.write_images(step, pictures(drawn))
+            writer.write_images(step, pictures(variables))
           recorder.restart_clock()
         bar.update()
   except (FloatingPointError, Preempted):
     raise
   except BaseException:
-    together = jax.process_count() == 1  # the other processes are elsewhere: what waits for them would hang
+    # The other processes have not failed here, so closing the checkpoints would wait for them forever.
+    together = jax.process_count() == 1
     raise
   finally:
     if together:
@@ -120,7 +124,7 @@ def train(
     if writer is not None:
       writer.flush()
     if own_writer:
-      writer.close()  # tensorboardX writes in a thread of its own, whose last events a flush alone may miss
+      writer.close()  # tensorboardX writes in its own thread; `flush` may miss the last events
     if hasattr(iterator, 'close'):
       iterator.close()
   return state

@@ -1,4 +1,4 @@
-"""The update rule, its schedule, and which parameters learn and decay (METHOD.md, section 3)."""
+"""Builds the optimiser, its learning rate schedule and the mask of weight decay (docs/method.md, 3)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import optax
 
 from vild_jax.config import Config, Optimizer
 
-_BETA2 = 0.99  # of AdamW: a memory of 100 steps suits its short trainings
-# First match wins; every parameter must match. True: weight decay. Text rows are no parameters and never train.
+_BETA2 = 0.99  # of AdamW: averages over about 100 steps, which suits trainings of a few hundred steps
+# The first match counts; every parameter must match. True: weight decay. Text embeddings are not parameters.
 DECAY_RULES = (
   (r'background', True),
   (r'.*/kernel', True),
@@ -21,9 +21,11 @@ DECAY_RULES = (
 
 
 def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
-  """step -> learning rate: linear warm-up, then times `decay_factor` from each step round(fraction · steps) on.
+  """Returns the function step -> learning rate.
 
-  All decays happen (METHOD.md, section 4.7); `drop_last_decay` restores the reference, which loses the last one.
+  The rate rises linearly during the warm-up. It is multiplied by `decay_factor` at each step round(fraction · steps),
+  for the fractions of `decay_at`. All decays happen (docs/departures.md, 7); `drop_last_decay` restores the reference,
+  which leaves out the last one.
   """
   fractions = settings.decay_at[:-1] if settings.drop_last_decay else settings.decay_at
   boundaries = jnp.asarray([round(f * steps) for f in fractions])
@@ -38,8 +40,10 @@ def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-  """`optimizer.rule`: 'sgd' is TensorFlow's Momentum, where decay joins the gradient and the rate stays outside of the
-  accumulator; 'adamw' decays apart from the gradient.
+  """Returns the optimiser of `optimizer.rule`.
+
+  'sgd' is TensorFlow's Momentum: weight decay is added to the gradient, and the learning rate is not in the
+  accumulator. 'adamw' applies weight decay separately from the gradient.
   """
   settings = config.optimizer
   decay = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
@@ -50,19 +54,19 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def decay_mask(params: Any) -> Any:
-  """{parameter: does it decay?}. Raises ValueError naming a parameter that no rule matches."""
+  """Returns {parameter: True if weight decay applies}. Raises ValueError for a parameter that no rule matches."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: first_match(DECAY_RULES, path_name(path), 'weight decay'), params
   )
 
 
 def path_name(path: tuple) -> str:
-  """A tree path as `a/b/c`."""
+  """Returns a path in a tree as text: `a/b/c`."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def first_match(rules: tuple[tuple[str, Any], ...], name: str, what: str) -> Any:
-  """The value of the first rule whose pattern matches the whole of `name`; ValueError where there is none."""
+  """Returns the value of the first rule whose pattern matches the whole `name`; raises ValueError if none does."""
   for pattern, value in rules:
     if re.fullmatch(pattern, name):
       return value

@@ -1,4 +1,4 @@
-"""SIGTERM as a notice: whoever owns the machines wants them back, and there is time for one more save."""
+"""Turns SIGTERM into a checkpoint and an exit."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from jax.experimental import multihost_utils
 
 
 class Notice:
-  """A context manager in which SIGTERM is noted and no longer ends the process.
+  """Records SIGTERM while its context is active, instead of ending the process.
 
-  One process notes it itself. Once `jax.distributed` is set up, JAX has taken the signal: a notice to any process
-  reaches all, and they agree on one step to stop after.
+  A single process handles the signal itself. With `jax.distributed`, JAX handles it: a signal to any process reaches
+  all, and they agree on one step after which they stop.
   """
 
   def __init__(self, step: int):
-    """Takes the step that training starts from: notices count from there on, the first compilation included."""
+    """Takes the step that training starts from: signals count from here on, also during the first compilation."""
     self._agreed = jax.distributed.is_initialized()
     self._noted, self._old = False, None
     self.reached(step)
 
   def __enter__(self) -> Notice:
-    if not self._agreed and threading.current_thread() is threading.main_thread():  # Python hands signals to no other
+    if (
+      not self._agreed and threading.current_thread() is threading.main_thread()
+    ):  # Python delivers signals to it alone
       self._old = signal.signal(signal.SIGTERM, self._note)
     return self
 
@@ -36,5 +38,5 @@ class Notice:
     self._noted = True
 
   def reached(self, step: int) -> bool:
-    """Whether to save and stop after this step. Every process must ask after every step."""
+    """Returns True if training should save and stop after this step. Every process must call it after every step."""
     return multihost_utils.reached_preemption_sync_point(step) if self._agreed else self._noted

@@ -1,4 +1,4 @@
-"""What is kept of the metrics of each step: their averages for the log, and the proof that every step was finite."""
+"""Averages metrics for the log and raises on a step that is not finite."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from clu import metrics as clu_metrics
 
 from vild_jax.config import Config
 
-_SKIPS_IN_A_ROW = 100  # after so many, nothing suggests that there will be another finite step
+_SKIPS_IN_A_ROW = 100  # after so many, another finite step is unlikely
 SKIPPED = 'skipped_steps'
 
 
 class Recorder:
-  """Averages metrics between two log steps, and measures images a second over the same steps.
+  """Averages metrics between two log steps, and measures images per second over the same steps.
 
-  Every step is looked at one step later, when its numbers have arrived anyway; `loss_since_save` looks at the last one.
+  The numbers of a step are checked one step later, when the device has computed them, so that the host does not wait
+  for them. `loss_since_save` checks the last step.
 
-  Raises FloatingPointError, where it looks, if loss or gradient norm are not finite; with `train.on_nan` skip only
-  after a hundred such steps in a row.
+  The check raises FloatingPointError if loss or gradient norm is not finite; with `train.on_nan=skip` only after 100
+  such steps in a row.
   """
 
   def __init__(self, config: Config, writer: Any, step: int = 0):
-    """Writes to `writer` (None: nowhere); `step` is the one that training starts from."""
+    """Takes the writer of metrics (None: nothing is written) and the step that training starts from."""
     self._config, self._writer = config, writer
     self._skips = config.train.on_nan == 'skip'
-    self._seen, self._saved = step, step  # the last step that was looked at, and that of the last checkpoint
+    self._seen, self._saved = step, step  # the last checked step, and that of the last checkpoint
     self._pending: tuple[int, dict[str, jax.Array], Any] | None = None
     self._compiled = False
     self._running: clu_metrics.Collection | None = None
@@ -38,20 +39,20 @@ class Recorder:
     self.restart_clock()
 
   def restart_clock(self) -> None:
-    """Leaves out of the speed what happened up to now."""
+    """Starts the measurement of speed again; the time until now does not count."""
     self._start, self._timed_steps = time.perf_counter(), 0
 
   def add(self, step: int, metrics: Mapping[str, jax.Array], image_ids: Any = None) -> dict[str, float] | None:
-    """Takes one step's metrics; at a log step writes and returns the averages since the last one.
+    """Records the metrics of one step; at a log step writes and returns the averages since the last log step.
 
-    `image_ids` are those of this process's part of the batch, for the message if it comes to nothing.
+    `image_ids` are those of this process's part of the batch; the error message names them if the step is not finite.
     """
-    self._settle()  # waits for the step before: the host stays at most one step ahead of the device
-    # All processes hold the same numbers; this one works on its own.
+    self._settle()  # waits for the previous step: the host is at most one step ahead of the device
+    # Metrics are the same in all processes; each process uses its local copy.
     metrics = {key: value.addressable_data(0) for key, value in metrics.items()}
     self._pending = step, metrics, image_ids
     self._timed_steps += 1
-    if not self._compiled:  # the first step waits for the compiler, and says nothing of the speed
+    if not self._compiled:  # the first step includes the compilation, so it is not part of the speed
       metrics['loss'].block_until_ready()
       self._compiled = True
       self.restart_clock()
@@ -74,13 +75,13 @@ class Recorder:
     return summary
 
   def loss_since_save(self) -> float:
-    """The mean loss of the steps since this was last asked; infinite if all were skipped."""
+    """Returns the mean loss of the steps since the last call; infinity if all of them were skipped."""
     self._settle()
     losses, self._losses, self._saved = self._losses, [], self._seen
     return float(np.mean(losses)) if losses else float('inf')
 
   def _settle(self) -> None:
-    """Looks at the step that is still to be looked at."""
+    """Checks and averages the pending step, if there is one."""
     if self._pending is None:
       return
     (step, metrics, image_ids), self._pending = self._pending, None
@@ -101,8 +102,8 @@ class Recorder:
     parts = ', '.join(
       f'{key} {float(value):.4g}' for key, value in metrics.items() if key.endswith('loss') or key == 'gradient_norm'
     )
-    of = '' if jax.process_count() == 1 else f' of process {jax.process_index()}'
-    ids = '' if image_ids is None else f'; images{of} {", ".join(str(int(i)) for i in image_ids)}'
+    process = '' if jax.process_count() == 1 else f' of process {jax.process_index()}'
+    ids = '' if image_ids is None else f'; images{process} {", ".join(str(int(i)) for i in image_ids)}'
     kept = f'the checkpoint of step {self._saved} is kept' if self._saved else 'there is no checkpoint yet'
     row = f', the {self._in_a_row}th such step in a row' if self._skips else ''
     return f'training is not finite in step {step}{row}: {parts}{ids}; expected finite numbers ({kept})'

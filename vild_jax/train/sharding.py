@@ -1,11 +1,12 @@
-"""The mesh and who holds what on it. The only file that names mesh axes.
+"""Makes the mesh and decides which device holds which part of each array. The only file that names mesh axes.
 
-  data      pictures of the batch
-  fsdp      pictures of the batch; and parameters and momentum, which are gathered for each step
-  spatial   rows of a picture, up to the end of the first stage: convolutions ask their neighbours for the rows at the
-            border. A region may lie anywhere in its picture, so the second stage has all rows, and runs on every device
+  data      splits the pictures of the batch
+  fsdp      splits the pictures of the batch, and parameters and momentum, which are gathered for each step
+  spatial   splits the rows of a picture in the first stage: convolutions exchange the rows at the border with
+            neighbouring devices. A region may lie anywhere in its picture, so the second stage needs all rows: each
+            device along this axis computes it for the same pictures
 
-A `model` axis would be one more of AXES, named in the rules below.
+To add a `model` axis, add it to AXES and use it in the rules below.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from vild_jax.train.optim import first_match, path_name
 AXES = ('data', 'fsdp', 'spatial')
 BATCH_AXES = ('data', 'fsdp')
 REPLICATED, BATCH_SPEC = PartitionSpec(), PartitionSpec(BATCH_AXES)
-# A leaf of fewer elements is replicated: to gather it would cost more than it saves.
+# A leaf with fewer elements is replicated: gathering it would cost more than splitting it saves.
 MIN_SPLIT = 4096
 
 
 def split_largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """Over `fsdp` along the largest dimension that it divides (the last of equal ones); whole if small, or none does."""
+  """Returns the spec that splits the largest dimension that `fsdp` divides (the last one of equal size).
+
+  A small array, or one without such a dimension, is replicated.
+  """
   size = mesh.shape['fsdp']
   divisible = [axis for axis, length in enumerate(shape) if length % size == 0]
   if size == 1 or not divisible or np.prod(shape) < MIN_SPLIT:
@@ -37,7 +41,7 @@ def split_largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   return PartitionSpec(*(None,) * largest, 'fsdp')
 
 
-# First match wins, over the names of the leaves; every leaf must match. A function chooses by the leaf's shape.
+# The first match of a leaf's name counts; every leaf must match. A function decides by the shape of the leaf.
 STATE_RULES = (
   (r'(params|opt_state)/.*', split_largest),
   (r'batch_stats/.*|step|key', REPLICATED),
@@ -49,7 +53,10 @@ BATCH_RULES = (
 
 
 def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
-  """A mesh over `devices` (all by default). Raises ValueError if the axes do not fit their number or the processes."""
+  """Makes a mesh over `devices` (by default all).
+
+  Raises ValueError if the sizes of the axes do not fit the number of devices or of processes.
+  """
   devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
   count, others = len(devices), settings.fsdp * settings.spatial
   if settings.data == -1 and count % others:
@@ -74,12 +81,12 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-  """A sharding for each leaf of the (abstract) state, by STATE_RULES."""
+  """Returns a sharding for each leaf of the (abstract) state, by STATE_RULES."""
   return _by_rules(mesh, STATE_RULES, state)
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
-  """A sharding for each field of a (host or abstract) batch, by BATCH_RULES."""
+  """Returns a sharding for each field of a (host or abstract) batch, by BATCH_RULES."""
   return _by_rules(mesh, BATCH_RULES, batch)
 
 
@@ -92,17 +99,17 @@ def _by_rules(mesh: Mesh, rules: tuple[tuple[str, Any], ...], tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """What there is of each picture, whole: split over the first axis."""
+  """Returns the sharding of arrays [B, ...] that are split along the first axis only."""
   return NamedSharding(mesh, BATCH_SPEC)
 
 
 def image_sharding(mesh: Mesh) -> NamedSharding:
-  """The pictures themselves."""
+  """Returns the sharding of pictures [B, S, S, 3]: split along the first axis, and along the rows over `spatial`."""
   return NamedSharding(mesh, first_match(BATCH_RULES, 'image', 'sharding'))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same array on every device: vocabularies, scalars."""
+  """Returns the sharding of arrays that every device holds whole, such as vocabularies and scalars."""
   return NamedSharding(mesh, REPLICATED)
 
 
@@ -118,50 +125,53 @@ def check_batch_size(mesh: Mesh, batch_size: int, key: str, *, accumulate: int =
 
 
 def put_batch(mesh: Mesh, arrays: Any) -> Any:
-  """Host arrays of this process (its part of the global batch) -> one global, sharded array each, by BATCH_RULES."""
+  """Turns host arrays (this process's part of the global batch) into global arrays, sharded by BATCH_RULES."""
   put = lambda x, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(x))
   return jax.tree.map(put, arrays, batch_shardings(mesh, arrays))
 
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
-  """Inside a program: every leaf whole on every device.
+  """Replicates every leaf on every device, inside a compiled program.
 
-  Parameters that are split have to be gathered before they are used: left alone, the partitioner may rather gather
-  activations and split channels.
+  Split parameters are gathered before they are used, because otherwise the partitioner may gather activations and split
+  channels instead.
   """
   return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def split_like_params(mesh: Mesh, gradients: Any) -> Any:
-  """Inside a program: gradients lie where their parameters do."""
+  """Gives gradients the shardings of their parameters, inside a compiled program."""
   return jax.lax.with_sharding_constraint(gradients, state_shardings(mesh, {'params': gradients})['params'])
 
 
 def everywhere(mesh: Mesh, tree: Any) -> Any:
-  """The same arrays, with all of each in every process. All processes must call it."""
+  """Replicates arrays, so that every process holds all of each. All processes must call it."""
   if jax.process_count() == 1:
     return tree
   return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def local_part(tree: Any) -> Any:
-  """Global arrays, split over their first axis -> NumPy arrays of this process's rows; undoes `put_batch`."""
+  """Turns global arrays, split along their first axis, into NumPy arrays of this process's rows.
+
+  It is the inverse of `put_batch`.
+  """
 
   def rows(x: jax.Array) -> np.ndarray:
-    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}  # one of each that is repeated
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}  # drops repeated shards
     return np.concatenate([parts[start] for start in sorted(parts)])
 
   return jax.tree.map(rows, tree) if jax.process_count() > 1 else jax.device_get(tree)
 
 
 def per_image(mesh: Mesh) -> Callable[[Callable], Callable]:
-  """Maps a function of one image over a sharded batch, each device over its own images, which it has whole.
+  """Returns a function that maps a function of one image over a sharded batch; each device maps over its own images.
 
   Without `shard_map`, the partitioner turns a batched top-k into an all-gather of the whole batch, and a vmapped
-  while-loop into an all-reduce in every round.
+  while-loop into an all-reduce in every iteration.
   """
 
-  # An axis that is not named is one to sum gradients over; naming one of size 1 saves a sum over one device.
+  # Gradients are summed over every axis that the spec leaves out; naming an axis of size 1 avoids a needless sum.
   spec = BATCH_SPEC if mesh.shape['spatial'] > 1 else PartitionSpec(AXES)
 
   def wrap(function: Callable) -> Callable:
@@ -171,12 +181,12 @@ def per_image(mesh: Mesh) -> Callable[[Callable], Callable]:
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Bytes of an (abstract) tree of sharded arrays on one device."""
+  """Returns how many bytes of an (abstract) tree of sharded arrays one device holds."""
   return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def describe(mesh: Mesh, state: Any) -> str:
-  """One line: the axes, and what a device holds of the (abstract) state."""
+  """Returns one line of text: the axes, and the bytes of the (abstract) state on one device."""
   axes = ' x '.join(f'{size} {axis}' for axis, size in mesh.shape.items())
   held = ', '.join(
     f'{name} {bytes_per_device(tree) / 2**20:,.1f} MiB'

@@ -1,4 +1,4 @@
-"""The training state: created on the mesh, in place, from the configuration alone."""
+"""Creates the training state: every array is made on the devices that hold it, from the configuration alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vild_jax.config import Config
 from vild_jax.structs import TrainState
 from vild_jax.train import optim, sharding, weights
 
-# Every use of randomness derives its key from (root key, step, one of these).
+# The purposes of random numbers: each key is derived from (root key, purpose, step).
 INIT, SAMPLING = 0, 1
 _FIRST_STAGE = ('backbone', 'fpn', 'rpn_head')
 
 
 def create(config: Config) -> TrainState:
-  """The state at step 0, a pure function of the configuration."""
+  """Returns the state at step 0, a pure function of the configuration."""
   root = jax.random.PRNGKey(config.seed)
   variables = detector.init(config, jax.random.fold_in(root, INIT))
   return TrainState(
@@ -33,7 +33,7 @@ def create(config: Config) -> TrainState:
 
 
 def abstract(config: Config, mesh: Mesh) -> Any:
-  """Shapes, types and shardings of the state, nothing allocated: what a checkpoint is restored onto."""
+  """Returns shapes, types and shardings of the state, without allocating it; checkpoints are restored to these."""
   shapes = jax.eval_shape(lambda: create(config))
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding.state_shardings(mesh, shapes)
@@ -41,9 +41,11 @@ def abstract(config: Config, mesh: Mesh) -> Any:
 
 
 def create_on(config: Config, mesh: Mesh) -> TrainState:
-  """The state at step 0, every leaf made where it lives, but for what `train.init_...` brings.
+  """Creates the state at step 0, each leaf on the devices that hold it.
 
-  Raises ValueError if the weights there are of another architecture.
+  With `train.init_backbone` or `train.init_first_stage` these modules get the weights of another model.
+
+  Raises ValueError if those weights are of another architecture.
   """
   shardings = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
   state = jax.jit(lambda: create(config), out_shardings=shardings)()
@@ -57,14 +59,17 @@ def create_on(config: Config, mesh: Mesh) -> TrainState:
 
 
 def check_start(config: Config, mesh: Mesh) -> None:
-  """Raises the ValueError of `create_on`, without creating anything."""
+  """Raises ValueError if `create_on` would; creates nothing."""
   if given := _given(config, mesh):
     path, expected, parts = given
     weights.check(path, expected, parts=parts)
 
 
 def _given(config: Config, mesh: Mesh) -> tuple[Path, Any, tuple[str, ...]] | None:
-  """The folder of the weights that training starts from, what they must be like (abstract), and which modules."""
+  """Returns the folder of the weights that training starts from, their expected (abstract) tree, and their modules.
+
+  None if the config names no such weights.
+  """
   if config.train.init_backbone:
     path, parts = Path(config.train.init_backbone) / weights.VARIABLES, _FIRST_STAGE[:1]
     if not path.is_dir():
@@ -81,10 +86,10 @@ def _given(config: Config, mesh: Mesh) -> tuple[Path, Any, tuple[str, ...]] | No
 
 
 def variables(state: TrainState) -> dict[str, Any]:
-  """What the detector takes."""
+  """Returns the variables of the detector: {'params', 'batch_stats'}."""
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
 def step_key(state: TrainState, purpose: int) -> jax.Array:
-  """The key of this step for one purpose; nothing is ever reused."""
+  """Returns the random key of this step for one purpose; no key is used twice."""
   return jax.random.fold_in(jax.random.fold_in(state.key, purpose), state.step)

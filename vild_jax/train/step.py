@@ -1,4 +1,4 @@
-"""The programs that run on the mesh: one step of training, one batch of predictions, one batch of proposals."""
+"""Compiles the programs that run on the mesh: a training step, and predictions or proposals for one batch."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from vild_jax.train.state import abstract
 
 
 def make_train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-  """(state, batch, vocabulary) -> (next state, {metric: scalar}); the state is donated.
+  """Returns the training step: (state, batch, vocabulary) -> (next state, {metric: scalar}); the state is donated.
 
-  Arrays are global: batch statistics, normalisers and samplers mean the same on one device and on many. Made once for
-  configs that mean the same program, so that what is compiled is compiled once.
+  Arrays are global, so that batch statistics, normalisers and samplers give the same on one device as on many. Configs
+  that need the same program share one compiled step.
   """
   return _train_step(_of_the_program(config), mesh)
 
 
 def make_predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
-  """(variables, images [B, S, S, 3], content sizes [B, 2], vocabulary) -> detections of the batch."""
+  """Returns the prediction step: (variables, images [B, S, S, 3], content sizes [B, 2], vocabulary) -> detections."""
   return _predict_step(_of_the_program(config), mesh)
 
 
 def make_propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
-  """(variables, images [B, S, S, 3]) -> proposals of the batch, as in evaluation."""
+  """Returns the proposal step: (variables, images [B, S, S, 3]) -> proposals of the batch, as in evaluation."""
   return _propose_step(_of_the_program(config), mesh)
 
 
 def _of_the_program(config: Config) -> Config:
-  """Without what no program depends on: names, paths, cadence, and sizes that come with the arrays."""
+  """Resets settings on which no program depends: names, paths, intervals, and sizes that the arrays have anyway."""
   return dataclasses.replace(
     config,
     name='',
@@ -80,7 +80,10 @@ def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, d
 
 
 def _unless_broken(after: TrainState, before: TrainState, metrics: dict[str, jax.Array]) -> TrainState:
-  """The state after a step, or the one before where loss or gradients are not finite; steps are counted either way."""
+  """Returns the state before the step if loss or gradients are not finite, else the one after it.
+
+  The step is counted in both cases.
+  """
   finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
   kept = lambda new, old: new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(finite, new, old)
   return jax.tree.map(kept, after, before)

@@ -1,4 +1,7 @@
-"""Weights alone in a folder (Orbax): {'params', 'batch_stats'} without optimiser state; strict about what fits."""
+"""Saves and restores weights without optimiser state: {'params', 'batch_stats'} in a folder of Orbax.
+
+Weights that do not fit the model are an error.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ import orbax.checkpoint as ocp
 
 from vild_jax.train.optim import path_name
 
-VARIABLES = 'variables'  # the folder's name below a bundle or a converted checkpoint
-CHECKPOINTS = 'checkpoints'  # ... and below a work directory, where each step has one
+VARIABLES = 'variables'  # the subfolder of the weights in a bundle or a converted checkpoint
+CHECKPOINTS = 'checkpoints'  # the subfolder of a work directory, with one folder for each saved step
 
 
 def save(path: Path, tree: Any) -> None:
@@ -27,7 +30,7 @@ def save(path: Path, tree: Any) -> None:
 
 
 def locate(folder: Path, step: int | None = None) -> Path:
-  """Where the weights of a bundle are, or of a work directory's checkpoint: the newest, or that of `step`.
+  """Returns the folder of the weights of a bundle, or of a checkpoint of a work directory (the newest, or `step`).
 
   Raises ValueError if there are none.
   """
@@ -36,7 +39,9 @@ def locate(folder: Path, step: int | None = None) -> Path:
     return folder / VARIABLES
   if not (folder / CHECKPOINTS).is_dir():
     raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
-  options = lambda: ocp.CheckpointManagerOptions(read_only=True)  # made inside: it logs what read-only means
+  options = lambda: ocp.CheckpointManagerOptions(
+    read_only=True
+  )  # made inside `reading`, which silences its log message
   with reading(folder / CHECKPOINTS), ocp.CheckpointManager(folder / CHECKPOINTS, options=options()) as manager:
     steps = manager.all_steps()
   if not steps:
@@ -49,14 +54,15 @@ def locate(folder: Path, step: int | None = None) -> Path:
 
 
 def restore(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> Any:
-  """Restores what `expected` names (abstract, with shardings) of the checkpoint at `path`.
+  """Restores the arrays of `expected` from the checkpoint at `path`.
 
   Args:
     path: an Orbax folder.
-    expected: {'params', 'batch_stats'}, or below each of them `parts` alone.
-    parts: the modules to take, such as 'backbone'; what else the checkpoint holds is of no account then. All if empty.
+    expected: {'params', 'batch_stats'}, abstract arrays with shardings; with `parts`, these modules alone.
+    parts: names of the modules to restore, such as 'backbone'; the other modules of the checkpoint are ignored. Empty:
+      all modules.
 
-  Raises ValueError, naming the first misfit, unless both have the same weights of the same shapes.
+  Raises ValueError, naming the first difference, unless both have the same weights with the same shapes.
   """
   check(path, expected, parts=parts)
   restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
@@ -66,7 +72,7 @@ def restore(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> Any:
 
 
 def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
-  """Raises ValueError, naming the first misfit, unless the checkpoint has the weights of `expected` (see `restore`)."""
+  """Raises ValueError, naming the first difference, unless the checkpoint has the weights that `restore` expects."""
   with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
     found = checkpointer.metadata(path.absolute()).item_metadata.tree
   found = {key: found.get(key, {}) for key in expected}
@@ -74,22 +80,22 @@ def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
     found = {key: {part: tree.get(part, {}) for part in parts} for key, tree in found.items()}
   shapes = lambda tree: {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
   there, here = shapes(found), shapes(expected)
-  misfits = [f'{name} is missing' for name in here if name not in there]
-  misfits += [f'{name} has no place in the model' for name in there if name not in here]
-  misfits += [
+  differences = [f'{name} is missing' for name in here if name not in there]
+  differences += [f'{name} has no place in the model' for name in there if name not in here]
+  differences += [
     f'{name} is {there[name]}, expected {here[name]}' for name in here if name in there and there[name] != here[name]
   ]
-  if misfits:
+  if differences:
     raise ValueError(
-      f'the checkpoint {path} is of another architecture: {misfits[0]} ({len(misfits)} misfits); '
+      f'the checkpoint {path} is of another architecture: {differences[0]} ({len(differences)} differences); '
       'expected the config that it was trained with'
     )
 
 
 def identity(tree: Any) -> str:
-  """Hash of weights: their names, shapes, types and values, wherever they lie.
+  """Returns a hash of weights: of their names, shapes, types and values, on whatever devices they are.
 
-  Raises ValueError, naming the first, if some are not finite: whatever is computed from them would not be either.
+  Raises ValueError, naming the first such array, if some values are not finite: results would not be finite either.
   """
   digest = hashlib.sha256()
   for path, value in jax.tree_util.tree_flatten_with_path(jax.device_get(tree))[0]:
@@ -105,26 +111,26 @@ def identity(tree: Any) -> str:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-  """Around what Orbax reads from `path`: whatever goes wrong is one ValueError that names the folder."""
+  """Turns every error of Orbax in this context into one ValueError that names the folder `path`."""
   loud = sys.unraisablehook
 
   def quiet(unraisable: Any) -> None:
-    # After a failed read TensorStore's threads still call into Orbax's event loop: a traceback for each array.
+    # After a failed read, threads of TensorStore still use Orbax's closed event loop: one traceback for each array.
     if str(unraisable.exc_value) != 'Event loop is closed':
       loud(unraisable)
 
   sys.unraisablehook = quiet
   verbosity = absl.logging.get_verbosity()
-  absl.logging.set_verbosity(absl.logging.ERROR)  # that a folder was written without notes of Orbax's is no news
+  absl.logging.set_verbosity(absl.logging.ERROR)  # hides warnings about missing metadata files
   try:
     yield
-  except Exception as error:  # Orbax and TensorStore raise many types, of many lines
+  except Exception as error:  # Orbax and TensorStore raise many types, with messages of many lines
     if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
-      raise  # another process is gone, and the checkpoint may be good
+      raise  # another process has ended; the checkpoint may be good
     raise ValueError(
       f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one '
       '(of a work directory, remove a damaged one, and the one before is taken)'
     ) from error
   finally:
     absl.logging.set_verbosity(verbosity)
-  sys.unraisablehook = loud  # stays quiet after a failure, whose threads go on
+  sys.unraisablehook = loud  # not after a failure: the threads of the failed read are still running

@@ -1,6 +1,6 @@
-"""Where metrics go: a TensorBoard file and a JSONL file, behind the methods of clu's MetricWriter.
+"""Writes metrics into a TensorBoard file and a JSONL file, with the methods of clu's MetricWriter.
 
-A team's own writer (clu's, scenic's) plugs into the loop in place of this one.
+The training loop also takes another writer with these methods, such as clu's or Scenic's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ METRICS_FILE = 'metrics.jsonl'
 
 
 class WorkdirWriter:
-  """Writes into one work directory; a resumed run drops the lines that it will write again.
+  """Writes metrics into one work directory; a resumed run drops the lines that it will write again.
 
   Args:
     workdir: the folder; TensorBoard files go to its `tensorboard/`.
@@ -25,7 +25,7 @@ class WorkdirWriter:
   """
 
   def __init__(self, workdir: Path, *, resume_step: int = 0):
-    from tensorboardX import SummaryWriter  # costs half a second of import: only who trains pays
+    from tensorboardX import SummaryWriter  # takes half a second, so it is imported only for training
 
     self._tensorboard = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=resume_step + 1)
     path = Path(workdir) / METRICS_FILE
@@ -34,31 +34,35 @@ class WorkdirWriter:
     self._jsonl = path.open('a', encoding='utf-8')
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes {name: value} of one step to both files."""
     values = {key: float(value) for key, value in scalars.items()}
     for key, value in values.items():
       self._tensorboard.add_scalar(key, value, step)
     self._jsonl.write(json.dumps({'step': step, **values}) + '\n')
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Images are uint8 [N, H, W, 3] or [H, W, 3]."""
+    """Writes {title: uint8 [N, H, W, 3] or [H, W, 3]} to the TensorBoard file."""
     for key, image in images.items():
       self._tensorboard.add_images(key, image if image.ndim == 4 else image[None], step, dataformats='NHWC')
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+    """Writes {title: text} to the TensorBoard file."""
     for key, text in texts.items():
       self._tensorboard.add_text(key, text, step)
 
   def flush(self) -> None:
+    """Flushes both files."""
     self._tensorboard.flush()
     self._jsonl.flush()
 
   def close(self) -> None:
+    """Closes both files."""
     self._tensorboard.close()
     self._jsonl.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-  """The lines of a `metrics.jsonl`; a last line that a killed run left half-written is left out."""
+  """Returns the lines of a `metrics.jsonl`, without an incomplete last line of a killed run; [] without the file."""
   lines = []
   if Path(path).is_file():
     for text in Path(path).read_text(encoding='utf-8').splitlines():

@@ -1,1 +1,1 @@
-"""What one can do with folders and files, as Python functions."""
+"""Python functions behind the commands: each opens folders and files, checks them, runs the task, and writes."""

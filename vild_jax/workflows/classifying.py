@@ -1,4 +1,4 @@
-"""Classifies pictures by a teacher alone, among any names: the quickest proof that a teacher works."""
+"""Classifies pictures with a teacher alone, among any names; a quick test that a teacher works."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from vild_jax.teacher import prompts, zero_shot
 
 
 def classify(teacher: str, images: list[Path], classes: str, *, which: str, top: int) -> dict[str, Any]:
-  """Zero-shot classification: the best `top` names of each picture, with what they come from.
+  """Classifies pictures without training and returns the best `top` names of each.
 
   Args:
+    teacher: folder of the teacher, or its id on the Hugging Face hub.
+    images: paths of the pictures.
     classes: names separated by commas, or a list of classes as `class_lists.class_list` takes it.
-    which: the prompts, see `prompts.load_templates`.
+    which: the prompts; see `prompts.load_templates`.
+    top: how many names of each picture to return.
+
+  Returns:
+    {'teacher', 'image_tower': identities, 'prompts': text, 'images': a list of {'image': path, 'scores': a list of
+    {'class', 'probability', 'cosine'}, best first}}.
+
+  Raises ValueError if an argument, a picture or the teacher cannot be used.
   """
   names, templates = class_lists.names(classes), prompts.load_templates(which)
   if top < 1:
@@ -43,7 +52,7 @@ def classify(teacher: str, images: list[Path], classes: str, *, which: str, top:
 
 
 def scores_table(found: dict[str, Any]) -> str:
-  """A few lines for the console: under each picture its best names, with probability and cosine."""
+  """Returns lines for the console: each picture, and below it its best names with probability and cosine."""
   lines = []
   for image in found['images']:
     width = max(len(score['class']) for score in image['scores'])

@@ -1,4 +1,4 @@
-"""`vild-jax convert`: published weights -> a folder that the other commands take like a work directory.
+"""Converts published weights into a folder that other commands take like a work directory.
 
 tf-vild   config.json, vocabulary.npz, variables/: a whole detector, for `evaluate`, `export` and `vild_jax.load`
 resnet    backbone.json, variables/: a backbone alone, for `train.init_backbone`
@@ -23,7 +23,7 @@ from vild_jax.train import checkpoint
 from vild_jax.vocabulary import VocabularyFile
 
 BACKBONE_FILE = 'backbone.json'
-# How many of the stored classes must be nearest to the given teacher's embedding of the same name.
+# The share of classes whose stored embedding must be nearest to the given teacher's embedding of the same name.
 _AGREEMENT = 0.9
 
 
@@ -33,13 +33,13 @@ def convert_tf_vild(
   """Converts a checkpoint of the reference (TensorFlow 1) into the new folder `out`; returns its vocabulary.
 
   Args:
-    source: the checkpoint's prefix or folder.
-    out: must not exist.
-    classes: what the embedded classes are, as `class_lists.class_list` takes it; LVIS v1 if there are 1,203.
-    teacher: a teacher directory whose text tower the class embeddings come from; checked against them. With it the
-      detector takes any class name; without, the identity of the text tower is a hash of the embeddings.
+    source: prefix or folder of the checkpoint.
+    out: a folder that does not exist.
+    classes: the embedded classes, as `class_lists.class_list` takes them; by default LVIS v1 if there are 1,203.
+    teacher: a teacher directory whose text tower made the class embeddings; this is checked. With it the detector takes
+      any class name; without it the identity of the text tower is a hash of the embeddings.
 
-  Raises ValueError for a checkpoint with a variable too many or too few, ImportError without TensorFlow.
+  Raises ValueError if variables are missing or unknown, or an argument does not fit; ImportError without TensorFlow.
   """
   _check_new(out)
   variables = tf_vild.read_checkpoint(source)
@@ -55,7 +55,15 @@ def convert_tf_vild(
 
 
 def embedded_vocabulary(rows: np.ndarray, classes: str | None, name: str, teacher: str | None) -> VocabularyFile:
-  """The vocabulary of class embeddings [C, D], unit rows in the order of the data set, found in a checkpoint."""
+  """Makes the vocabulary of the class embeddings of a checkpoint.
+
+  Args:
+    rows: float32 [C, D], unit rows in the order of the data set.
+    classes, teacher: see `convert_tf_vild`.
+    name: name of the checkpoint, for the field `prompts`.
+
+  Raises ValueError if classes or teacher do not fit the embeddings.
+  """
   lvis = class_lists.class_list('lvis')
   if classes is None and len(rows) != len(lvis):
     raise ValueError(
@@ -85,7 +93,10 @@ def embedded_vocabulary(rows: np.ndarray, classes: str | None, name: str, teache
 
 
 def convert_resnet(source: str, out: Path) -> config_lib.Backbone:
-  """Converts a ResNet of timm, torchvision or Hugging Face into the new folder `out`; returns what it is."""
+  """Converts a ResNet of timm, torchvision or Hugging Face into the new folder `out`; returns its settings.
+
+  Raises ValueError if `out` exists or the file is not such a ResNet.
+  """
   _check_new(out)
   tree, backbone = timm_resnet.from_tensors(timm_resnet.read_tensors(source))
   with files.new_folder(out) as folder:
@@ -96,7 +107,7 @@ def convert_resnet(source: str, out: Path) -> config_lib.Backbone:
 
 
 def mapping(source: str, *, resnet: bool = False) -> str:
-  """Returns a table of which variable of `source` goes where; `resnet` says that it is a ResNet's file."""
+  """Returns a table of the variables of `source` and their new names; `resnet` says that it is the file of a ResNet."""
   if resnet:
     return timm_resnet.mapping_text(timm_resnet.read_tensors(source))
   return tf_vild.mapping_text(tf_vild.read_checkpoint(source, shapes_only=True))

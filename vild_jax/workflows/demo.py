@@ -1,7 +1,7 @@
-"""`vild-jax demo`: the whole pipeline on the embedded toy world, offline, from nothing to a report.
+"""Runs the whole pipeline on the built-in toy world, offline: data, teacher, training, evaluation, report.
 
-Every stage is what its command does; it leaves its product in the work directory and is skipped where that is there,
-so that an interrupted demo goes on.
+Each stage does what its command does and writes its result into the work directory. Finished stages are skipped, so an
+interrupted demo continues.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vild_jax.workflows import distilling, evaluating, exporting, training
 _TEACHER_CROPS = 28_000
 _TEACHER_STEPS = 3600
 _GALLERY = 12
-_PROPOSALS = 48  # of a picture that the teacher embeds; each step draws some of them
+_PROPOSALS = 48  # proposals of a picture that the teacher embeds; each training step draws some of them
 
 
 def run(
@@ -51,21 +51,25 @@ def run(
   """Runs the demo into `workdir` and writes `report.html` and `report.json` there; prints the metrics.
 
   Args:
-    workdir: new, or that of a demo with the same seed: its stages are not run again.
-    seed: random seed of the world, the teacher and the training.
-    methods: of `demo.methods.METHODS`. ViLD-text is run in any case: the table is about what the others add to it.
-    json_file: where to write a copy of `report.json`.
+    workdir: a new folder, or that of a demo with the same seed, whose finished stages are not run again.
+    seed: random seed.
+    methods: names in `demo.methods.METHODS`. ViLD-text is always run, because the report compares the others with it.
+    json_file: path of a copy of `report.json`, or None.
+
+  Returns:
+    What the report shows.
 
   Raises:
     FolderInUse: another process works in `workdir`.
-    ValueError: a seed or method that does not exist, or `workdir` holds a demo with another seed or other settings.
+    ValueError: the seed is out of range, a method is unknown, or `workdir` holds a demo with another seed or other
+      settings.
   """
   if not 0 <= seed < 2**32:
     raise ValueError(f'--seed is {seed}; expected a number from 0 to below 2**32')
   if unknown := [method for method in methods if method not in METHODS]:
     raise ValueError(f'--methods has {unknown[0]!r}; expected some of {", ".join(METHODS)}')
   chosen = [method for method in METHODS if method in methods or method == 'vild_text']
-  workdir = workdir.resolve()  # the configs keep these paths
+  workdir = workdir.resolve()  # configs store paths of this folder
   with files.locked(workdir):
     return _run(workdir, seed, chosen, json_file)
 
@@ -112,8 +116,8 @@ def _run(workdir: Path, seed: int, chosen: Sequence[str], json_file: str | None)
     title='vild_jax on the toy world',
     summary=f'{", ".join(METHODS[method].title for method in chosen)}, trained from scratch on the base classes of a '
     'procedural world. A class is a combination of shape and pattern with a noun of its own; training never '
-    'saw annotations of the novel ones, which are found by what the teacher knows.'
-    + (' But for the supervised baseline, which is trained on all of them.' if 'supervised' in chosen else ''),
+    'saw annotations of the novel ones, which are found with the knowledge of the teacher.'
+    + (' The supervised baseline is trained on all of them.' if 'supervised' in chosen else ''),
     seed=seed,
     stages=stages.done,
     data={'training': counts['train'], 'validation': counts['val']},
@@ -149,9 +153,9 @@ def _run(workdir: Path, seed: int, chosen: Sequence[str], json_file: str | None)
 
 
 def _run_method(method: str, stages: _Stages, config: Config, workdir: Path) -> dict[str, Any]:
-  """Trains one method where it is trained, evaluates it, and returns its metrics."""
-  of, folder, name = _config_of(method, config, workdir), workdir / method, METHODS[method].title
-  if of.distillation.weight:
+  """Trains one method, if it is trained at all, evaluates it, and returns its metrics."""
+  own, folder, name = _config_of(method, config, workdir), workdir / method, METHODS[method].title
+  if own.distillation.weight:
     stages.run(
       'propose',
       'Proposed regions of all pictures by the network that every method starts from.',
@@ -161,21 +165,21 @@ def _run_method(method: str, stages: _Stages, config: Config, workdir: Path) -> 
       'embed_regions', 'Embedded their 1x and 1.5x crops by the teacher.', lambda: _embed_regions(config, workdir)
     )
   if METHODS[method].trained:
-    on = 'base and novel classes' if of.assignment.novel_labels else 'base classes'
+    kinds = 'base and novel classes' if own.assignment.novel_labels else 'base classes'
     stages.run(
       _stage('train', method),
-      f'Trained {name} on {on} for {of.train.steps} steps of {of.data.batch_size} pictures.',
-      lambda: _train(of, folder),
+      f'Trained {name} on {kinds} for {own.train.steps} steps of {own.data.batch_size} pictures.',
+      lambda: _train(own, folder),
     )
   return stages.run(
     _stage('evaluate', method),
     f'{name}: detected on the validation pictures and scored by the LVIS protocol.',
     lambda: _evaluate(
-      of,
+      own,
       folder if METHODS[method].trained else workdir / 'vild_text',
       folder / 'evaluation',
       scores=METHODS[method].scores,
-      regions=workdir / 'regions_val' if of.distillation.weight else None,
+      regions=workdir / 'regions_val' if own.distillation.weight else None,
     ),
   )
 
@@ -209,7 +213,7 @@ def _embed_regions(config: Config, workdir: Path) -> None:
 
 
 def _splits(config: Config) -> tuple[tuple[str, str], ...]:
-  """Which splits have regions, and how the names of their stores end."""
+  """Returns (split, suffix of its stores' names) for each split that has regions."""
   return (config.data.train_split, ''), (config.data.val_split, '_val')
 
 
@@ -225,8 +229,8 @@ def _config_of(method: str, config: Config, workdir: Path) -> Config:
 
 
 def toy_config(data: Path, classes: Path, teacher: Path, seed: int) -> Config:
-  """`configs/vild_text_toy.py` with the demo's own paths and seed."""
-  # Beside the package in a source tree, inside of it where the package was installed from a wheel.
+  """Returns `configs/vild_text_toy.py` with the paths and the seed of the demo."""
+  # The folder is beside the package in a source tree, and inside it after an installation from a wheel.
   package = Path(vild_jax.__file__).parent
   folder = next((f for f in (package.parent / 'configs', package / 'configs') if f.is_dir()), package)
   config = config_lib.load(folder / 'vild_text_toy.py')
@@ -236,12 +240,12 @@ def toy_config(data: Path, classes: Path, teacher: Path, seed: int) -> Config:
     vocabulary=str(classes),
     teacher=str(teacher),
     data=dataclasses.replace(config.data, train=str(data), val=str(data)),
-    train=dataclasses.replace(config.train, pictures=0),
-  )  # each training would compile a detector of its own for them
+    train=dataclasses.replace(config.train, pictures=0),  # they would make each training compile a detector too
+  )
 
 
 def _fingerprint(config: Config) -> str:
-  """What decides the products of the stages, the code and the seed aside."""
+  """Returns a hash of all settings that the results of the stages depend on, except the seed."""
   plain = dataclasses.replace(
     config, seed=0, vocabulary='', teacher='', data=dataclasses.replace(config.data, train='', val='')
   )
@@ -257,7 +261,7 @@ def _fingerprint(config: Config) -> str:
 
 
 class _Stages:
-  """Runs stages once: what a stage returned (JSON) and how long it took is kept in `stages.json`."""
+  """Runs each stage once; keeps its result (JSON) and its duration in `stages.json`."""
 
   def __init__(self, workdir: Path, seed: int, settings: str):
     workdir.mkdir(parents=True, exist_ok=True)
@@ -278,7 +282,7 @@ class _Stages:
     self.done: list[report.Stage] = []
 
   def run(self, name: str, what: str, stage: Callable[[], Any]) -> Any:
-    """Runs a stage, or returns what it returned when it ran before."""
+    """Runs a stage, or returns its stored result if it has run before."""
     if name not in self._kept['stages']:
       start = time.perf_counter()
       result = stage()
@@ -289,7 +293,7 @@ class _Stages:
     return kept['result']
 
   def measure(self, name: str, what: str, stage: Callable[[], Any]) -> Any:
-    """Runs a stage whose product is not kept."""
+    """Runs a stage whose result is not stored."""
     start = time.perf_counter()
     result = stage()
     self.done.append(report.Stage(name, what, time.perf_counter() - start))
@@ -344,7 +348,7 @@ def _evaluate(config: Config, folder: Path, out: Path, *, scores: str, regions: 
 
 
 def _gallery(bundle: Path, config: Config) -> list[report.Pair]:
-  """Validation pictures, every other one with a novel object, so that both kinds are seen."""
+  """Draws validation pictures with the detections of the bundle; up to two thirds of them have a novel object."""
   detector = load(bundle)
   dataset = sources.open_dataset(config.data.val, config.data.val_split)
   rare = {category.id for category in dataset.categories if category.frequency == 'r'}

@@ -1,4 +1,4 @@
-"""Detects in pictures with any class names: a drawing of each, and one JSON file."""
+"""Detects any class names in pictures; writes a drawing of each picture and one JSON file."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def detect(
     images: paths of the pictures.
     classes: names separated by commas, or a text file with one name a line.
     out: gets `NAME_detections.png` for each picture, and `detections.json`.
-    min_score: detections below are left out.
+    min_score: detections with a lower score are left out.
 
   Raises ValueError, before anything is written, for a picture that cannot be read or names that do not fit.
   """
   names = class_lists.names(classes)
   twice = {image.stem for image in images if [i.stem for i in images].count(image.stem) > 1}
-  # Classes and pictures are checked before anything is written; pictures are not kept, there may be many.
+  # Classes and pictures are checked before anything is written. Pictures are decoded again below: keeping all of them
+  # could take too much memory.
   detector.classes(names)
   for image in images:
     transforms.decode(image)

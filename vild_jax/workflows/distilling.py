@@ -1,4 +1,4 @@
-"""Makes region stores: a checkpoint's proposals, and a teacher's embeddings of them."""
+"""Writes region stores: the proposals of a checkpoint, and a teacher's embeddings of them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ def propose(
     folder: the work directory or bundle.
     data, split: the prepared data set.
     out: folder of the store.
-    max_proposals, images_per_shard: see `distill.propose.propose`, also for what is returned and raised.
+    max_proposals, images_per_shard: see `distill.propose.propose`.
     step: which checkpoint of the work directory; by default the newest.
+
+  Returns, raises: as `distill.propose.propose`; also ValueError if the checkpoint does not fit the config.
   """
   config = checkpoint.same_model(config, folder)
   dataset = sources.open_dataset(given(data, '--data'), split)
@@ -59,7 +61,7 @@ def embed_regions(
   batch_size: int = defaults.CROP_BATCH,
   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
 ) -> dict[str, Any]:
-  """Writes a teacher's embeddings of a prepared split's proposals; see `distill.embed.embed_regions`.
+  """Writes a teacher's embeddings of the proposals of a prepared split.
 
   Args:
     teacher: folder of the teacher.
@@ -67,7 +69,9 @@ def embed_regions(
     proposals: the store that `propose` wrote for it.
     out: folder of the store.
     dtype: arithmetic of the image tower.
-    max_regions, batch_size, images_per_shard: see there, also for what is returned and raised.
+    max_regions, batch_size, images_per_shard: see `distill.embed.embed_regions`.
+
+  Returns, raises: as `distill.embed.embed_regions`.
   """
   if batch_size < 1:
     raise ValueError(f'--batch-size is {batch_size}; expected at least 1')
@@ -94,7 +98,10 @@ def import_regions(
   max_regions: int = defaults.MAX_REGIONS,
   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
 ) -> dict[str, Any]:
-  """Writes boxes and embeddings from the `.npz` files `arrays`; see `distill.embed.import_regions`."""
+  """Writes boxes and embeddings from `.npz` files: `arrays` is a file or a folder.
+
+  The other arguments, results and errors are those of `distill.embed.import_regions`.
+  """
   dataset = sources.open_dataset(data, split)
   return embed.import_regions(
     ImportedRegions(arrays), dataset, out, max_regions=max_regions, images_per_shard=images_per_shard

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint or a bundle on a prepared split: detections, metrics, and a table for the console."""
+"""Evaluates a checkpoint or a bundle on a prepared split, and formats the metrics for the console."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from vild_jax.runtime import files
 from vild_jax.train import checkpoint, sharding
 
 COSINE_FILE = 'teacher_cosine.json'
-METRICS = ('box', 'mask', 'seconds_per_image', 'with_objectness', 'teacher_cosine')  # what --json of evaluate keeps
+METRICS = (
+  'box',
+  'mask',
+  'seconds_per_image',
+  'with_objectness',
+  'teacher_cosine',
+)  # keys that `evaluate --json` writes
 
 
 def evaluate(
@@ -35,18 +41,18 @@ def evaluate(
   regions: str | Path | None = None,
   step: int | None = None,
 ) -> dict[str, Any] | None:
-  """Evaluates a checkpoint of a work directory (the newest, or that of `step`) or a bundle on a prepared split.
+  """Evaluates a bundle or a checkpoint of a work directory on a prepared split.
 
   Args:
     config: the experiment that the checkpoint was trained with.
     folder: the work directory or bundle.
     data, split: the prepared data set.
-    out: gets results, metrics and plots; locked while they are made.
-    vocabulary: file of the classes to detect; by default that of training.
-    scores: of `defaults.SCORES`: the model's own, or those of a baseline that crops and embeds with `teacher`.
+    out: folder for results, metrics and plots; locked while they are written.
+    vocabulary: file of the classes to detect; by default the training vocabulary.
+    scores: one of `defaults.SCORES`: the scores of the model, or of a baseline that crops and embeds with `teacher`.
     teacher: folder of the teacher that embeds crops.
-    regions: store of the teacher's embeddings for this split: the metrics get `teacher_cosine`, the mean cosine of the
-      model's embeddings to them.
+    regions: store of the teacher's embeddings for this split. With it the metrics have `teacher_cosine`, the mean
+      cosine between the embeddings of model and teacher.
     step: which checkpoint of the work directory; by default the newest.
 
   Returns:
@@ -54,7 +60,7 @@ def evaluate(
 
   Raises:
     FolderInUse: another process works in `out`.
-    ValueError: an argument, or what it names, does not fit the checkpoint; nothing is written then.
+    ValueError: an argument, or a file that it names, does not fit the checkpoint; nothing is written then.
   """
   if scores not in defaults.SCORES:
     raise ValueError(f'--scores is {scores!r}; expected one of {", ".join(defaults.SCORES)}')
@@ -107,7 +113,7 @@ def evaluate(
 
 
 def metrics_text(metrics: dict[str, Any]) -> str:
-  """Returns the lines that the console shows of what `evaluate` returned: AP in per cent, and the mean cosines."""
+  """Returns lines for the console from the result of `evaluate`: AP in per cent, and the mean cosines."""
   lines = [metrics_table(metrics)]
   if 'with_objectness' in metrics:
     lines += ['the same times objectness', metrics_table(metrics['with_objectness'])]
@@ -118,7 +124,7 @@ def metrics_text(metrics: dict[str, Any]) -> str:
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-  """A few lines for the console: box and mask AP in per cent."""
+  """Returns a table for the console: box and mask AP in per cent."""
   keys = [key for key in metrics['box'] if metrics['box'][key] is not None]
   lines = ['AP in %  ' + ''.join(f'{key:>12}' for key in keys)]
   for kind in ('box', 'mask'):

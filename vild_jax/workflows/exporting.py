@@ -11,7 +11,17 @@ from vild_jax.train import checkpoint
 
 
 def export(config: Config, folder: Path, out: Path, *, teacher: str | None = None, step: int | None = None) -> Path:
-  """Writes the bundle of a work directory; `teacher` is the directory whose text tower it keeps."""
+  """Writes a bundle and returns its folder.
+
+  Args:
+    config: the experiment that the checkpoint was trained with.
+    folder: the work directory.
+    out: folder of the bundle: a new one, or an older bundle to replace.
+    teacher: folder of the teacher whose text tower the bundle keeps; without it the bundle has none.
+    step: which checkpoint of the work directory; by default the newest.
+
+  Raises ValueError if config and checkpoint do not fit each other; other errors are those of `bundle.export_bundle`.
+  """
   config = checkpoint.same_model(config, folder)
   path = folder / checkpoint.VOCABULARY_FILE
   return bundle.export_bundle(

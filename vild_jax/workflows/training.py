@@ -1,4 +1,4 @@
-"""Trains, or resumes, in a work directory: opens data, vocabulary and regions, checks that they belong together."""
+"""Trains, or resumes, in a work directory; opens data, vocabulary and regions and checks that they fit together."""
 
 from __future__ import annotations
 
@@ -24,24 +24,27 @@ from vild_jax.runtime import files
 from vild_jax.structs import TrainState
 from vild_jax.train import checkpoint, loop, sharding, state
 
-_DATA_FILE = 'data.json'  # of a work directory: which pictures, annotations and regions it is trained on
+_DATA_FILE = 'data.json'  # in a work directory: the identities of its training data and region store
 
 
 def train(config: Config, workdir: Path) -> TrainState:
-  """Trains, or resumes, in `workdir`; the vocabulary is copied beside the checkpoints, so that they stay usable."""
+  """Trains, or resumes, in `workdir` and returns the final state; errors as `open_training` and `train_on`.
+
+  The vocabulary is copied into the work directory, so that the checkpoints stay usable without the original file.
+  """
   return train_on(open_training(config), workdir)
 
 
 @dataclass(frozen=True)
 class Training:
-  """What a training reads, opened and found to belong together.
+  """Holds what a training reads; made by `open_training`, which checks that the parts fit together.
 
   Attributes:
     config: the experiment, with the embedding dimension of the vocabulary.
     dataset: the prepared split.
     vocabulary: the training vocabulary.
     regions: the store to distil from, or None.
-    labels: the vocabulary's row of each category that training may see.
+    labels: maps each category that training may use to its row of the vocabulary.
   """
 
   config: Config
@@ -51,7 +54,7 @@ class Training:
   labels: batches.LabelMap
 
   def stream(self, start_step: int) -> Iterator[batches.Arrays]:
-    """This process's part of each training batch from `start_step` on."""
+    """Yields this process's part of each training batch, from the one after `start_step` steps on."""
     return batches.train_batches(
       self.dataset,
       self.labels,
@@ -64,7 +67,7 @@ class Training:
 
 
 def open_training(config: Config) -> Training:
-  """Opens the data, vocabulary and regions of the config; ValueError if they do not belong together."""
+  """Opens the data, vocabulary and regions of the config; raises ValueError if they do not fit together."""
   dataset = sources.open_dataset(given(config.data.train, 'data.train'), config.data.train_split)
   vocabulary = vocabulary_lib.load(given(config.vocabulary, 'vocabulary'))
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
@@ -81,12 +84,12 @@ def open_training(config: Config) -> Training:
 def train_on(
   opened: Training, workdir: Path, *, stream: Callable[[int], Iterator[Mapping]] | None = None, writer: Any = None
 ) -> TrainState:
-  """Trains, or resumes, in `workdir`.
+  """Trains, or resumes, in `workdir` and returns the final state.
 
   Args:
     opened: what `open_training` returned.
-    workdir: the work directory, see `train`.
-    stream: start step -> batches, for who has put a pipeline of their own around `opened.stream`, the default.
+    workdir: the work directory; see `train`.
+    stream: takes the start step and returns the batches, for a pipeline of your own; by default `opened.stream`.
     writer: as in `loop.train`.
 
   Raises:
@@ -101,7 +104,7 @@ def train_on(
   if config.train.pictures:
     shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else opened.dataset
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
-  # Last: what fails before leaves the directory as it was. Of several processes the first locks it.
+  # The directory comes last, so that earlier errors leave it unchanged. Only the first process locks it.
   with files.locked(workdir, hold=jax.process_index() == 0):
     checkpoint.claim_workdir(workdir, config)
     _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
@@ -128,7 +131,7 @@ def train_on(
 def _open_regions(
   config: Config, dataset: sources.PreparedDataset, vocabulary: vocabulary_lib.VocabularyFile
 ) -> RegionStore | None:
-  """The store to distil from; None at a weight of 0, so that ViLD-text can be an override of any config."""
+  """Opens the store to distil from; returns None if the weight is 0, so that an override makes any config ViLD-text."""
   path = config.distillation.store
   objective.check_distillation(config, has_regions=bool(path))
   if config.distillation.weight == 0:
@@ -142,24 +145,27 @@ def _open_regions(
 
 
 def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: RegionStore | None) -> None:
-  """What is made anew under the same path is another data set or store: a resume on it would be neither run."""
+  """Stores the identities of data set and region store, or checks those of the run that is resumed.
+
+  A data set or store may have been made again under the same path; a resume on other content would mix two runs.
+  """
   content = {'identity': dataset.identity, 'split': dataset.split, 'examples': len(dataset)}
-  sources_of = {'identity': ('a data set', dataset.folder)}
+  described = {'identity': ('a data set', dataset.folder)}
   if store is not None:
     content |= {'proposals': store.boxes_identity, 'regions': store.identity}
-    sources_of |= {'proposals': ('proposals', store.path), 'regions': ('a region store', store.path)}
+    described |= {'proposals': ('proposals', store.path), 'regions': ('a region store', store.path)}
   if not path.is_file():
     if jax.process_index() == 0:
       files.write(path, json.dumps(content) + '\n')
     return
   try:
     kept = json.loads(path.read_text(encoding='utf-8'))
-    identities = {key: str(kept[key]) for key in sources_of}
+    identities = {key: str(kept[key]) for key in described}
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such file'
     ) from error
-  for key, (what, where) in sources_of.items():
+  for key, (what, where) in described.items():
     if identities[key] != content[key]:
       raise ValueError(
         f'{path.parent} was trained on {what} with identity {identities[key][:12]}, and {where} has '
@@ -168,6 +174,7 @@ def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: RegionSt
 
 
 def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> None:
+  """Writes the vocabulary into a new work directory, or checks that the one there is the same."""
   if path.is_file():
     kept = vocabulary_lib.load(path)
     if (kept.names, kept.teacher) != (vocabulary.names, vocabulary.teacher) or not (
