@@ -6,8 +6,8 @@ the same size. `crop_resize` is the time from the decoded picture to the input o
 plain loop, bytes in ours, where the program normalises. It is also measured for 300 boxes per picture. `lowest_cosine`
 compares the embeddings of the same region by both ways; `cosine_of_others` is the cosine of different regions of one
 picture, for comparison. Peak memory is that of processes which embed n and 2 n pictures, with one region each.
-Example:
 
+Example:
   python benchmarks/embed_regions.py --photos data/photos --regions 8
 """
 

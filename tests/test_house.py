@@ -53,6 +53,19 @@ def test_public_functions_and_classes_have_docstrings(path):
 
 
 @pytest.mark.parametrize('path', MODULES, ids=name)
+def test_docstrings_of_public_functions_begin_with_a_verb(path):
+  """In the third person: "Returns ...", "Writes ...". A noun ("The ...", "A ...") does not say what happens."""
+  wrong = [
+    f'{node.name}: {first[:40]!r}'
+    for node in ast.walk(parse(path))
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith('_')
+    if (first := (ast.get_docstring(node) or 'Has no docstring.').split('\n')[0])
+    and not re.match(r'[A-Z][a-z]+s\b', first)
+  ]
+  assert not wrong, f'{name(path)}: {"; ".join(wrong)}; expected a verb in the third person first'
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name)
 def test_nothing_is_unpickled(path):
   for node in ast.walk(parse(path)):
     if isinstance(node, ast.Import | ast.ImportFrom):
