@@ -26,6 +26,7 @@ from vild_jax.train import checkpoint, weights
 
 SIZES = [(40, 60), (33, 21), (64, 64), (20, 30), (64, 48), (100, 30), (17, 90)]
 CONFIG = tiny.config('mesh.data=2', 'evaluation.batch_size=2')
+MESH = propose_lib.local_mesh(CONFIG)
 COUNT = 50  # more than the 30 that the network is set to keep
 
 
@@ -39,7 +40,7 @@ def variables():
 
 
 def propose(variables, out: Path, *, dataset: picture_list.Pictures | None = None, config=CONFIG, **options) -> dict:
-  options = {'max_proposals': COUNT, 'images_per_shard': 3, 'mesh': propose_lib.local_mesh(config)} | options
+  options = {'max_proposals': COUNT, 'images_per_shard': 3, 'mesh': MESH} | options
   return propose_lib.propose(config, variables, pictures() if dataset is None else dataset, out, **options)
 
 

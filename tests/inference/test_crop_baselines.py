@@ -258,7 +258,7 @@ def test_the_tower_is_the_teachers(made):
   [
     (['run', '--scores', 'clip-crops'], 'expected --teacher DIR or a teacher in the config'),
     (['run', '--scores', 'clip-crops', '--teacher', 'other'], "other is of teacher 'clip"),
-    (['run', '--scores', 'text+clip-crops', '--teacher', 'words'], 'words is no teacher directory'),
+    (['run', '--scores', 'text+clip-crops', '--teacher', 'words'], 'words is not a teacher directory'),
     (['ensemble', '--scores', 'text+clip-crops', '--teacher', 'teacher'], 'but model.image_head is true; expected'),
     (['image', '--scores', 'text+clip-crops', '--teacher', 'teacher'], 'but model.background is false; expected'),
   ],

@@ -140,12 +140,12 @@ def poison(tensors):
 
 
 NO_TEACHER = {
-  'no folder': (shutil.rmtree, 'is no folder'),
+  'no folder': (shutil.rmtree, 'is not a folder'),
   'no config': (lambda d: (d / 'config.json').unlink(), r'no config\.json'),
   'no tokenizer': (lambda d: (d / 'tokenizer.json').unlink(), 'CLIPTokenizerFast'),
   'no weights': (lambda d: (d / 'model.safetensors').unlink(), r'no model\.safetensors'),
-  'weights cut in half': (lambda d: halve(d / 'model.safetensors'), 'no complete safetensors'),
-  'config cut in half': (lambda d: halve(d / 'config.json'), 'is no JSON'),
+  'weights cut in half': (lambda d: halve(d / 'model.safetensors'), 'not a complete safetensors'),
+  'config cut in half': (lambda d: halve(d / 'config.json'), 'is not JSON'),
   'tokenizer cut in half': (lambda d: halve(d / 'tokenizer.json'), 'not a usable tokenizer'),
   'another family': (lambda d: edit_config(d, model_type='bert'), "model_type is 'bert'; expected one of 'clip'"),
   'unknown activation': (lambda d: edit_config(d, text_config__hidden_act='relu'), "'relu'; expected one of"),

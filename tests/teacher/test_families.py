@@ -221,7 +221,7 @@ SPOILT = {
   'a part cut in half': (
     'vit',
     lambda d: halve(shard(d) / 'model-00002-of-00003.safetensors'),
-    '00002-of-00003.safetensors is no complete safetensors',
+    '00002-of-00003.safetensors is not a complete safetensors',
   ),
   'a part missing': (
     'vit',
@@ -336,7 +336,7 @@ def test_a_name_that_is_no_folder_is_asked_of_the_hub(tmp_path, monkeypatch):
     'rn50'
   )  # a folder goes before the hub
   for path in (tmp_path / 'no' / 'folder', str(tmp_path / 'none'), 'none', 'a/b/c'):
-    with pytest.raises(ValueError, match=r'is no folder; expected a teacher directory \(config.json, model'):
+    with pytest.raises(ValueError, match=r'is not a folder; expected a teacher directory \(config.json, model'):
       teacher_checkpoint.load_teacher(path)
   assert list(asked) == ['openai/clip-vit']
 
@@ -347,8 +347,8 @@ def test_without_the_hub_is_one_line(tmp_path, monkeypatch):
 
   monkeypatch.chdir(tmp_path)
   monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(snapshot_download=snapshot_download))
-  with pytest.raises(ValueError, match=r'openai/x is no folder, and the Hugging Face hub .*: no route to host; '):
+  with pytest.raises(ValueError, match=r'openai/x is not a folder, and the Hugging Face hub .*: no route to host; '):
     teacher_checkpoint.load_teacher('openai/x')
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  with pytest.raises(ValueError, match=r'openai/x is no folder, and .* client is needed; .*"vild_jax\[hub\]"'):
+  with pytest.raises(ValueError, match=r'openai/x is not a folder, and .* client is needed; .*"vild_jax\[hub\]"'):
     teacher_checkpoint.load_teacher('openai/x')

@@ -40,5 +40,5 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path, scratch):
   checkpoint.save_variables(tmp_path, smaller)
   with pytest.raises(ValueError, match=r'of another architecture: .*fpn/.* is missing'):
     state.check_start(tiny.config(f'train.init_first_stage={tmp_path}'), mesh)
-  with pytest.raises(ValueError, match=r'beside train\.init_backbone'):
+  with pytest.raises(ValueError, match=r'if train\.init_backbone is set'):
     tiny.config('train.init_first_stage=a', 'train.init_backbone=b')

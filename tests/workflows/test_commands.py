@@ -277,7 +277,7 @@ def _spoiled(made, tmp_path, what):
       tmp_path / 'b',
       '--teacher',
       tmp_path / 'none',
-    ), 'none is no folder'
+    ), 'none is not a folder'
   if what == 'no distillation':
     return (*train, '--distillation.store='), 'the data holds no regions with embeddings of the teacher'
   if what.startswith('regions'):
@@ -448,7 +448,7 @@ def _spoiled(made, tmp_path, what):
     return ('prepare', '--annotations', tmp_path / 'a.json', '--images', made, '--out', tmp_path / 'd'), 'JSON'
   assert what == 'export over a folder'
   (tmp_path / 'mine').mkdir()
-  return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'mine'), 'exists and is no bundle'
+  return ('export', config, '--checkpoint', made / 'run', '--out', tmp_path / 'mine'), 'exists and is not a bundle'
 
 
 @pytest.mark.parametrize(

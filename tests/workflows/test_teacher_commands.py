@@ -179,14 +179,14 @@ def _spoiled(made, tmp_path, what):
   embed = ('embed-text', '--teacher', teacher, '--out', tmp_path / 'v.npz', '--classes')
   classify = ('classify', picture, '--teacher', teacher, '--classes', 'toy, mug')
   if what == 'no teacher':
-    return ('classify', picture, '--teacher', made, '--classes', 'toy'), f'{made} is no teacher directory: it has no'
+    return ('classify', picture, '--teacher', made, '--classes', 'toy'), f'{made} is not a teacher directory: it has no'
   if what == 'no weights':
     (teacher / 'model.safetensors').unlink()
     return (*embed, 'voc'), 'it has no model.safetensors'
   if what == 'cut weights':
     content = (teacher / 'model.safetensors').read_bytes()
     (teacher / 'model.safetensors').write_bytes(content[: len(content) // 2])
-    return classify, 'model.safetensors is no complete safetensors file'
+    return classify, 'model.safetensors is not a complete safetensors file'
   if what == 'other tokenizer':
     (teacher / 'tokenizer.json').write_text(small_teacher.make('more words').tokenizer_json)
     return (*embed, 'voc'), 'the vocab_size of config.json'

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--scores',
     choices=defaults.SCORES,
     default=defaults.MODEL,
-    help='scores of the model; of the teacher on cropped proposals (with_objectness/ gets the same times objectness); or '
-    'of ViLD-text and the teacher on crops together. The last two are slow',
+    help='scores of the model; of the teacher on cropped proposals (with_objectness/ gets the same times objectness); '
+    'or of ViLD-text and the teacher on crops together. The last two are slow',
   )
   parser.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
   parser.add_argument(

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--hbm',
     type=float,
     metavar='GIB',
-    help='memory of a device that all parts together may take (default: the compiler decides)',
+    help='memory of one device that the program may need (default: the compiler decides)',
   )
   parser.add_argument(
     '--effort',

@@ -58,7 +58,7 @@ def label_map(
 ) -> LabelMap:
   """Matches the categories of a data set with a vocabulary by their raw names.
 
-  Cleaned names are not unique: the 1,203 names of LVIS become 1,199. Categories that the vocabulary does not have are
+  Cleaned names need not be unique (the 1,203 names of LVIS are). Categories that the vocabulary does not have are
   dropped, and so are novel ones, unless `novel` is True (the supervised baseline). Raises DataError if a name is in the
   vocabulary twice, or if no category is left to train on.
   """

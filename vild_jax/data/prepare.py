@@ -1,8 +1,8 @@
-"""`vild-jax prepare`: annotations and pictures -> a TFDS data set (ArrayRecord) on disk, all or nothing.
+"""Prepares annotations and pictures as a TFDS data set (ArrayRecord) on disk, completely or not at all.
 
-A split is built in a new hidden folder beside the target. Its files carry a hash of their content in their names, so
-they never replace others, and the one replacement of `dataset_info.json` at the end makes the split count. Killed at
-any moment, what was there before is still whole, and the next run shares nothing with what the killed one left.
+A split is built in a new hidden folder beside the target. The names of its files contain a hash of their content, so
+they never replace other files. The replacement of `dataset_info.json` at the end adds the split. If a run is killed at
+any moment, the earlier data set is still complete, and the next run does not use files of the killed one.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.data.sources import JsonSource, read_metadata
 from vild_jax.runtime import files, progress
 
-_WAIT_SECONDS = 600.0  # for another process that puts a finished split of the same data set in its place
+_WAIT_SECONDS = 600.0  # how long to wait for another process that adds a split to the same data set
 
 
 class Source(Protocol):
-  """What can be stored: see `sources.JsonSource`."""
+  """Describes what can be stored; see `sources.JsonSource`."""
 
   categories: tuple[Category, ...]
   info: dict[str, Any]
@@ -58,23 +58,24 @@ def prepare(
 ) -> Path:
   """Stores a LVIS- or COCO-format file and its pictures as one split of the data set OUT/NAME/1.0.0.
 
-  A further split of the same name is added beside the others; it must have the same categories. The same split again
-  with the same content changes nothing. Same content gives the same bytes.
+  Another split of a data set that exists is added to it; it must have the same categories. Storing a split again with
+  the same content changes nothing. The same content gives the same bytes.
 
   Args:
     annotations: the JSON file.
     images: the folder of the pictures (JPEG or PNG; their bytes are kept as they are).
     out: folder of data sets.
-    name: of the data set; default: the file's stem without the word train or val (`lvis_v1_train` -> `lvis_v1`).
+    name: name of the data set; default: the stem of the file without train or val (`lvis_v1_train` -> `lvis_v1`).
     split: default: 'train' or 'val', whichever the stem contains, else 'train'.
-    overwrite: replaces the split where it is there with other content.
-    drop_bad_boxes: leaves out annotations whose box has no size or lies outside its picture, instead of refusing.
+    overwrite: replaces the split if it exists with other content.
+    drop_bad_boxes: leaves out annotations whose box has no size or lies outside its picture; without it they are an
+      error.
 
   Returns:
     The folder OUT/NAME/1.0.0, for `sources.open_dataset` and `tfds.builder_from_directory`.
 
   Raises:
-    DataError: one line; nothing is written then.
+    DataError: annotations, pictures, names or an existing data set do not fit; one line, and nothing is written.
   """
   stem = re.sub(r'[^a-z0-9]+', '_', Path(annotations).stem.lower())
   split = split or ('val' if 'val' in stem and 'train' not in stem else 'train')
@@ -97,12 +98,12 @@ def from_tfds(
   Args:
     name_or_dir: 'lvis', 'lvis:1.4.0', 'coco/2017' and the like, or the folder of the data set.
     out, overwrite: as in `prepare`.
-    data_dir: where TFDS keeps its data sets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data_dir: folder in which TFDS keeps its data sets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.
     name: default: the name of the stock data set.
-    split: one split of the stock data set; default: all but those without annotations ('test…'). Its `validation` is
-      stored as `val`.
+    split: one split of the stock data set; default: all except those without annotations ('test…'). Its `validation`
+      is stored as `val`.
 
-  Returns, raises: as `prepare`.
+  Returns, raises: as in `prepare`.
   """
   from vild_jax.data import stock_tfds
 
@@ -114,7 +115,7 @@ def from_tfds(
 
 
 def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: bool = False) -> Path:
-  """Stores every example of `source` as a split, in the way and with the errors that `prepare` describes."""
+  """Stores every example of `source` as a split; returns the folder. Details and errors are those of `prepare`."""
   from vild_jax.data.tfds_builders import detection
 
   _check_names(name, split)
@@ -138,13 +139,15 @@ def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: 
 
 def _check_names(name: str, split: str) -> None:
   if not re.fullmatch(r'[a-zA-Z][a-zA-Z0-9_]*', name):
-    raise DataError(f'the name {name!r} is no name of a data set; expected letters, digits and _, a letter first')
+    raise DataError(f'the name {name!r} is not a name of a data set; expected letters, digits and _, a letter first')
   if not re.fullmatch(r'[a-zA-Z][a-zA-Z0-9_]*', split) or split.lower() == 'all':
-    raise DataError(f'the split {split!r} is no name of a split; expected letters, digits and _, such as train or val')
+    raise DataError(
+      f'the split {split!r} is not a name of a split; expected letters, digits and _, such as train or val'
+    )
 
 
 def _check_against(version: Path, source: Source, split: str) -> None:
-  """Refuses categories that differ from those of the data set that is there already."""
+  """Raises DataError if the data set exists with other categories."""
   if not version.is_dir():
     return
   categories, splits = read_metadata(version)
@@ -164,7 +167,7 @@ def _short(category: Category | None) -> str:
 
 
 class _Content:
-  """Passes a source's examples on, checks each picture, and learns what the split holds on the way."""
+  """Yields the examples of a source and checks each picture; collects the split's identity and whether it has masks."""
 
   def __init__(self, source: Source):
     self.source = source
@@ -172,11 +175,11 @@ class _Content:
     self._digests: list[tuple[int, bytes]] = []
 
   def __len__(self) -> int:
-    """How many examples were passed on so far."""
+    """Returns the number of examples that were yielded so far."""
     return len(self._digests)
 
   def examples(self, done: Callable[[], Any]) -> Iterator[Example]:
-    """All examples, pictures checked in threads; DataError at the end if there is any problem with a picture."""
+    """Yields all examples, with pictures checked in threads; raises DataError at the end if any picture is bad."""
     problems = Problems(f'{len(self.source)} pictures')
     for example, problem, digest in _map_in_threads(self._load, range(len(self.source))):
       done()
@@ -196,7 +199,7 @@ class _Content:
     return example, _picture_problem(self.source.where(index), example), _digest(example)
 
   def identity(self) -> str:
-    """sha256 over the categories and every example, in order of image id: the same wherever it was prepared."""
+    """Returns the sha256 of categories and examples, in order of image id; it is the same on every machine."""
     total = hashlib.sha256(json.dumps([dataclasses.asdict(c) for c in self.source.categories]).encode())
     for _, digest in sorted(self._digests):
       total.update(digest)
@@ -204,14 +207,14 @@ class _Content:
 
 
 def _picture_problem(name: str, example: Example) -> str:
-  """Decodes the picture called `name`; '' or what is wrong with it and what was expected."""
+  """Decodes the picture called `name`; returns what is wrong with it and what was expected, or ''."""
   try:
     height, width, _ = transforms.decode(example.image, name).shape
   except DataError as error:
     return str(error)
   with PIL.Image.open(io.BytesIO(example.image)) as picture:  # reads the header alone
     kind = picture.format
-  if kind not in ('JPEG', 'PNG', 'MPO'):  # MPO: a JPEG with further pictures behind it, as cameras write
+  if kind not in ('JPEG', 'PNG', 'MPO'):  # MPO: a JPEG that further pictures follow, as some cameras write
     return f'{name} is {kind}; expected JPEG or PNG'
   if (height, width) != (example.height, example.width):
     return (
@@ -245,7 +248,7 @@ def _digest(example: Example) -> bytes:
 
 
 def _map_in_threads(function: Callable, items: Iterable) -> Iterator:
-  """`map` in order on all cores, never more than a few results ahead: pictures are large."""
+  """Yields `function(item)` in order, computed on all cores; only a few results ahead, because pictures are large."""
   workers = os.cpu_count() or 1
   items = iter(items)
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -258,7 +261,7 @@ def _map_in_threads(function: Callable, items: Iterable) -> Iterator:
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-  """TFDS announces a download to stdout, draws bars of its own and logs each phase; ours is the one bar."""
+  """Silences the messages, progress bars and logs of TFDS; the only bar is ours."""
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.utils import tqdm_utils
 
@@ -274,7 +277,7 @@ def _quiet_tfds() -> Iterator[None]:
 
 
 def _commit(built: Path, version: Path, split: str, content: _Content, overwrite: bool) -> None:
-  """Makes the split that lies in `built` part of the data set `version`."""
+  """Adds the split in the folder `built` to the data set `version`."""
   identity = content.identity()
   old = json.loads((version / 'dataset_info.json').read_text(encoding='utf-8')) if version.is_dir() else None
   if old and split in (present := read_metadata(version)[1]):
@@ -308,7 +311,7 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
     version.parent.mkdir(parents=True, exist_ok=True)
     files.move(built, version)
     return
-  for file in [*shards, built / 'metadata.json', built / 'dataset_info.json']:  # the last one makes it count
+  for file in [*shards, built / 'metadata.json', built / 'dataset_info.json']:  # the last one adds the split
     files.move(file, version / file.name)
   for template in [s['filepathTemplate'] for s in old['splits'] if s['name'] == split]:
     stale = template.partition('-{SPLIT}-')[2].partition('.')[0]

@@ -1,7 +1,7 @@
-"""The processes of one run: told by hand or found in the environment, and joined before anything else happens.
+"""Joins the processes of one run, given on the command line or found in the environment, before anything else.
 
-One process on a laptop joins nothing and imports nothing. What each environment says is JAX's to read, once it is clear
-that there is one; here it is decided whether.
+A single process joins nothing and does not import JAX. This module only decides whether there is an environment with
+several processes; JAX reads the details from it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-# Of a run that was told to end (SIGTERM) and has saved: whoever started it starts it again (sysexits' EX_TEMPFAIL).
+# The exit code of a run that got SIGTERM and saved its state; the launcher starts it again (EX_TEMPFAIL of sysexits).
 EXIT_PREEMPTED = 75
-HEARTBEAT_SECONDS = 100  # of silence, after which a process counts as dead and the others end
-_JOIN_SECONDS = 300  # until all have come
-_SHUTDOWN_SECONDS = 86_400  # that the first to finish waits for the last; the dead are noticed by their silence
+HEARTBEAT_SECONDS = 100  # a process that does not answer for so long counts as dead, and the others end
+_JOIN_SECONDS = 300  # time for all processes to join
+_SHUTDOWN_SECONDS = 86_400  # the first to finish waits so long for the last; the heartbeat detects dead processes
 _WORDS = {
   'coordinator_address': ('--coordinator-address', 'JAX_COORDINATOR_ADDRESS'),
   'num_processes': ('--num-processes', 'JAX_NUM_PROCESSES'),
   'process_id': ('--process-id', 'JAX_PROCESS_ID'),
 }
-_SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')  # of a step
+_SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')  # set in a step
 
 
 class Preempted(Exception):
-  """Training was told to end and has saved its state; started again, it goes on from there."""
+  """Says that training got SIGTERM and has saved its state; started again, it resumes from there."""
 
 
 def join(
@@ -42,23 +42,24 @@ def join(
   heartbeat_seconds: int = HEARTBEAT_SECONDS,
   saves_on_sigterm: bool = False,
 ) -> bool:
-  """Sets up `jax.distributed` if this is one process of several; nothing in JAX may have been computed before.
+  """Sets up `jax.distributed` if this is one of several processes; must run before JAX computes anything.
 
   Args:
-    coordinator_address, num_processes, process_id: HOST:PORT of process 0, how many there are, and which this is; by
-      default what the environment says, see `found`.
-    heartbeat_seconds: a process that is silent for so long counts as dead, and the others end.
-    saves_on_sigterm: SIGTERM in any process is a notice to all, which `train.preemption` takes; False: it ends them.
+    coordinator_address, num_processes, process_id: HOST:PORT of process 0, the number of processes, and the number of
+      this one; by default they are read from the environment, see `found`.
+    heartbeat_seconds: a process that does not answer for so long counts as dead, and the others end.
+    saves_on_sigterm: True: SIGTERM to any process reaches all of them, and `train.preemption` saves. False: SIGTERM
+      ends the process.
 
   Returns:
-    Whether there was something to join.
+    True if this is one of several processes, which are joined now.
 
   Raises:
-    ValueError: what was told or found does not fit together.
+    ValueError: the arguments or the variables of the environment do not fit together.
     OSError: process 0 does not answer.
   """
   if 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized():
-    return True  # by a command before, or by whoever called this one
+    return True  # an earlier command or the caller has set it up
   given = {'coordinator_address': coordinator_address, 'num_processes': num_processes, 'process_id': process_id}
   arguments = found(given, os.environ)
   if arguments is None:
@@ -69,7 +70,7 @@ def join(
   if address:
     print(f'process {arguments["process_id"]} of {arguments["num_processes"]}, process 0 at {address}', file=sys.stderr)
     if arguments['process_id']:
-      _wait_for(address)  # JAX would end with a page of C++
+      _wait_for(address)  # without it JAX would end the process with a long C++ message
   import jax
 
   try:
@@ -82,17 +83,26 @@ def join(
   except ValueError as error:
     if arguments or 'coordinator_address' not in str(error):
       raise
-    return False  # TPU drivers without a cluster of TPUs
+    return False  # TPU drivers are installed, but there is no TPU cluster
   if not saves_on_sigterm:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it for its notice
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has installed its own handler
   return True
 
 
 def found(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
-  """What to call `jax.distributed.initialize` with; None for one process that is on its own.
+  """Returns the arguments for `jax.distributed.initialize`, or None for a single process.
 
-  In this order: words of the command line or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or, in an
-  indexed Job or JobSet of Kubernetes, JOB_COMPLETION_INDEX); a step of SLURM with several tasks; a TPU; an indexed Job.
+  The first of these that applies counts:
+    1. Options of the command line, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (in an indexed Job
+       or JobSet of Kubernetes, JOB_COMPLETION_INDEX may replace the last one).
+    2. A SLURM step with several tasks.
+    3. A TPU.
+    4. An indexed Job of Kubernetes.
+
+  Args:
+    given: the values of the command line, None if not given.
+    environment: the variables of the environment.
+
   Raises ValueError if they do not fit together.
   """
   told = {key: value for key in _WORDS if (value := _told(key, given, environment)) is not None}
@@ -106,13 +116,15 @@ def found(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str,
     tasks = _number('SLURM_NTASKS', environment.get('SLURM_STEP_NUM_TASKS', environment['SLURM_NTASKS']))
     if tasks == 1:
       return None
-    arguments: dict[str, Any] = {'cluster_detection_method': 'slurm'}  # JAX knows JAX_COORDINATOR_ADDRESS itself
+    arguments: dict[str, Any] = {'cluster_detection_method': 'slurm'}  # JAX reads JAX_COORDINATOR_ADDRESS itself
     one_each = re.fullmatch(r'(1(\(x\d+\))?,?)+', environment.get('SLURM_STEP_TASKS_PER_NODE', ''))
     if one_each and 'JAX_LOCAL_DEVICE_IDS' not in environment:
-      arguments['local_device_ids'] = []  # all of the node: JAX would take the one with the task's local number
+      arguments[
+        'local_device_ids'
+      ] = []  # use all devices of the node; JAX would use only the one with the task's local number
     return arguments
   if _may_hold_tpus(environment):
-    return {}  # JAX asks the machine, or its metadata server
+    return {}  # JAX asks the machine or the metadata server of the cloud
   if 'KUBERNETES_SERVICE_HOST' in environment and index is not None:
     if importlib.util.find_spec('kubernetes') is None:
       raise ValueError(
@@ -154,7 +166,7 @@ def _checked(told: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _may_hold_tpus(environment: Mapping[str, str]) -> bool:
-  """Whether this is worth asking JAX: asking a metadata server that is not there would take long."""
+  """Returns True if there are signs of a TPU; otherwise JAX is not asked, as it could wait for a missing server."""
   platforms = environment.get('JAX_PLATFORMS', '')
   if platforms and 'tpu' not in platforms.split(','):
     return False
@@ -164,7 +176,7 @@ def _may_hold_tpus(environment: Mapping[str, str]) -> bool:
 
 
 def _wait_for(address: str, seconds: float = _JOIN_SECONDS) -> None:
-  """Returns when somebody listens there. Raises OSError if nobody does for so long."""
+  """Waits until process 0 accepts connections at `address`; raises OSError if it does not within `seconds`."""
   host, _, port = address.rpartition(':')
   end, problem = time.monotonic() + seconds, ''
   while True:

@@ -1,4 +1,4 @@
-"""One look for everything that takes longer than a few seconds: a bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of everything that takes more than a few seconds: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 T = TypeVar('T')
 _SECONDS_BETWEEN_LINES = 15.0
-_QUIET_SECONDS = 2.0  # what takes no longer writes no line
+_QUIET_SECONDS = 2.0  # shorter work writes no line
 
 
 class _Lines(tqdm):
-  """A bar that writes a whole line at each refresh, for logs that understand no carriage return."""
+  """Writes a whole line at each refresh, for logs that do not support carriage returns."""
 
   shown: int | None = None  # the count in the last line
 
@@ -27,7 +27,7 @@ class _Lines(tqdm):
     return True
 
   def close(self) -> None:
-    """Writes the last line, unless the work was done before anybody wondered; tqdm would add an empty one."""
+    """Writes the last line, unless the work took less than `_QUIET_SECONDS`; tqdm would also add an empty line."""
     if not self.disable:
       self.disable = True
       type(self)._decr_instances(self)
@@ -36,7 +36,7 @@ class _Lines(tqdm):
 
 
 def bar(total: int | None, description: str, *, unit: str = 'it', initial: int = 0, disable: bool = False) -> tqdm:
-  """A tqdm bar on stderr, unless `disable`: `update(n)`, `set_postfix_str(text)`, `close()`; also a context manager."""
+  """Returns a tqdm bar on stderr, which is also a context manager; `disable` hides it."""
   if sys.stderr.isatty():
     return tqdm(
       total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True, ascii=True, disable=disable
@@ -56,7 +56,7 @@ def bar(total: int | None, description: str, *, unit: str = 'it', initial: int =
 
 
 def track(items: Iterable[T], description: str, *, total: int | None = None, unit: str = 'it') -> Iterable[T]:
-  """Yields `items` under a bar."""
+  """Yields `items` and shows their progress in a bar."""
   with bar(total if total is not None else len(items), description, unit=unit) as progress:  # type: ignore[arg-type]
     for item in items:
       yield item

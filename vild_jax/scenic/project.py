@@ -16,7 +16,7 @@ resumes what the other began with the same config. A main.py of your own calls `
 `train_and_evaluate`, as in Scenic's own projects.
 
 Scenic (Apache 2.0) is available from git only: `pip install 'vild_jax[scenic]'` installs it, with TensorFlow. The
-package `scenic` on PyPI is another project. This module was tested with commit
+package `scenic` on PyPI is another project. This module was run with commit
 4a38d475ee89cb821078c0e2bf2065ee030e1535 of Scenic, which the extra pins.
 """
 
@@ -290,7 +290,7 @@ def train_and_evaluate(
     (Scenic's `TrainState`, the metrics of the last log step, the metrics of the evaluation). The metrics are empty if
     there were none; in all processes but the first they always are.
 
-  Raises ValueError if `model_cls` or `dataset` does not fit; other errors as `training.train_on`, `evaluating.evaluate`.
+  Raises ValueError if `model_cls` or `dataset` does not fit; also the errors of `train_on` and `evaluating.evaluate`.
   """
   del rng
   if model_cls is not get_model_cls():

@@ -1,4 +1,4 @@
-"""The files of a teacher directory: found (also on the Hugging Face hub), read without unpickling, written whole."""
+"""Finds the files of a teacher directory (also on the Hugging Face hub), reads them without unpickling, writes them."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ CONFIG, TOKENIZER, PREPROCESSOR = 'config.json', 'tokenizer.json', 'preprocessor
 
 
 def locate(teacher: str | Path) -> Path:
-  """The folder of a teacher: a path, or, where there is none, an id of the Hugging Face hub such as `owner/name`.
+  """Returns the folder of a teacher, given its path or an id of the Hugging Face hub such as `owner/name`.
 
-  ValueError, one line, where it is neither, or where the hub (or its client, which is optional) cannot be reached.
+  Raises ValueError, one line, if it is neither, if the hub cannot be reached, or if its optional client is missing.
   """
   if Path(teacher).is_dir():
     return Path(teacher)
   if isinstance(teacher, Path) or not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', teacher) or Path(teacher).exists():
     raise ValueError(
-      f'{teacher} is no folder; expected a teacher directory ({CONFIG}, {WEIGHTS}, ...) or the id of '
-      'one on the Hugging Face hub, as openai/clip-vit-base-patch32'
+      f'{teacher} is not a folder; expected a teacher directory ({CONFIG}, {WEIGHTS}, ...) or the id of '
+      'one on the Hugging Face hub, such as openai/clip-vit-base-patch32'
     )
   try:
     import huggingface_hub
   except ImportError as error:
     raise ValueError(
-      f'{teacher} is no folder, and to fetch a teacher of that name from the Hugging Face hub its '
+      f'{teacher} is not a folder, and to fetch a teacher of that name from the Hugging Face hub its '
       'client is needed; expected `pip install "vild_jax[hub]"`, or the path of a folder'
     ) from error
   wanted = [WEIGHTS, INDEX, 'model-*-of-*.safetensors', CONFIG, TOKENIZER, PREPROCESSOR]
   try:
     return Path(huggingface_hub.snapshot_download(teacher, allow_patterns=wanted))
-  except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
+  except Exception as error:  # the client raises errors of many types: its own, of its HTTP library, of the system
     raise ValueError(
-      f'{teacher} is no folder, and the Hugging Face hub did not give it: {first_line(error)}; expected '
+      f'{teacher} is not a folder, and the Hugging Face hub did not give it: {first_line(error)}; expected '
       'a name that exists and a network, or the path of a folder'
     ) from error
 
 
 def require(directory: Path, *names: str) -> None:
-  """ValueError, one line with a remedy, if one of the files is not there."""
+  """Raises ValueError, one line that says what to do, if one of the files is missing."""
   for name in names:
     if not any((directory / found).is_file() for found in ((WEIGHTS, INDEX) if name == WEIGHTS else (name,))):
-      raise ValueError(f'{directory} is no teacher directory: it has no {name}; {_remedy(directory, name)}')
+      raise ValueError(f'{directory} is not a teacher directory: it has no {name}; {_remedy(directory, name)}')
 
 
 def _remedy(directory: Path, name: str) -> str:
@@ -75,10 +75,10 @@ def _remedy(directory: Path, name: str) -> str:
 
 
 class Weights:
-  """The tensors of a teacher directory, in one file or in several; a context manager, read one by one.
+  """Reads the tensors of a teacher directory one by one, from one file or several; a context manager.
 
   Attributes:
-    path: of the file, or of the index of several.
+    path: the file, or the index of several files.
     shapes: {name: shape} of all tensors.
   """
 
@@ -101,21 +101,21 @@ class Weights:
 
   def _open(self, path: Path) -> None:
     try:
-      # numpy knows no bfloat16; the framework of JAX does.
+      # NumPy does not support bfloat16; the framework flax does.
       file = self._stack.enter_context(safetensors.safe_open(path, framework='flax'))
       for name in list(file.keys()):
         self.shapes[name] = tuple(file.get_slice(name).get_shape())
         self._files[name] = (path, file)
     except (safetensors.SafetensorError, OSError) as error:
-      raise ValueError(f'{path} is no complete safetensors file: {first_line(error)}') from error
+      raise ValueError(f'{path} is not a complete safetensors file: {first_line(error)}') from error
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor as float32; ValueError if it holds a number that is not finite."""
+    """Returns a tensor as float32; raises ValueError if it holds a number that is not finite."""
     path, file = self._files[name]
     try:
       value = np.asarray(file.get_tensor(name), dtype=np.float32)
     except (safetensors.SafetensorError, OSError) as error:
-      raise ValueError(f'{path} is no complete safetensors file: {first_line(error)}') from error
+      raise ValueError(f'{path} is not a complete safetensors file: {first_line(error)}') from error
     if not np.isfinite(value).all():
       raise ValueError(f'{path}: {name} holds numbers that are not finite')
     return value
@@ -141,24 +141,24 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """A JSON object; ValueError, one line, if the file holds none."""
+  """Reads a JSON object; raises ValueError, one line, if the file does not hold one."""
   try:
     tree = json.loads(path.read_text(encoding='utf-8'))
   except (ValueError, OSError) as error:
-    raise ValueError(f'{path} is no JSON: {first_line(error)}') from error
+    raise ValueError(f'{path} is not JSON: {first_line(error)}') from error
   if not isinstance(tree, dict):
     raise ValueError(f'{path} holds a {type(tree).__name__}; expected an object')
   return tree
 
 
 def write(directory: Path, contents: Mapping[str, bytes]) -> None:
-  """Writes all files of a directory, each whole or not at all; those that stood there stay until all are complete."""
+  """Writes {file name: content} into a directory; older files are replaced only when all new ones are complete."""
   directory.mkdir(parents=True, exist_ok=True)
-  with contextlib.ExitStack() as stack:  # which renames in the reverse order
+  with contextlib.ExitStack() as stack:  # it renames in reverse order
     for name, content in reversed(contents.items()):
       stack.enter_context(files.replacing(directory / name)).write_bytes(content)
 
 
 def first_line(error: Exception) -> str:
-  """The first line of an error's message, or its kind."""
+  """Returns the first line of the message of an error, or its type if there is none."""
   return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -19,8 +19,8 @@ SKIPPED = 'skipped_steps'
 class Recorder:
   """Averages metrics between two log steps, and measures images per second over the same steps.
 
-  The numbers of a step are checked one step later, when the device has computed them, so that the host does not wait
-  for them. `loss_since_save` checks the last step.
+  The numbers of a step are checked one step later, so that the device already has the next step to compute.
+  `loss_since_save` checks the last step at once.
 
   The check raises FloatingPointError if loss or gradient norm is not finite; with `train.on_nan=skip` only after 100
   such steps in a row.

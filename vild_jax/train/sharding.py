@@ -170,7 +170,6 @@ def per_image(mesh: Mesh) -> Callable[[Callable], Callable]:
   Without `shard_map`, the partitioner turns a batched top-k into an all-gather of the whole batch, and a vmapped
   while-loop into an all-reduce in every iteration.
   """
-
   # Gradients are summed over every axis that the spec leaves out; naming an axis of size 1 avoids a needless sum.
   spec = BATCH_SPEC if mesh.shape['spatial'] > 1 else PartitionSpec(AXES)
 
