@@ -47,8 +47,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_configure(config: pytest.Config) -> None:
   """Makes one compilation cache for the whole run, since many files and the processes they start compile the same.
 
-  It is a new folder, so that no result depends on an earlier run. The workers of pytest-xdist and child processes inherit
-  its path; the process that made it removes it.
+  It is a new folder, so that no result depends on an earlier run. The workers of pytest-xdist and the child processes
+  inherit its path; the process that made it removes it.
   """
   if hasattr(config, 'workerinput'):
     return
