@@ -177,7 +177,7 @@ def made(tmp_path_factory):
   (folder / 'config.json').write_text(config_lib.to_text(config))
   (folder / 'scenic_config.py').write_text(f"""
 from vild_jax import config
-from vild_jax.interop import scenic_config
+from vild_jax.scenic import config as scenic_config
 
 def get_config():
   return scenic_config.to_scenic(config.load({str(folder / 'config.json')!r}))
