@@ -37,6 +37,7 @@ def test_it_names_pictures_that_it_never_saw(trained):
   assert toy_teacher.accuracy(teacher, *pictures(256, 1), NAMES[::-1]) < 0.3
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_teachers(trained):
   toy_teacher.train(*pictures(512, 0), NAMES, trained / 'b', seed=3, steps=_STEPS)
   assert (trained / 'b/model.safetensors').read_bytes() == (trained / 'a/model.safetensors').read_bytes()

@@ -108,6 +108,7 @@ def test_ten_steps_by_two_processes_of_four_devices_end_at_the_same_parameters(c
   same_training.assert_same_end(one['after'], two['after'], one['before'])
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(folder, children, tmp_path):
   config, two, one = folder / f'{STEPS}.json', tmp_path / 'two', tmp_path / 'one'
   train = lambda workdir: ['train', config, '--workdir', workdir]
