@@ -27,6 +27,7 @@ def small_run(tmp_path_factory) -> tuple[Path, set[tuple[str, str]]]:
     f'vocabulary={folder / "v.npz"}',
     f'data.train={folder / "data"}',
     f'data.val={folder / "data"}',
+    'mesh.data=1',
     'train.steps=2',
     'train.pictures=1',
     'distillation.weight=0.5',

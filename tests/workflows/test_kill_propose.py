@@ -61,7 +61,6 @@ def undisturbed(words):
   return folder / 'undisturbed'
 
 
-@pytest.mark.slow
 def test_propose_killed_at_a_random_moment_ends_at_the_same_bytes(words, undisturbed, tmp_path, kills):
   words, shards = words[0], IMAGES // 2
   rng, seed = killing.rng_and_seed()

@@ -39,7 +39,6 @@ def command(tmp_path_factory):
   ]
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_at_the_same_bytes(command, tmp_path, kills):
   assert run(*command, '--out', tmp_path / 'undisturbed') == 0
   whole = content(tmp_path / 'undisturbed')

@@ -11,7 +11,7 @@ from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax.train import checkpoint, writers
 
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture(scope='module')
@@ -24,6 +24,13 @@ def config_file(tmp_path_factory):
     f'vocabulary={folder / "v.npz"}',
     f'data.train={folder / "data"}',
     'mesh.data=1',
+    # One level of the pyramid and no convolutions in the heads compile fastest.
+    'model.pyramid.min_level=5',
+    'model.pyramid.max_level=5',
+    'model.anchors.size=1',
+    'model.rpn.num_convs=0',
+    'model.region_head.num_convs=0',
+    'model.mask_head.num_convs=0',
     f'train.steps={STEPS}',
     'train.log_every=1',
     'train.checkpoint_every=1',
