@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,31 +31,36 @@ logging.getLogger('jax').setLevel(logging.ERROR)
 _SHAPE_CHECKS = jaxtyping.install_import_hook('vild_jax.core', 'beartype.beartype')
 
 _TESTS = Path(__file__).resolve().parent
-# The files that take a minute or more come first, so that two processes that share the files end at the same time.
-_LONG = (
-  'test_demo.py',
-  'test_sharding.py',
-  'test_commands.py',
-  'test_two_processes.py',
-  'test_memory.py',
-  'test_accumulate.py',
-  'test_kill_train.py',
-  'test_distillation.py',
-  'test_crop_baselines.py',
-  'test_loop.py',
-  'test_detector.py',
-  'test_parity_training.py',
-  'test_parity_model.py',
-  'test_kill_regions.py',
-  'test_kill_propose.py',
-  'test_compile.py',
-  'test_objective.py',
-  'test_batch.py',
-)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+def pytest_addoption(parser: pytest.Parser) -> None:
+  parser.addoption('--kills', type=int, default=10, help='how often a test marked soak stops what it has started')
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+  """`kills` is how often a test stops what it has started: once, and in its long form as often as --kills says."""
+  if 'kills' in metafunc.fixturenames:
+    many = pytest.param(metafunc.config.getoption('kills'), marks=pytest.mark.soak, id='many')
+    metafunc.parametrize('kills', [pytest.param(1, id='once'), many])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Makes one compilation cache for the whole run, since many files and the processes they start compile the same.
+
+  It is a new folder, so that no result depends on an earlier run. The workers of pytest-xdist and the child processes
+  inherit its path; the process that made it removes it.
+  """
+  if hasattr(config, 'workerinput'):
+    return
+  cache = tempfile.TemporaryDirectory(prefix='vild-jax-tests-', ignore_cleanup_errors=True)
+  config.add_cleanup(cache.cleanup)
+  for option, value in (
+    ('jax_compilation_cache_dir', cache.name),
+    ('jax_persistent_cache_min_compile_time_secs', 0),
+    ('jax_persistent_cache_min_entry_size_bytes', -1),
+  ):
+    os.environ[option.upper()] = str(value)
+    jax.config.update(option, value)
 
 
 @pytest.fixture(autouse=True)

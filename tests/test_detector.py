@@ -90,7 +90,7 @@ def test_padding_of_the_vocabulary_changes_nothing(variables, predicted):
 
 
 def test_padded_proposals_give_no_detection(variables):
-  """The reference's padded all-zero proposals become detections (METHOD.md, section 4.11)."""
+  """The reference's padded all-zero proposals become detections (docs/departures.md, 11)."""
   config = tiny.config('model.rpn.max_proposals=2000', 'model.rpn.test_pre_nms_top_k=30')
   predict = jax.jit(
     lambda v, image, words: detector.predict(config, v, image, (64, 64), words, return_intermediates=True)
@@ -102,7 +102,7 @@ def test_padded_proposals_give_no_detection(variables):
 
 
 def test_initial_values_follow_the_method(variables):
-  """METHOD.md, section 3 "Initialisers"."""
+  """Initial values of docs/method.md, 3."""
   full = Config()
   shapes = jax.eval_shape(lambda: detector.init(full, jax.random.PRNGKey(0)))['params']
   assert shapes['region_head']['fc1']['kernel'].shape == (7 * 7 * 256, 1024)

@@ -57,7 +57,7 @@ def test_the_image_head_learns_from_the_teacher_alone_and_it_alone_does(run):
 
 
 def test_padding_is_in_no_loss_and_no_batch_statistic(run):
-  """METHOD.md, section 4.3, for the regions to distil."""
+  """docs/departures.md, 3, for the regions to distil."""
   results = [run(batch(padding=padding)) for padding in (0.0, 31.0)]
   for a, b in zip(*map(jax.tree.leaves, results), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -72,7 +72,7 @@ def test_a_batch_without_valid_regions_trains_on_its_labels(run):
 
 
 def test_one_head_normalises_all_its_regions_together():
-  """QUIRKS 41: sampled and distilled regions share batch statistics, without padding, and stay in their own rows."""
+  """Sampled and distilled regions share batch statistics, without padding, and stay in their own rows."""
   variables, regions = tiny.variables(ONE_HEAD), batch().regions
   rng = np.random.default_rng(5)
   features = {

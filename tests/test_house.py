@@ -75,6 +75,23 @@ def test_nothing_is_unpickled(path):
       assert isinstance(node.value, ast.Constant) and node.value.value is False, f'{name(path)}:{node.value.lineno}'
 
 
+@pytest.mark.parametrize('path', [path for path in SOURCES if ROOT / 'tests' in path.parents], ids=name)
+def test_tests_share_through_helpers_alone(path):
+  imported = set()
+  for node in ast.walk(parse(path)):
+    if isinstance(node, ast.Import):
+      imported |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      imported |= {f'{node.module}.{alias.name}' for alias in node.names}
+  wrong = {module for module in imported if re.match(r'tests(\.|$)', module)}
+  wrong = {module for module in wrong if not module.startswith('tests.helpers.')}
+  assert not wrong, f'{name(path)} imports {", ".join(sorted(wrong))}; expected tests.helpers alone'
+  is_helper = path.parent == ROOT / 'tests' / 'helpers'
+  assert is_helper or path.stem in ('conftest', '__init__') or path.stem.startswith('test_'), (
+    f'{name(path)} is not a test; expected it in tests/helpers/'
+  )
+
+
 def setup_arguments() -> dict[str, object]:
   """The literal arguments of the call of setup()."""
   call = next(

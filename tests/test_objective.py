@@ -76,7 +76,7 @@ def test_losses_and_gradients_are_finite_and_every_part_learns(run):
 
 
 def test_a_batch_without_any_object_trains_as_background(run):
-  """METHOD.md, section 4.4; the reference indexes −1."""
+  """docs/departures.md, 4; the reference indexes −1."""
   _, metrics, _, gradients = run(tiny.batch(empty=tuple(range(8))), tiny.vocabulary())
   assert metrics['foreground_regions'] == metrics['positive_anchors'] == 0
   assert metrics['box_loss'] == metrics['mask_loss'] == metrics['rpn_box_loss'] == 0
@@ -85,14 +85,14 @@ def test_a_batch_without_any_object_trains_as_background(run):
 
 
 def test_novel_classes_are_absent_from_the_softmax(run):
-  """METHOD.md, section 4.6: what the novel rows are changes nothing, and neither do padding rows."""
+  """docs/departures.md, 6: what the novel rows are changes nothing, and neither do padding rows."""
   words = tiny.vocabulary()
   other = words.replace(embeddings=np.where(words.is_base[:, None], words.embeddings, -words.embeddings[::-1]))
   np.testing.assert_array_equal(run(tiny.batch(), words)[0], run(tiny.batch(), other)[0])
 
 
 def test_which_classes_are_in_the_softmax_is_a_setting():
-  """The reference's novel logits of zero (METHOD.md, section 4.6), and the novel labels of the supervised baseline."""
+  """The reference's novel logits of zero (docs/departures.md, 6), and the novel labels of the supervised baseline."""
   config = tiny.config()
   zero = dataclasses.replace(config, assignment=dataclasses.replace(config.assignment, novel_logits_zero=True))
   rng = np.random.default_rng(0)
@@ -133,7 +133,7 @@ def test_which_classes_are_in_the_softmax_is_a_setting():
 
 
 def test_padding_is_never_sampled():
-  """METHOD.md, section 4.3: neither padded proposals nor padded ground truth; too few candidates leave empty slots."""
+  """docs/departures.md, 3: neither padded proposals nor padded ground truth; too few candidates leave empty slots."""
   batch = tiny.batch()
   proposals = _proposals(batch, valid=6)
   targets = _assign(batch, proposals)
@@ -167,7 +167,7 @@ def test_labels_boxes_and_quota_follow_the_overlaps():
 
 
 def test_anchor_targets_use_the_decoders_convention():
-  """METHOD.md, section 4.5: decoding a target gives the ground truth back; the reference's setting does not."""
+  """docs/departures.md, 5: decoding a target gives the ground truth back; the reference's setting does not."""
   batch = tiny.batch()
   anchors = np.concatenate(list(detector.model_anchors(tiny.config().model, (64, 64)).values()))
   errors = {}
@@ -186,7 +186,7 @@ def test_anchor_targets_use_the_decoders_convention():
 
 
 def test_every_image_and_every_step_draws_anew():
-  """METHOD.md, section 4.9: equal images of one batch are sampled differently, and so are two keys."""
+  """docs/departures.md, 9: equal images of one batch are sampled differently, and so are two keys."""
   batch = tiny.batch()
   same = jax.tree.map(lambda x: np.repeat(x[1:2], 8, axis=0), batch)
   proposals = jax.tree.map(lambda x: np.repeat(x[1:2], 8, axis=0), _proposals(batch))

@@ -146,7 +146,7 @@ def _equal_as_sets(found, scores, labels, found_boxes):
 
 @pytest.mark.parametrize('from_golden', [True, False], ids=['golden logits', 'whole model'])
 def test_final_detections_as_sets(model, predicted, trunk, expected, from_golden):
-  """The reference keeps boxes that clipping left without area, which ours drops (METHOD.md, section 4.10): they take
+  """The reference keeps boxes that clipping left without area, which ours drops (docs/departures.md, 10): they take
   places among the 300 there, and better ones take them here."""
   _, config, words = model
   found = predicted[0]

@@ -1,7 +1,7 @@
 """One training step of ViLD against the reference's numbers: losses, gradients, and what stands after the update.
 
 The golden's own sampled regions and targets are injected in place of `assign`, all of them valid where the reference
-knows no validity; the settings of METHOD.md, section 4, restore it elsewhere.
+knows no validity; the settings of docs/departures.md restore it elsewhere.
 
 Gradients are compared by the norm of the difference. They pass through some thirty ReLUs: moving the weights by 6e-8 of
 themselves in float64, one rounding of float32, changes them by up to 0.8 %, so that 2 % is what their float32 values

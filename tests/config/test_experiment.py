@@ -213,7 +213,7 @@ def test_every_config_file_loads_is_short_and_reads_back(path):
   ],
 )
 def test_the_papers_experiments_differ_in_what_defines_them(name, base, changed):
-  """METHOD.md, sections 1 and 3: weights of the distillation, backbones, labels and sampling."""
+  """docs/method.md, 1 and 3: weights of the distillation, backbones, labels and sampling."""
   leaves, others = (config_lib.flatten(config_lib.load(ROOT / 'configs' / f'{n}.py')) for n in (name, base))
   assert {key: value for key, value in leaves.items() if value != others[key]} == {'name': name, **changed}
   described = (ROOT / 'configs' / f'{name}.py').read_text(encoding='utf-8')

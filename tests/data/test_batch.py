@@ -211,10 +211,11 @@ _WORKERS = """
 import sys
 from unittest import mock
 sys.path.insert(0, {tests!r})
+import dataclasses
 from tests.helpers.examples import *
+from tests.helpers.joined import config, equal, planted
 from vild_jax.data import batch
 from vild_jax.data.schema import DataError
-from tests.helpers.joined import config, equal, planted
 
 if __name__ == '__main__':
   labels = batch.label_map(CATEGORIES, NAMES, IS_BASE)

@@ -39,6 +39,7 @@ def test_it_names_pictures_that_it_never_saw(trained):
   assert zero_shot.is_right(teacher, images, index, NAMES[::-1], templates).mean() < 0.3
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_teachers(trained):
   toy_teacher.train(*pictures(512, 0), NAMES, trained / 'b', seed=3, steps=_STEPS)
   assert (trained / 'b/model.safetensors').read_bytes() == (trained / 'a/model.safetensors').read_bytes()

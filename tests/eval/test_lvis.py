@@ -163,7 +163,11 @@ def test_the_photographs_say_which_protocol_they_are_for(shared):
 
 
 @pytest.mark.parametrize('protocol', [lvis, coco])
-@pytest.mark.parametrize('segmentation', [None, [], {}, 'no key'])
+@pytest.mark.parametrize(
+  'segmentation',
+  [{'segmentation': None}, {'segmentation': []}, {'segmentation': {}}, {}],
+  ids=['null', 'empty list', 'empty object', 'no key'],
+)
 @pytest.mark.parametrize('is_crowd', [0, 1])
 def test_masks_are_not_scored_where_an_object_has_none(protocol, segmentation, is_crowd):
   truth = _truth([(1, 3, 10, 40), (2, 3, 10, 40)])
@@ -171,9 +175,8 @@ def test_masks_are_not_scored_where_an_object_has_none(protocol, segmentation, i
   mask = rle.encode_mask((rows >= 10) & (rows < 50) & (columns >= 10) & (columns < 50))
   found = [_found(i, 3, 10, 0.9) | {'segmentation': mask} for i in (1, 2)]
   assert protocol.evaluate(truth, found)['mask']['AP'] == pytest.approx(1)
-  truth['annotations'][1] |= {'segmentation': segmentation, 'iscrowd': is_crowd}
-  if segmentation == 'no key':
-    del truth['annotations'][1]['segmentation']
+  del truth['annotations'][1]['segmentation']
+  truth['annotations'][1] |= {**segmentation, 'iscrowd': is_crowd}
   metrics = protocol.evaluate(truth, found)
   assert metrics['mask'] is None and metrics['curves']['mask'] is None
   assert metrics['per_category'][0]['mask_AP'] is None

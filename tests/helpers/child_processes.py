@@ -25,10 +25,10 @@ _PATIENCE = 1200  # seconds until a process must have come to where it is awaite
 
 
 class Children:
-  """Child processes that share what they compile in `cache`, with the compiler's options of this process."""
+  """Child processes with the compilation cache and the compiler's options of this process."""
 
-  def __init__(self, cache: Path, logs: Path):
-    self._cache, self._logs = cache, logs
+  def __init__(self, logs: Path):
+    self._logs = logs
 
   @contextlib.contextmanager
   def run(
@@ -42,8 +42,7 @@ class Children:
       free.bind(('localhost', 0))
       port = free.getsockname()[1]
     environment = {
-      'JAX_COMPILATION_CACHE_DIR': str(self._cache),
-      **os.environ,  # one that is kept is good for several runs
+      **os.environ,  # the run's compilation cache among them
       'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
     }
     started = []

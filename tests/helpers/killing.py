@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-KILLS = int(os.environ.get('VILD_JAX_KILLS', '1'))  # of each command; each starts a process, which compiles
 _PATIENCE = 300  # seconds until the other process must have come so far
 
 

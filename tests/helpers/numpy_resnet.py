@@ -1,4 +1,4 @@
-"""ResNet v1.5 and feature pyramid in plain NumPy, written from the reference's conventions (QUIRKS 11-16).
+"""ResNet v1.5 and feature pyramid in plain NumPy, written from the reference's conventions (docs/method.md, 2).
 
 It reads a network in the order in which its layers were made, so that it knows nothing of our names.
 """

@@ -42,7 +42,7 @@ CONFIG = tiny.config(
 
 
 class PilTower:
-  """`CropTower` as METHOD.md says it, by PIL, one crop after the other."""
+  """`CropTower` as docs/method.md, 1, describes it, by PIL, one crop after the other."""
 
   def __init__(self, teacher):
     self._tower, self.boxes = ImageTower(teacher), []

@@ -37,7 +37,7 @@ def test_upsampling_is_nearest(golden):
 
 
 def test_batch_statistics_ignore_what_is_not_valid():
-  """METHOD.md, section 4.3: padding is in no batch statistic, and its gradient is finite."""
+  """docs/departures.md, 3: padding is in no batch statistic, and its gradient is finite."""
   x = np.random.default_rng(0).normal(size=(6, 3, 3, 4)).astype(np.float32)
   valid = np.array([True, True, False, True, False, True])
   norm = layers.BatchNorm()
@@ -55,7 +55,7 @@ def test_batch_statistics_ignore_what_is_not_valid():
 
 
 def test_moving_statistics_are_biased_and_slow():
-  """QUIRKS 49: moving variance without Bessel's correction, momentum 0.997."""
+  """The moving variance is without Bessel's correction, the momentum 0.997 (docs/method.md, 3)."""
   x = np.random.default_rng(1).normal(2.0, 3.0, size=(5, 4)).astype(np.float32)
   norm = layers.BatchNorm()
   variables = norm.init(jax.random.PRNGKey(0), x, train=False)

@@ -1,4 +1,4 @@
-"""The report: a page that stands alone and is well formed, and the JSON of SURFACE.md."""
+"""The report: a page that stands alone and is well formed, and its JSON."""
 
 from __future__ import annotations
 

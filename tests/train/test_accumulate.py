@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen
 import jax
 import numpy as np
+import pytest
 
 from tests.helpers import tiny
 from vild_jax import detector
@@ -59,6 +60,7 @@ def test_with_frozen_statistics_microbatches_add_up_to_the_batch(monkeypatch):
     assert norm(one.astype(np.float64) - two) <= 1e-5 * max(norm(one), floor), optim.path_name(path)
 
 
+@pytest.mark.slow
 def test_moving_statistics_take_one_step_towards_the_mean_of_the_microbatches():
   _, metrics, found = _gradients(PARTS)
   assert all(np.isfinite(value) for value in metrics.values())

@@ -89,6 +89,7 @@ def test_rematerialisation_keeps_less_for_the_backward_pass():
   assert kept('true') < 0.75 * kept('false')
 
 
+@pytest.mark.slow
 def test_bfloat16_drifts_from_float32_within_a_bound(plain):
   params, lines = _train(tiny.config(*BASE, 'model.dtype=bfloat16'))
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))

@@ -81,6 +81,7 @@ def test_a_finished_demo_is_not_run_again(made, small_demo, monkeypatch):
   assert (made / 'stages.json').stat().st_mtime_ns == before
 
 
+@pytest.mark.slow  # trains a second detector
 def test_methods_share_the_work(compared, made):
   report, first = compared
   assert list(report['methods']) == ['vild_text', 'vild_ensemble', 'clip_crops']

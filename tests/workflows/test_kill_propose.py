@@ -61,19 +61,22 @@ def undisturbed(words):
   return folder / 'undisturbed'
 
 
-@pytest.mark.parametrize('number', range(killing.KILLS))
-def test_propose_killed_at_a_random_moment_ends_at_the_same_bytes(words, undisturbed, tmp_path, number):
-  words, shards, killed = words[0], IMAGES // 2, tmp_path / 'killed'
+def test_propose_killed_at_a_random_moment_ends_at_the_same_bytes(words, undisturbed, tmp_path, kills):
+  words, shards = words[0], IMAGES // 2
   rng, seed = killing.rng_and_seed()
-  kill_at, wait = int(rng.integers(0, 2 * shards // 3)), float(rng.uniform(0, 0.02))
-  come_so_far = lambda: (killed / 'job.json').exists() and len(list(killed.glob('shard-*.json'))) >= kill_at
-  # The wait goes into the next shard, whose pictures are computed, written, renamed or noted then.
-  killing.kill([*words, killed], come_so_far, tmp_path / 'log', wait=wait)
-  left = sorted(killed.iterdir())
-  done = [path for path in left if path.suffix == '.json' and path.name.startswith('shard-')]
-  where = f'killed {1000 * wait:.0f} ms after {kill_at} shards (seed {seed}), {len(done)} of {shards} were there'
-  print(where, '; under way:', [path.name for path in left if path.name.startswith('.')])
-  assert not (killed / 'manifest.json').exists(), where
+  for number in range(kills):
+    killed = tmp_path / f'killed-{number}'
+    kill_at, wait = int(rng.integers(0, 2 * shards // 3)), float(rng.uniform(0, 0.02))
+    come_so_far = lambda killed=killed, kill_at=kill_at: (
+      (killed / 'job.json').exists() and len(list(killed.glob('shard-*.json'))) >= kill_at
+    )
+    # The wait goes into the next shard, whose pictures are computed, written, renamed or noted then.
+    killing.kill([*words, killed], come_so_far, tmp_path / 'log', wait=wait)
+    left = sorted(killed.iterdir())
+    done = [path for path in left if path.suffix == '.json' and path.name.startswith('shard-')]
+    where = f'killed {1000 * wait:.0f} ms after {kill_at} shards (seed {seed}), {len(done)} of {shards} were there'
+    print(where, '; under way:', [path.name for path in left if path.name.startswith('.')])
+    assert not (killed / 'manifest.json').exists(), where
 
-  assert run(*words, killed) == 0
-  assert content(killed) == content(undisturbed), where
+    assert run(*words, killed) == 0
+    assert content(killed) == content(undisturbed), where

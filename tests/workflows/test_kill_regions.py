@@ -39,14 +39,14 @@ def command(tmp_path_factory):
   ]
 
 
-def test_a_run_killed_at_random_moments_ends_at_the_same_bytes(command, tmp_path):
+def test_a_run_killed_at_random_moments_ends_at_the_same_bytes(command, tmp_path, kills):
   assert run(*command, '--out', tmp_path / 'undisturbed') == 0
   whole = content(tmp_path / 'undisturbed')
   shards = sum(name.endswith('.array_record') for name in whole)
   (rng, seed), killed = killing.rng_and_seed(), tmp_path / 'killed'
-  for kill in range(killing.KILLS):
+  for kill in range(kills):
     had = len(list(killed.glob('*.array_record')))
-    wanted = had + int(rng.integers(1, (shards - had) // (killing.KILLS + 1 - kill)))
+    wanted = had + int(rng.integers(1, (shards - had) // (kills + 1 - kill)))
     killing.kill(
       [*command, '--out', killed],
       lambda wanted=wanted: len(list(killed.glob('*.array_record'))) >= wanted,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import small_teacher
+from tests.helpers import bad_input, small_teacher
+from tests.helpers.bad_input import BadInput
 from tests.helpers.small_experiment import run
 from vild_jax import vocabulary
 from vild_jax.data import class_lists
@@ -170,73 +171,85 @@ def test_a_text_that_is_too_long_is_one_warning_that_names_it(made, tmp_path, ca
   np.testing.assert_allclose(file.embeddings[1], cut[0], atol=1e-5)
 
 
-def _spoiled(made, tmp_path, what):
-  """(words of a command, expected part of its message) for one kind of bad input."""
-  teacher, picture = made / 'teacher', made / 'a.png'
-  if what in ('no weights', 'cut weights', 'other tokenizer', 'unsupported preprocessing'):
-    teacher = tmp_path / 't'
-    shutil.copytree(made / 'teacher', teacher)
-  embed = ('embed-text', '--teacher', teacher, '--out', tmp_path / 'v.npz', '--classes')
-  classify = ('classify', picture, '--teacher', teacher, '--classes', 'toy, mug')
-  if what == 'no teacher':
-    return ('classify', picture, '--teacher', made, '--classes', 'toy'), f'{made} is not a teacher directory: it has no'
-  if what == 'no weights':
-    (teacher / 'model.safetensors').unlink()
-    return (*embed, 'voc'), 'it has no model.safetensors'
-  if what == 'cut weights':
-    content = (teacher / 'model.safetensors').read_bytes()
-    (teacher / 'model.safetensors').write_bytes(content[: len(content) // 2])
-    return classify, 'model.safetensors is not a complete safetensors file'
-  if what == 'other tokenizer':
-    (teacher / 'tokenizer.json').write_text(small_teacher.make('more words').tokenizer_json)
-    return (*embed, 'voc'), 'the vocab_size of config.json'
-  if what == 'unsupported preprocessing':
-    (teacher / 'preprocessor_config.json').write_text('{"size": {"longest_edge": 16}, "image_mean": [1, 1, 1]}')
-    return classify, 'preprocessor_config.json: size is {"longest_edge": 16}; expected'
-  if what == 'empty list':
-    (tmp_path / 'c.txt').write_text('\n \n')
-    return (*embed, tmp_path / 'c.txt'), 'c.txt names no class; expected one name a line'
-  if what == 'a name twice':
-    (tmp_path / 'c.txt').write_text('toy\nmug\ntoy\n')
-    return (*embed, tmp_path / 'c.txt'), "line 3 names 'toy' again, after line 1"
-  if what == 'a word twice':
-    return (*classify[:-1], 'toy, mug,toy'), "--classes has 'toy' more than once"
-  if what == 'no word':
-    return (*classify[:-1], ' , '), 'expected names separated by commas'
-  if what == 'no synonyms':
-    return (*embed, made / 'names.txt', '--synonyms'), 'names.txt has none'
-  if what == 'no prompts':
-    return (*classify, '--prompts', 'wild'), "no prompts 'wild'; expected vild, imagenet, single or a file"
-  if what == 'none at the top':
-    return (*classify, '--top', 0), '--top is 0; expected at least 1'
-  assert what == 'no picture'
-  (tmp_path / 'p.jpg').write_bytes(b'no picture')
-  return ('classify', tmp_path / 'p.jpg', '--teacher', teacher, '--classes', 'toy'), 'p.jpg: no readable picture'
+EMBED = 'embed-text --teacher {teacher} --out {tmp}/v.npz --classes'
+EMBED_SPOILED = 'embed-text --teacher {tmp}/t --out {tmp}/v.npz --classes'
+CLASSIFY = 'classify {picture} --teacher {teacher} --classes'
+CLASSIFY_SPOILED = 'classify {picture} --teacher {tmp}/t --classes'
 
 
-@pytest.mark.parametrize(
-  'what',
-  [
-    'no teacher',
+def spoiled_teacher(spoil):
+  """Copies the teacher directory and hands the copy to `spoil`."""
+  return lambda made, tmp_path: spoil(shutil.copytree(made / 'teacher', tmp_path / 't'))
+
+
+def cut_weights(teacher):
+  content = (teacher / 'model.safetensors').read_bytes()
+  (teacher / 'model.safetensors').write_bytes(content[: len(content) // 2])
+
+
+def other_tokenizer(teacher):
+  (teacher / 'tokenizer.json').write_text(small_teacher.make('more words').tokenizer_json)
+
+
+def unsupported_preprocessing(teacher):
+  (teacher / 'preprocessor_config.json').write_text('{"size": {"longest_edge": 16}, "image_mean": [1, 1, 1]}')
+
+
+def list_of(text):
+  """Writes a list of classes."""
+  return lambda made, tmp_path: (tmp_path / 'c.txt').write_text(text)
+
+
+@bad_input.each(
+  BadInput(
+    'no teacher', 'classify {picture} --teacher {made} --classes toy', '{made} is not a teacher directory: it has no'
+  ),
+  BadInput(
     'no weights',
+    f'{EMBED_SPOILED} voc',
+    'it has no model.safetensors',
+    spoiled_teacher(lambda teacher: (teacher / 'model.safetensors').unlink()),
+  ),
+  BadInput(
     'cut weights',
-    'other tokenizer',
+    f"{CLASSIFY_SPOILED} 'toy, mug'",
+    'model.safetensors is not a complete safetensors file',
+    spoiled_teacher(cut_weights),
+  ),
+  BadInput(
+    'other tokenizer', f'{EMBED_SPOILED} voc', 'the vocab_size of config.json', spoiled_teacher(other_tokenizer)
+  ),
+  BadInput(
     'unsupported preprocessing',
-    'empty list',
-    'a name twice',
-    'a word twice',
-    'no word',
-    'no synonyms',
+    f"{CLASSIFY_SPOILED} 'toy, mug'",
+    'preprocessor_config.json: size is {{"longest_edge": 16}}; expected',
+    spoiled_teacher(unsupported_preprocessing),
+  ),
+  BadInput('empty list', f'{EMBED} {{tmp}}/c.txt', 'c.txt names no class; expected one name a line', list_of('\n \n')),
+  BadInput(
+    'a name twice', f'{EMBED} {{tmp}}/c.txt', "line 3 names 'toy' again, after line 1", list_of('toy\nmug\ntoy\n')
+  ),
+  BadInput('a word twice', f"{CLASSIFY} 'toy, mug,toy'", "--classes has 'toy' more than once"),
+  BadInput('no word', f"{CLASSIFY} ' , '", 'expected names separated by commas'),
+  BadInput('no synonyms', f'{EMBED} {{made}}/names.txt --synonyms', 'names.txt has none'),
+  BadInput(
     'no prompts',
-    'none at the top',
+    f"{CLASSIFY} 'toy, mug' --prompts wild",
+    "no prompts 'wild'; expected vild, imagenet, single or a file",
+  ),
+  BadInput('none at the top', f"{CLASSIFY} 'toy, mug' --top 0", '--top is 0; expected at least 1'),
+  BadInput(
     'no picture',
-  ],
+    'classify {tmp}/p.jpg --teacher {teacher} --classes toy',
+    'p.jpg: no readable picture',
+    lambda made, tmp_path: (tmp_path / 'p.jpg').write_bytes(b'no picture'),
+  ),
 )
-def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, what):
-  words, message = _spoiled(made, tmp_path, what)
-  assert run(*words) == 2
-  error = capsys.readouterr().err.strip()
-  assert message in error and len(error.splitlines()) == 1, error
+def test_bad_input_gets_one_line_and_exit_code_2(made, tmp_path, capsys, case):
+  if case.spoil:
+    case.spoil(made, tmp_path)
+  paths = {'made': made, 'teacher': made / 'teacher', 'picture': made / 'a.png', 'tmp': tmp_path}
+  bad_input.assert_one_line(capsys, case, paths)
   assert not (tmp_path / 'v.npz').exists()
 
 

@@ -1,12 +1,11 @@
 """Two real processes do what one does: the same losses, one set of files, and a state that either number takes up.
 
-With VILD_JAX_KILLS=N also what happens when one of them is told to end, or killed, N times.
+Also when one of them is told to end, or is killed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import planted_store, same_training, small_experiment, small_set, small_teacher, tiny
+from tests.helpers import killing, planted_store, same_training, small_experiment, small_set, small_teacher, tiny
 from tests.helpers.child_processes import Children
 from vild_jax import config as config_lib
 from vild_jax.data import sources
@@ -24,36 +23,40 @@ from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint, sharding, writers
 
 STEPS, SAVED = 3, 1  # and the step of the checkpoint that another number of processes goes on from
-KILLS = int(os.environ.get('VILD_JAX_KILLS', '0'))
-LONG = 60 * (KILLS + 1)  # steps of the runs that are told to end; JAX looks for the signal once a second
+BETWEEN = 60  # steps for each time that a run is told to end; JAX looks for the signal once a second
 _HEARTBEAT = 10  # seconds of silence
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Data, a vocabulary and a config whose batches are shared by all devices."""
+  """Data, a vocabulary and the config of a short run."""
   folder = tmp_path_factory.mktemp('two')
   small_experiment.prepare(folder)
-  for steps in (STEPS, LONG):
-    config = tiny.config(
-      f'vocabulary={folder / "v.npz"}',
-      f'data.train={folder / "data"}',
-      f'data.val={folder / "data"}',
-      f'train.steps={steps}',
-      f'train.checkpoint_every={SAVED if steps == STEPS else 5}',
-      'train.log_every=1',
-      'train.on_nan=skip',
-      'data.batch_size=4',
-      'evaluation.batch_size=8',
-      'mesh.data=-1',
-    )
-    (folder / f'{steps}.json').write_text(config_lib.to_text(config))
+  write_config(folder, STEPS, SAVED)
   return folder
+
+
+def write_config(folder, steps, save_every):
+  """The config of a run whose batches are shared by all devices; returns its file."""
+  config = tiny.config(
+    f'vocabulary={folder / "v.npz"}',
+    f'data.train={folder / "data"}',
+    f'data.val={folder / "data"}',
+    f'train.steps={steps}',
+    f'train.checkpoint_every={save_every}',
+    'train.log_every=1',
+    'train.on_nan=skip',
+    'data.batch_size=4',
+    'evaluation.batch_size=8',
+    'mesh.data=-1',
+  )
+  (folder / f'{steps}.json').write_text(config_lib.to_text(config))
+  return folder / f'{steps}.json'
 
 
 @pytest.fixture(scope='module')
 def children(tmp_path_factory):
-  return Children(tmp_path_factory.mktemp('cache'), tmp_path_factory.mktemp('logs'))
+  return Children(tmp_path_factory.mktemp('logs'))
 
 
 def losses(workdir):
@@ -82,7 +85,7 @@ def same_training_by(children, tmp_path, *words):
   return found
 
 
-@pytest.mark.skipif(not KILLS, reason='takes a minute: VILD_JAX_KILLS says how often')
+@pytest.mark.slow
 def test_first_step_is_the_same_by_two_processes_of_four_devices(children, tmp_path):
   one, two = same_training_by(children, tmp_path)
   assert one['metrics']['distillation_loss'] > 0
@@ -99,12 +102,13 @@ def test_a_state_saved_by_two_processes_of_four_devices_is_the_same_in_one_of_tw
   same_training.assert_restored(tmp_path, saved, ('mesh.data=2',), (), ('mesh.fsdp=8',))
 
 
-@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.slow
 def test_ten_steps_by_two_processes_of_four_devices_end_at_the_same_parameters(children, tmp_path):
   one, two = same_training_by(children, tmp_path, '--ten-steps')
   same_training.assert_same_end(one['after'], two['after'], one['before'])
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(folder, children, tmp_path):
   config, two, one = folder / f'{STEPS}.json', tmp_path / 'two', tmp_path / 'one'
   train = lambda workdir: ['train', config, '--workdir', workdir]
@@ -136,7 +140,7 @@ def test_two_processes_do_what_one_does(folder, children, tmp_path):
   assert abs(stores[0].regions - stores[1].regions) < 0.01 * stores[1].regions
 
 
-@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.slow
 def test_one_process_of_two_or_eight_devices_goes_on_where_two_of_four_were(folder, children, tmp_path):
   config = config_lib.override(config_lib.load(folder / f'{STEPS}.json'), ['data.batch_size=8'])
   (tmp_path / 'c.json').write_text(config_lib.to_text(config))
@@ -158,36 +162,36 @@ def test_one_process_of_two_or_eight_devices_goes_on_where_two_of_four_were(fold
 
 @pytest.fixture(scope='module')
 def undisturbed(folder, children):
-  """The work directory of a run by so many processes, made once."""
+  """(config, work directory) of a run of so many steps by so many processes, made once."""
   made = {}
 
-  def of(count):
-    if count not in made:
-      workdir = folder / f'undisturbed-{count}'
-      words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
-      assert children.finish(words, devices=2, count=count) == count * [0], children.said()
-      made[count] = workdir
-    return made[count]
+  def of(count, steps):
+    if (count, steps) not in made:
+      config, workdir = write_config(folder, steps, save_every=5), folder / f'undisturbed-{count}-{steps}'
+      assert children.finish(['train', config, '--workdir', workdir], devices=2, count=count) == count * [0], (
+        children.said()
+      )
+      made[count, steps] = config, workdir
+    return made[count, steps]
 
   return of
 
 
-def assert_same_end(folder, undisturbed, workdir, what):
-  config = config_lib.load(folder / f'{LONG}.json')
-  ends = [jax.tree.leaves(checkpoint.load_variables(path, config)) for path in (undisturbed, workdir)]
+def assert_same_end(config, undisturbed, workdir, what):
+  ends = [jax.tree.leaves(checkpoint.load_variables(path, config_lib.load(config))) for path in (undisturbed, workdir)]
   for a, b in zip(*ends, strict=True):
     np.testing.assert_array_equal(a, b, err_msg=what)
   assert losses(workdir) == losses(undisturbed), what
 
 
-@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [1, 2])
-def test_told_to_end_all_save_one_step_and_end_bit_identical(folder, children, undisturbed, tmp_path, count):
-  seed = int.from_bytes(os.urandom(2), 'big')
-  rng, workdir, left = np.random.default_rng(seed), tmp_path / 'run', 0
-  words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
-  expected = undisturbed(count)
-  for _ in range(KILLS):
+def test_told_to_end_all_save_one_step_and_end_bit_identical(children, undisturbed, tmp_path, count, kills):
+  rng, seed = killing.rng_and_seed()
+  steps, workdir, left = BETWEEN * (kills + 1), tmp_path / 'run', 0
+  config, expected = undisturbed(count, steps)
+  words = ['train', config, '--workdir', workdir]
+  for _ in range(kills):
     target = left + int(rng.integers(1, 20))
     with children.run(words, devices=2, count=count) as started:
       children.wait(started, lambda target=target: max(losses(workdir), default=0) >= target)
@@ -196,16 +200,17 @@ def test_told_to_end_all_save_one_step_and_end_bit_identical(folder, children, u
     assert codes == count * [processes.EXIT_PREEMPTED], f'seed {seed}\n{children.said()}'
     before, left = left, checkpoint.Checkpoints(workdir).latest_step()
     print(f'seed {seed}: SIGTERM once step {target} was logged, saved step {left}')
-    assert before < target <= left < LONG
+    assert before < target <= left < steps
   assert children.finish(words, devices=2, count=count) == count * [0], children.said()
-  assert_same_end(folder, expected, workdir, f'seed {seed}')
+  assert_same_end(config, expected, workdir, f'seed {seed}')
 
 
-@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
-def test_one_is_killed_and_the_other_ends_in_time_and_says_why(folder, children, undisturbed, tmp_path, victim):
+def test_one_is_killed_and_the_other_ends_in_time_and_says_why(children, undisturbed, tmp_path, victim):
+  config, expected = undisturbed(2, 2 * BETWEEN)
   workdir = tmp_path / 'run'
-  words = ['train', folder / f'{LONG}.json', '--workdir', workdir]
+  words = ['train', config, '--workdir', workdir]
   with children.run(words, devices=2, count=2, heartbeat=_HEARTBEAT) as started:
     children.wait(started, lambda: max(losses(workdir), default=0) >= 7)
     started[victim].send_signal(signal.SIGKILL)
@@ -215,10 +220,10 @@ def test_one_is_killed_and_the_other_ends_in_time_and_says_why(folder, children,
   assert code not in (0, processes.EXIT_PREEMPTED)
   assert 'another task died' in said or 'another process' in said
   assert children.finish(words, devices=2, count=2) == [0, 0], children.said()
-  assert_same_end(folder, undisturbed(2), workdir, f'{victim} was killed')
+  assert_same_end(config, expected, workdir, f'{victim} was killed')
 
 
-@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.slow
 def test_embeddings_of_two_processes_are_those_of_one(folder, children, tmp_path):
   planted_store.write(
     tmp_path / 'proposals', sources.open_dataset(folder / 'data', 'train'), teacher='', kind='proposals'
@@ -243,7 +248,7 @@ def test_embeddings_of_two_processes_are_those_of_one(folder, children, tmp_path
   assert planted_store.content(tmp_path / 'two') == planted_store.content(tmp_path / 'one')
 
 
-@pytest.mark.skipif(not KILLS, reason='takes minutes: VILD_JAX_KILLS says how often')
+@pytest.mark.slow
 def test_pictures_in_training_and_scores_of_crops_by_two_processes(children, tmp_path):
   annotations, images = small_set.write(tmp_path, stem='small_train')
   teacher_checkpoint.save_teacher(tmp_path / 'teacher', small_teacher.make('red mug ant tree'))

@@ -37,7 +37,7 @@ def drawn(found) -> list[int]:
 
 @pytest.mark.parametrize('seed', range(12))
 def test_regions_move_with_the_pixels(labels, seed):
-  """METHOD.md, section 4.1: the reference mirrors half of the pictures without the regions."""
+  """docs/departures.md, 1: the reference mirrors half of the pictures without the regions."""
   height, width = 60, 90
   image = np.zeros((height, width, 3), np.uint8)
   box = (8, 10, 36, 40)  # off the middle: mirrored wrongly it would lie on black
@@ -66,7 +66,7 @@ def test_both_directions_are_drawn(labels):
 
 
 def test_regions_that_the_crop_cuts_are_judged_by_what_is_left():
-  """METHOD.md, section 4.2: the reference keeps collapsed boxes on the border as valid."""
+  """docs/departures.md, 2: the reference keeps collapsed boxes on the border as valid."""
   # Scale 2 on a picture of 64: the square shows rows and columns 16 to 48 of the picture.
   boxes = [
     (20, 20, 40, 40),  # 0: inside
@@ -154,7 +154,7 @@ def test_everything_else_is_as_without_regions(labels):
 
 
 def test_draws_depend_on_seed_step_and_image_alone(labels):
-  """Resume and the number of processes change nothing; METHOD.md, section 4.9: the reference's seeds are fixed."""
+  """Resume and the number of processes change nothing; docs/departures.md, 9: the reference's seeds are fixed."""
   stream = lambda **where: batch.train_batches(examples(5), labels, config(), regions=planted(), **where)
   whole = take(stream(), 6)
   assert all(map(equal, take(stream(start_step=4), 2), whole[4:]))
