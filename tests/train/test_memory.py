@@ -61,6 +61,7 @@ def _distance(found, expected):
   return norm(found, expected) / moved
 
 
+@pytest.mark.slow
 def test_rematerialised_blocks_and_donated_buffers_leave_the_values(plain):
   params, lines = _train(tiny.config(*BASE, 'model.backbone.remat=true'))
   for found, expected in zip(lines, plain[1], strict=True):

@@ -23,7 +23,7 @@ from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint, sharding, writers
 
 STEPS, SAVED = 3, 1  # and the step of the checkpoint that another number of processes goes on from
-BETWEEN = 60  # steps for each time that a run is told to end; JAX looks for the signal once a second
+BETWEEN = 80  # steps for each time that a run is told to end; JAX looks for the signal once a second
 _HEARTBEAT = 10  # seconds of silence
 
 
@@ -188,7 +188,7 @@ def assert_same_end(config, undisturbed, workdir, what):
 @pytest.mark.parametrize('count', [1, 2])
 def test_told_to_end_all_save_one_step_and_end_bit_identical(children, undisturbed, tmp_path, count, kills):
   rng, seed = killing.rng_and_seed()
-  steps, workdir, left = BETWEEN * (kills + 1), tmp_path / 'run', 0
+  steps, workdir, left = BETWEEN * kills, tmp_path / 'run', 0
   config, expected = undisturbed(count, steps)
   words = ['train', config, '--workdir', workdir]
   for _ in range(kills):
@@ -208,7 +208,7 @@ def test_told_to_end_all_save_one_step_and_end_bit_identical(children, undisturb
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_one_is_killed_and_the_other_ends_in_time_and_says_why(children, undisturbed, tmp_path, victim):
-  config, expected = undisturbed(2, 2 * BETWEEN)
+  config, expected = undisturbed(2, BETWEEN)
   workdir = tmp_path / 'run'
   words = ['train', config, '--workdir', workdir]
   with children.run(words, devices=2, count=2, heartbeat=_HEARTBEAT) as started:
