@@ -175,7 +175,7 @@ def test_vild_image_scores_classes_without_the_background():
 
 
 def test_vild_image_has_one_head():
-  with pytest.raises(ConfigError, match=r'model\.background is False; expected true with model\.image_head'):
+  with pytest.raises(ConfigError, match=r'model\.background is False; expected true if model\.image_head is true'):
     tiny.config('model.image_head=true', 'model.background=false')
 
 
