@@ -159,9 +159,9 @@ def test_final_detections_as_sets(model, predicted, trunk, expected, from_golden
     )
     scores = detector.class_scores(config.model, second, words)
     proposals = Proposals(jnp.asarray(trunk['rois']), jnp.asarray(trunk['roi_scores']), jnp.ones(1000, bool))
-    boxes = detector.refine(proposals.boxes, second.deltas[0], jnp.float32([256, 256]))
+    refined = detector.refine(proposals.boxes, second.deltas[0], jnp.float32([256, 256]))
     choose = jax.jit(partial(detector.choose, config.model))
-    found = jax.device_get(choose(boxes, proposals.valid, scores[0]))
+    found = jax.device_get(choose(refined, proposals.valid, scores[0]))
   count = int(expected['num_detections'])
   kept = np.asarray(boxes.area(jnp.asarray(expected['detection_boxes'][:count]))) > 0
   assert count == 300 and 200 < kept.sum() < 300  # enough of both kinds to tell
