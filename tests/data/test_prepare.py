@@ -16,7 +16,7 @@ from tests.helpers import small_set
 from vild_jax.data import prepare, sources
 from vild_jax.data.schema import DataError
 from vild_jax.data.tfds_builders import detection
-from vild_jax.runtime import files
+from vild_jax.runtime import locks, owners
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,7 +172,7 @@ def test_only_the_builds_of_killed_runs_are_removed(tmp_path):
   path, images = small_set.write(tmp_path)
   dead, elsewhere = 2**22 + 5, '0' * 8  # a process number that cannot be, and another machine
   mine = ['.small-train.backup', '.small-val.tmp', f'.small-train.{elsewhere}-{dead}-7-0123abcd.tmp']
-  for name in [*mine, f'.small-train.{files._machine()}-{dead}-7-0123abcd.tmp']:
+  for name in [*mine, f'.small-train.{owners.machine()}-{dead}-7-0123abcd.tmp']:
     (tmp_path / 'out' / name).mkdir(parents=True)
   prepare.prepare(path, images, tmp_path / 'out')
   assert sorted(os.listdir(tmp_path / 'out')) == sorted([*mine, 'small'])
@@ -202,13 +202,13 @@ def test_only_one_commits_at_a_time(tmp_path, monkeypatch):
   real = prepare._commit
 
   def commit(*arguments):
-    with pytest.raises(files.FolderInUse), files.locked(tmp_path / 'out'):
+    with pytest.raises(locks.FolderInUse), locks.locked(tmp_path / 'out'):
       pass
     real(*arguments)
 
   monkeypatch.setattr(prepare, '_commit', commit)
   assert prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out').is_dir()
-  with files.locked(tmp_path / 'out'):
+  with locks.locked(tmp_path / 'out'):
     pass
 
 

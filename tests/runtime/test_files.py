@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from vild_jax.runtime import files
+from vild_jax.runtime import files, owners
 
 ROOT = Path(__file__).resolve().parents[2]
 # A process number that cannot run: the kernel gives none beyond 2^22.
@@ -22,7 +18,7 @@ DEAD = 2**22 + 5
 
 def leftover(path: Path, *, pid: int = DEAD, machine: str | None = None) -> Path:
   """The temporary name that a process would have used for `path`."""
-  return path.with_name(f'.{path.name}.{machine or files._machine()}-{pid}-77-0123abcd.tmp')
+  return path.with_name(f'.{path.name}.{machine or owners.machine()}-{pid}-77-0123abcd.tmp')
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -91,7 +87,7 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path):
   (tmp_path / 'old').mkdir()
   (tmp_path / 'old' / 'file').write_text('precious')
   (tmp_path / 'folder').symlink_to(tmp_path / 'old')
-  with files.new_folder(tmp_path / 'folder') as folder:
+  with files.new_folder(tmp_path / 'folder', may_replace=lambda path: True) as folder:
     (folder / 'file').write_text('new')
   assert (tmp_path / 'old' / 'file').read_text() == 'precious' and (tmp_path / 'folder' / 'file').read_text() == 'new'
 
@@ -111,11 +107,14 @@ def test_a_device_is_written_to_and_stays_a_device(tmp_path):
 
 def test_a_folder_appears_when_it_is_whole_and_replaces_the_old_one(tmp_path):
   for content in ('one', 'two'):
-    with files.new_folder(tmp_path / 'a' / 'folder') as folder:
+    with files.new_folder(tmp_path / 'a' / 'folder', may_replace=lambda path: True) as folder:
       (folder / content).write_text(content)
       assert not (tmp_path / 'a' / 'folder' / content).exists()
     assert [path.name for path in (tmp_path / 'a' / 'folder').iterdir()] == [content]
-  with pytest.raises(KeyError), files.new_folder(tmp_path / 'a' / 'folder') as folder:
+  with (
+    pytest.raises(KeyError),
+    files.new_folder(tmp_path / 'a' / 'folder', may_replace=lambda path: True) as folder,
+  ):
     (folder / 'three').write_text('half')
     raise KeyError
   assert [path.name for path in (tmp_path / 'a').iterdir()] == ['folder']
@@ -134,10 +133,43 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
     rename(source, target)
 
   monkeypatch.setattr(os, 'rename', second_fails)
-  with pytest.raises(OSError, match='No space left'), files.new_folder(tmp_path / 'folder') as folder:
+  with (
+    pytest.raises(OSError, match='No space left'),
+    files.new_folder(tmp_path / 'folder', may_replace=lambda path: True) as folder,
+  ):
     (folder / 'new').write_text('new')
   assert len(seen) == 3
   assert [path.name for path in tmp_path.iterdir()] == ['folder'] and (tmp_path / 'folder' / 'good').exists()
+
+
+def test_the_old_folder_is_not_lost_where_it_cannot_come_back_either(tmp_path, monkeypatch):
+  with files.new_folder(tmp_path / 'folder') as folder:
+    (folder / 'good').write_text('good')
+  rename, seen = os.rename, []
+
+  def only_the_first_works(source, target):
+    seen.append(source)
+    if len(seen) > 1:
+      raise OSError(28, 'No space left on device')
+    rename(source, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'rename', only_the_first_works)
+    with (
+      pytest.raises(OSError, match='what stood there is in ') as error,
+      files.new_folder(tmp_path / 'folder', may_replace=lambda path: True) as folder,
+    ):
+      (folder / 'new').write_text('new')
+  kept = Path(str(error.value).rpartition('what stood there is in ')[2])
+  assert (kept / 'good').read_text() == 'good'
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
+  with pytest.raises(ValueError, match='folder exists; expected a new folder'), files.new_folder(tmp_path / 'folder'):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'of another process').write_text('precious')
+  assert [path.name for path in (tmp_path / 'folder').iterdir()] == ['of another process']
+  assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_made_for_nothing_goes_again(tmp_path):
@@ -154,8 +186,8 @@ def test_leftovers_of_dead_processes_of_this_machine_go_and_no_others(tmp_path):
   gone, folder_gone = leftover(tmp_path / 'file'), leftover(tmp_path / 'folder')
   gone.write_text('half')
   (folder_gone / 'new').mkdir(parents=True)
-  started = files._started(os.getpid())
-  mine = tmp_path / f'.file.{files._machine()}-{os.getpid()}-{started}-0123abcd.tmp'
+  started = owners.started(os.getpid())
+  mine = tmp_path / f'.file.{owners.machine()}-{os.getpid()}-{started}-0123abcd.tmp'
   kept = [leftover(tmp_path / 'file', machine='0' * 8), mine, tmp_path / '.file.tmp', tmp_path / 'file.tmp']
   for path in kept:
     path.write_text('not ours to remove')
@@ -163,98 +195,28 @@ def test_leftovers_of_dead_processes_of_this_machine_go_and_no_others(tmp_path):
   assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / 'file'])
 
 
-@pytest.mark.parametrize(('there', 'expected'), [({'new', 'old'}, 'new'), ({'old'}, 'old')])
-def test_a_folder_whose_writer_died_between_the_two_renames_is_put_in_its_place(tmp_path, there, expected):
-  for name in there:
+def test_a_folder_whose_writer_died_between_the_two_renames_is_put_in_its_place(tmp_path):
+  for name in ('new', 'old'):
     (leftover(tmp_path / 'bundle') / name).mkdir(parents=True)
     (leftover(tmp_path / 'bundle') / name / name).write_text(name)
   files.write(tmp_path / 'other', 'x')
-  assert (tmp_path / 'bundle' / expected).read_text() == expected
+  assert (tmp_path / 'bundle' / 'new').read_text() == 'new'
   assert sorted(path.name for path in tmp_path.iterdir()) == ['bundle', 'other']
 
 
-# --- locks ----------------------------------------------------------------------------------------------------------
+def test_a_replaced_folder_whose_removal_was_interrupted_does_not_come_back(tmp_path):
+  (leftover(tmp_path / 'bundle') / 'old').mkdir(parents=True)
+  files.write(tmp_path / 'other', 'x')
+  assert [path.name for path in tmp_path.iterdir()] == ['other']
 
 
-def test_a_folder_that_is_in_use_is_refused_in_one_line_that_names_the_holder(tmp_path):
-  with files.locked(tmp_path / 'work'):
-    about = json.loads((tmp_path / 'work' / files.LOCK_FILE).read_text())
-    assert about['pid'] == os.getpid() and about['started'] == files._started(os.getpid())
-    with pytest.raises(files.FolderInUse) as error, files.locked(tmp_path / 'work'):
-      pass
-    assert f'work is in use by process {os.getpid()} on {about["host"]} since ' in str(error.value)
-    assert '\n' not in str(error.value) and 'choose another folder' in str(error.value)
-    with files.locked(tmp_path / 'work', hold=False):
-      pass
-  assert not (tmp_path / 'work').exists(), 'made for the lock alone'
-  with files.locked(tmp_path):
-    (tmp_path / 'file').write_text('x')
-  assert [path.name for path in tmp_path.iterdir()] == ['file']
-
-
-_HOLDER = """
-import sys, time
-from vild_jax.runtime import files
-with files.locked(sys.argv[1]):
-  print('held', flush=True)
-  time.sleep(float(sys.argv[2]))
-"""
-
-
-def test_the_lock_of_a_killed_process_of_this_machine_is_stale_at_once(tmp_path):
-  command = [sys.executable, '-c', _HOLDER, tmp_path, '600']
-  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-    assert process.stdout.readline() == 'held\n'
-    with pytest.raises(files.FolderInUse, match=f'process {process.pid} on'), files.locked(tmp_path):
-      pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-  assert (tmp_path / files.LOCK_FILE).exists()
-  with files.locked(tmp_path):
-    assert json.loads((tmp_path / files.LOCK_FILE).read_text())['pid'] == os.getpid()
-  assert not list(tmp_path.iterdir())
-
-
-def test_who_may_wait_gets_the_lock_of_who_ends(tmp_path):
-  with subprocess.Popen(
-    [sys.executable, '-c', _HOLDER, tmp_path, '0.3'], stdout=subprocess.PIPE, text=True, cwd=ROOT
-  ) as process:
-    assert process.stdout.readline() == 'held\n'
-    with files.locked(tmp_path, wait_seconds=60):
-      assert json.loads((tmp_path / files.LOCK_FILE).read_text())['pid'] == os.getpid()
-
-
-@pytest.mark.parametrize('content', [{'machine': '0' * 8, 'host': 'other', 'pid': 7}, None])
-def test_the_lock_of_another_machine_is_stale_when_it_shows_no_life(tmp_path, monkeypatch, capsys, content):
-  monkeypatch.setattr(files, 'WATCH_SECONDS', 0.5)
-  (tmp_path / files.LOCK_FILE).write_text('' if content is None else json.dumps(content))
-  with files.locked(tmp_path):
-    assert json.loads((tmp_path / files.LOCK_FILE).read_text())['pid'] == os.getpid()
-  said = capsys.readouterr().err
-  assert ('is locked by process 7 on other' in said) == (content is not None)
-
-
-def test_a_lock_of_another_machine_that_changes_is_alive(tmp_path, monkeypatch):
-  monkeypatch.setattr(files, 'BEAT_SECONDS', 0.1)
-  monkeypatch.setattr(files, 'WATCH_SECONDS', 30.0)
-  with files.locked(tmp_path):  # whose machine the other one does not know
-    monkeypatch.setattr(files, '_machine', lambda: 'f' * 8)
-    with pytest.raises(files.FolderInUse), files.locked(tmp_path):
-      pass
-
-
-def test_a_process_number_that_was_given_again_is_another_process(tmp_path):
-  about = {'machine': files._machine(), 'pid': os.getpid(), 'started': files._started(os.getpid()) - 1}
-  (tmp_path / files.LOCK_FILE).write_text(json.dumps(about))
-  with files.locked(tmp_path):
-    pass
-
-
-def test_who_lost_its_lock_leaves_the_new_one_alone(tmp_path):
-  with files.locked(tmp_path):
-    (tmp_path / files.LOCK_FILE).unlink()
-    (tmp_path / files.LOCK_FILE).write_text('of another process')
-  assert (tmp_path / files.LOCK_FILE).read_text() == 'of another process'
+def test_a_leftover_of_another_machine_goes_when_nobody_has_changed_it_for_days(tmp_path):
+  old, new = (leftover(tmp_path / name, machine='0' * 8) for name in ('old', 'new'))
+  for path in (old, new):
+    path.write_text('half')
+  os.utime(old, (0, 0))
+  files.write(tmp_path / 'other', 'x')
+  assert sorted(path.name for path in tmp_path.iterdir()) == sorted([new.name, 'other'])
 
 
 # --- no other way ---------------------------------------------------------------------------------------------------
@@ -266,6 +228,7 @@ _WRITES |= {'copytree', 'rename', 'renames', 'move', 'mkdtemp', 'mkstemp', 'Name
 MAY_WRITE = {
   'runtime/files.py': 'the way itself',
   'data/regions/locks.py': 'makes lock files, which hold nothing',
+  'runtime/locks.py': 'makes lock files, which say who holds them',
   'demo/world.py:_render': 'below the new folder of `generate`',
   'data/regions/writer.py:StoreWriter.finish': 'into memory',
   'eval/parts.py:PartWriter.__enter__': 'the temporary file of `files.replacing`, open until the block ends',

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import jax
+import numpy as np
 import pytest
 
 from tests.helpers import small_experiment, tiny
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
-from vild_jax.runtime import files
+from vild_jax.runtime import locks
 from vild_jax.train import checkpoint
 
 
@@ -42,10 +45,22 @@ def made(tmp_path_factory):
 )
 def test_a_folder_in_use_is_refused(made, tmp_path, capsys, words, option):
   words = [word.replace('MADE', str(made)) for word in words]
-  with files.locked(tmp_path):
-    before = (tmp_path / files.LOCK_FILE).read_bytes()
+  with locks.locked(tmp_path):
+    before = (tmp_path / locks.LOCK_FILE).read_bytes()
     assert run(*words, option, tmp_path) == 2
-    assert [path.name for path in tmp_path.iterdir()] == [files.LOCK_FILE]
-    assert (tmp_path / files.LOCK_FILE).read_bytes()[30:] == before[30:]
+    assert [path.name for path in tmp_path.iterdir()] == [locks.LOCK_FILE]
+    assert (tmp_path / locks.LOCK_FILE).read_bytes()[30:] == before[30:]
   error = capsys.readouterr().err.splitlines()
   assert error[-1].startswith(f'vild-jax {words[0]}: {tmp_path} is in use by process ') and len(error) == 1
+
+
+def test_a_refused_training_leaves_the_config_as_it_was(made, tmp_path, capsys):
+  """The vocabulary may lie elsewhere, so the config with another path is the same; its content is checked after."""
+  shutil.copytree(made / 'run', tmp_path / 'run')
+  before = (tmp_path / 'run' / 'config.json').read_bytes()
+  with np.load(made / 'v.npz', allow_pickle=False) as arrays:
+    np.savez(tmp_path / 'other.npz', **{**arrays, 'names': arrays['names'][::-1]})
+  words = ['train', made / 'config.json', '--workdir', tmp_path / 'run', f'--vocabulary={tmp_path / "other.npz"}']
+  assert run(*words) == 2
+  assert 'differs from the given vocabulary' in capsys.readouterr().err
+  assert (tmp_path / 'run' / 'config.json').read_bytes() == before

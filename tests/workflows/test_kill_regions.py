@@ -46,7 +46,7 @@ def test_a_run_killed_at_random_moments_ends_at_the_same_bytes(command, tmp_path
   (rng, seed), killed = killing.rng_and_seed(), tmp_path / 'killed'
   for kill in range(kills):
     had = len(list(killed.glob('*.array_record')))
-    wanted = had + int(rng.integers(1, (shards - had) // (kills + 1 - kill)))
+    wanted = had + int(rng.integers(1, max((shards - had) // (kills + 1 - kill), 2)))
     killing.kill(
       [*command, '--out', killed],
       lambda wanted=wanted: len(list(killed.glob('*.array_record'))) >= wanted,

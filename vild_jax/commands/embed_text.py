@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--classes',
     required=True,
-    help='lvis, coco, coco-ovd, voc, objects365, a text file with one name a line, or an LVIS or COCO JSON',
+    help='lvis, coco, coco-ovd, voc, objects365, a text file with one name a line, an LVIS or COCO JSON, or '
+    'the folder of a prepared data set',
   )
   parser.add_argument('--out', required=True, help='the vocabulary file, .npz')
   parser.add_argument(
@@ -26,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--synonyms', action='store_true', help='also average over the synonyms of each class (lvis has them)'
   )
   parser.add_argument(
-    '--base', help="text file with the base classes (default: those of the data set's own split; without a split, none)"
+    '--base',
+    help='text file with the names of the base classes, one a line (default: those that --classes marks as base, '
+    'such as the frequent and common ones of lvis; a list without such marks has none)',
   )
   parser.add_argument('--from-npy', help='.npy file with existing embeddings [classes, dimension]')
   parser.add_argument('--teacher-id', help='name of the text tower that made the embeddings of --from-npy')
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
   if args.synonyms and (classes.synonyms is None or args.from_npy):
     problem = '--from-npy embeds nothing' if args.from_npy else f'{args.classes} has none'
     raise ValueError(f'--synonyms takes a list of classes with synonyms: lvis or an LVIS-format .json; {problem}')
+  arguments.require(args.from_npy or not args.teacher_id, '--teacher-id names the tower of --from-npy; expected both')
   if args.from_npy:
     arguments.require(args.teacher_id, '--from-npy takes --teacher-id NAME, the tower that made the embeddings')
     vocabulary = vocabulary_lib.from_npy(args.from_npy, classes.names, args.teacher_id, classes.is_base)

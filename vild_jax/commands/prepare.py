@@ -35,6 +35,10 @@ def run(args: argparse.Namespace) -> None:
 
   how = {'name': args.name, 'split': args.split, 'overwrite': args.overwrite}
   if args.from_tfds:
+    arguments.require(
+      not (args.annotations or args.images or args.drop_bad_boxes),
+      '--from-tfds takes no --annotations, --images or --drop-bad-boxes; expected one source',
+    )
     folder = prepare.from_tfds(args.from_tfds, args.out, data_dir=args.data_dir, **how)
   else:
     arguments.require(args.annotations and args.images, 'prepare takes --annotations and --images, or --from-tfds')

@@ -5,7 +5,9 @@ from __future__ import annotations
 # Region stores (`vild-jax propose`, `vild-jax embed-regions`).
 MAX_PROPOSALS = 1000  # kept for each picture; the paper's CLIP baseline scores the same number
 PROPOSAL_IMAGES_PER_SHARD = 256
-MAX_REGIONS = 300  # embedded for each picture, and distilled in a step
+# Default of `embed-regions --max-regions` and of `distillation.regions_per_image`. The three constants of 300 in this
+# file (MAX_REGIONS, MAX_DETECTIONS, MAX_INSTANCES) are unrelated.
+MAX_REGIONS = 300
 REGION_IMAGES_PER_SHARD = 64  # a killed process loses at most this many pictures: seconds of an accelerator
 CROP_BATCH = 100  # crops that the teacher embeds at a time; 2 x 300 and 2 x 1000 crops fill their batches exactly
 

@@ -177,4 +177,4 @@ class Model:
   @property
   def embedding_dim(self) -> int:
     """Returns the dimension of the student's embeddings; 512, that of CLIP ViT-B/32, if none is set."""
-    return self.region_head.embedding_dim or 512
+    return self.region_head.embedding_dim or defaults.EMBEDDING_DIM

@@ -29,7 +29,7 @@ from vild_jax.data import transforms
 from vild_jax.data.annotations import Problems
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.data.sources import JsonSource, read_metadata
-from vild_jax.runtime import files, progress
+from vild_jax.runtime import files, locks, progress
 
 _WAIT_SECONDS = 600.0  # how long to wait for another process that adds a split to the same data set
 
@@ -129,7 +129,7 @@ def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: 
     stored = min(len(content), builder.info.splits[split].num_examples)
     if stored != len(source):  # TFDS asks for no examples at all where it takes a data set for finished
       raise DataError(f'{name}/{split}: {stored} examples were stored; expected the {len(source)} of the source')
-    with files.locked(out, wait_seconds=_WAIT_SECONDS):
+    with locks.locked(out, wait_seconds=_WAIT_SECONDS):
       _check_against(version, source, split)
       _commit(staging / name / detection.VERSION, version, split, content, overwrite)
   for note in source.notes:

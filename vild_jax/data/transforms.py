@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 
 from vild_jax.data.schema import DataError
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # RGB, of pictures in [0, 1]
-STD = np.array([0.229, 0.224, 0.225], np.float32)
+RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pictures in [0, 1]
+MEAN, STD = np.array(RGB_MEAN, np.float32), np.array(RGB_STD, np.float32)
 MASK_SIZE = 112  # side of a ground-truth mask crop
 
 # PIL warns about pictures that it can read (odd EXIF data, many pixels). The filter is set once for the whole process:

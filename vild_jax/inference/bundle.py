@@ -17,6 +17,7 @@ from typing import Any
 from vild_jax import config as config_lib
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config
+from vild_jax.data import transforms
 from vild_jax.runtime import files
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint
@@ -56,12 +57,13 @@ def export_bundle(
     'preprocessing': {
       'image_size': config.data.image_size,
       'resize': 'bilinear, no half-pixel centres, no antialias',
-      'mean': [0.485, 0.456, 0.406],
-      'std': [0.229, 0.224, 0.225],
+      'mean': list(transforms.RGB_MEAN),
+      'std': list(transforms.RGB_STD),
       'padding': 'bottom and right',
     },
   }
-  with files.new_folder(out) as folder:
+  is_bundle = lambda path: (path / BUNDLE_FILE).is_file()
+  with files.new_folder(out, may_replace=is_bundle) as folder:
     if teacher is not None:
       tower = teacher_checkpoint.load_text_tower(teacher)
       vocabulary_lib.check_teacher(tower.text_identity, vocabulary_teacher, str(teacher))

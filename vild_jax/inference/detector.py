@@ -68,12 +68,12 @@ class Detector:
     *,
     min_score: float = defaults.MIN_SCORE,
   ) -> PictureDetections:
-    """Detects `classes` in one picture.
+    """Detects `classes` in one picture. At most `model.postprocess.max_detections` are found, best first.
 
     Args:
       image: uint8 [H, W, 3] RGB, or a path.
       classes: any names (with a text tower), or a vocabulary of the same teacher; by default the training vocabulary.
-        Their number is padded to a power of two; other classes of the same padded number need no new compilation.
+        Their number is padded to 16, 32, 64, ...; other classes of the same padded number need no new compilation.
       min_score: detections with a lower score are left out.
 
     Raises ValueError for an empty list, a name that the bundle cannot embed, or an image that is not a picture.

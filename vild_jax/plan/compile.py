@@ -25,6 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vild_jax.config import Config, defaults, with_embedding_dim
+from vild_jax.data.transforms import MASK_SIZE
 from vild_jax.plan import flops, hlo
 from vild_jax.plan.topology import Target, devices
 from vild_jax.runtime import files
@@ -32,7 +33,6 @@ from vild_jax.structs import Batch, RegionTargets, Vocabulary
 from vild_jax.train import sharding, state
 from vild_jax.train.step import make_train_step
 
-_MASK_SIDE = 112  # of `structs.Batch`
 _VERSION = 2  # of the kept results; those of another version are not used
 _STATE = r'state\.(params|opt_state)\b'
 _LARGEST = 10
@@ -58,7 +58,7 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
     image_size=of(np.float32, 2),
     boxes=of(np.float32, objects, 4),
     labels=of(np.int32, objects),
-    masks=of(np.uint8, objects, _MASK_SIDE, _MASK_SIDE),
+    masks=of(np.uint8, objects, MASK_SIZE, MASK_SIZE),
     valid=of(np.bool_, objects),
     regions=regions,
   )

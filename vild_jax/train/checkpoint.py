@@ -100,17 +100,19 @@ class Checkpoints:
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:
-  """Writes the resolved config into a new work directory, or checks that an existing work directory has the same one.
+  """Writes the resolved config into a work directory that is new, or of the same config (see `check_workdir`).
 
-  Every process checks; only the first one writes.
-
-  Raises:
-    ValueError: the directory belongs to another config; the message names what differs.
-    OSError: the directory cannot be written.
+  Every process checks; only the first one writes. Raises OSError if the directory cannot be written.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
-  path, first = workdir / CONFIG_FILE, jax.process_index() == 0
-  if path.is_file():
+  check_workdir(workdir, config)
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write(workdir / CONFIG_FILE, config_lib.to_text(config))
+
+
+def check_workdir(workdir: Path, config: Config) -> None:
+  """Raises ValueError if a work directory belongs to another config; the message names what differs."""
+  if (workdir / CONFIG_FILE).is_file():
     saved = read_config(workdir)
     differences = [d for d in config_lib.difference(saved, config) if d.partition(':')[0] not in _FREE]
     if differences:
@@ -119,10 +121,8 @@ def claim_workdir(workdir: Path, config: Config) -> None:
         f'{workdir} was made with another config: {differences[0]} differ{more}; '
         'expected the same config or a new --workdir'
       )
-  elif first and (workdir / CHECKPOINTS).is_dir():
+  elif jax.process_index() == 0 and (workdir / CHECKPOINTS).is_dir():
     raise ValueError(f'{workdir} holds {CHECKPOINTS}/ but no {CONFIG_FILE}; expected both, or a new --workdir')
-  if first:
-    files.write(path, config_lib.to_text(config))
 
 
 def read_config(workdir: Path) -> Config:

@@ -1,4 +1,7 @@
-"""Turns SIGTERM into a checkpoint and an exit."""
+"""Turns SIGTERM into a checkpoint and an exit.
+
+The loop then raises `processes.Preempted`; `cli.main` turns it into exit code 75 (`processes.EXIT_PREEMPTED`).
+"""
 
 from __future__ import annotations
 

@@ -62,7 +62,11 @@ class WorkdirWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-  """Returns the lines of a `metrics.jsonl`, without an incomplete last line of a killed run; [] without the file."""
+  """Returns the lines of a `metrics.jsonl`; [] without the file.
+
+  Stops at the first line that is not JSON, as the last line of a killed run may be; that line and all after it are left
+  out.
+  """
   lines = []
   if Path(path).is_file():
     for text in Path(path).read_text(encoding='utf-8').splitlines():

@@ -15,6 +15,7 @@ import numpy as np
 
 from vild_jax import config as config_lib
 from vild_jax import vocabulary as vocabulary_lib
+from vild_jax.config import defaults
 from vild_jax.data import class_lists
 from vild_jax.interop import tf_vild, timm_resnet
 from vild_jax.runtime import files
@@ -76,7 +77,7 @@ def embedded_vocabulary(rows: np.ndarray, classes: str | None, name: str, teache
   prompts = f'embedded in {name}'
   if teacher:
     tower = text.load_text(teacher)
-    expected = tower.vocabulary(named.names, np.asarray(named.is_base), 'vild')
+    expected = tower.vocabulary(named.names, np.asarray(named.is_base), defaults.PROMPTS)
     if expected.embeddings.shape != rows.shape:
       raise ValueError(
         f'{teacher} embeds texts in {expected.embeddings.shape[1]} dimensions; expected '

@@ -24,7 +24,7 @@ import numpy as np
 import vild_jax
 from vild_jax import config as config_lib
 from vild_jax import vocabulary
-from vild_jax.config import Config
+from vild_jax.config import Config, defaults
 from vild_jax.data import class_lists, prepare, sources, transforms
 from vild_jax.demo import crops as toy_crops
 from vild_jax.demo import teacher as toy_teacher
@@ -33,7 +33,7 @@ from vild_jax.demo.methods import DEFAULT, METHODS
 from vild_jax.inference import evaluation
 from vild_jax.inference.detector import load
 from vild_jax.report import report
-from vild_jax.runtime import files
+from vild_jax.runtime import files, locks
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import prompts, text, zero_shot
 from vild_jax.train import writers
@@ -70,7 +70,7 @@ def run(
     raise ValueError(f'--methods has {unknown[0]!r}; expected some of {", ".join(METHODS)}')
   chosen = [method for method in METHODS if method in methods or method == 'vild_text']
   workdir = workdir.resolve()  # configs store paths of this folder
-  with files.locked(workdir):
+  with locks.locked(workdir):
     return _run(workdir, seed, chosen, json_file)
 
 
@@ -325,7 +325,7 @@ def _teacher_accuracy(teacher: teacher_checkpoint.Teacher, data: Path) -> dict[s
       crops.append(picture[y1:y2, x1:x2])
       labels.append(row[int(category)])
   right = zero_shot.is_right(
-    teacher, crops, labels, [c.name for c in dataset.categories], prompts.load_templates('vild')
+    teacher, crops, labels, [c.name for c in dataset.categories], prompts.load_templates(defaults.PROMPTS)
   )
   novel = np.array([dataset.categories[label].frequency == 'r' for label in labels])
   return {'base': float(right[~novel].mean()), 'novel': float(right[novel].mean())}
@@ -333,7 +333,7 @@ def _teacher_accuracy(teacher: teacher_checkpoint.Teacher, data: Path) -> dict[s
 
 def _embed_text(world: Path, teacher: Path, out: Path) -> None:
   classes = class_lists.class_list(_annotations(world, 'train'))
-  vocabulary.save(out, text.load_text(teacher).vocabulary(classes.names, classes.is_base, 'vild'))
+  vocabulary.save(out, text.load_text(teacher).vocabulary(classes.names, classes.is_base, defaults.PROMPTS))
 
 
 def _train(config: Config, folder: Path) -> None:

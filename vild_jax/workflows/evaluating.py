@@ -17,6 +17,7 @@ from vild_jax.distill import agreement
 from vild_jax.inference import crop_baselines, evaluation
 from vild_jax.runtime import files
 from vild_jax.train import checkpoint, sharding
+from vild_jax.workflows import folders
 
 COSINE_FILE = 'teacher_cosine.json'
 METRICS = (
@@ -85,15 +86,15 @@ def evaluate(
     )
   mesh = sharding.make_mesh(config.mesh)
   variables = checkpoint.load_variables(folder, config, mesh, step)
-  cosine = {}
-  if regions:
-    store = RegionStore(regions)
-    cosine = {
-      'teacher_cosine': agreement.distillation_cosine(
-        config, variables, trained_on, dataset, store, mesh=mesh, regions_per_image=store.max_regions
-      )
-    }
-  with files.locked(out, hold=jax.process_index() == 0):
+  with folders.locked(out):
+    cosine = {}
+    if regions:
+      store = RegionStore(regions)
+      cosine = {
+        'teacher_cosine': agreement.distillation_cosine(
+          config, variables, trained_on, dataset, store, mesh=mesh, regions_per_image=store.max_regions
+        )
+      }
     metrics = evaluation.evaluate(
       config,
       variables,

@@ -23,6 +23,7 @@ from vild_jax.inference import evaluation
 from vild_jax.runtime import files
 from vild_jax.structs import TrainState
 from vild_jax.train import checkpoint, loop, sharding, state
+from vild_jax.workflows import folders
 
 _DATA_FILE = 'data.json'  # in a work directory: the identities of its training data and region store
 
@@ -104,11 +105,12 @@ def train_on(
   if config.train.pictures:
     shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else opened.dataset
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
-  # The directory comes last, so that earlier errors leave it unchanged. Only the first process locks it.
-  with files.locked(workdir, hold=jax.process_index() == 0):
-    checkpoint.claim_workdir(workdir, config)
+  # The directory comes last, so that earlier errors leave it unchanged.
+  with folders.locked(workdir):
+    checkpoint.check_workdir(workdir, config)
     _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
     _keep_identity(workdir / _DATA_FILE, opened.dataset, opened.regions)
+    checkpoint.claim_workdir(workdir, config)  # after all checks, since it overwrites the config that stands there
     categories = opened.dataset.categories
     dropped = sorted({c.name for c in categories} - set(vocabulary.names))
     if dropped and jax.process_index() == 0:

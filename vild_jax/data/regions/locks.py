@@ -1,6 +1,8 @@
 """Locks region stores: which processes are writing a store, and one process at a time for short steps.
 
 Locks are on files that are open for writing, since network file systems lock no others. A lock ends with its process.
+A lock that was left behind is never stale: it is free. Work directories use another lock, `locked` in
+`vild_jax/runtime/locks.py`.
 """
 
 from __future__ import annotations

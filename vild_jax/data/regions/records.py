@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from vild_jax.config import defaults
 from vild_jax.data.schema import DataError
 
 PROPOSALS, EMBEDDINGS = 'proposals', 'embeddings'
@@ -70,7 +71,7 @@ class Job:
   split: str
   images: int
   max_regions: int
-  images_per_shard: int = 256
+  images_per_shard: int = defaults.PROPOSAL_IMAGES_PER_SHARD
   proposals: str = ''
   teacher: str = ''
   image_teacher: str = ''

@@ -1,0 +1,198 @@
+"""Keeps a second process out of a folder that one works in: a work directory, an evaluation's output."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vild_jax.runtime import files, owners
+
+LOCK_FILE = '.lock'
+BEAT_SECONDS = 5.0  # how often the holder of a lock shows that it lives
+WATCH_SECONDS = 20.0  # a lock of another machine that shows no life for so long is stale
+
+
+class FolderInUse(ValueError):
+  """Says that another process holds the lock of a folder; the message names it."""
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+  """Keeps other processes out of a folder, which is made where it does not exist, until the block ends.
+
+  The lock is the file `.lock`. It names host, process number, start time and command, and its holder changes it every
+  `BEAT_SECONDS`. The rule for a lock that was left behind: one of this machine is stale at once when its process does
+  not run any more; one of another machine is stale when it does not change for `WATCH_SECONDS`, which is watched first.
+
+  Args:
+    folder: what to lock; folders below it are not.
+    wait_seconds: how long to wait for a holder that lives.
+
+  Raises:
+    FolderInUse: another process holds the lock.
+    OSError: the folder cannot be written.
+  """
+  folder = Path(folder)
+  made = [path for path in (folder, *folder.parents) if not path.exists()]
+  folder.mkdir(parents=True, exist_ok=True)
+  files.sweep(folder)
+  try:
+    handle, pid = _take(folder / LOCK_FILE, time.monotonic() + wait_seconds), os.getpid()
+    over = threading.Event()
+    beat = threading.Thread(target=_beat, args=(folder / LOCK_FILE, handle, over), name='lock', daemon=True)
+    beat.start()
+    try:
+      yield
+    finally:
+      over.set()
+      if os.getpid() == pid:  # a forked child leaves the lock to its parent
+        beat.join()
+        _drop(folder / LOCK_FILE, handle)
+  finally:
+    with contextlib.suppress(OSError):  # not empty
+      for path in made:
+        path.rmdir()
+
+
+def _take(path: Path, until: float) -> int:
+  """Creates the lock file and returns its handle; FolderInUse if a living process holds it at the time `until`."""
+  announced = False
+  while True:
+    with contextlib.suppress(FileExistsError):
+      return _create(path)
+    found = _read(path)
+    if found is None:
+      continue  # it was dropped this moment
+    if not announced and _parsed(found).get('machine', owners.machine()) != owners.machine():
+      print(
+        f'{path.parent} is locked by {_holder(found)}; looking for {WATCH_SECONDS:g} s whether it is alive',
+        file=sys.stderr,
+      )
+      announced = True
+    if _is_stale(path, found):
+      _remove_stale(path, found)
+    elif time.monotonic() >= until:
+      raise FolderInUse(
+        f'{path.parent} is in use by {_holder(found)}; expected one process at a time: wait for it, or '
+        'choose another folder'
+      )
+    else:
+      time.sleep(0.1)
+
+
+def _create(path: Path) -> int:
+  """Creates the lock file with its content. Raises FileExistsError if it is there."""
+  handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0), 0o644)
+  about = {
+    'beat': f'{0:012d}',
+    'host': socket.gethostname(),
+    'machine': owners.machine(),
+    'pid': os.getpid(),
+    'started': owners.started(os.getpid()) or 0,
+    'since': time.strftime('%Y-%m-%d %H:%M:%S'),
+    'command': shlex.join(sys.argv),
+    'token': secrets.token_hex(8),
+  }
+  try:
+    os.write(handle, json.dumps(about).encode())
+    os.fsync(handle)
+  except BaseException:
+    path.unlink(missing_ok=True)
+    os.close(handle)
+    raise
+  return handle
+
+
+def _beat(path: Path, handle: int, over: threading.Event) -> None:
+  """Changes the lock file by its handle, and warns when another process has put its own in its place."""
+  for number in range(1, 10**12):
+    if over.wait(BEAT_SECONDS):
+      return
+    with contextlib.suppress(OSError):
+      os.pwrite(handle, f'{{"beat": "{number:012d}"'.encode(), 0)
+      os.fsync(handle)
+      if not os.path.samestat(os.fstat(handle), os.lstat(path)):
+        print(f'warning: {path.parent} is locked by another process now; expected one at a time', file=sys.stderr)
+        return
+
+
+def _drop(path: Path, handle: int) -> None:
+  """Removes the lock file, unless another process has put its own in its place."""
+  with contextlib.suppress(OSError):
+    if os.path.samestat(os.fstat(handle), os.lstat(path)):
+      path.unlink()
+  os.close(handle)
+
+
+def _read(path: Path) -> bytes | None:
+  """Returns the content of a lock file, None if there is none. FolderInUse if it is not a regular file."""
+  try:
+    if not stat.S_ISREG(path.lstat().st_mode):
+      raise FolderInUse(f'{path} is not a regular file; expected a lock file of this program, or none')
+    return path.read_bytes()
+  except FileNotFoundError:
+    return None
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+  """The fields of a lock file; empty for one that is being written, or was when its process died."""
+  try:
+    found = json.loads(content)
+  except ValueError:
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
+def _is_stale(path: Path, found: bytes) -> bool:
+  """Whether the holder is known to be dead, or shows no life while it is watched."""
+  about = _parsed(found)
+  pid, started = about.get('pid'), about.get('started')
+  if about.get('machine') == owners.machine() and isinstance(pid, int) and isinstance(started, int):
+    now = owners.started(pid)
+    if now is None or now != 0:  # it can be seen whether the process runs
+      return now != started
+  end = time.monotonic() + WATCH_SECONDS
+  while time.monotonic() < end:
+    time.sleep(0.2)
+    if _read(path) != found:
+      return False
+  return True
+
+
+def _remove_stale(path: Path, found: bytes) -> None:
+  """Removes a stale lock file, unless it is another one by now.
+
+  Who removes it holds `flock` on the very file, so that of several processes that found it stale only one does, and
+  none removes the new lock of another.
+  """
+  try:
+    handle = os.open(path, os.O_RDWR | getattr(os, 'O_NOFOLLOW', 0))
+  except OSError:
+    return
+  try:
+    with contextlib.suppress(OSError):  # the file system has no flock
+      fcntl.flock(handle, fcntl.LOCK_EX)
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.fstat(handle), os.lstat(path)) and _read(path) == found:
+        path.unlink()
+  finally:
+    os.close(handle)
+
+
+def _holder(found: bytes) -> str:
+  about = _parsed(found)
+  if not about:
+    return 'a process that has just started'
+  return f'process {about.get("pid")} on {about.get("host")} since {about.get("since")} ({about.get("command")})'
