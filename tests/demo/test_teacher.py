@@ -9,6 +9,8 @@ from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import prompts, text, zero_shot
 from vild_jax.teacher.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow  # trains a teacher; the test of the demo trains one for two steps
+
 _STEPS = 100
 NAMES = ('red_stripe', 'blue stripe', 'red blot', 'blue blot')
 
@@ -39,7 +41,6 @@ def test_it_names_pictures_that_it_never_saw(trained):
   assert zero_shot.is_right(teacher, images, index, NAMES[::-1], templates).mean() < 0.3
 
 
-@pytest.mark.slow
 def test_equal_seeds_give_equal_teachers(trained):
   toy_teacher.train(*pictures(512, 0), NAMES, trained / 'b', seed=3, steps=_STEPS)
   assert (trained / 'b/model.safetensors').read_bytes() == (trained / 'a/model.safetensors').read_bytes()

@@ -87,6 +87,7 @@ def test_statistics_of_a_batch_in_numpy():
   np.testing.assert_allclose(collected['batch_stats']['var'], var, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tower_learns_two_kinds_of_picture_and_keeps_them_when_frozen():
   rng = np.random.default_rng(0)
   labels = np.arange(16) % 2

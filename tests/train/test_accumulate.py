@@ -42,6 +42,7 @@ def _gradients(config):
   return jax.device_get(program(state, sharding.put_batch(mesh, _batch()), words))
 
 
+@pytest.mark.slow
 def test_with_frozen_statistics_microbatches_add_up_to_the_batch(monkeypatch):
   """On four devices, whose parameters are split by two, against one."""
   normalise = flax.linen.BatchNorm

@@ -92,6 +92,7 @@ def test_first_step_is_the_same_by_two_processes_of_four_devices(children, tmp_p
   same_training.assert_same_first_step(*((found['metrics'], found['gradients']) for found in (one, two)))
 
 
+@pytest.mark.slow
 def test_a_state_saved_by_two_processes_of_four_devices_is_the_same_in_one_of_two_or_eight(children, tmp_path):
   codes = children.finish(
     ['mesh.fsdp=8', '--save', '--out', tmp_path], devices=4, count=2, of='tests.helpers.same_training'
