@@ -17,7 +17,7 @@ from vild_jax.data import sources, transforms
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import Example
-from vild_jax.runtime import progress
+from vild_jax.runtime import compiler, progress
 from vild_jax.train import sharding
 from vild_jax.vocabulary import VocabularyFile
 
@@ -61,7 +61,7 @@ def distillation_cosine(
   size = config.evaluation.batch_size
   sharding.check_batch_size(mesh, size, 'evaluation.batch_size')
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  embed = jax.jit(
+  embed = compiler.jit(
     partial(detector.student_embeddings, config.model, per_image=sharding.per_image(mesh)),
     in_shardings=(replicated, sharding.image_sharding(mesh), batch, batch),
     out_shardings=batch,

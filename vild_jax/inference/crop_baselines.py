@@ -34,6 +34,7 @@ from vild_jax.data import sources
 from vild_jax.detector import PerImage
 from vild_jax.inference import evaluation
 from vild_jax.inference.evaluation import Found, Timer
+from vild_jax.runtime import compiler
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher.crops import CropTower
@@ -162,12 +163,12 @@ def predictions(
   vocabulary = evaluation.put_vocabulary(classes, trained_on, mesh)
   batch, replicated, per_image = sharding.batch_sharding(mesh), sharding.replicated(mesh), sharding.per_image(mesh)
   image = sharding.image_sharding(mesh)
-  first_half = jax.jit(
+  first_half = compiler.jit(
     partial(candidates, config.model, with_text=scores == defaults.TEXT_AND_CROPS, per_image=per_image),
     in_shardings=(replicated, image, batch, replicated),
     out_shardings=batch,
   )
-  second_half = jax.jit(
+  second_half = compiler.jit(
     partial(detections, config.model, per_image=per_image),
     in_shardings=(replicated, batch, batch, batch, replicated),
     out_shardings=batch,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ from vild_jax.config import Config, defaults
 from vild_jax.data import transforms
 from vild_jax.eval import paste
 from vild_jax.inference import bundle as bundle_lib
+from vild_jax.runtime import compiler
 from vild_jax.structs import Vocabulary
 from vild_jax.teacher import prompts as prompt_lib
 from vild_jax.teacher import text
 from vild_jax.train import checkpoint
 from vild_jax.vocabulary import VocabularyFile
 
-_predict = jax.jit(detector_lib.predict, static_argnums=0)
+
+@functools.cache
+def _predict() -> Callable:
+  return compiler.jit(detector_lib.predict, static_argnums=0)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Detector:
     """
     image = _as_picture(image)
     resized = transforms.resize_and_pad(image, self.config.data.image_size)
-    found = jax.device_get(_predict(self.config, self.variables, resized.image, resized.size, self.classes(classes)))
+    found = jax.device_get(_predict()(self.config, self.variables, resized.image, resized.size, self.classes(classes)))
     keep = found.valid & (found.scores >= min_score)
     height, width = image.shape[:2]
     boxes = transforms.to_picture(found.boxes[keep], resized.scale, (height, width))

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
+from vild_jax.nn import pointwise
+
 Array = jax.Array
 
 # Initialisers (docs/method.md, 3), named after the part of the network that uses them.
@@ -50,5 +52,13 @@ def conv(features: int, size: int, *, stride: int = 1, use_bias: bool, init, dty
   pad = (size - 1) // 2
   padding = 'SAME' if stride == 1 else [(pad, pad), (pad, pad)]
   return nn.Conv(
-    features, (size, size), strides=stride, padding=padding, use_bias=use_bias, kernel_init=init, dtype=dtype, name=name
+    features,
+    (size, size),
+    strides=stride,
+    padding=padding,
+    use_bias=use_bias,
+    kernel_init=init,
+    dtype=dtype,
+    conv_general_dilated=pointwise.conv_general_dilated if size == 1 else None,
+    name=name,
   )

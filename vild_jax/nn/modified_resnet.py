@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vild_jax.nn import pointwise
 from vild_jax.nn.transformer import Attention, precision_of
 
 _EPSILON = 1e-5  # of torch's batch normalisation
@@ -95,6 +96,7 @@ def _conv_norm(
     dtype=dtype,
     precision=precision_of(dtype),
     kernel_init=nn.initializers.he_normal(),
+    conv_general_dilated=pointwise.conv_general_dilated if size == 1 else None,
     name=name,
   )(x)
   return _BatchNorm(dtype, scale_init, name=f'{name}_bn')(x, train)

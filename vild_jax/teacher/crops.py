@@ -14,6 +14,7 @@ import numpy as np
 
 from vild_jax.config import defaults
 from vild_jax.nn import clip
+from vild_jax.runtime import compiler
 from vild_jax.teacher import checkpoint, resample
 from vild_jax.teacher import image as image_lib
 
@@ -197,7 +198,7 @@ def _programs(config: clip.ClipConfig, dtype: Any, preprocess: image_lib.Preproc
     squares = resample.on_device(picture, resample.Windows(*chosen), preprocess.resample, config.image_size)
     return rows(params, normalized(squares))
 
-  return jax.jit(of_squares), jax.jit(of_picture)
+  return compiler.jit(of_squares), compiler.jit(of_picture)
 
 
 def _check(image: np.ndarray) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vild_jax.nn import clip
-from vild_jax.runtime import progress
+from vild_jax.runtime import compiler, progress
 from vild_jax.teacher import checkpoint
 
 Picture = Image.Image | np.ndarray  # an array is uint8 [H, W, 3]
@@ -174,7 +174,7 @@ class ImageTower:
     self.preprocess = parse_preprocessing(teacher.preprocessor, self.image_size)
     self._batch_size = batch_size
     self.params = jax.device_put(teacher.params['image'])
-    self._apply = jax.jit(unit_rows(teacher.config, dtype))
+    self._apply = compiler.jit(unit_rows(teacher.config, dtype))
 
   def embed_images(self, images: Sequence[Picture]) -> np.ndarray:
     """Returns float32 [N, D], unit rows: one for each PIL picture or uint8 array [H, W, 3], of any size."""

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from vild_jax import detector
 from vild_jax.config import Config, Data, Distillation, Evaluation, Train
+from vild_jax.runtime import compiler
 from vild_jax.structs import Batch, Detections, Proposals, TrainState, Vocabulary
 from vild_jax.train import accumulate, optim, sharding
 from vild_jax.train.state import abstract
@@ -74,8 +75,12 @@ def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, d
   state = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
   batch = Batch(**{field: sharding.batch_sharding(mesh) for field in Batch.__dataclass_fields__})
   batch, replicated = batch.replace(image=sharding.image_sharding(mesh)), sharding.replicated(mesh)
-  return jax.jit(
-    train_step, in_shardings=(state, batch, replicated), out_shardings=(state, replicated), donate_argnums=0
+  return compiler.jit(
+    train_step,
+    platform=_platform(mesh),
+    in_shardings=(state, batch, replicated),
+    out_shardings=(state, replicated),
+    donate_argnums=0,
   )
 
 
@@ -97,8 +102,11 @@ def _predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
     return detector.predict_batch(config.model, variables, image, image_size, vocabulary, per_image=per_image)[0]
 
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  return jax.jit(
-    predict_step, in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated), out_shardings=batch
+  return compiler.jit(
+    predict_step,
+    platform=_platform(mesh),
+    in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated),
+    out_shardings=batch,
   )
 
 
@@ -109,8 +117,13 @@ def _propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
   def propose_step(variables, image: jax.Array) -> Proposals:
     return detector.first_stage(config.model, variables, image, train=False, per_image=per_image)[0].proposals
 
-  return jax.jit(
+  return compiler.jit(
     propose_step,
+    platform=_platform(mesh),
     in_shardings=(sharding.replicated(mesh), sharding.image_sharding(mesh)),
     out_shardings=sharding.batch_sharding(mesh),
   )
+
+
+def _platform(mesh: Mesh) -> str:
+  return mesh.devices.flat[0].platform

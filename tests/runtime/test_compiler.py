@@ -1,0 +1,41 @@
+"""Programs are compiled with the options of their platform, and plainly where the compiler does not know them."""
+
+import jax
+import numpy as np
+import pytest
+
+from vild_jax.runtime import compiler
+
+
+@pytest.fixture(autouse=True)
+def forget():
+  compiler._known.cache_clear()
+  yield
+  compiler._known.cache_clear()
+
+
+def convolve(x, kernel):
+  return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def test_convolutions_stay_with_xla_on_a_cpu():
+  x, kernel = np.ones((2, 64, 64, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)  # small ones do so anyway
+  compiled = compiler.jit(convolve).lower(x, kernel).compile()
+  assert 'ynn' not in compiled.as_text()
+  np.testing.assert_allclose(compiled(x, kernel), jax.jit(convolve)(x, kernel), rtol=1e-6)
+
+
+def test_options_of_jit_are_passed_on():
+  double = compiler.jit(lambda x, factor: x * factor, static_argnames='factor')
+  assert double(3, factor=2) == 6
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'gpu'])
+def test_other_platforms_get_no_options(platform):
+  assert not compiler.compiler_options(platform)
+
+
+def test_an_unknown_option_is_left_out(monkeypatch):
+  monkeypatch.setattr(compiler, '_ON_CPU', {'xla_cpu_there_is_no_such_option': '1'})
+  assert compiler.compiler_options('cpu') == {}
+  assert compiler.jit(lambda x: x + 1)(1) == 2
