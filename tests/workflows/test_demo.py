@@ -9,6 +9,7 @@ import json
 import pytest
 
 from tests.helpers import tiny
+from vild_jax.demo import methods
 from vild_jax.demo import world as toy_world
 from vild_jax.workflows import demo
 
@@ -71,7 +72,13 @@ def test_the_report_is_whole(made):
     assert {'AP', 'AP50', 'APr', 'APc', 'APf', 'AP_base', 'AP_novel', 'AP50_base', 'AP50_novel'} <= set(method[kind])
   assert method['seconds_per_image'] > 0
   page = (made / 'report.html').read_text()
+  assert page.count('<figure') > 3 and 'What the annotations said' in page
   assert page.count('data:image/') >= 6 and 'ViLD-text' in page and 'seed' in page.lower()
+
+
+def test_every_stage_is_announced(made, small_demo, capsys):
+  demo.run(made, seed=5, methods=('vild_text',))
+  assert '[9/9] gallery: about ' in capsys.readouterr().err
 
 
 def test_a_finished_demo_is_not_run_again(made, small_demo, monkeypatch):
@@ -84,7 +91,10 @@ def test_a_finished_demo_is_not_run_again(made, small_demo, monkeypatch):
 @pytest.mark.slow  # trains a second detector
 def test_methods_share_the_work(compared, made):
   report, first = compared
-  assert list(report['methods']) == ['vild_text', 'vild_ensemble', 'clip_crops']
+  heads = ['vild_ensemble_text', 'vild_ensemble_image']
+  assert list(report['methods']) == ['vild_text', 'vild_ensemble', *heads, 'clip_crops']
+  for kind in ('box', 'mask'):
+    assert all('AP50_novel' in report['methods'][head][kind] for head in heads)
   stages = json.loads((made / 'stages.json').read_text())['stages']
   assert {name: stages[name] for name in first} == first  # nothing was done twice
   assert set(stages) - set(first) == {
@@ -112,7 +122,20 @@ def test_methods_share_the_work(compared, made):
   assert -1 <= cosine['novel'] <= 1 and cosine['regions']['all'] > 0
   assert 'teacher_cosine' not in report['methods']['vild_text']
   page = (made / 'report.html').read_text()
+  assert 'ViLD-ensemble, text head alone' in page and 'share a backbone' in page
   assert 'ViLD-ensemble' in page and 'CLIP on cropped regions' in page and 'class="bar0"' in page
+
+
+@pytest.mark.parametrize(
+  ('chosen', 'run'),
+  [
+    (['vild_ensemble'], ['vild_ensemble']),
+    (['vild'], ['vild_text', 'vild']),
+    (['clip_crops', 'vild_ensemble'], ['vild_text', 'vild_ensemble', 'clip_crops']),
+  ],
+)
+def test_vild_text_is_run_with_all_but_the_ensemble_alone(chosen, run):
+  assert methods.to_run(chosen) == run
 
 
 def test_unknown_methods_are_one_line(tmp_path):

@@ -18,9 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--methods',
     default=','.join(methods.DEFAULT),
     metavar='A,B',
-    help=f'methods to compare, of {", ".join(methods.METHODS)}; finished stages are not run again',
+    help=f'methods to train and compare, of {", ".join(methods.METHODS)}; finished stages are not run again. By '
+    'default a ViLD-ensemble, whose heads are also shown alone',
   )
-  parser.add_argument('--full', action='store_true', help='compare all methods')
+  parser.add_argument('--full', action='store_true', help='train and compare all methods')
   arguments.add_json(parser)
 
 

@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--scores',
     choices=defaults.SCORES,
     default=defaults.MODEL,
-    help='scores of the model; of the teacher on cropped proposals (with_objectness/ gets the same times objectness); '
-    'or of ViLD-text and the teacher on crops together. The last two are slow',
+    help='scores of the model; of a ViLD-ensemble and, in text_head/ and image_head/, of each of its heads alone; of '
+    'the teacher on cropped proposals (with_objectness/ gets the same times objectness); or of ViLD-text and the '
+    'teacher on crops together. The last two are slow',
   )
   parser.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
   parser.add_argument(
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
   from vild_jax.workflows import evaluating
 
   arguments.require(
-    args.scores != defaults.MODEL or not args.teacher,
+    args.scores in defaults.BY_CROPS or not args.teacher,
     '--teacher embeds crops; expected --scores clip-crops or text+clip-crops beside it',
   )
   config = arguments.load_config(args)

@@ -24,5 +24,8 @@ CLASSES = 1203  # LVIS v1
 EMBEDDING_DIM = 512  # CLIP ViT-B/32
 TOP_NAMES = 5  # names that `vild-jax classify` prints for each picture
 
-# How `vild-jax evaluate` scores: by the model alone, or by one of the paper's baselines that encode crops.
-MODEL, CROPS, TEXT_AND_CROPS = SCORES = ('model', 'clip-crops', 'text+clip-crops')
+# How `vild-jax evaluate` scores: by the model, by the model and by each head of a ViLD-ensemble alone, or by one of the
+# paper's baselines that encode crops.
+MODEL, HEADS, CROPS, TEXT_AND_CROPS = SCORES = ('model', 'heads', 'clip-crops', 'text+clip-crops')
+BY_CROPS = (CROPS, TEXT_AND_CROPS)
+HEAD_FOLDERS = ('', 'text_head', 'image_head')  # below the output: the results of the ensemble and of its heads

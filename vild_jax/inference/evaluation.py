@@ -123,10 +123,15 @@ def predictions(
   dataset: sources.PreparedDataset,
   mesh: Mesh,
   timer: Timer,
+  *,
+  make_step: Callable[[Config, Mesh], Callable[..., Detections | tuple[Detections, ...]]] = make_predict_step,
 ) -> Iterator[Found]:
-  """Yields the detections of the model in each picture, best first, in pixels of the picture (see `Found`)."""
+  """Yields the detections of the model in each picture, best first, in pixels of the picture (see `Found`).
+
+  `make_step` returns the program of a batch, whose result has one entry for each method of `Found`.
+  """
   vocabulary = put_vocabulary(classes, trained_on, mesh)
-  predict = make_predict_step(config, mesh)
+  predict = make_step(config, mesh)
   size = config.evaluation.batch_size
   with bar_of(dataset) as bar:
     for number, arrays in enumerate(local_batches(dataset, config)):
@@ -139,7 +144,7 @@ def predictions(
       found = run()
       timer.add(time.perf_counter() - start, min(size, len(dataset) - number * size))
       for i in np.flatnonzero(arrays['real']):
-        yield (picture_of(found, arrays, i),)
+        yield tuple(picture_of(one, arrays, i) for one in (found if isinstance(found, tuple) else (found,)))
         bar.update(jax.process_count())
 
 

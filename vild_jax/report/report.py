@@ -5,8 +5,6 @@ The caller fills a `Report`; nothing is measured here. Metrics are fractions in 
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from vild_jax.report import charts
+from vild_jax.report import charts, pictures
+from vild_jax.report import lesson as lesson_lib
 from vild_jax.report.style import STYLE
 from vild_jax.runtime import files
 
@@ -87,6 +85,8 @@ class Report:
     gallery: ground truth beside predictions.
     gallery_note: which predictions the gallery shows, such as the lowest score drawn.
     machine: facts about machine and software, the command line among them: {fact: value}.
+    lesson: the figure below the title that shows what was learnt from what, or None.
+    classes: a picture of each class, which is shown beside its name.
   """
 
   title: str
@@ -100,6 +100,8 @@ class Report:
   gallery: Sequence[Pair]
   gallery_note: str
   machine: Mapping[str, Any]
+  lesson: lesson_lib.Lesson | None = None
+  classes: Sequence[lesson_lib.ClassCard] = ()
 
 
 def write_json(path: str | Path, report: Report) -> None:
@@ -117,6 +119,8 @@ def write_json(path: str | Path, report: Report) -> None:
 def write_html(path: str | Path, report: Report) -> None:
   """Writes the page: one file with pictures and style inside and no script, for light and dark mode and phones."""
   sections = [
+    lesson_lib.figure(report.lesson) if report.lesson else '',
+    lesson_lib.cards(report.classes),
     _tiles(report),
     _results(report),
     _teacher(report),
@@ -139,8 +143,10 @@ def write_html(path: str | Path, report: Report) -> None:
 def _tiles(report: Report) -> str:
   """The most important numbers: those of the method with the highest novel AP50, and the time of the run."""
   tiles = []
-  # The supervised baseline was trained on the novel classes, so it is not compared here.
-  candidates = [name for name in report.methods if name != 'supervised']
+  # The supervised baseline was trained on the novel classes, and a head alone is a part of a method.
+  candidates = [
+    name for name in report.methods if name not in ('supervised', 'vild_ensemble_text', 'vild_ensemble_image')
+  ]
   if candidates:
     best = max(candidates, key=lambda name: report.methods[name]['box']['AP50_novel'] or 0)
     for kind in ('box', 'mask'):
@@ -233,8 +239,8 @@ def _classes(i: int) -> str:
 def _gallery(report: Report) -> str:
   figures = ''.join(
     f'<figure><figcaption>{escape(pair.caption)}</figcaption><div class="pair">'
-    f'<div><img alt="ground truth" src="{_inline(pair.ground_truth)}"><span>ground truth</span></div>'
-    f'<div><img alt="prediction" src="{_inline(pair.prediction)}"><span>prediction</span></div></div></figure>'
+    f'<div><img alt="ground truth" src="{pictures.inline(pair.ground_truth)}"><span>ground truth</span></div>'
+    f'<div><img alt="prediction" src="{pictures.inline(pair.prediction)}"><span>prediction</span></div></div></figure>'
     for pair in report.gallery
   )
   if not figures:
@@ -324,12 +330,6 @@ def _statistic(key: str, value: Any) -> str:
   if isinstance(value, list | tuple):
     return ', '.join(_statistic('', entry) for entry in value)
   return f'{value:,}'.replace(',', '\u202f') if isinstance(value, int) else escape(str(value))
-
-
-def _inline(picture: np.ndarray) -> str:
-  buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, 'JPEG', quality=88, subsampling=0)
-  return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode('ascii')
 
 
 def _number(value: Any) -> Any:

@@ -15,6 +15,44 @@ h3 { font-size: 0.95rem; margin: 24px 0 8px; color: var(--soft); font-weight: 60
 p { margin: 0 0 8px; max-width: 72ch; color: var(--soft); }
 .lead { font-size: 1.08rem; }
 section { margin-top: 64px; }
+section.opening { margin-top: 22px; }
+.lesson { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px 8px; }
+.row { display: grid; grid-template-columns: 92px repeat(4, minmax(0, 1fr)); gap: 0 14px; }
+.row + .row { margin-top: 10px; border-top: 1px solid var(--line); padding-top: 12px; }
+.row h3 { margin: 0 0 6px; color: var(--ink); font-size: 0.88rem; line-height: 1.3; }
+.row + .row h3 { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.row p { font-size: 0.8rem; line-height: 1.4; margin: 6px 0 0; }
+.who { display: flex; flex-direction: column; justify-content: center; line-height: 1.35; }
+.who b { font-size: 1.02rem; }
+.who span { font-size: 0.85rem; }
+.who small { font-size: 0.78rem; color: var(--soft); }
+.base .who b, .base .who span { color: var(--base); }
+.novel .who b, .novel .who span { color: var(--novel); }
+.frame { display: flex; gap: 6px; aspect-ratio: 3 / 2; }
+.cell { flex: 1; min-width: 0; display: flex; align-items: center; justify-content: center; }
+.shot { position: relative; }
+.shot img { width: 100%; height: 100%; display: block; border-radius: 6px; }
+.mark { position: absolute; border: 2px solid #4d86ee; outline: 1px solid rgb(0 0 0 / 55%); border-radius: 2px; }
+.mark.novel { border-color: rgb(0 0 0 / 55%); outline: 0; }
+.mark.novel::after { content: ""; position: absolute; inset: -2px; border: 2px dashed #ffb366; border-radius: 2px; }
+.chip { position: absolute; padding: 1px 6px; border-radius: 4px; font-size: 0.78rem; line-height: 1.4;
+  font-weight: 600; white-space: nowrap; background: #1f52b3; color: #fff; }
+.chip.novel { background: #a34a07; }
+.row ol { list-style: none; margin: 4px 0 0; padding: 0; font-size: 0.8rem; line-height: 1.35; }
+.row li { display: grid; grid-template-columns: 4.6em 1fr 2.4em; gap: 6px; align-items: center; color: var(--soft); }
+.row li span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
+.row li > i { height: 7px; border-radius: 4px; background: color-mix(in srgb, var(--line) 60%, transparent); }
+.row li > i > i { display: block; height: 100%; border-radius: 4px; background: var(--bar); }
+.row li.right { color: var(--ink); font-weight: 600; }
+.lesson figcaption { margin-top: 10px; border-top: 1px solid var(--line); padding-top: 8px; line-height: 1.45; }
+.lesson figcaption p { max-width: none; margin: 0 0 4px; }
+.classes { margin-top: 16px; }
+.classes summary { font-weight: 600; cursor: pointer; }
+.classes h3 { margin: 12px 0 6px; }
+.cards { list-style: none; margin: 0; padding: 0; display: grid; gap: 6px 10px;
+  grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
+.cards li { display: flex; align-items: center; gap: 8px; font-size: 0.85rem; }
+.cards img { width: 40px; height: 40px; border-radius: 6px; flex: none; }
 b.novel { color: var(--novel); font-weight: 600; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin-top: 32px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; display: flex;
@@ -81,5 +119,10 @@ dt { flex: 0 0 11em; color: var(--soft); font-size: 0.9rem; }
 dd { margin: 0; overflow-wrap: anywhere; font-size: 0.9rem; }
 @media (max-width: 600px) { main { padding: 32px 16px 64px; } h1 { font-size: 1.6rem; } section { margin-top: 44px; }
   dl div { flex-direction: column; gap: 0; } }
+@media (max-width: 820px) { .row { grid-template-columns: 1fr 1fr; gap: 12px; } .who { grid-column: 1 / -1;
+  flex-direction: row; flex-wrap: wrap; justify-content: flex-start; align-items: baseline; gap: 8px; }
+  .row h3, .row + .row h3 { position: static; width: auto; height: auto; overflow: visible; clip-path: none; }
+  .chip { font-size: 0.7rem; padding: 0 4px; } }
+@media (max-width: 470px) { .row h3, .row + .row h3 { display: flex; align-items: end; min-height: 2.6em; } }
 @media print { body { background: #fff; } figure, tr { break-inside: avoid; } }
 """

@@ -13,8 +13,7 @@ import os
 import platform
 import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +26,44 @@ from vild_jax import vocabulary
 from vild_jax.config import Config, defaults
 from vild_jax.data import class_lists, prepare, sources, transforms
 from vild_jax.demo import crops as toy_crops
+from vild_jax.demo import lesson as toy_lesson
 from vild_jax.demo import teacher as toy_teacher
 from vild_jax.demo import world as toy_world
-from vild_jax.demo.methods import DEFAULT, METHODS
+from vild_jax.demo.methods import DEFAULT, HEADS, METHODS, to_run
 from vild_jax.inference import evaluation
-from vild_jax.inference.detector import load
+from vild_jax.inference.detector import Detector, load
+from vild_jax.report import lesson as lesson_lib
 from vild_jax.report import report
-from vild_jax.runtime import files, locks
+from vild_jax.runtime import locks
 from vild_jax.teacher import checkpoint as teacher_checkpoint
-from vild_jax.teacher import prompts, text, zero_shot
+from vild_jax.teacher import image, prompts, text, zero_shot
 from vild_jax.train import writers
 from vild_jax.workflows import distilling, evaluating, exporting, training
+from vild_jax.workflows.stages import Stages
 
 _TEACHER_CROPS = 28_000
 _TEACHER_STEPS = 3600
 _GALLERY = 12
+_DISTILLATION = 'distillation.weight'  # the methods that change it need regions
 _PROPOSALS = 48  # proposals of a picture that the teacher embeds; each training step draws some of them
+_OF_HEADS = (
+  ' The ViLD-ensemble has two heads, and a row of its own for each. They come from one training and share a backbone, '
+  'which also hears the teacher: they are not the separately trained ViLD-text and ViLD-image.'
+)
+# Seconds of the stages on two cores, for the line that says how long is left.
+_SECONDS = {
+  'world': 11,
+  'prepare': 3,
+  'teacher': 75,
+  'embed_text': 2,
+  'start': 50,
+  'propose': 12,
+  'embed_regions': 20,
+  'train': 100,
+  'evaluate': 25,
+  'export': 1,
+  'gallery': 10,
+}
 
 
 def run(
@@ -53,7 +74,7 @@ def run(
   Args:
     workdir: a new folder, or that of a demo with the same seed, whose finished stages are not run again.
     seed: random seed.
-    methods: names in `demo.methods.METHODS`. ViLD-text is always run, because the report compares the others with it.
+    methods: names in `demo.methods.METHODS`; ViLD-text is run with any other than the ViLD-ensemble alone.
     json_file: path of a copy of `report.json`, or None.
 
   Returns:
@@ -68,7 +89,7 @@ def run(
     raise ValueError(f'--seed is {seed}; expected a number from 0 to below 2**32')
   if unknown := [method for method in methods if method not in METHODS]:
     raise ValueError(f'--methods has {unknown[0]!r}; expected some of {", ".join(METHODS)}')
-  chosen = [method for method in METHODS if method in methods or method == 'vild_text']
+  chosen = to_run(methods)
   workdir = workdir.resolve()  # configs store paths of this folder
   with locks.locked(workdir):
     return _run(workdir, seed, chosen, json_file)
@@ -78,7 +99,7 @@ def _run(workdir: Path, seed: int, chosen: Sequence[str], json_file: str | None)
   world, data, teacher = (workdir / name for name in ('world', 'data', 'teacher'))
   classes = workdir / 'vocabulary.npz'
   config = toy_config(data / 'toy', classes, teacher, seed)
-  stages = _Stages(workdir, seed, _fingerprint(config))
+  stages = Stages(workdir, seed, _fingerprint(config), _expected(chosen))
   counts = stages.run(
     'world', 'Drew the toy world: pictures with LVIS-format annotations.', lambda: toy_world.generate(world, seed=seed)
   )
@@ -99,30 +120,37 @@ def _run(workdir: Path, seed: int, chosen: Sequence[str], json_file: str | None)
     lambda: _train(start, workdir / 'start'),
   )
   config = config_lib.override(config, [f'train.init_first_stage={workdir / "start"}'])
-  metrics = {}
+  metrics, titles = {}, {}
   for method in chosen:
-    metrics[method] = _run_method(method, stages, config, workdir)
-  best = next(method for method in ('vild_ensemble', 'vild', 'vild_text') if method in chosen)
+    found = _run_method(method, stages, config, workdir)
+    metrics[method], titles[method] = found, METHODS[method].title
+    for head, (key, title) in HEADS.items():
+      if head in found:
+        metrics[key], titles[key] = found.pop(head), title
+  best = _best(chosen)
   bundle = workdir / _stage('bundle', best)
   stages.run(
     _stage('export', best),
     f'Exported a bundle of {METHODS[best].title} with the text tower, for any names.',
     lambda: str(exporting.export(_config_of(best, config, workdir), workdir / best, bundle, teacher=config.teacher)),
   )
-  gallery = stages.measure(
-    'gallery', 'Loaded the bundle and drew its detections beside the ground truth.', lambda: _gallery(bundle, config)
+  gallery, lesson = stages.measure(
+    'gallery',
+    'Loaded the bundle and drew its detections: beside the ground truth, and beside what the teacher says.',
+    lambda: _drawn(bundle, config, METHODS[best].title),
   )
   made = report.Report(
     title='vild_jax on the toy world',
     summary=f'{", ".join(METHODS[method].title for method in chosen)}, trained from scratch on the base classes of a '
     'procedural world. A class is a combination of shape and pattern with a noun of its own; training never '
     'saw annotations of the novel ones, which are found with the knowledge of the teacher.'
+    + (_OF_HEADS if 'vild_ensemble' in chosen else '')
     + (' The supervised baseline is trained on all of them.' if 'supervised' in chosen else ''),
     seed=seed,
     stages=stages.done,
     data={'training': counts['train'], 'validation': counts['val']},
     methods=metrics,
-    titles={method: METHODS[method].title for method in chosen},
+    titles=titles,
     curves={
       METHODS[method].title: writers.read_metrics(workdir / method / writers.METRICS_FILE)
       for method in chosen
@@ -141,18 +169,37 @@ def _run(workdir: Path, seed: int, chosen: Sequence[str], json_file: str | None)
         f'{kind} {100 * share:.1f} %' for kind, share in accuracy.items()
       ),
     },
+    lesson=lesson,
+    classes=toy_lesson.class_cards(seed),
   )
   report.write_html(workdir / 'report.html', made)
   report.write_json(workdir / 'report.json', made)
   if json_file:
     report.write_json(json_file, made)
-  for method in chosen:
-    print(f'{METHODS[method].title}\n{evaluating.metrics_table(metrics[method])}')
+  for method, title in titles.items():
+    print(f'{title}\n{evaluating.metrics_table(metrics[method])}')
   print(f'report: {workdir / "report.html"}')
   return made
 
 
-def _run_method(method: str, stages: _Stages, config: Config, workdir: Path) -> dict[str, Any]:
+def _expected(chosen: Sequence[str]) -> dict[str, float]:
+  """Returns {stage: its usual seconds} of all stages, in the order in which they run."""
+  names = {name: name for name in ('world', 'prepare', 'teacher', 'embed_text', 'start')}
+  for method in chosen:
+    if _DISTILLATION in ' '.join(METHODS[method].changes):
+      names |= {'propose': 'propose', 'embed_regions': 'embed_regions'}
+    parts = ('train', 'evaluate') if METHODS[method].trained else ('evaluate',)
+    names |= {_stage(part, method): part for part in parts}
+  names |= {_stage('export', _best(chosen)): 'export', 'gallery': 'gallery'}
+  return {stage: _SECONDS[part] for stage, part in names.items()}
+
+
+def _best(chosen: Sequence[str]) -> str:
+  """Returns the method whose bundle is exported."""
+  return next(method for method in ('vild_ensemble', 'vild', 'vild_text') if method in chosen)
+
+
+def _run_method(method: str, stages: Stages, config: Config, workdir: Path) -> dict[str, Any]:
   """Trains one method, if it is trained at all, evaluates it, and returns its metrics."""
   own, folder, name = _config_of(method, config, workdir), workdir / method, METHODS[method].title
   if own.distillation.weight:
@@ -223,7 +270,7 @@ def _stage(what: str, method: str) -> str:
 
 def _config_of(method: str, config: Config, workdir: Path) -> Config:
   changes = [*METHODS[method].changes, f'name={method}_toy']
-  if 'distillation.weight' in ' '.join(changes):
+  if _DISTILLATION in ' '.join(changes):
     changes.append(f'distillation.store={workdir / "regions"}')
   return config_lib.override(config, changes) if METHODS[method].trained else config
 
@@ -258,46 +305,6 @@ def _fingerprint(config: Config) -> str:
     config_lib.to_text(plain),
   ]
   return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-
-
-class _Stages:
-  """Runs each stage once; keeps its result (JSON) and its duration in `stages.json`."""
-
-  def __init__(self, workdir: Path, seed: int, settings: str):
-    workdir.mkdir(parents=True, exist_ok=True)
-    self._path = workdir / 'stages.json'
-    kept = {'seed': seed, 'settings': settings, 'stages': {}}
-    if self._path.is_file():
-      kept = json.loads(self._path.read_text(encoding='utf-8'))
-    if kept['seed'] != seed:
-      raise ValueError(
-        f'{workdir} holds a demo with seed {kept["seed"]}; expected --seed {kept["seed"]} or another --workdir'
-      )
-    if kept.get('settings') != settings:
-      raise ValueError(
-        f'{workdir} holds a demo of a version with other settings ({kept.get("settings")}); expected '
-        f'{settings}, or another --workdir'
-      )
-    self._kept = kept
-    self.done: list[report.Stage] = []
-
-  def run(self, name: str, what: str, stage: Callable[[], Any]) -> Any:
-    """Runs a stage, or returns its stored result if it has run before."""
-    if name not in self._kept['stages']:
-      start = time.perf_counter()
-      result = stage()
-      self._kept['stages'][name] = {'result': result, 'seconds': time.perf_counter() - start}
-      files.write(self._path, json.dumps(self._kept))
-    kept = self._kept['stages'][name]
-    self.done.append(report.Stage(name, what, kept['seconds']))
-    return kept['result']
-
-  def measure(self, name: str, what: str, stage: Callable[[], Any]) -> Any:
-    """Runs a stage whose result is not stored."""
-    start = time.perf_counter()
-    result = stage()
-    self.done.append(report.Stage(name, what, time.perf_counter() - start))
-    return result
 
 
 def _prepare(world: Path, data: Path) -> None:
@@ -347,9 +354,29 @@ def _evaluate(config: Config, folder: Path, out: Path, *, scores: str, regions: 
   return {key: metrics[key] for key in evaluating.METRICS if key in metrics and key != 'with_objectness'}
 
 
-def _gallery(bundle: Path, config: Config) -> list[report.Pair]:
-  """Draws validation pictures with the detections of the bundle; up to two thirds of them have a novel object."""
+def _drawn(bundle: Path, config: Config, title: str) -> tuple[list[report.Pair], lesson_lib.Lesson]:
+  """Returns the gallery, and the figure of what was learnt from what."""
   detector = load(bundle)
+  gallery = _gallery(detector, config)
+  tower = image.ImageTower(teacher_checkpoint.load_teacher(config.teacher), batch_size=2)  # two crops of an object
+
+  def detect(picture: np.ndarray) -> tuple[np.ndarray, list[str], np.ndarray]:
+    found = detector.detect(picture)
+    return found.boxes, [detector.vocabulary.names[i] for i in found.labels], found.scores
+
+  return gallery, toy_lesson.lesson(
+    sources.open_dataset(config.data.train, config.data.train_split),
+    sources.open_dataset(config.data.val, config.data.val_split),
+    detector.vocabulary,
+    tower.embed_images,
+    detect,
+    finder=title,
+    distils=title != METHODS['vild_text'].title,
+  )
+
+
+def _gallery(detector: Detector, config: Config) -> list[report.Pair]:
+  """Draws validation pictures with the detections of the bundle; up to two thirds of them have a novel object."""
   dataset = sources.open_dataset(config.data.val, config.data.val_split)
   rare = {category.id for category in dataset.categories if category.frequency == 'r'}
   examples = [dataset[i] for i in range(min(len(dataset), 8 * _GALLERY))]

@@ -14,7 +14,7 @@ from vild_jax.config import Config, defaults, given
 from vild_jax.data import sources
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.distill import agreement
-from vild_jax.inference import crop_baselines, evaluation
+from vild_jax.inference import crop_baselines, evaluation, heads
 from vild_jax.runtime import files
 from vild_jax.train import checkpoint, sharding
 from vild_jax.workflows import folders
@@ -25,6 +25,7 @@ METRICS = (
   'mask',
   'seconds_per_image',
   'with_objectness',
+  *(folder for folder in defaults.HEAD_FOLDERS if folder),
   'teacher_cosine',
 )  # keys that `evaluate --json` writes
 
@@ -50,7 +51,8 @@ def evaluate(
     data, split: the prepared data set.
     out: folder for results, metrics and plots; locked while they are written.
     vocabulary: file of the classes to detect; by default the training vocabulary.
-    scores: one of `defaults.SCORES`: the scores of the model, or of a baseline that crops and embeds with `teacher`.
+    scores: one of `defaults.SCORES`: the scores of the model, of the model and of each head of a ViLD-ensemble alone,
+      or of a baseline that crops and embeds with `teacher`.
     teacher: folder of the teacher that embeds crops.
     regions: store of the teacher's embeddings for this split. With it the metrics have `teacher_cosine`, the mean
       cosine between the embeddings of model and teacher.
@@ -65,7 +67,7 @@ def evaluate(
   """
   if scores not in defaults.SCORES:
     raise ValueError(f'--scores is {scores!r}; expected one of {", ".join(defaults.SCORES)}')
-  if scores != defaults.MODEL and not teacher:
+  if scores in defaults.BY_CROPS and not teacher:
     raise ValueError(
       f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the config'
     )
@@ -80,7 +82,9 @@ def evaluate(
   classes = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
   vocabulary_lib.check_teacher(classes.teacher, trained_on.teacher, 'the vocabulary')
   predict = None
-  if scores != defaults.MODEL:
+  if scores == defaults.HEADS:
+    predict = heads.predictions
+  elif scores in defaults.BY_CROPS:
     predict = partial(
       crop_baselines.predictions, scores=scores, tower=crop_baselines.crop_tower(teacher, config, trained_on, scores)
     )
@@ -104,7 +108,7 @@ def evaluate(
       out,
       mesh=mesh,
       predict=predict,
-      folders=crop_baselines.folders(scores),
+      folders=defaults.HEAD_FOLDERS if scores == defaults.HEADS else crop_baselines.folders(scores),
     )
     if metrics is None:
       return None
@@ -118,6 +122,9 @@ def metrics_text(metrics: dict[str, Any]) -> str:
   lines = [metrics_table(metrics)]
   if 'with_objectness' in metrics:
     lines += ['the same times objectness', metrics_table(metrics['with_objectness'])]
+  for head in defaults.HEAD_FOLDERS[1:]:
+    if head in metrics:
+      lines += [f'its {head.replace("_", " ")} alone', metrics_table(metrics[head])]
   if cosine := metrics.get('teacher_cosine'):
     means = ', '.join(f'{group} {value:.3f}' for group, value in cosine.items() if isinstance(value, float))
     lines.append(f'mean cosine to the teacher: {means}')
