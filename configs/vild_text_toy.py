@@ -39,13 +39,13 @@ def get_config() -> Config:
     data=Data(image_size=128, scale_range=(0.8, 1.25), max_instances=16, batch_size=8, workers=0),
     # SGD with the paper's settings needs many more steps than a demo has, above all for the distillation loss.
     optimizer=Optimizer(
-      rule='adamw',
+      rule='muon',
       learning_rate=0.003,
       warmup_learning_rate=0.0001,
       warmup_steps=50,
       decay_at=(0.7, 0.9),
       weight_decay=0.01,
     ),
-    train=Train(steps=375, log_every=25, checkpoint_every=125, pictures_every=375),
+    train=Train(steps=300, log_every=25, checkpoint_every=150, pictures_every=300),
     evaluation=Evaluation(batch_size=16),
   )

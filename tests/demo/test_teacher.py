@@ -11,17 +11,17 @@ from vild_jax.teacher.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow  # trains a teacher; the test of the demo trains one for two steps
 
-_STEPS = 100
+_STEPS = 60
 NAMES = ('red_stripe', 'blue stripe', 'red blot', 'blue blot')
 
 
 def pictures(count, seed):
-  """Red or blue, in stripes or in one half of the picture: uint8 [N, 32, 32, 3] and the index of the name."""
+  """Red or blue, in stripes or in one half of the picture: uint8 [N, 64, 64, 3] and the index of the name."""
   rng = np.random.default_rng(seed)
   index = rng.integers(4, size=count).astype(np.int32)
-  images = rng.integers(90, 130, (count, 32, 32, 3)).astype(np.uint8)
+  images = rng.integers(90, 130, (count, 64, 64, 3)).astype(np.uint8)
   for image, i in zip(images, index, strict=True):
-    where = np.s_[::4] if i < 2 else np.s_[:16]
+    where = np.s_[::4] if i < 2 else np.s_[:32]
     image[where, :, 0 if i % 2 == 0 else 2] = 250
   return images, index
 

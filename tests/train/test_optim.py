@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from tests.helpers import tiny
@@ -74,5 +75,33 @@ def test_adamw_is_that_of_its_paper_with_our_schedule_and_mask():
 
 
 def test_an_unknown_rule_is_one_line():
-  with pytest.raises(ValueError, match=r"optimizer\.rule is adam; expected 'sgd' or 'adamw'"):
+  with pytest.raises(ValueError, match=r"optimizer\.rule is adam; expected 'sgd', 'adamw' or 'muon'"):
     Optimizer(rule='adam')
+
+
+def test_muon_moves_kernels_by_matrices_near_orthogonal_and_the_rest_as_nadam():
+  settings = {'learning_rate': 0.01, 'warmup_learning_rate': 0.01, 'weight_decay': 0.1}
+  rng = np.random.default_rng(0)
+  shapes = {'conv': {'kernel': (3, 3, 4, 8), 'bias': (8,)}, 'fc': {'kernel': (20, 6)}, 'background': (5,)}
+  params, gradient = (
+    jax.tree.map(lambda s: rng.normal(size=s).astype(np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    for _ in range(2)
+  )
+
+  update = optim.optimizer(Config(optimizer=Optimizer(rule='muon', kernel_factor=3.0, **settings)))
+  ours = update.update(gradient, update.init(params), params)[0]
+  adam = optax.nadam(0.01, 0.9, optim._BETA2)
+  theirs = adam.update(gradient, adam.init(params), params)[0]
+  for name in ('conv', 'fc'):
+    weight, moved = params[name]['kernel'], np.asarray(ours[name]['kernel'])
+    rows = int(np.prod(weight.shape[:-1]))
+    step = -moved / (3.0 * 0.01) - 0.1 * weight  # without the rate and the decay
+    values = np.linalg.svd(step.reshape(rows, -1), compute_uv=False)
+    values /= max(1, weight.shape[-1] / rows) ** 0.5  # Muon scales matrices that are wider than high
+    assert values.min() > 0.6 and values.max() < 1.3, values
+    # Close to the orthogonal factor of the gradient, which an ordinary step is not.
+    u, _, v = np.linalg.svd(np.asarray(gradient[name]['kernel'], np.float64).reshape(rows, -1), full_matrices=False)
+    cosine = (step.reshape(rows, -1) * (u @ v)).sum() / np.linalg.norm(step) / np.linalg.norm(u @ v)
+    assert cosine > 0.95
+  np.testing.assert_allclose(ours['conv']['bias'], theirs['conv']['bias'], rtol=1e-5)
+  np.testing.assert_allclose(ours['background'], theirs['background'], rtol=1e-5)

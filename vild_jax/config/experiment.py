@@ -121,8 +121,8 @@ class Optimizer:
   """Configures the update rule and the learning rate.
 
   The rate rises linearly during the warm-up, and is multiplied by `decay_factor` at each fraction of training in
-  `decay_at`. `rule` is 'sgd' (with `momentum`, as in the paper) or 'adamw' (`momentum` is its beta 1), for short
-  trainings.
+  `decay_at`. `rule` is 'sgd' (with `momentum`, as in the paper), or, for short trainings, 'adamw' (`momentum` is its
+  beta 1) or 'muon': kernels learn by Muon with `kernel_factor` times the learning rate, everything else by Adam.
   """
 
   rule: str = 'sgd'
@@ -133,10 +133,11 @@ class Optimizer:
   decay_factor: float = 0.1
   momentum: float = 0.9
   weight_decay: float = 4e-5
+  kernel_factor: float = 10.0  # of 'muon' alone
   drop_last_decay: bool = False  # True: the reference's schedule, without the last decay (docs/departures.md, 7)
 
   def __post_init__(self):
-    require(self.rule in ('sgd', 'adamw'), 'optimizer.rule', self.rule, "'sgd' or 'adamw'")
+    require(self.rule in ('sgd', 'adamw', 'muon'), 'optimizer.rule', self.rule, "'sgd', 'adamw' or 'muon'")
     require(
       all(0 < f < 1 for f in self.decay_at) and list(self.decay_at) == sorted(set(self.decay_at)),
       'optimizer.decay_at',
@@ -144,7 +145,11 @@ class Optimizer:
       'increasing fractions of training between 0 and 1',
     )
     require_positive(
-      self, 'optimizer', 'learning_rate', zero=('warmup_learning_rate', 'warmup_steps', 'decay_factor', 'weight_decay')
+      self,
+      'optimizer',
+      'learning_rate',
+      'kernel_factor',
+      zero=('warmup_learning_rate', 'warmup_steps', 'decay_factor', 'weight_decay'),
     )
     require(0 <= self.momentum < 1, 'optimizer.momentum', self.momentum, 'a number from 0 to below 1')
 

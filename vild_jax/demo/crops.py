@@ -17,7 +17,7 @@ _GROUND = 0.12  # the share of crops that show background, and at most a small p
 _GROUND_SIDES = (14, 70)  # pixels, of these
 
 
-def captioned_crops(seed: int, count: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def captioned_crops(seed: int, count: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
   """Draws the pictures from which the toy teacher learns: single objects of all categories equally, and background.
 
   They are cut out of scenes like those of the data set, but drawn from a separate random stream. A crop is the box of

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from vild_jax.config import Config, Optimizer
 
@@ -43,14 +44,36 @@ def optimizer(config: Config) -> optax.GradientTransformation:
   """Returns the optimiser of `optimizer.rule`.
 
   'sgd' is TensorFlow's Momentum: weight decay is added to the gradient, and the learning rate is not in the
-  accumulator. 'adamw' applies weight decay separately from the gradient.
+  accumulator. 'adamw' applies weight decay separately from the gradient. 'muon' gives kernels Muon's orthogonal updates
+  and decay (https://kellerjordan.github.io/posts/muon/), and everything else Adam with Nesterov's momentum.
   """
   settings = config.optimizer
   decay = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
   rate = optax.scale_by_learning_rate(schedule(settings, config.train.steps))
   if settings.rule == 'adamw':
     return optax.chain(optax.scale_by_adam(settings.momentum, _BETA2), decay, rate)
+  if settings.rule == 'muon':
+    of_step = schedule(settings, config.train.steps)
+    return contrib.muon(
+      lambda step: settings.kernel_factor * of_step(step),
+      weight_decay=settings.weight_decay,
+      adam_b1=settings.momentum,
+      adam_b2=_BETA2,
+      adam_learning_rate=of_step,
+      muon_weight_dimension_numbers=_kernels,
+    )
   return optax.chain(decay, optax.trace(settings.momentum), rate)
+
+
+def _kernels(params: Any) -> Any:
+  """Says what is a matrix to Muon: kernels [height, width, in, out] and [in, out], both with `out` columns."""
+
+  def of(path: tuple, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+    if not path_name(path).endswith('kernel'):
+      return None
+    return contrib.MuonDimensionNumbers(reduction_axis=tuple(range(leaf.ndim - 1)), output_axis=leaf.ndim - 1)
+
+  return jax.tree_util.tree_map_with_path(of, params)
 
 
 def decay_mask(params: Any) -> Any:

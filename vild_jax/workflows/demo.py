@@ -41,11 +41,12 @@ from vild_jax.train import writers
 from vild_jax.workflows import distilling, evaluating, exporting, training
 from vild_jax.workflows.stages import Stages
 
-_TEACHER_CROPS = 28_000
-_TEACHER_STEPS = 3600
+_TEACHER_CROPS = 16_000
+_TEACHER_STEPS = 900
+_START_STEPS = 120
 _GALLERY = 12
 _DISTILLATION = 'distillation.weight'  # the methods that change it need regions
-_PROPOSALS = 48  # proposals of a picture that the teacher embeds; each training step draws some of them
+_PROPOSALS = 32  # proposals of a picture that the teacher embeds; each training step draws some of them
 _OF_HEADS = (
   ' The ViLD-ensemble has two heads, and a row of its own for each. They come from one training and share a backbone, '
   'which also hears the teacher: they are not the separately trained ViLD-text and ViLD-image.'
@@ -112,11 +113,11 @@ def _run(workdir: Path, seed: int, chosen: Sequence[str], json_file: str | None)
   stages.run(
     'embed_text', 'Embedded the class names as text: the vocabulary.', lambda: _embed_text(world, teacher, classes)
   )
-  start = config_lib.override(config, ['name=start_toy'])
+  start = config_lib.override(config, ['name=start_toy', f'train.steps={_START_STEPS}'])
   stages.run(
     'start',
-    f'Trained a ViLD-text on base classes for {start.train.steps} steps of {start.data.batch_size} '
-    'pictures; its first stage is what every method starts from, with heads of its own.',
+    f'Trained a ViLD-text on base classes for {start.train.steps} steps of {start.data.batch_size} pictures, as long '
+    'as proposals need; its first stage is what every method starts from, with heads of its own.',
     lambda: _train(start, workdir / 'start'),
   )
   config = config_lib.override(config, [f'train.init_first_stage={workdir / "start"}'])
@@ -300,6 +301,7 @@ def _fingerprint(config: Config) -> str:
     toy_world.GENERATOR_VERSION,
     _TEACHER_CROPS,
     _TEACHER_STEPS,
+    _START_STEPS,
     _PROPOSALS,
     {name: dataclasses.asdict(method) for name, method in METHODS.items()},
     config_lib.to_text(plain),
