@@ -43,7 +43,7 @@ from vild_jax.workflows.stages import Stages
 
 _TEACHER_CROPS = 16_000
 _TEACHER_STEPS = 900
-_START_STEPS = 120
+_START_STEPS = 150
 _GALLERY = 12
 _DISTILLATION = 'distillation.weight'  # the methods that change it need regions
 _PROPOSALS = 32  # proposals of a picture that the teacher embeds; each training step draws some of them
@@ -53,15 +53,15 @@ _OF_HEADS = (
 )
 # Seconds of the stages on two cores, for the line that says how long is left.
 _SECONDS = {
-  'world': 11,
+  'world': 8,
   'prepare': 3,
-  'teacher': 75,
+  'teacher': 100,
   'embed_text': 2,
-  'start': 50,
-  'propose': 12,
-  'embed_regions': 20,
-  'train': 100,
-  'evaluate': 25,
+  'start': 75,
+  'propose': 9,
+  'embed_regions': 27,
+  'train': 185,
+  'evaluate': 38,
   'export': 1,
   'gallery': 10,
 }
