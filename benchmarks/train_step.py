@@ -4,7 +4,7 @@ A step is the whole compiled step, with the optimizer, on random pictures with e
 products and convolutions of the traced program, without products with padding. `matmul` multiplies two float32 matrices
 of side 4096 in the same process, just before and just after the steps; shares are those of the faster one. CPU seconds
 are those of all threads, and rates those of the fastest step. `r50` is the ResNet-50 detector of LVIS at 512 px,
-float32, with two pictures, 90 classes and the heads that torchvision has; `toy` is the detector of the demo, with AdamW,
+float32, with two pictures, 90 classes and the heads of torchvision; `toy` is the detector of the demo, with AdamW,
 because the matrix products of Muon would count; `toy-ensemble` also distils.
 
 With --peer, steps alternate with those of torchvision's `maskrcnn_resnet50_fpn` with trainable batch normalisation, in
