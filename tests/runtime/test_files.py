@@ -234,7 +234,7 @@ MAY_WRITE = {
   'eval/parts.py:PartWriter.__enter__': 'the temporary file of `files.replacing`, open until the block ends',
   'eval/results.py:ResultsWriter.__enter__': 'the same',
   'eval/summary.py:_png': 'into memory',
-  'report/report.py:_inline': 'into memory',
+  'report/pictures.py:inline': 'into memory',
   'teacher/checkpoint.py:_save': 'into memory',
   'train/checkpoint.py:Checkpoints.save': 'Orbax makes checkpoints whole',
   'train/weights.py:save': 'Orbax; below the new folder of its callers',

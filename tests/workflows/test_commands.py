@@ -17,6 +17,7 @@ from tests.helpers import settings_read, small_set, tiny
 from tests.helpers.small_experiment import run
 from vild_jax import detector as detector_lib
 from vild_jax import vocabulary
+from vild_jax.train import optim
 
 NAMES = ('ant', 'red mug', 'tree')
 
@@ -24,6 +25,7 @@ NAMES = ('ant', 'red mug', 'tree')
 def test_every_setting_is_read_by_training_evaluation_or_export(small_run):
   with_head = tiny.config('model.image_head=true')  # what only an ensemble reads
   with settings_read.recorded() as read:
+    optim.optimizer(tiny.config('optimizer.rule=muon'))  # what only that rule reads
     jax.eval_shape(
       lambda: detector_lib.predict(
         with_head,

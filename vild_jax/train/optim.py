@@ -53,9 +53,9 @@ def optimizer(config: Config) -> optax.GradientTransformation:
   if settings.rule == 'adamw':
     return optax.chain(optax.scale_by_adam(settings.momentum, _BETA2), decay, rate)
   if settings.rule == 'muon':
-    of_step = schedule(settings, config.train.steps)
+    of_step, factor = schedule(settings, config.train.steps), settings.kernel_factor
     return contrib.muon(
-      lambda step: settings.kernel_factor * of_step(step),
+      lambda step: factor * of_step(step),
       weight_decay=settings.weight_decay,
       adam_b1=settings.momentum,
       adam_b2=_BETA2,
