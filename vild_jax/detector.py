@@ -307,6 +307,19 @@ def masks(
   return _on_regions(model, variables, ViLD.masks, pooled, valid, train=train)
 
 
+def detect(
+  model: Model, variables: Any, first: FirstStage, deltas: Array, scores: Array, image_size: Array, per_image: PerImage
+) -> Detections:
+  """Returns the detections, with mask logits, for the proposals of `first`, deltas [B, R, 4] and scores [B, R, C]."""
+
+  def of_one(found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
+    return choose(model, refine(found.boxes, deltas, image_size), found.valid, scores)
+
+  chosen = per_image(of_one)(first.proposals, deltas, scores, image_size)
+  logits, _ = masks(model, variables, first.features, chosen.boxes, chosen.valid, train=False, per_image=per_image)
+  return chosen.replace(masks=logits)
+
+
 def predict_batch(
   model: Model,
   variables: Any,
@@ -322,23 +335,16 @@ def predict_batch(
   second, _ = second_stage(
     model, variables, first.features, found.boxes, found.valid, vocabulary, train=False, per_image=per_image
   )
-
-  def detect(found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
-    return choose(model, refine(found.boxes, deltas, image_size), found.valid, scores)
-
-  detections = per_image(detect)(found, second.deltas, class_scores(model, second, vocabulary), image_size)
-  mask_logits, _ = masks(
-    model, variables, first.features, detections.boxes, detections.valid, train=False, per_image=per_image
-  )
-  intermediates = {
+  scores = class_scores(model, second, vocabulary)
+  detections = detect(model, variables, first, second.deltas, scores, image_size, per_image)
+  return detections, {
     'features': first.features,
     'proposals': found,
     'text_logits': second.logits,
     'image_logits': second.image_logits,
     'box_deltas': second.deltas,
-    'mask_logits': mask_logits,
+    'mask_logits': detections.masks,
   }
-  return detections.replace(masks=mask_logits), intermediates
 
 
 def predict(

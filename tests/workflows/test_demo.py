@@ -67,6 +67,7 @@ def test_the_report_is_whole(made):
     'export',
     'gallery',
   ]
+  assert list(report['seconds']) == list(demo._expected(['vild_text']))  # what is announced is what runs
   method = report['methods']['vild_text']
   for kind in ('box', 'mask'):
     assert {'AP', 'AP50', 'APr', 'APc', 'APf', 'AP_base', 'AP_novel', 'AP50_base', 'AP50_novel'} <= set(method[kind])
@@ -95,6 +96,7 @@ def test_methods_share_the_work(compared, made):
   assert list(report['methods']) == ['vild_text', 'vild_ensemble', *heads, 'clip_crops']
   for kind in ('box', 'mask'):
     assert all('AP50_novel' in report['methods'][head][kind] for head in heads)
+  assert list(report['seconds']) == list(demo._expected(['vild_text', 'vild_ensemble', 'clip_crops']))
   stages = json.loads((made / 'stages.json').read_text())['stages']
   assert {name: stages[name] for name in first} == first  # nothing was done twice
   assert set(stages) - set(first) == {

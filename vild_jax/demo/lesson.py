@@ -9,10 +9,12 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from vild_jax.config import defaults
+from vild_jax.core import boxes as box_lib
 from vild_jax.data import transforms
 from vild_jax.data.schema import DataError, Example
 from vild_jax.data.sources import PreparedDataset
@@ -27,7 +29,6 @@ Embed = Callable[[Sequence[np.ndarray]], np.ndarray]
 # Picture -> boxes [N, 4] yxyx in its pixels, N names and scores [N].
 Detect = Callable[[np.ndarray], tuple[np.ndarray, Sequence[str], np.ndarray]]
 
-_CARD_STREAM = 3  # `world.random_stream` has 0 to 2
 _CARD_SIDE = 72  # pixels
 _CONTEXT = 1.5  # the height or the width of what is shown around an object, as a multiple of its box
 _SHAPE = (2, 3)  # height to width of what is shown
@@ -48,7 +49,7 @@ def class_cards(seed: int, size: int = _CARD_SIDE) -> list[ClassCard]:
   """
   made = []
   for index, category in enumerate(world.categories()):
-    rng = np.random.default_rng([seed % 2**32, seed // 2**32 % 2**32, _CARD_STREAM, index])
+    rng = world.random_stream(seed, 'cards', index)
     picture = draw.background(rng, size, size)
     shape, pattern = divmod(index, len(draw.PATTERNS))
     draw.paint(rng, picture, draw.figure(rng, shape, pattern, np.full(2, size / 2), 0.36 * size))
@@ -258,7 +259,8 @@ def _detection(tested: _Object, base: Collection[str], detect: Detect, min_score
   centres = (boxes[:, :2] + boxes[:, 2:]) / 2
   inside = ((centres >= tested.window[:2]) & (centres <= tested.window[2:])).all(axis=1)
   shown = [i for i in best_first if inside[i]]
-  of_it = [i for i in shown if _iou(tested.box, boxes[i]) >= _SAME_OBJECT]
+  overlap = np.asarray(box_lib.iou(jnp.asarray(tested.box[None]), jnp.asarray(boxes)))[0]
+  of_it = [i for i in shown if overlap[i] >= _SAME_OBJECT]
   drawn = of_it[:1] + [i for i in shown if i not in of_it]
   marks = [tested.mark(boxes[i], f'{names[i]} {100 * scores[i]:.0f}', names[i] not in base) for i in drawn]
   where = f'validation picture {tested.image_id}: '
@@ -270,12 +272,6 @@ def _detection(tested: _Object, base: Collection[str], detect: Detect, min_score
     others = ', '.join(f'{names[i]} {_percent(scores[i])}' for i in of_it[1:])
     said += f'; also found as {others}' if others else ''
   return Panel([tested.shot('validation', marks)], where + said)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-  area = lambda box: np.prod(np.maximum(box[2:] - box[:2], 0))
-  shared = area(np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])]))
-  return float(shared / max(area(a) + area(b) - shared, 1e-9))
 
 
 def _enlarged(picture: np.ndarray, width: int) -> np.ndarray:

@@ -88,7 +88,7 @@ _NOUNS = (
   'alfeb',
 )
 _NOVEL_SHAPE = 'crescent'
-_STREAMS = {'train': 0, 'val': 1, 'teacher': 2}
+_STREAMS = {'train': 0, 'val': 1, 'teacher': 2, 'cards': 3}
 
 
 def categories() -> tuple[Category, ...]:
@@ -189,7 +189,7 @@ def _reuse(out: Path, parameters: dict) -> dict:
 
 
 def random_stream(seed: int, stream: str, number: int = 0) -> np.random.Generator:
-  """Returns the generator of a stream ('train', 'val' or 'teacher') and a number in it, such as an image id."""
+  """Returns the generator of a stream (one of `_STREAMS`) and a number in it, such as an image id."""
   # Always four words: NumPy pads shorter keys with zeros, so that keys that differ in trailing zeros are equal.
   return np.random.default_rng([seed % 2**32, seed // 2**32 % 2**32, _STREAMS[stream], number])
 

@@ -18,7 +18,7 @@ from vild_jax.config import Config, Model, defaults
 from vild_jax.detector import PerImage, SecondStage
 from vild_jax.inference import evaluation
 from vild_jax.runtime import compiler
-from vild_jax.structs import Detections, Proposals, Vocabulary
+from vild_jax.structs import Detections, Vocabulary
 from vild_jax.train import sharding
 
 Array = jax.Array
@@ -47,18 +47,10 @@ def detections(
   second, _ = detector.second_stage(
     model, variables, first.features, found.boxes, found.valid, vocabulary, train=False, per_image=per_image
   )
-
-  def choose(found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
-    return detector.choose(model, detector.refine(found.boxes, deltas, image_size), found.valid, scores)
-
-  results = []
-  for scores in _scores(model, second, vocabulary):
-    chosen = per_image(choose)(found, second.deltas, scores, image_size)
-    masks, _ = detector.masks(
-      model, variables, first.features, chosen.boxes, chosen.valid, train=False, per_image=per_image
-    )
-    results.append(chosen.replace(masks=masks))
-  return tuple(results)
+  return tuple(
+    detector.detect(model, variables, first, second.deltas, scores, image_size, per_image)
+    for scores in _scores(model, second, vocabulary)
+  )
 
 
 def _scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> tuple[Array, Array, Array]:

@@ -36,7 +36,8 @@ def compiler_options(platform: str | None = None) -> Mapping[str, Any]:
 @functools.cache
 def _known() -> Mapping[str, Any]:
   try:
-    jax.jit(lambda: 0, compiler_options=_ON_CPU, device=jax.devices('cpu')[0]).lower().compile()
+    with jax.default_device(jax.local_devices(backend='cpu')[0]):
+      jax.jit(lambda: 0, compiler_options=_ON_CPU).lower().compile()
   except jax.errors.JaxRuntimeError:  # an option without effect on results: a compiler without it is only slower
     return {}
   return _ON_CPU
