@@ -6,6 +6,7 @@ import re
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from tests.helpers import same_training, tiny
@@ -13,7 +14,7 @@ from tests.helpers.same_training import BASE
 from vild_jax import config as config_lib
 from vild_jax.config import ConfigError
 from vild_jax.structs import Batch
-from vild_jax.train import checkpoint, sharding, state
+from vild_jax.train import checkpoint, optim, sharding, state
 
 ONE = tiny.config(*BASE, 'mesh.data=1')
 MANY = {
@@ -105,6 +106,48 @@ def test_a_state_saved_on_one_mesh_is_the_same_on_others(tmp_path):
   checkpoints.save(3, saved, 1.0)
   checkpoints.close()
   same_training.assert_restored(tmp_path, saved, ('mesh.data=1',), (), ('mesh.fsdp=8',))
+
+
+@pytest.mark.slow  # compiles for a quarter of a minute
+def test_muon_moves_split_parameters_as_whole_ones_also_from_a_checkpoint(tmp_path):
+  """It multiplies whole kernels, which fsdp splits; its state holds more kinds of leaves than momentum."""
+  config = tiny.config(*BASE, 'optimizer.rule=muon')
+  drawn = jax.device_get(tiny.variables(config))['params']
+  gradient = jax.tree.map(lambda x: np.flip(x) * 0.1, drawn)
+  moved, folder = {}, tmp_path / 'saved'
+  for axes in (('mesh.data=1',), ('mesh.fsdp=8',)):
+    mesh = sharding.make_mesh(tiny.config(*BASE, *axes).mesh)
+    abstract, update = state.abstract(config, mesh), optim.optimizer(config)
+    split = jax.tree.map(lambda x: x.sharding, (abstract.params, abstract.opt_state))
+    place = lambda tree, to=split[0]: jax.tree.map(jax.device_put, tree, to)
+
+    def step(params, opt_state, gradient, update=update):
+      updates, opt_state = update.update(gradient, opt_state, params)
+      return optax.apply_updates(params, updates), opt_state
+
+    program = jax.jit(step, out_shardings=split)
+    if not folder.exists():
+      begun = jax.jit(update.init)(place(drawn))
+      params, opt_state = program(place(drawn), begun, place(gradient))
+      whole = abstract.replace(
+        step=np.int32(1),
+        key=np.asarray(jax.random.PRNGKey(0)),
+        params=params,
+        batch_stats=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract.batch_stats),
+        opt_state=opt_state,
+      )
+      checkpoints = checkpoint.Checkpoints(folder)
+      checkpoints.save(1, whole, 1.0)
+      checkpoints.close()
+      moved['without a break'] = jax.device_get(program(params, opt_state, place(gradient))[0])
+    found = checkpoint.Checkpoints(folder).restore(config, mesh)
+    kernels = [x for x in jax.tree.leaves(found.opt_state) if x.size >= sharding.MIN_SPLIT]
+    assert kernels and all(x.sharding.is_fully_replicated == (axes == ('mesh.data=1',)) for x in kernels)
+    moved[axes[0]] = jax.device_get(program(found.params, found.opt_state, place(gradient))[0])
+  one = moved.pop('without a break')
+  jax.tree.map(np.testing.assert_array_equal, moved.pop('mesh.data=1'), one)
+  for a, b, before in zip(*map(jax.tree.leaves, (moved['mesh.fsdp=8'], one, drawn)), strict=True):
+    np.testing.assert_allclose(a - before, b - before, atol=1e-3 * np.abs(b - before).max())
 
 
 def test_leaves_and_fields_without_a_rule_are_errors_that_name_them():
