@@ -40,13 +40,13 @@ def get_config() -> Config:
     # SGD with the paper's settings needs many more steps than a demo has, above all for the distillation loss.
     optimizer=Optimizer(
       rule='muon',
-      kernel_factor=15.0,
+      kernel_factor=25.0,
       learning_rate=0.003,
       warmup_learning_rate=0.0001,
-      warmup_steps=50,
+      warmup_steps=15,
       decay_at=(0.75, 0.92),
       weight_decay=0.01,
     ),
-    train=Train(steps=400, log_every=25, checkpoint_every=200, pictures_every=400),
+    train=Train(steps=350, log_every=25, checkpoint_every=175, pictures_every=350),
     evaluation=Evaluation(batch_size=16),
   )

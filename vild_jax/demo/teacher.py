@@ -29,6 +29,7 @@ from vild_jax.runtime import compiler, progress
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import prompts
 from vild_jax.teacher.tokenizer import END, START, Tokenizer
+from vild_jax.train.optim import NEWTON_SCHULZ
 
 _CONTEXT_LENGTH = 32
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # those of OpenAI's CLIP
@@ -210,6 +211,7 @@ def _optimizer(steps: int, rate: float) -> optax.GradientTransformation:
   schedule = optax.warmup_cosine_decay_schedule(0.0, rate, int(_WARMUP * steps), steps)
   muon = contrib.muon(
     schedule,
+    ns_coeffs=NEWTON_SCHULZ,
     weight_decay=0.05,
     adam_learning_rate=lambda step: _ADAM_SHARE * schedule(step),
     muon_weight_dimension_numbers=_matrices,

@@ -43,7 +43,7 @@ from vild_jax.workflows.stages import Stages
 
 _TEACHER_CROPS = 16_000
 _TEACHER_STEPS = 900
-_START_STEPS = 150
+_START_STEPS = 120
 _GALLERY = 12
 _DISTILLATION = 'distillation.weight'  # the methods that change it need regions
 _PROPOSALS = 32  # proposals of a picture that the teacher embeds; each training step draws some of them
@@ -57,10 +57,10 @@ _SECONDS = {
   'prepare': 3,
   'teacher': 100,
   'embed_text': 2,
-  'start': 75,
+  'start': 60,
   'propose': 9,
   'embed_regions': 27,
-  'train': 185,
+  'train': 150,
   'evaluate': 38,
   'export': 1,
   'gallery': 10,
