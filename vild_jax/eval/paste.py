@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from faster_coco_eval.core import mask as mask_api
+from hotcoco import mask as mask_api
 
 from vild_jax.data import rle
 from vild_jax.data.schema import DataError

@@ -84,7 +84,7 @@ def evaluate(
   category_of_row = category_ids(categories, classes)
   truth = _restricted(sources.to_lvis_json(dataset), categories)
   if config.evaluation.protocol == 'lvis':
-    lvis.check_federated(truth, dataset.folder)  # before the detection, which takes long
+    lvis.check_federated(truth['images'], truth['categories'], dataset.folder)  # before the detection, which takes long
   out.mkdir(parents=True, exist_ok=True)
   timer = Timer()
   found = (predict or predictions)(config, variables, classes, trained_on, dataset, mesh, timer)
