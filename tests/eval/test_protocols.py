@@ -44,7 +44,7 @@ def test_precision_equals_another_evaluator_on_random_cases(block, federated):
   """100 cases; detections of classes that a picture does not list count by the COCO protocol alone."""
   compared = 0
   for seed in range(100 * block, 100 * block + 100):
-    ground_truth, results = small_scores.case(seed)
+    ground_truth, results = small_scores.case(seed, crowds=not federated)
     if not (results and ground_truth['annotations']):
       continue
     of = truth.read(ground_truth)
@@ -81,6 +81,16 @@ def test_ids_beyond_float64_and_the_order_of_lists_change_nothing():
   of = truth.read({'images': images, 'annotations': objects, 'categories': [{'id': 1, 'name': 'a'}]})
   swapped = [{'image_id': BIG + 1 - i, 'category_id': 1, 'bbox': box, 'score': 1} for i, box in enumerate(boxes)]
   assert protocols.score('coco', of, detections.read(swapped, of))['box']['AP50'] == 0
+
+
+def test_the_lvis_protocol_knows_no_crowds():
+  for seed in range(40):
+    ground_truth, results = small_scores.case(seed)
+    if not (results and ground_truth['annotations'] and any(i['neg_category_ids'] for i in ground_truth['images'])):
+      continue
+    plain = ground_truth | {'annotations': [a | {'iscrowd': 0} for a in ground_truth['annotations']]}
+    with_crowds, without = (lvis.evaluate(of, results) for of in (ground_truth, plain))
+    assert with_crowds == without
 
 
 def _small_truth(annotations, images=2, classes='abc'):

@@ -11,7 +11,7 @@ from vild_jax.data import rle
 SIDE = 60
 
 
-def case(seed: int, *, first_id: int = 1) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def case(seed: int, *, first_id: int = 1, crowds: bool = True) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """LVIS-format ground truth and results for a few pictures.
 
   There are ties of scores, empty pictures, classes that their picture does not list, lists that are not exhaustive,
@@ -25,7 +25,7 @@ def case(seed: int, *, first_id: int = 1) -> tuple[dict[str, Any], list[dict[str
     objects = int(rng.integers(0, 5))
     of_picture = [_thing(rng, image_id, classes) for _ in range(objects)]
     for thing in of_picture:
-      annotations.append({**thing, 'id': len(annotations) + 1, 'iscrowd': int(rng.random() < 0.1)})
+      annotations.append({**thing, 'id': len(annotations) + 1, 'iscrowd': int(rng.random() < 0.1 and crowds)})
     shown = {thing['category_id'] for thing in of_picture}
     negative = [k for k in range(1, classes + 1) if k not in shown and rng.random() < 0.5]
     images.append(
