@@ -124,6 +124,8 @@ def measured(command: list[str]) -> dict[str, float]:
 
 PEER = """
 import sys
+import numpy
+numpy.float = float  # lvis-api is older than NumPy 1.24
 from lvis import LVIS, LVISEval, LVISResults
 truth, results = sys.argv[1:]
 for kind in ('bbox', 'segm'):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO
+
+import msgspec
 
 from vild_jax.data.schema import DataError
 
 PART = 8 * 2**20  # bytes that are read at a time
 _BETWEEN = re.compile(rb'\}\s{0,60},\s{0,60}\{')  # where one object of a list ends and the next begins
-Rows = TypeVar('Rows')
+_LONGEST = 128  # bytes of a match
+_NEAR = 2**16  # bytes that are searched at a time
 
 
 def content(path: str | Path, expected: str) -> bytes:
@@ -25,52 +29,67 @@ def content(path: str | Path, expected: str) -> bytes:
 def parsed(text: bytes, path: str | Path, expected: str) -> Any:
   """Returns what a JSON text holds; raises DataError if it is not JSON. NaN and Infinity are accepted."""
   try:
+    return msgspec.json.decode(text)  # three times as fast
+  except msgspec.DecodeError:
+    pass
+  try:
     return json.loads(text)
   except (ValueError, RecursionError) as error:
     raise DataError(f'{path} is not JSON ({error}); expected {expected}') from None
 
 
-def lists(
-  path: str | Path, decode: Callable[[bytes], Rows | None], expected: str, *, size: int = PART
-) -> Iterator[Rows]:
-  """Yields a JSON file that holds a list of objects as several decoded lists, so that it is never in memory whole.
+@dataclass(frozen=True)
+class Span:
+  """Names a part of a file that holds a JSON list: the objects from byte `start` to byte `stop`.
 
-  Args:
-    path: the file.
-    decode: takes the JSON text of a list and returns what is yielded, or None if the text is not JSON. That happens
-      where the file was cut inside an object, whose inner lists hold objects too; then more of the file is read.
-    expected: for messages: what the file should be.
-    size: bytes that are read at a time.
+  A cut between two objects may have fallen inside a larger one, whose inner lists hold objects too; then `text` is not
+  JSON, and the objects are those of this span and the next one `joined`.
+  """
 
-  Raises DataError if there is no such file, or if it is not JSON or not a list.
+  path: str
+  start: int
+  stop: int | None  # None for the end of the file
+
+  def text(self) -> bytes:
+    """Reads the span, as a JSON list of its own."""
+    with Path(self.path).open('rb') as file:
+      file.seek(self.start)
+      found = file.read() if self.stop is None else file.read(self.stop - self.start)
+    return (b'[' if self.start else b'') + found + (b'' if self.stop is None else b']')
+
+  def joined(self, following: Span) -> Span:
+    """Returns this span and the following one as one."""
+    return Span(self.path, self.start, following.stop)
+
+
+def spans(path: str | Path, expected: str, *, size: int = PART) -> Iterator[Span]:
+  """Yields the parts of a file that holds a JSON list of objects, each of about `size` bytes.
+
+  Raises DataError if there is no such file, or if it does not hold a list.
   """
   if not Path(path).is_file():
     raise DataError(f'{path} is not a file; expected {expected}')
   with Path(path).open('rb') as file:
-    waiting, needed = file.read(size).lstrip(), size
-    if not waiting.startswith(b'['):
-      found = parsed(waiting + file.read(), path, expected)
+    if not (begin := file.read(_NEAR).lstrip()).startswith(b'['):
+      found = parsed(begin + file.read(), path, expected)
       raise DataError(f'{path} holds a {type(found).__name__}; expected {expected}')
-    while more := file.read(size):
-      if len(waiting) >= needed and (cut := _last_cut(waiting)):
-        comma, brace = cut
-        if (rows := decode(waiting[:comma] + b']')) is None:
-          needed = 2 * len(waiting)  # so that a file that is broken at its beginning is not decoded over and over
-        else:
-          yield rows
-          waiting, needed = b'[' + waiting[brace:], 0
-      waiting += more
-    if (rows := decode(waiting)) is None:
-      parsed(waiting, path, expected)
-      raise AssertionError('the decoder refused JSON')
-    yield rows
+    start = 0
+    while cut := _cut_after(file, start + size):
+      comma, brace = cut
+      yield Span(str(path), start, comma)
+      start = brace
+    yield Span(str(path), start, None)
 
 
-def _last_cut(text: bytes) -> tuple[int, int] | None:
-  """Returns where the comma between the last two objects of a text stands, and the second one's brace."""
-  end = len(text)
-  while (brace := text.rfind(b'{', 0, end)) > 0:
-    if match := _BETWEEN.search(text, max(0, brace - 128), brace + 1):
-      return text.index(b',', match.start()), match.end() - 1
-    end = brace
+def _cut_after(file: BinaryIO, offset: int) -> tuple[int, int] | None:
+  """Returns where the next comma between two objects stands, and the brace after it; None if there is none."""
+  file.seek(offset)
+  waiting = b''
+  while more := file.read(_NEAR):
+    waiting += more
+    if match := _BETWEEN.search(waiting):
+      return offset + waiting.index(b',', match.start()), offset + match.end() - 1
+    # The rest may hold the beginning of what is searched.
+    kept = waiting[-_LONGEST:]
+    offset, waiting = offset + len(waiting) - len(kept), kept
   return None

@@ -109,6 +109,8 @@ def best_of_pictures(found: Found, count: int) -> Found:
 
 
 def _best(found: Found, group: np.ndarray, count: int) -> Found:
+  if np.bincount(group, minlength=1).max() <= count:
+    return found
   order = np.lexsort((-found.score, group))
   place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
   return found.take(np.sort(order[place < count]))

@@ -43,7 +43,9 @@ def score(
   if protocol == 'proposals' and Path(results).is_dir():
     found = recall.from_store(results, truth)
   else:
-    found = detections.read(results, truth, ignore_unknown=ignore_unknown, classless=protocol == 'proposals')
+    found = detections.read(
+      results, truth, ignore_unknown=ignore_unknown, classless=protocol == 'proposals', processes=0
+    )
   _say(f'{len(found):,} detections in {len(truth.images):,} pictures; {len(truth.annotations):,} objects')
   if found.ignored:
     _say(f'{found.ignored:,} detections of unknown pictures or categories were left out')
