@@ -18,27 +18,29 @@ class Codes:
   Attributes:
     text: ASCII.
     start, end: int64 [N], where each code begins and ends.
+    areas: float64 [N], pixels of each mask.
   """
 
   text: bytes
   start: np.ndarray
   end: np.ndarray
+  areas: np.ndarray
 
   def __len__(self) -> int:
     return len(self.start)
 
   def __getitem__(self, rows: np.ndarray) -> Codes:
-    return Codes(self.text, self.start[rows], self.end[rows])
+    return Codes(self.text, self.start[rows], self.end[rows], self.areas[rows])
 
   def strings(self) -> list[str]:
     """Returns the codes."""
     return [self.text[a:b].decode('ascii') for a, b in zip(self.start.tolist(), self.end.tolist(), strict=True)]
 
   @classmethod
-  def of(cls, strings: Sequence[str]) -> Codes:
-    """Joins codes."""
+  def of(cls, strings: Sequence[str], areas: np.ndarray) -> Codes:
+    """Joins codes of masks with these areas."""
     end = np.cumsum([0, *map(len, strings)])
-    return cls(''.join(strings).encode('ascii'), end[:-1], end[1:])
+    return cls(''.join(strings).encode('ascii'), end[:-1], end[1:], np.asarray(areas, np.float64))
 
   @classmethod
   def joined(cls, parts: Sequence[Codes]) -> Codes:
@@ -47,7 +49,8 @@ class Codes:
     move = lambda name: np.concatenate(
       [np.zeros(0, np.int64), *(getattr(part, name) + o for part, o in zip(parts, offset, strict=True))]
     )
-    return cls(b''.join(part.text for part in parts), move('start'), move('end'))
+    areas = np.concatenate([np.zeros(0), *(part.areas for part in parts)])
+    return cls(b''.join(part.text for part in parts), move('start'), move('end'), areas)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ row. If anything is wrong, the part is read again as plain JSON, to say which de
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 from vild_jax.data.schema import DataError
 from vild_jax.eval.found import Codes
 from vild_jax.eval.truth import Truth
+from vild_jax.runtime import collector
 
 EXPECTED = 'a results JSON: a list of detections'
 
@@ -81,7 +80,7 @@ class Part:
 
 def from_text(text: bytes, known: Known) -> Part | None:
   """Decodes the JSON text of a list of detections; returns None if a detection is wrong or the text is not JSON."""
-  with _without_collector():
+  with collector.off():
     try:
       return _checked(_ROWS.decode(text), known)
     except msgspec.DecodeError:
@@ -158,9 +157,9 @@ def _checked(rows: list[_Row], known: Known) -> Part | None:
     expected = [known.sizes[i] for i in image.tolist()]
     if given != expected and any(a != b and i >= 0 for a, b, i in zip(given, expected, image, strict=True)):
       return None
-    if set(map(type, counts)) != {str} or not _whole(codes):
+    if set(map(type, counts)) != {str} or (areas := _areas(codes)) is None:
       return None
-    texts = Codes.of(counts)
+    texts = Codes.of(counts, areas)
   strange = {
     key: np.array(ids[key], np.int64)[places < 0] if (places < 0).any() else np.zeros(0, np.int64)
     for key, places in (('image_id', image), ('category_id', category))
@@ -193,7 +192,7 @@ def _problem(row: Any, known: Known) -> str:
   size = given if place is None or place[0] < 0 else known.sizes[place[0]]
   if given != size:
     return f"segmentation has size {code.get('size')}; expected {size}, the picture's height and width"
-  if not _whole([{'size': size, 'counts': _text(code['counts'])}]):
+  if _areas([{'size': size, 'counts': _text(code['counts'])}]) is None:
     return f'segmentation is a broken run-length code; expected one of {size[0] * size[1]} pixels'
   return ''
 
@@ -213,13 +212,12 @@ def _places(known: np.ndarray | None, ids: list[int]) -> np.ndarray | None:
   return np.where(known[place] == wanted, place, -1).astype(np.int32)
 
 
-def _whole(codes: list[dict[str, Any]]) -> bool:
-  """Tells whether run-length codes can be decoded to the size that they state."""
+def _areas(codes: list[dict[str, Any]]) -> np.ndarray | None:
+  """The pixels of masks; None if a code cannot be decoded to the size that it states."""
   try:
-    hotcoco.mask.area(codes)
+    return hotcoco.mask.area(codes)
   except ValueError:
-    return False
-  return True
+    return None
 
 
 def _finite(value: Any) -> bool:
@@ -228,15 +226,3 @@ def _finite(value: Any) -> bool:
 
 def _text(counts: bytes | str) -> str:
   return counts.decode('ascii') if isinstance(counts, bytes) else counts
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-  """Turns Python's garbage collector off: it would walk many thousands of new objects again and again."""
-  was_on = gc.isenabled()
-  gc.disable()
-  try:
-    yield
-  finally:
-    if was_on:
-      gc.enable()

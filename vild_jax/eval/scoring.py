@@ -172,7 +172,7 @@ def _given(ground: hotcoco.COCO, truth: Truth, found: Found, kind: str) -> hotco
   ]
   given = ground.load_res(columns, segmentation=codes)
   # The evaluator would take the area of the box.
-  given.update_anns(ids=np.arange(1, len(found) + 1), area=hotcoco.mask.area(codes).astype(np.float64))
+  given.update_anns(ids=np.arange(1, len(found) + 1), area=found.codes.areas)
   return given.cap_detections_per_image(None)
 
 

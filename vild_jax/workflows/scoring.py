@@ -10,6 +10,7 @@ from vild_jax.data import class_lists
 from vild_jax.eval import detections, protocols, recall, summary
 from vild_jax.eval import truth as truth_lib
 from vild_jax.eval.truth import Split, Truth
+from vild_jax.runtime import collector
 
 
 def score(
@@ -38,6 +39,18 @@ def score(
   Raises:
     DataError: a file cannot be read or does not fit.
   """
+  with collector.off():
+    return _score(annotations, results, protocol, base, ignore_unknown, out)
+
+
+def _score(
+  annotations: str | Path,
+  results: str | Path,
+  protocol: str,
+  base: str | Path | None,
+  ignore_unknown: bool,
+  out: Path | None,
+) -> dict[str, Any]:
   truth = truth_lib.read(annotations)
   split = _split(truth, protocol, base)
   if protocol == 'proposals' and Path(results).is_dir():
