@@ -51,8 +51,8 @@ def perfect(config, variables, classes, trained_on, dataset, mesh, timer):
     )
 
 
-def evaluate(dataset, out, protocol, words=WORDS):
-  config = tiny.config(f'evaluation.protocol={protocol}', 'model.region_head.embedding_dim=80')
+def evaluate(dataset, out, protocol, *more, words=WORDS):
+  config = tiny.config(f'evaluation.protocol={protocol}', 'model.region_head.embedding_dim=80', *more)
   return evaluation.evaluate(
     config, {}, words, words, dataset, out, mesh=sharding.make_mesh(config.mesh), predict=perfect
   )
@@ -72,6 +72,15 @@ def test_open_vocabulary_coco_is_scored_on_the_categories_of_the_vocabulary(data
   assert {r['category_id'] for r in json.loads((tmp_path / 'results.json').read_text())} == {CAT, PERSON, CUP}
 
 
+def test_pictures_without_a_scored_object_are_left_out_if_the_config_says_so(dataset, tmp_path, capsys):
+  """The picture of the hot dog, which is neither base nor novel, and the one without objects."""
+  metrics = evaluate(dataset, tmp_path, 'coco', 'evaluation.only_with_objects=true')
+  said = capsys.readouterr().err
+  assert '2 of 4 pictures show an object of a scored category (evaluation.only_with_objects)' in said
+  assert metrics['images'] == 2
+  assert {r['image_id'] for r in json.loads((tmp_path / 'results.json').read_text())} == {5, 11}
+
+
 def test_by_the_lvis_protocol_a_category_without_a_row_is_an_error(dataset, tmp_path):
   with pytest.raises(
     DataError,
@@ -85,4 +94,4 @@ def test_by_the_lvis_protocol_a_category_without_a_row_is_an_error(dataset, tmp_
 def test_a_vocabulary_of_none_of_the_categories_is_an_error(dataset, tmp_path):
   strangers = VocabularyFile(np.eye(2, 80), ('dodo', 'roc'), np.array([True, False]), 'made up', '')
   with pytest.raises(DataError, match=r"80 categories .* 'person' for one; expected a row for some"):
-    evaluate(dataset, tmp_path / 'out', 'coco', strangers)
+    evaluate(dataset, tmp_path / 'out', 'coco', words=strangers)

@@ -82,6 +82,9 @@ def evaluate(
   vocabulary_lib.check_dimension(classes, config)
   categories = scored_categories(dataset.categories, classes, config.evaluation.protocol)
   category_of_row = category_ids(categories, classes)
+  if config.evaluation.only_with_objects:
+    what = 'a scored category (evaluation.only_with_objects)'
+    dataset = sources.showing(dataset, [c.id for c in categories], what, quiet=jax.process_index() > 0)
   truth = _restricted(sources.to_lvis_json(dataset), categories)
   if config.evaluation.protocol == 'lvis':
     lvis.check_federated(truth['images'], truth['categories'], dataset.folder)  # before the detection, which takes long
