@@ -35,7 +35,7 @@ def _programs(config):
   yield make_propose_step(config, mesh).lower(variables, batch.image)
 
 
-@pytest.mark.parametrize('precision', ['highest', 'high'])
+@pytest.mark.parametrize('precision', ['highest', pytest.param('high', marks=pytest.mark.slow)])
 def test_every_product_has_the_precision_of_the_config(precision):
   for lowered in _programs(tiny.config(*ENSEMBLE, f'model.precision={precision}')):
     found = _products(lowered)
