@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import small_set, tiny
 from vild_jax.data import class_lists, prepare, sources
 from vild_jax.data.schema import DataError
+from vild_jax.eval import shards
 from vild_jax.inference import evaluation
 from vild_jax.train import sharding
 from vild_jax.vocabulary import VocabularyFile
@@ -51,10 +52,10 @@ def perfect(config, variables, classes, trained_on, dataset, mesh, timer):
     )
 
 
-def evaluate(dataset, out, protocol, *more, words=WORDS):
+def evaluate(dataset, out, protocol, *more, words=WORDS, predict=perfect, variables=None):
   config = tiny.config(f'evaluation.protocol={protocol}', 'model.region_head.embedding_dim=80', *more)
   return evaluation.evaluate(
-    config, {}, words, words, dataset, out, mesh=sharding.make_mesh(config.mesh), predict=perfect
+    config, variables or {}, words, words, dataset, out, mesh=sharding.make_mesh(config.mesh), predict=predict
   )
 
 
@@ -79,6 +80,37 @@ def test_pictures_without_a_scored_object_are_left_out_if_the_config_says_so(dat
   assert '2 of 4 pictures show an object of a scored category (evaluation.only_with_objects)' in said
   assert metrics['images'] == 2
   assert {r['image_id'] for r in json.loads((tmp_path / 'results.json').read_text())} == {5, 11}
+
+
+def test_a_killed_evaluation_goes_on_and_ends_as_one_without_a_break(dataset, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(shards, '_PICTURES', 1)
+  monkeypatch.setattr(evaluation, '_WAITING', 0)
+  settings = ('coco', 'evaluation.batch_size=1', 'mesh.data=1')
+  asked = []
+
+  def counting(config, variables, classes, trained_on, pictures, mesh, timer):
+    asked.append(len(pictures))
+    for n, found in enumerate(perfect(config, variables, classes, trained_on, pictures, mesh, timer)):
+      if len(asked) == 1 and n == 3:
+        raise KeyboardInterrupt
+      yield found
+
+  whole = evaluate(dataset, tmp_path / 'whole', *settings)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate(dataset, tmp_path / 'broken', *settings, predict=counting)
+  assert (tmp_path / 'broken' / 'unfinished' / 'job.json').is_file()
+  for more, what in ((('data.image_size=128',), 'config'), (('model.temperature=0.5',), 'config')):
+    with pytest.raises(DataError, match=f'an unfinished evaluation of which the {what} differs'):
+      evaluate(dataset, tmp_path / 'broken', *settings, *more, predict=counting)
+  with pytest.raises(DataError, match='of which the weights differs'):
+    evaluate(dataset, tmp_path / 'broken', *settings, predict=counting, variables={'w': np.ones(3)})
+  assert asked == [4]
+  capsys.readouterr()
+  resumed = evaluate(dataset, tmp_path / 'broken', *settings, predict=counting)
+  assert asked[1] < 4 and f'going on with {4 - asked[1]} of 4 shards' in capsys.readouterr().err
+  assert resumed == whole | {'seconds_per_image': resumed['seconds_per_image']}
+  texts = [(tmp_path / name / 'results.json').read_bytes() for name in ('whole', 'broken')]
+  assert texts[0] == texts[1] and not (tmp_path / 'broken' / 'unfinished').exists()
 
 
 def test_by_the_lvis_protocol_a_category_without_a_row_is_an_error(dataset, tmp_path):

@@ -21,11 +21,11 @@ __all__ = [
   'PreparedDataset',
   'Subset',
   'decode_mask',
+  'ground_truth',
   'open_dataset',
   'prepared_folder',
   'read_metadata',
   'showing',
-  'to_lvis_json',
 ]
 
 # Only one thread at a time may import TFDS. During its import TFDS replaces `import` in the whole process by a lazy
@@ -246,8 +246,8 @@ def open_dataset(path: str | Path, split: str) -> PreparedDataset:
   return PreparedDataset(path, split)
 
 
-def to_lvis_json(dataset: PreparedDataset | Subset) -> dict[str, Any]:
-  """Returns the ground truth of a split in LVIS's format, for evaluation.
+def ground_truth(dataset: PreparedDataset) -> tuple[dict[str, Any], list[int]]:
+  """Returns the ground truth of a split in LVIS's format, for evaluation, and the image ids in the split's order.
 
   It has xywh boxes, areas, segmentations and the federated lists. Categories have a `frequency` if the data set has
   frequencies, and objects a `segmentation` if they have a mask. Boxes and areas equal those of the annotation file, up
@@ -284,9 +284,10 @@ def to_lvis_json(dataset: PreparedDataset | Subset) -> dict[str, Any]:
     | ({'frequency': c.frequency} if c.frequency else {})
     for c in dataset.categories
   ]
-  return {
+  tree = {
     'info': dataset.info,
     'images': sorted(images, key=lambda image: image['id']),
     'annotations': sorted(annotations, key=lambda annotation: annotation['id']),
     'categories': categories,
   }
+  return tree, [image['id'] for image in images]

@@ -46,11 +46,11 @@ class Codes:
   def joined(cls, parts: Sequence[Codes]) -> Codes:
     """Joins several of these."""
     offset = np.cumsum([0, *(len(part.text) for part in parts)])[:-1]
-    move = lambda name: np.concatenate(
+    shifted = lambda name: np.concatenate(
       [np.zeros(0, np.int64), *(getattr(part, name) + o for part, o in zip(parts, offset, strict=True))]
     )
     areas = np.concatenate([np.zeros(0), *(part.areas for part in parts)])
-    return cls(b''.join(part.text for part in parts), move('start'), move('end'), areas)
+    return cls(b''.join(part.text for part in parts), shifted('start'), shifted('end'), areas)
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,12 @@ class ResultsWriter:
   def write(self, image_id: int, results: Sequence[Result]) -> None:
     """Appends all results of one picture."""
     del image_id  # every result has it
-    for result in results:
-      self._file.write(('\n' if self.count == 0 else ',\n') + json.dumps(result, allow_nan=False))
+    self.write_lines([json.dumps(result, allow_nan=False) for result in results])
+
+  def write_lines(self, results: Sequence[str]) -> None:
+    """Appends results that are JSON already."""
+    for line in results:
+      self._file.write(('\n' if self.count == 0 else ',\n') + line)
       self.count += 1
 
   def __exit__(self, *error: Any) -> None:

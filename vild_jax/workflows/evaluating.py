@@ -110,6 +110,7 @@ def evaluate(
       mesh=mesh,
       predict=predict,
       folders=defaults.HEAD_FOLDERS if scores == defaults.HEADS else crop_baselines.folders(scores),
+      scores=scores,
     )
     if metrics is None:
       return None
