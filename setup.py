@@ -18,14 +18,15 @@ setup(
     'absl-py>=2.1',
     'array_record>=0.8.3',
     'clu>=0.0.12',
-    'faster-coco-eval>=1.8.0',
     'flax>=0.12.8',
     'ftfy>=6.2',
     'grain>=0.2.18',
+    'hotcoco>=1.3',
     'importlib_resources>=6.0',  # TFDS imports it when it prepares a data set, and does not declare it
     'jax>=0.10.2',
     'jaxtyping>=0.3.0',
     'matplotlib>=3.9',
+    'msgspec>=0.19',
     'numpy>=2.0',
     'opencv-python-headless>=4.10.0.84',
     'optax>=0.2.8',
@@ -50,6 +51,14 @@ setup(
       'tensorflow>=2.21',
     ],
     'hub': ['huggingface_hub>=0.30'],  # teachers by their name on the Hugging Face hub, in place of a folder
-    'test': ['beartype>=0.19', 'pytest>=8.2', 'pytest-xdist>=3.6.1', 'pyyaml>=6.0', 'ruff>=0.17', 'tensorboard>=2.19'],
+    'test': [
+      'beartype>=0.19',
+      'faster-coco-eval>=1.8.0',
+      'pytest>=8.2',
+      'pytest-xdist>=3.6.1',
+      'pyyaml>=6.0',
+      'ruff>=0.17',
+      'tensorboard>=2.19',
+    ],
   },
 )

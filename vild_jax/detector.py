@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from vild_jax.config import Config, Model
-from vild_jax.core import anchors, boxes, nms, openvocab, proposals, roi_align
+from vild_jax.core import anchors, boxes, nms, openvocab, precision, proposals, roi_align
 from vild_jax.nn.fpn import FPN
 from vild_jax.nn.heads import MaskHead, RegionHead, RPNHead
 from vild_jax.nn.layers import BACKGROUND_INIT
@@ -370,10 +370,9 @@ def predict(
   Returns:
     Detections in network pixels, K = config.model.postprocess.max_detections rows, best first.
   """
-  image_size = jnp.asarray(image_size, jnp.float32)
-  outputs = predict_batch(config.model, variables, image[None], image_size[None], vocabulary)
-  detections, intermediates = jax.tree.map(lambda x: x[0], outputs)
-  return (detections, intermediates) if return_intermediates else detections
+  size = jnp.asarray(image_size, jnp.float32)
+  outputs = jax.tree.map(lambda x: x[0], predict_batch(config.model, variables, image[None], size[None], vocabulary))
+  return outputs if return_intermediates else outputs[0]
 
 
 def _pool(features: dict[int, Array], rois: Array, *, size: int, per_image: PerImage) -> Array:
@@ -394,7 +393,8 @@ def _on_regions(
 
 def _apply(model: Model, variables: Any, method: Callable, *args: Any, train: bool) -> tuple[Any, Any]:
   """Applies one network; in training the returned variables carry the updated batch statistics."""
-  if not train:
-    return ViLD(model).apply(variables, *args, train=False, method=method), variables
-  outputs, updated = ViLD(model).apply(variables, *args, train=True, method=method, mutable=['batch_stats'])
+  with precision.matmuls(model.precision):
+    if not train:
+      return ViLD(model).apply(variables, *args, train=False, method=method), variables
+    outputs, updated = ViLD(model).apply(variables, *args, train=True, method=method, mutable=['batch_stats'])
   return outputs, {**variables, **updated}

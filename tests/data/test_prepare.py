@@ -300,7 +300,7 @@ def test_photographs_lose_nothing(shared, tmp_path):
   for stem in ('instances_val2017', 'lvis_v1_style_val'):
     given = json.loads((photos / 'annotations' / f'{stem}.json').read_text())
     version = prepare.prepare(photos / 'annotations' / f'{stem}.json', photos, tmp_path / 'out')
-    found = sources.to_lvis_json(sources.open_dataset(version, 'val'))
+    found, _ = sources.ground_truth(sources.open_dataset(version, 'val'))
     assert [i['id'] for i in found['images']] == sorted(i['id'] for i in given['images'])
     lists = {i['id']: (i['neg_category_ids'], i['not_exhaustive_category_ids']) for i in found['images']}
     for image in given['images']:

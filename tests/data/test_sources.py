@@ -331,7 +331,7 @@ def test_objects_without_masks_are_evaluated_by_box_alone(tmp_path, without):
       annotation['segmentation'] = []
   prepare.prepare(*small_set.write(tmp_path, tree), tmp_path / 'out')
   dataset = sources.open_dataset(tmp_path / 'out', 'train')
-  truth = sources.to_lvis_json(dataset)
+  truth, _ = sources.ground_truth(dataset)
   assert [a['id'] for a in truth['annotations'] if 'segmentation' not in a] == sorted(without) and not dataset.has_masks
   found = []
   for a in truth['annotations']:
@@ -348,7 +348,7 @@ def test_objects_without_masks_are_evaluated_by_box_alone(tmp_path, without):
 def test_ground_truth_comes_back_as_lvis_json(prepared):
   folder, _ = prepared
   given = small_set.annotations()
-  found = sources.to_lvis_json(sources.open_dataset(folder / 'out', 'train'))
+  found, _ = sources.ground_truth(sources.open_dataset(folder / 'out', 'train'))
   json.dumps(found)
   assert [i['id'] for i in found['images']] == [5, 7, 11, 300]
   assert {i['id']: (i['height'], i['width']) for i in found['images']} == small_set.SIZES

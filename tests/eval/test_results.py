@@ -12,8 +12,6 @@ from tests.helpers.results import write_results
 from vild_jax.data.schema import DataError
 from vild_jax.eval import paste, results
 
-SIZES, CATEGORIES = {7: (40, 50), 8: (30, 30)}, {1, 5}
-
 
 def _detections():
   boxes = np.array([[2, 4, 22.5, 34.25], [0, 0, 0, 0], [10, 5, 39, 49]], np.float32)
@@ -31,7 +29,6 @@ def test_only_valid_rows_become_results_in_the_formats_own_terms(tmp_path):
   path = tmp_path / 'sub' / 'results.json'
   write_results(path, rows)
   assert json.loads(path.read_text()) == rows
-  assert results.read_results(path, SIZES, CATEGORIES) == rows
   boxes_alone = results.detections_to_results(7, boxes, scores, categories, None, (40, 50))
   assert len(boxes_alone) == 3 and 'segmentation' not in boxes_alone[0]
 
@@ -59,46 +56,3 @@ def test_numbers_that_are_none_are_not_written():
   scores[1] = np.nan
   with pytest.raises(DataError, match='picture 7'):
     results.detections_to_results(7, boxes, scores, categories, masks, (40, 50))
-
-
-@pytest.mark.parametrize(
-  ('change', 'message'),
-  [
-    ({'image_id': 9}, 'image_id 9 is unknown; expected one of 2'),
-    ({'category_id': 2}, 'category_id 2 is unknown'),
-    ({'score': float('nan')}, 'score is nan; expected a finite number'),
-    ({'score': 'high'}, "score is 'high'"),
-    ({'bbox': [1, 2, 3]}, 'expected four finite numbers'),
-    ({'bbox': [1, 2, -3, 4]}, 'not negative'),
-    ({'segmentation': {'size': [50, 40], 'counts': '0'}}, r'size \[50, 40\]; expected \[40, 50\]'),
-    ({'segmentation': {'size': [40, 50], 'counts': 'PT\\o0'}}, 'broken run-length code'),
-    ({'segmentation': [[1, 2, 3, 4, 5, 6]]}, 'expected a compressed run-length code'),
-  ],
-)
-def test_a_bad_detection_is_named(change, message):
-  good = {'image_id': 7, 'category_id': 5, 'bbox': [1, 2, 3, 4], 'score': 0.5}
-  assert results.read_results([good], SIZES, CATEGORIES) == [good]
-  with pytest.raises(DataError, match=f'detection 1: .*{message}') as error:
-    results.read_results([good, good | change], SIZES, CATEGORIES)
-  assert '\n' not in str(error.value)
-
-
-def test_files_that_hold_no_results_are_named(tmp_path):
-  for content, message in (
-    ('{"a": ', 'is not JSON'),
-    ('{"a": 1}', 'holds a dict; expected a list'),
-    ('[3]', 'detection 0: found 3'),
-    ('[{"image_id": 7, "score": 1}]', 'expected image_id'),
-  ):
-    (tmp_path / 'r.json').write_text(content)
-    with pytest.raises(DataError, match=message) as error:
-      results.read_results(tmp_path / 'r.json', SIZES, CATEGORIES)
-    assert 'r.json' in str(error.value) and '\n' not in str(error.value)
-  with pytest.raises(DataError, match='is not a file'):
-    results.read_results(tmp_path / 'absent.json', SIZES, CATEGORIES)
-  half = [
-    {'image_id': 7, 'category_id': 5, 'score': 1, 'bbox': [0, 0, 1, 1]},
-    {'image_id': 7, 'category_id': 5, 'score': 1, 'segmentation': {'size': [40, 50], 'counts': '`n1'}},
-  ]
-  with pytest.raises(DataError, match=r"no '(segmentation|bbox)'; expected one"):
-    results.read_results(half, SIZES, CATEGORIES)

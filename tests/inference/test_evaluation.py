@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from tests.helpers import small_set, tiny
 from vild_jax.data import class_lists, prepare, sources
 from vild_jax.data.schema import DataError
-from vild_jax.eval import results
+from vild_jax.eval import shards
 from vild_jax.inference import evaluation
 from vild_jax.train import sharding
 from vild_jax.vocabulary import VocabularyFile
@@ -50,10 +52,10 @@ def perfect(config, variables, classes, trained_on, dataset, mesh, timer):
     )
 
 
-def evaluate(dataset, out, protocol, words=WORDS):
-  config = tiny.config(f'evaluation.protocol={protocol}', 'model.region_head.embedding_dim=80')
+def evaluate(dataset, out, protocol, *more, words=WORDS, predict=perfect, variables=None):
+  config = tiny.config(f'evaluation.protocol={protocol}', 'model.region_head.embedding_dim=80', *more)
   return evaluation.evaluate(
-    config, {}, words, words, dataset, out, mesh=sharding.make_mesh(config.mesh), predict=perfect
+    config, variables or {}, words, words, dataset, out, mesh=sharding.make_mesh(config.mesh), predict=predict
   )
 
 
@@ -68,7 +70,47 @@ def test_open_vocabulary_coco_is_scored_on_the_categories_of_the_vocabulary(data
   instances = {row['id']: row['instances'] for row in metrics['per_category'] if row['instances']}
   assert instances == {CAT: 1, PERSON: 1} and metrics['images'] == 4
   assert metrics['box']['AP50'] == metrics['box']['AP50_base'] == metrics['box']['AP50_novel'] == pytest.approx(1)
-  assert {r['category_id'] for r in results.read_json(tmp_path / 'results.json', '')} == {CAT, PERSON, CUP}
+  assert {r['category_id'] for r in json.loads((tmp_path / 'results.json').read_text())} == {CAT, PERSON, CUP}
+
+
+def test_pictures_without_a_scored_object_are_left_out_if_the_config_says_so(dataset, tmp_path, capsys):
+  """The picture of the hot dog, which is neither base nor novel, and the one without objects."""
+  metrics = evaluate(dataset, tmp_path, 'coco', 'evaluation.only_with_objects=true')
+  said = capsys.readouterr().err
+  assert '2 of 4 pictures show an object of a scored category (evaluation.only_with_objects)' in said
+  assert metrics['images'] == 2
+  assert {r['image_id'] for r in json.loads((tmp_path / 'results.json').read_text())} == {5, 11}
+
+
+def test_a_killed_evaluation_goes_on_and_ends_as_one_without_a_break(dataset, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(shards, '_PICTURES', 1)
+  monkeypatch.setattr(evaluation, '_WAITING', 0)
+  settings = ('coco', 'evaluation.batch_size=1', 'mesh.data=1')
+  asked = []
+
+  def counting(config, variables, classes, trained_on, pictures, mesh, timer):
+    asked.append(len(pictures))
+    for n, found in enumerate(perfect(config, variables, classes, trained_on, pictures, mesh, timer)):
+      if len(asked) == 1 and n == 3:
+        raise KeyboardInterrupt
+      yield found
+
+  whole = evaluate(dataset, tmp_path / 'whole', *settings)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate(dataset, tmp_path / 'broken', *settings, predict=counting)
+  assert (tmp_path / 'broken' / 'unfinished' / 'job.json').is_file()
+  for more, what in ((('data.image_size=128',), 'config'), (('model.temperature=0.5',), 'config')):
+    with pytest.raises(DataError, match=f'an unfinished evaluation of which the {what} differs'):
+      evaluate(dataset, tmp_path / 'broken', *settings, *more, predict=counting)
+  with pytest.raises(DataError, match='of which the weights differs'):
+    evaluate(dataset, tmp_path / 'broken', *settings, predict=counting, variables={'w': np.ones(3)})
+  assert asked == [4]
+  capsys.readouterr()
+  resumed = evaluate(dataset, tmp_path / 'broken', *settings, predict=counting)
+  assert asked[1] < 4 and f'going on with {4 - asked[1]} of 4 shards' in capsys.readouterr().err
+  assert resumed == whole | {'seconds_per_image': resumed['seconds_per_image']}
+  texts = [(tmp_path / name / 'results.json').read_bytes() for name in ('whole', 'broken')]
+  assert texts[0] == texts[1] and not (tmp_path / 'broken' / 'unfinished').exists()
 
 
 def test_by_the_lvis_protocol_a_category_without_a_row_is_an_error(dataset, tmp_path):
@@ -84,4 +126,4 @@ def test_by_the_lvis_protocol_a_category_without_a_row_is_an_error(dataset, tmp_
 def test_a_vocabulary_of_none_of_the_categories_is_an_error(dataset, tmp_path):
   strangers = VocabularyFile(np.eye(2, 80), ('dodo', 'roc'), np.array([True, False]), 'made up', '')
   with pytest.raises(DataError, match=r"80 categories .* 'person' for one; expected a row for some"):
-    evaluate(dataset, tmp_path / 'out', 'coco', strangers)
+    evaluate(dataset, tmp_path / 'out', 'coco', words=strangers)

@@ -29,3 +29,5 @@ TOP_NAMES = 5  # names that `vild-jax classify` prints for each picture
 MODEL, HEADS, CROPS, TEXT_AND_CROPS = SCORES = ('model', 'heads', 'clip-crops', 'text+clip-crops')
 BY_CROPS = (CROPS, TEXT_AND_CROPS)
 HEAD_FOLDERS = ('', 'text_head', 'image_head')  # below the output: the results of the ensemble and of its heads
+# What `vild-jax score` counts; `eval.protocols` defines each.
+PROTOCOLS = ('lvis', 'lvis-fixed', 'coco', 'coco-ovd', 'voc', 'objects365', 'proposals')

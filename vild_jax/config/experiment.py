@@ -94,7 +94,8 @@ class Data:
   in training times a random factor of `scale_range` (large-scale jitter), flipped with probability one half, cropped
   and padded. `batch_size` is global. `workers` is the number of processes that decode; 0 decodes in the training
   process. `repeat_threshold` is for repeat-factor sampling (LVIS: 0.001): pictures of categories that occur in a
-  smaller fraction of the pictures are repeated; 0 shows each picture once in an epoch.
+  smaller fraction of the pictures are repeated; 0 shows each picture once in an epoch. `only_with_objects` leaves out
+  pictures that show no object of a class that training may use, as open-vocabulary COCO is trained.
   """
 
   train: str = ''
@@ -108,6 +109,7 @@ class Data:
   batch_size: int = 256
   workers: int = 8
   repeat_threshold: float = 0.0
+  only_with_objects: bool = False
 
   def __post_init__(self):
     low, high = self.scale_range
@@ -222,13 +224,15 @@ class Evaluation:
   """Configures how `evaluate` runs the model; `batch_size` is global, `protocol` is lvis or coco.
 
   Ground truth smaller than `min_area` square pixels is ignored, and categories with fewer than `min_instances`
-  instances are left out of the averages; the values of both protocols are 0 and 1.
+  instances are left out of the averages; the values of both protocols are 0 and 1. `only_with_objects` leaves out
+  pictures that show no object of a scored category, as open-vocabulary COCO is scored.
   """
 
   batch_size: int = 8
   protocol: str = 'lvis'
   min_area: float = 0.0
   min_instances: int = 1
+  only_with_objects: bool = False
 
   def __post_init__(self):
     require(self.protocol in ('lvis', 'coco'), 'evaluation.protocol', self.protocol, 'lvis or coco')

@@ -142,7 +142,9 @@ class Postprocess:
 class Model:
   """Configures the detector.
 
-  `dtype` is the type of convolutions and matmuls; boxes, scores and losses are always float32.
+  `dtype` is the type of convolutions and matmuls; boxes, scores and losses are always float32. `precision` is that of
+  float32 products on accelerators, where 'default' rounds them to bfloat16 (TPU) or TF32 (GPU) and 'highest' does not;
+  a checkpoint may be evaluated with another one than it was trained with.
   `image_head=True` makes it a ViLD-ensemble: a second region head, without boxes, learns from the teacher alone.
   `background=False` makes it a ViLD-image: its one head learns classes from the teacher alone, no background is
   learned, and the scores are a softmax over the classes without the background. The parameter of the background still
@@ -161,8 +163,11 @@ class Model:
   temperature: float = 0.01
   batch_norm_momentum: float = 0.997  # of the moving statistics; short trainings need a lower value
   dtype: str = 'float32'
+  precision: str = 'default'
 
   def __post_init__(self):
+    precisions = ('default', 'high', 'highest')
+    require(self.precision in precisions, 'model.precision', self.precision, 'default, high or highest')
     require(self.dtype in ('float32', 'bfloat16'), 'model.dtype', self.dtype, 'float32 or bfloat16')
     require_positive(self, 'model', 'temperature')
     require(

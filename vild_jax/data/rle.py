@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from faster_coco_eval.core import mask as mask_api
+from hotcoco import mask as mask_api
 
 from vild_jax.data.schema import DataError
 

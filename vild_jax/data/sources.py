@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vild_jax.data.annotations import Problems, read_annotations
 from vild_jax.data.rle import decode_mask
 from vild_jax.data.schema import Category, DataError, Example
+from vild_jax.runtime import progress
 
 __all__ = [
   'JsonSource',
   'PreparedDataset',
+  'Subset',
   'decode_mask',
+  'ground_truth',
   'open_dataset',
   'prepared_folder',
   'read_metadata',
-  'to_lvis_json',
+  'showing',
 ]
 
 # Only one thread at a time may import TFDS. During its import TFDS replaces `import` in the whole process by a lazy
@@ -185,6 +192,52 @@ class PreparedDataset:
     return self._opened
 
 
+class Subset:
+  """Holds some pictures of a prepared data set, in their order; otherwise used as one.
+
+  Attributes:
+    dataset: the whole data set.
+    indices: int64 [n], the pictures.
+  """
+
+  def __init__(self, dataset: PreparedDataset, indices: np.ndarray):
+    self.dataset, self.indices = dataset, indices
+    self.folder, self.categories, self.info = dataset.folder, dataset.categories, dataset.info
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> Example:
+    return self.dataset[int(self.indices[index])]
+
+  def __repr__(self) -> str:  # Grain prints it
+    return f'Subset({self.dataset!r}, {len(self)} pictures)'
+
+
+def showing(dataset: PreparedDataset, categories: Collection[int], what: str, *, quiet: bool = False) -> Subset:
+  """Returns the pictures that show an object of one of these category ids, crowds included; says how many on stderr.
+
+  Reads the whole data set once. Raises DataError if there is no such picture.
+
+  Args:
+    dataset: the data set.
+    categories: ids.
+    what: what the categories are, for messages, and which setting asks for it.
+    quiet: say nothing, for all processes but the first.
+  """
+  wanted = np.array(sorted(categories), np.int64)
+  kept = [
+    i
+    for i in progress.track(range(len(dataset)), 'pictures with objects', unit='image', disable=quiet)
+    if np.isin(dataset[i].objects.category_ids, wanted).any()
+  ]
+  if not kept:
+    raise DataError(f'{dataset.folder}: none of the {len(dataset)} pictures shows an object of {what}')
+  if not quiet:
+    print(f'{len(kept):,} of {len(dataset):,} pictures show an object of {what}', file=sys.stderr)
+  return Subset(dataset, np.array(kept, np.int64))
+
+
 def open_dataset(path: str | Path, split: str) -> PreparedDataset:
   """Opens one split of what `vild-jax prepare` wrote; `path` is OUT/NAME/VERSION, OUT/NAME or OUT.
 
@@ -193,8 +246,8 @@ def open_dataset(path: str | Path, split: str) -> PreparedDataset:
   return PreparedDataset(path, split)
 
 
-def to_lvis_json(dataset: PreparedDataset) -> dict[str, Any]:
-  """Returns the ground truth of a split in LVIS's format, for evaluation.
+def ground_truth(dataset: PreparedDataset) -> tuple[dict[str, Any], list[int]]:
+  """Returns the ground truth of a split in LVIS's format, for evaluation, and the image ids in the split's order.
 
   It has xywh boxes, areas, segmentations and the federated lists. Categories have a `frequency` if the data set has
   frequencies, and objects a `segmentation` if they have a mask. Boxes and areas equal those of the annotation file, up
@@ -231,9 +284,10 @@ def to_lvis_json(dataset: PreparedDataset) -> dict[str, Any]:
     | ({'frequency': c.frequency} if c.frequency else {})
     for c in dataset.categories
   ]
-  return {
+  tree = {
     'info': dataset.info,
     'images': sorted(images, key=lambda image: image['id']),
     'annotations': sorted(annotations, key=lambda annotation: annotation['id']),
     'categories': categories,
   }
+  return tree, [image['id'] for image in images]

@@ -6,22 +6,27 @@ accelerator.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vild_jax.config import defaults
 from vild_jax.data.schema import DataError
-from vild_jax.eval import results as results_lib
-from vild_jax.eval import scoring
+from vild_jax.eval import detections, scoring
+from vild_jax.eval import truth as truth_lib
+from vild_jax.eval.found import Found
+from vild_jax.eval.truth import Split, Truth
 
 MAX_DETECTIONS = defaults.MAX_DETECTIONS
+FIXED = 10_000  # detections of a category, by the protocol of Dave et al.
 
 
 def evaluate(
   ground_truth: dict | str | Path,
-  results: list[results_lib.Result] | str | Path,
+  results: list[dict[str, Any]] | str | Path,
   *,
   base_category_ids: Collection[int] | None = None,
   min_area: float = 0.0,
@@ -42,48 +47,76 @@ def evaluate(
   Raises:
     DataError: input that cannot be scored, or ground truth that is not federated.
   """
-  truth, found = scoring.read(ground_truth, results)
-  check_federated(truth, ground_truth if isinstance(ground_truth, str | Path) else 'the ground truth')
-  metrics = scoring.score(
+  truth = truth_lib.read(ground_truth)
+  check_federated(truth.images, truth.categories, truth.name)
+  found = detections.read(results, truth)
+  return _score(
     truth,
-    _listed(truth, _best(found)),
-    federated=True,
-    max_detections=MAX_DETECTIONS,
-    base_category_ids=base_category_ids,
+    found,
+    best_of_pictures(found, MAX_DETECTIONS),
+    MAX_DETECTIONS,
+    split=truth.split(base_category_ids),
     min_area=min_area,
     min_instances=min_instances,
   )
+
+
+def score(truth: Truth, found: Found, base: Split | None = None) -> scoring.Metrics:
+  """Scores checked detections as `evaluate` does; without `base`, rare categories are novel."""
+  best = best_of_pictures(found, MAX_DETECTIONS)
+  return _score(truth, found, best, MAX_DETECTIONS, split=base)
+
+
+def score_fixed(truth: Truth, found: Found, base: Split | None = None) -> scoring.Metrics:
+  """Scores checked detections as Dave et al. 2021 propose: 10,000 of each category count, however many in a picture.
+
+  A limit for each picture makes categories compete for places, so that AP depends on how scores of different
+  categories compare ("Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details").
+  """
+  best = _best(found, found.category, FIXED)
+  return _score(truth, found, best, FIXED, split=base)
+
+
+def _score(truth: Truth, found: Found, best: Found, limit: int, **settings: Any) -> scoring.Metrics:
+  # The official evaluator knows no crowds: it takes each for an object.
+  truth = dataclasses.replace(truth, annotations=[{**a, 'iscrowd': 0} for a in truth.annotations])
+  metrics = scoring.score(truth, listed(truth, best), federated=True, max_detections=limit, **settings)
   return {**metrics, 'detections': len(found)}
 
 
-def check_federated(truth: dict[str, Any], name: str | Path = 'the ground truth') -> None:
+def check_federated(
+  images: Sequence[dict[str, Any]],
+  categories: Sequence[dict[str, Any]],
+  name: str | Path = 'the ground truth',
+  *,
+  instead: str = 'evaluation.protocol=coco',
+) -> None:
   """Raises DataError unless some picture lists categories that it lacks, or there is only one category.
 
   A class is scored only in pictures known to contain it or to lack it. Without pictures known to lack it, no confusion
   with another class would count as an error.
   """
-  if len(truth['categories']) > 1 and not any(image.get('neg_category_ids') for image in truth['images']):
+  if len(categories) > 1 and not any(image.get('neg_category_ids') for image in images):
     raise DataError(
-      f'{name}: none of the {len(truth["images"])} pictures lists categories that it lacks; expected '
-      "LVIS's neg_category_ids, or evaluation.protocol=coco for exhaustive annotations"
+      f'{name}: none of the {len(images)} pictures lists categories that it lacks; expected '
+      f"LVIS's neg_category_ids, or {instead} for exhaustive annotations"
     )
 
 
-def _best(results: list[results_lib.Result]) -> list[results_lib.Result]:
-  """The best 300 of each picture; the library would keep 300 of each picture and category."""
-  pictures: dict[int, list[Any]] = defaultdict(list)
-  for result in results:
-    pictures[result['image_id']].append(result)
-  return [
-    result
-    for picture in pictures.values()
-    for result in sorted(picture, key=lambda result: -result['score'])[:MAX_DETECTIONS]
-  ]
+def best_of_pictures(found: Found, count: int) -> Found:
+  """Returns the `count` detections of each picture with the highest scores; of equal ones, the first in the file."""
+  return _best(found, found.image, count)
 
 
-def _listed(truth: dict[str, Any], results: list[results_lib.Result]) -> list[results_lib.Result]:
-  """Detections of categories that their picture is known to contain or to lack; the library crashes on some others."""
-  listed = {image['id']: set(image.get('neg_category_ids') or ()) for image in truth['images']}
-  for annotation in truth['annotations']:
-    listed[annotation['image_id']].add(annotation['category_id'])
-  return [result for result in results if result['category_id'] in listed[result['image_id']]]
+def _best(found: Found, group: np.ndarray, count: int) -> Found:
+  if np.bincount(group, minlength=1).max() <= count:
+    return found
+  order = np.lexsort((-found.score, group))
+  place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
+  return found.take(np.sort(order[place < count]))
+
+
+def listed(truth: Truth, found: Found) -> Found:
+  """Returns the detections of categories that their picture is known to contain or to lack; no others count."""
+  pairs = found.image.astype(np.int64) * len(truth.categories) + found.category
+  return found.take(np.isin(pairs, truth.listed))

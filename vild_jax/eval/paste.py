@@ -7,11 +7,12 @@ pixel is on where the mask exceeds one half. Only this window is computed; `past
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
-from faster_coco_eval.core import mask as mask_api
+from hotcoco import mask as mask_api
 
 from vild_jax.data import rle
 from vild_jax.data.schema import DataError
@@ -19,21 +20,15 @@ from vild_jax.data.schema import DataError
 
 def paste_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
   """Pastes K masks of probabilities [K, M, M] into boxes [K, 4] yxyx (picture pixels) -> bool [K, height, width]."""
-  _check(masks, boxes)
   pasted = np.zeros((len(masks), height, width), bool)
-  for canvas, mask, corners in zip(pasted, masks, _expand(boxes, masks.shape[1:]), strict=True):
-    window, y, x = _window(mask, corners, height, width)
+  for canvas, (window, y, x) in zip(pasted, _windows(masks, boxes, height, width), strict=True):
     canvas[y : y + window.shape[0], x : x + window.shape[1]] = window
   return pasted
 
 
 def paste_to_rles(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
   """Returns `rle.encode_mask` of every mask of `paste_masks`, from the same arguments, without making the pictures."""
-  _check(masks, boxes)
-  return [
-    _window_rle(*_window(mask, corners, height, width), height, width)
-    for mask, corners in zip(masks, _expand(boxes, masks.shape[1:]), strict=True)
-  ]
+  return [_window_rle(*window, height, width) for window in _windows(masks, boxes, height, width)]
 
 
 def _check(masks: np.ndarray, boxes: np.ndarray) -> None:
@@ -52,27 +47,29 @@ def _expand(boxes: np.ndarray, mask_size: tuple[int, int]) -> np.ndarray:
   return np.concatenate([centre - half, centre + half], axis=1).astype(np.int32)
 
 
-def _window(mask: np.ndarray, corners: np.ndarray, height: int, width: int) -> tuple[np.ndarray, int, int]:
-  """The part of the pasted mask inside the picture, bool [h, w], and the pixel (y, x) where it begins."""
-  y1, x1, y2, x2 = (int(corner) for corner in corners)
-  padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.float32)
-  padded[1:-1, 1:-1] = mask
-  resized = cv2.resize(padded, (max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1))) > 0.5
-  top, bottom = np.clip((y1, y2 + 1), 0, height)
-  left, right = np.clip((x1, x2 + 1), 0, width)
-  return resized[top - y1 : bottom - y1, left - x1 : right - x1], int(top), int(left)
+def _windows(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> Iterator[tuple[np.ndarray, int, int]]:
+  """Yields the part of each pasted mask inside the picture, bool [h, w], and the pixel (y, x) where it begins."""
+  _check(masks, boxes)
+  padded = np.zeros((len(masks), masks.shape[1] + 2, masks.shape[2] + 2), np.float32)
+  padded[:, 1:-1, 1:-1] = masks
+  for mask, (y1, x1, y2, x2) in zip(padded, _expand(boxes, masks.shape[1:]).tolist(), strict=True):
+    window = cv2.resize(mask, (max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1))) > 0.5
+    top, bottom = (min(max(y, 0), height) for y in (y1, y2 + 1))
+    left, right = (min(max(x, 0), width) for x in (x1, x2 + 1))
+    yield window[top - y1 : bottom - y1, left - x1 : right - x1], top, left
 
 
 def _window_rle(window: np.ndarray, y: int, x: int, height: int, width: int) -> dict[str, Any]:
   """The run-length code of a [height, width] picture that is off except in a window at (y, x)."""
-  columns = np.zeros((window.shape[1], window.shape[0] + 2), bool)
-  columns[:, 1:-1] = window.T
-  column, row = np.divmod(np.flatnonzero(columns[:, 1:] ^ columns[:, :-1]), window.shape[0] + 1)
-  changes = (x + column) * height + y + row  # in column-major order: on, off, on, off, ...
-  # A run that reaches the bottom of a column and continues at the top of the next one is a single run.
-  joined = np.flatnonzero(changes[1:-1:2] == changes[2::2]) * 2 + 1
-  changes = np.delete(changes, np.concatenate([joined, joined + 1]))
-  counts = np.diff(changes, prepend=0, append=height * width).tolist()
+  # The columns of the window at full height, one after the other, and a pixel that is off before and after.
+  size = window.shape[1] * height
+  pixels = np.zeros(size + 2, bool)
+  pixels[1:-1].reshape(window.shape[1], height)[:, y : y + window.shape[0]] = window.T
+  changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + x * height
+  counts = np.empty(len(changes) + 1, np.int64)
+  counts[:-1], counts[-1] = changes, height * width
+  counts[1:] -= changes
+  counts = counts.tolist()
   if counts[-1] == 0:
     counts.pop()
   return rle.plain(mask_api.frPyObjects({'size': [height, width], 'counts': counts}, height, width))

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faster_coco_eval.core import mask as mask_api
 
 from vild_jax.data.schema import DataError
 from vild_jax.eval import paste
@@ -87,8 +85,12 @@ class ResultsWriter:
   def write(self, image_id: int, results: Sequence[Result]) -> None:
     """Appends all results of one picture."""
     del image_id  # every result has it
-    for result in results:
-      self._file.write(('\n' if self.count == 0 else ',\n') + json.dumps(result, allow_nan=False))
+    self.write_lines([json.dumps(result, allow_nan=False) for result in results])
+
+  def write_lines(self, results: Sequence[str]) -> None:
+    """Appends results that are JSON already."""
+    for line in results:
+      self._file.write(('\n' if self.count == 0 else ',\n') + line)
       self.count += 1
 
   def __exit__(self, *error: Any) -> None:
@@ -97,76 +99,3 @@ class ResultsWriter:
   def _end(self, kind: Any, *_: Any) -> None:
     if kind is None:
       self._file.write('\n]\n')
-
-
-def read_json(source: Any, what: str) -> Any:
-  """Returns the content of a JSON file, or `source` itself if it is not a path.
-
-  Raises:
-    DataError: if the file cannot be read; `what` says in the message what was expected.
-  """
-  if not isinstance(source, str | Path):
-    return source
-  if not Path(source).is_file():
-    raise DataError(f'{source} is not a file; expected {what}')
-  try:
-    return json.loads(Path(source).read_bytes())
-  except ValueError as error:
-    raise DataError(f'{source} is not JSON ({error}); expected {what}') from None
-
-
-def read_results(source: Any, image_sizes: Mapping[int, tuple[int, int]], category_ids: set[int]) -> list[Result]:
-  """Reads and checks results.
-
-  Args:
-    source: a path, or a list of results.
-    image_sizes: {image id: (height, width)} of the ground truth.
-    category_ids: the categories of the ground truth.
-
-  Raises:
-    DataError: names the first detection that cannot be scored, and the reason.
-  """
-  results = read_json(source, 'a results JSON: a list of detections')
-  name = source if isinstance(source, str | Path) else 'results'
-  if not isinstance(results, list):
-    raise DataError(f'{name} holds a {type(results).__name__}; expected a list of detections')
-  for i, result in enumerate(results):
-    problem = _problem(result, image_sizes, category_ids)
-    if problem:
-      raise DataError(f'{name}, detection {i}: {problem}')
-  for key in ('bbox', 'segmentation'):
-    missing = next((i for i, result in enumerate(results) if key not in result), None)
-    if missing is not None and any(key in result for result in results):
-      raise DataError(f'{name}, detection {missing}: no {key!r}; expected one for every detection or for none')
-  return results
-
-
-def _problem(result: Any, image_sizes: Mapping[int, tuple[int, int]], category_ids: set[int]) -> str:
-  """The reason why a result cannot be scored; empty if it can."""
-  if not isinstance(result, dict) or not ({'image_id', 'category_id', 'score'} <= result.keys()):
-    return f'found {str(result)[:80]}; expected image_id, category_id, score and bbox or segmentation'
-  size = image_sizes.get(result['image_id'])
-  if size is None:
-    return f'image_id {result["image_id"]!r} is unknown; expected one of {len(image_sizes)} of the ground truth'
-  if result['category_id'] not in category_ids:
-    return f'category_id {result["category_id"]!r} is unknown; expected one of {len(category_ids)} of the ground truth'
-  if not _finite(result['score']):
-    return f'score is {result["score"]!r}; expected a finite number'
-  box, rle = result.get('bbox'), result.get('segmentation')
-  if box is None and rle is None:
-    return 'neither bbox nor segmentation; expected one or both'
-  if box is not None and not (len(box) == 4 and all(map(_finite, box)) and min(box[2:]) >= 0):
-    return f'bbox is {box}; expected four finite numbers [x, y, width, height], the last two not negative'
-  if rle is not None and not (isinstance(rle, dict) and isinstance(rle.get('counts'), str | bytes)):
-    return f'segmentation is {str(rle)[:60]}; expected a compressed run-length code'
-  if rle is not None and tuple(rle['size']) != size:
-    return f"segmentation has size {list(rle['size'])}; expected {list(size)}, the picture's height and width"
-  try:
-    rle is not None and mask_api.area(rle)
-  except ValueError as error:
-    return f'segmentation is a broken run-length code ({error}); expected one of {size[0] * size[1]} pixels'
-  return ''
-
-
-def _finite(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Computes average precision from results and ground truth, by faster-coco-eval, for the protocols lvis and coco.
+"""Computes average precision from results and ground truth, by hotcoco, for the protocols lvis and coco.
 
 Everything is keyed by id, because names may repeat once they are cleaned. Metrics are fractions; a metric over no
 category is None. The ground truth is LVIS- or COCO-format JSON.
@@ -6,79 +6,41 @@ category is None. The ground truth is LVIS- or COCO-format JSON.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+import hotcoco
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 
 from vild_jax.data.schema import DataError
-from vild_jax.eval import results as results_lib
+from vild_jax.eval.found import Found
+from vild_jax.eval.truth import Split, Truth
 
 Metrics = dict[str, Any]
 _AREAS = ('all', 'small', 'medium', 'large')
-
-
-def read(
-  ground_truth: dict | str | Path, results: list[results_lib.Result] | str | Path
-) -> tuple[dict[str, Any], list[results_lib.Result]]:
-  """Reads and checks ground truth and the results that belong to it.
-
-  Raises:
-    DataError: if a file is not JSON, a field is missing, or a picture or category is unknown; it names the first one.
-  """
-  truth = _read_ground_truth(ground_truth)
-  sizes = {image['id']: (image['height'], image['width']) for image in truth['images']}
-  return truth, results_lib.read_results(results, sizes, {category['id'] for category in truth['categories']})
-
-
-def _read_ground_truth(source: dict | str | Path) -> dict[str, Any]:
-  """Reads LVIS- or COCO-format JSON and numbers annotations 1, 2, ...: files repeat ids, the evaluator misreads 0."""
-  tree = results_lib.read_json(source, 'LVIS- or COCO-format ground truth')
-  name = source if isinstance(source, str | Path) else 'the ground truth'
-  fields = {
-    'images': {'id', 'height', 'width'},
-    'categories': {'id', 'name'},
-    'annotations': {'image_id', 'category_id', 'bbox', 'area'},
-  }
-  for key, expected in fields.items():
-    if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-      raise DataError(f'{name} has no list {key!r}; expected LVIS- or COCO-format ground truth')
-    for i, entry in enumerate(tree[key]):
-      missing = expected - entry.keys()
-      if missing:
-        raise DataError(f'{name}, {key}[{i}]: no {min(missing)!r}; expected {", ".join(sorted(expected))}')
-  image_ids = {image['id'] for image in tree['images']}
-  category_ids = {category['id'] for category in tree['categories']}
-  annotations = []
-  for i, annotation in enumerate(tree['annotations']):
-    for key, known in (('image_id', image_ids), ('category_id', category_ids)):
-      if annotation[key] not in known:
-        raise DataError(f'{name}, annotations[{i}]: {key} {annotation[key]!r} is unknown; expected one of {len(known)}')
-    annotations.append({**annotation, 'id': i + 1})
-  return {'images': tree['images'], 'annotations': annotations, 'categories': tree['categories']}
+_KINDS = {'box': 'bbox', 'mask': 'segm'}  # the names of the evaluator
 
 
 def score(
-  ground_truth: dict[str, Any],
-  results: list[results_lib.Result],
+  truth: Truth,
+  found: Found,
   *,
   federated: bool,
   max_detections: int,
-  base_category_ids: Collection[int] | None,
-  min_area: float,
-  min_instances: int,
+  split: Split | None = None,
+  min_area: float = 0.0,
+  min_instances: int = 1,
 ) -> Metrics:
   """Scores checked results against checked ground truth.
 
   Args:
-    ground_truth: from `read`.
-    results: from `read`.
+    truth: from `truth.read`.
+    found: from `detections.read`.
     federated: score a category only in pictures known to contain it or to lack it (LVIS).
     max_detections: for each picture and category.
-    base_category_ids: None means all that are not rare, if the categories have a frequency.
+    split: which categories are base and novel; None: rare ones are novel, if the categories have a frequency.
     min_area: smaller ground truth (square pixels) is ignored, and so are smaller detections that match nothing.
     min_instances: categories with fewer instances (of at least `min_area`, without crowds) are left out of averages.
 
@@ -89,14 +51,14 @@ def score(
     [101], 'mask' [101]}, the precision at IoU 0.5, averaged over categories.
 
   Raises:
-    DataError: if a base category is unknown.
+    DataError: if a category of the split is unknown.
   """
-  categories = sorted(ground_truth['categories'], key=lambda category: category['id'])
+  categories = truth.categories
   frequencies = np.array([category.get('frequency', '') for category in categories])
-  is_base = _base(categories, frequencies, base_category_ids)
+  is_base, is_novel = _groups(categories, frequencies, split)
   counts = Counter(
     annotation['category_id']
-    for annotation in ground_truth['annotations']
+    for annotation in truth.annotations
     if not annotation.get('iscrowd', 0) and annotation['area'] >= min_area
   )
   instances = np.array([counts[category['id']] for category in categories], int)
@@ -106,83 +68,120 @@ def score(
       'id': category['id'],
       'name': category['name'],
       'frequency': str(frequency),
-      'base': None if is_base is None else bool(is_base[k]),
+      'base': bool(is_base[k]) if is_base[k] or is_novel[k] else None,
       'instances': int(instances[k]),
     }
     for k, (category, frequency) in enumerate(zip(categories, frequencies, strict=True))
   ]
   metrics: Metrics = {
-    'images': len(ground_truth['images']),
-    'detections': len(results),
+    'images': len(truth.images),
+    'detections': len(found),
     'per_category': rows,
     'curves': {'recall': np.linspace(0, 1, 101).tolist()},
   }
   for kind, key in (('box', 'bbox'), ('mask', 'segmentation')):
     # Even one object without a mask makes the result None: it would count as missed, and if it is a crowd, detections
     # inside it would count as wrong.
-    if not (
-      all(annotation.get(key) for annotation in ground_truth['annotations'])
-      and all(result.get(key) is not None for result in results)
-    ):
+    given = found.boxes if kind == 'box' else found.codes
+    if given is None or not all(annotation.get(key) for annotation in truth.annotations):
       metrics[kind] = metrics['curves'][kind] = None
       for row in rows:
         row[f'{kind}_AP'] = row[f'{kind}_AP50'] = None
       continue
-    table = _precision(ground_truth, results, key, federated, max_detections, min_area)
-    metrics[kind] = _summary(table, counted, frequencies, is_base)
+    table = precision(truth, found, kind, federated=federated, max_detections=max_detections, min_area=min_area)
+    metrics[kind] = _summary(table, counted, frequencies, is_base, is_novel)
     metrics['curves'][kind] = _curve(table[0, :, counted, 0])
     for k, row in enumerate(rows):
       row[f'{kind}_AP'], row[f'{kind}_AP50'] = _mean(table[:, :, k, 0]), _mean(table[0, :, k, 0])
   return metrics
 
 
-def _base(
-  categories: list[dict], frequencies: np.ndarray, base_category_ids: Collection[int] | None
-) -> np.ndarray | None:
-  """Which categories are base, bool [C]; None if that is not known."""
-  if base_category_ids is None:
-    return None if (frequencies == '').all() else frequencies != 'r'
-  base = {int(category_id) for category_id in base_category_ids}
-  unknown = base - {category['id'] for category in categories}
+def _groups(categories: Sequence[dict], frequencies: np.ndarray, split: Split | None) -> tuple[np.ndarray, np.ndarray]:
+  """Which categories are base and which are novel, two bool [C]; none is either if that is not known."""
+  if split is None:
+    rare = frequencies == 'r'
+    return (frequencies != '') & ~rare, rare
+  unknown = (split.base | split.novel) - {category['id'] for category in categories}
   if unknown:
     raise DataError(f'base category {min(unknown)} is unknown; expected ids among the {len(categories)} categories')
-  return np.array([category['id'] in base for category in categories], bool)
+  return tuple(np.array([c['id'] in ids for c in categories], bool) for ids in (split.base, split.novel))
 
 
-def _precision(
-  ground_truth: dict[str, Any],
-  results: list[results_lib.Result],
-  key: str,
-  federated: bool,
-  max_detections: int,
-  min_area: float,
+def precision(
+  truth: Truth, found: Found, kind: str, *, federated: bool, max_detections: int, min_area: float = 0.0
 ) -> np.ndarray:
-  """Precision [10 IoU thresholds, 101 recalls, C, 4 areas]; NaN for a category without ground truth of that area."""
-  # The evaluator changes its input, needs a frequency for every category, and uses the area of the box for a mask if a
-  # detection has a bbox. So it gets copies with only the keys that it needs.
-  keys = ('image_id', 'category_id', 'score', key)
-  truth = COCO(
+  """Returns precision [10 IoU thresholds, 101 recalls, C, 4 areas]; NaN for a category without objects of that area."""
+  table = evaluator(truth, found, kind, federated=federated, max_detections=[max_detections], min_area=min_area)
+  values = np.array(table.eval['precision'])[..., 0]
+  return np.where(values < 0, np.nan, values)
+
+
+def evaluator(
+  truth: Truth,
+  found: Found,
+  kind: str,
+  *,
+  federated: bool,
+  max_detections: Sequence[int],
+  min_area: float = 0.0,
+  classless: bool = False,
+) -> hotcoco.COCOeval:
+  """Matches detections with objects and returns the evaluator, accumulated.
+
+  Args:
+    truth: the ground truth.
+    found: the detections.
+    kind: 'box' or 'mask'.
+    federated: score a category only in pictures known to contain it or to lack it (LVIS).
+    max_detections: numbers of detections of a picture and category, ascending.
+    min_area: smaller ground truth (square pixels) is ignored, and so are smaller detections that match nothing.
+    classless: take all categories for one.
+  """
+  objects = truth.objects(masks=kind == 'mask')
+  if classless:
+    objects = [annotation | {'category_id': 0} for annotation in objects]
+    found = dataclasses.replace(found, category=np.zeros_like(found.category))
+  categories = truth.categories[:1] if classless else truth.categories
+  ground = hotcoco.COCO(
     {
-      **ground_truth,
-      'annotations': [dict(annotation) for annotation in ground_truth['annotations']],
-      'categories': [{**c, 'frequency': c.get('frequency') or 'f'} for c in ground_truth['categories']],
+      'images': truth.images_by_place(),
+      'categories': [{**category, 'id': k} for k, category in enumerate(categories)],
+      'annotations': objects,
     }
   )
-  found = truth.loadRes([{k: result[k] for k in keys} for result in results])
-  evaluator = COCOeval_faster(truth, found, 'bbox' if key == 'bbox' else 'segm', lvis_style=federated)
-  evaluator.params.maxDets = [max_detections]
-  evaluator.params.areaRng[0] = [min_area, 1e10]
-  evaluator.evaluate()
-  evaluator.accumulate()
-  table = np.array(evaluator.eval['precision'])[..., 0]
-  return np.where(table < 0, np.nan, table)
+  matched = hotcoco.COCOeval(ground, _given(ground, truth, found, kind), _KINDS[kind], lvis_style=federated)
+  settings = matched.params
+  settings.max_dets = list(max_detections)
+  settings.area_rng = [[min_area, 1e10], *settings.area_rng[1:]]
+  matched.params = settings
+  matched.evaluate()
+  matched.accumulate()
+  return matched
 
 
-def _summary(table: np.ndarray, counted: np.ndarray, frequencies: np.ndarray, is_base: np.ndarray | None) -> Metrics:
+def _given(ground: hotcoco.COCO, truth: Truth, found: Found, kind: str) -> hotcoco.COCO:
+  """The detections as the evaluator takes them."""
+  boxes = np.zeros((len(found), 4)) if found.boxes is None else found.boxes
+  columns = np.column_stack([found.image, boxes, found.score, found.category]).astype(np.float64)
+  # Without a limit of its own, the evaluator would take the best 300 of each picture in the style of LVIS.
+  if kind == 'box' or not len(found):
+    return ground.load_res(columns).cap_detections_per_image(None)
+  sizes = truth.sizes
+  codes = [
+    {'size': sizes[i], 'counts': code} for i, code in zip(found.image.tolist(), found.codes.strings(), strict=True)
+  ]
+  given = ground.load_res(columns, segmentation=codes)
+  # The evaluator would take the area of the box.
+  given.update_anns(ids=np.arange(1, len(found) + 1), area=found.codes.areas)
+  return given.cap_detections_per_image(None)
+
+
+def _summary(
+  table: np.ndarray, counted: np.ndarray, frequencies: np.ndarray, is_base: np.ndarray, is_novel: np.ndarray
+) -> Metrics:
   """The metrics of one precision table; all reports have the order of these keys."""
   groups = {group: counted & (frequencies == group[-1]) for group in ('APr', 'APc', 'APf')}
-  nowhere = np.zeros_like(counted)
-  base, novel = (nowhere, nowhere) if is_base is None else (counted & is_base, counted & ~is_base)
+  base, novel = counted & is_base, counted & is_novel
   return {
     'AP': _mean(table[:, :, counted, 0]),
     'AP50': _mean(table[0, :, counted, 0]),

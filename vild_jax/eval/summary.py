@@ -1,4 +1,4 @@
-"""Writes the reports of `evaluate` and `score`: metrics.json, per_category.csv and two plots."""
+"""Writes the reports of `evaluate` and `score`: a table for the console, metrics.json, per_category.csv and plots."""
 
 from __future__ import annotations
 
@@ -15,25 +15,59 @@ _BOX, _MASK, _GRID, _INK = '#2f6fdb', '#e2711d', '#e3e5e8', '#30343b'
 _GROUPS = {'AP': 'all', 'APr': 'rare', 'APc': 'common', 'APf': 'frequent', 'AP_base': 'base', 'AP_novel': 'novel'}
 
 
+def text(metrics: Metrics) -> str:
+  """Returns lines for the console: the table, and what was counted by which protocol."""
+  counted = (
+    f'{metrics["protocol"]}: {metrics["detections_counted"]}; {metrics["images"]:,} pictures, '
+    f'{metrics["categories"]:,} categories, {metrics["categories_with_objects"]:,} of them with objects'
+  )
+  lines = [table(metrics), counted]
+  if only := metrics.get('novel_only'):
+    values = [f'{kind} AP50 {_percent(only[f"{kind}_AP50"])}' for kind in ('box', 'mask')]
+    lines.insert(1, f'novel classes alone, on the {only["images"]:,} pictures that show one: {", ".join(values)}')
+  return '\n'.join(lines)
+
+
+def table(metrics: Metrics) -> str:
+  """Returns a table for the console: what there is of box and mask, in per cent."""
+  kinds = [kind for kind in ('box', 'mask') if metrics[kind] is not None]
+  if not kinds:
+    return 'nothing to score: neither boxes nor masks'
+  keys = [key for key in metrics[kinds[0]] if metrics[kinds[0]][key] is not None]
+  width = max(12, *(len(key) + 2 for key in keys))
+  lines = ['AP in %  ' + ''.join(f'{key:>{width}}' for key in keys)]
+  for kind in kinds:
+    lines.append(f'{kind:<9}' + ''.join(f'{_percent(metrics[kind][key]):>{width}}' for key in keys))
+  return '\n'.join(lines)
+
+
+def _percent(value: float | None) -> str:
+  return '-' if value is None else f'{100 * value:.1f}'
+
+
+def short(metrics: Metrics) -> Metrics:
+  """Returns the metrics without the rows of categories and without curves, as metrics.json has them."""
+  return {key: value for key, value in metrics.items() if key not in ('per_category', 'curves')}
+
+
 def write_reports(out_dir: str | Path, metrics: Metrics) -> list[Path]:
-  """Writes the metrics of `lvis.evaluate` or `coco.evaluate` into a folder, which is created if needed.
+  """Writes metrics into a folder, which is created if needed.
 
   Returns:
-    The paths of metrics.json (without rows and curves), per_category.csv, precision_recall.png, ap_by_group.png.
+    The paths of metrics.json (`short`) and, as far as the protocol has rows and curves, of per_category.csv,
+    precision_recall.png and ap_by_group.png.
   """
   folder = Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
-  summary = {key: value for key, value in metrics.items() if key not in ('per_category', 'curves')}
-  table = io.StringIO(newline='')
-  writer = csv.DictWriter(table, list(metrics['per_category'][0]) if metrics['per_category'] else ['id'])
-  writer.writeheader()
-  writer.writerows(metrics['per_category'])
-  contents = {
-    'metrics.json': json.dumps(summary, indent=2, allow_nan=False) + '\n',
-    'per_category.csv': table.getvalue().encode(),
-    'precision_recall.png': _precision_recall(metrics),
-    'ap_by_group.png': _ap_by_group(metrics),
-  }
+  contents: dict[str, str | bytes] = {'metrics.json': json.dumps(short(metrics), indent=2, allow_nan=False) + '\n'}
+  if 'per_category' in metrics:
+    rows = io.StringIO(newline='')
+    writer = csv.DictWriter(rows, list(metrics['per_category'][0]) if metrics['per_category'] else ['id'])
+    writer.writeheader()
+    writer.writerows(metrics['per_category'])
+    contents['per_category.csv'] = rows.getvalue().encode()
+  if 'curves' in metrics:
+    contents |= {'precision_recall.png': _precision_recall(metrics), 'ap_by_group.png': _ap_by_group(metrics)}
   return [files.write(folder / name, content) for name, content in contents.items()]
 
 

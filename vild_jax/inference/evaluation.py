@@ -5,8 +5,6 @@ The detections are a file (`results.json`, LVIS format), which the package `eval
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vild_jax import vocabulary as vocabulary_lib
@@ -24,8 +21,10 @@ from vild_jax.config import Config, defaults
 from vild_jax.data import batch as batches
 from vild_jax.data import rle, sources, transforms
 from vild_jax.data.schema import Category, DataError, Example
-from vild_jax.eval import coco, lvis, parts, results, summary
-from vild_jax.inference import drawing
+from vild_jax.eval import coco, lvis, results, summary
+from vild_jax.eval import shards as shards_lib
+from vild_jax.eval.shards import Entry
+from vild_jax.inference import drawing, jobs
 from vild_jax.inference.detector import Detector, sigmoid
 from vild_jax.runtime import progress
 from vild_jax.structs import Detections, Vocabulary
@@ -34,6 +33,7 @@ from vild_jax.train.step import make_predict_step
 from vild_jax.vocabulary import VocabularyFile
 
 RESULTS_FILE = 'results.json'
+_WAITING = 32  # pictures whose masks are encoded while the devices go on
 # The detections in one picture, by one method or by several that share computation. Each is a dictionary: image_id,
 # original_size, boxes, labels, scores, masks.
 Found = tuple[dict[str, Any], ...]
@@ -51,10 +51,12 @@ def evaluate(
   mesh: Mesh,
   predict: Predict | None = None,
   folders: Sequence[str] = ('',),
+  scores: str = defaults.MODEL,
 ) -> dict[str, Any] | None:
   """Detects on every picture of `dataset`, writes `results.json`, and scores it.
 
-  With several processes, each detects on its share of every batch, and the first merges and scores the results.
+  With several processes, each detects on its share of every batch, and the first merges and scores the results. If it
+  is killed, the same call goes on with the detections in `out/unfinished/` (`eval.shards`).
 
   Args:
     config: the experiment.
@@ -67,6 +69,7 @@ def evaluate(
     mesh: devices to run on.
     predict: yields detections, as `predictions` (the default) does; `crop_baselines` has another one.
     folders: names below `out`, one for each method of `predict`; the first one is '', which is `out` itself.
+    scores: what `predict` does, in words: an evaluation that was killed goes on only with the same.
 
   Returns:
     The metrics of `eval.lvis.evaluate` and `seconds_per_image` (prediction alone, without compilation). Under the name
@@ -76,21 +79,45 @@ def evaluate(
   With the COCO protocol, categories that `classes` lacks are removed from the ground truth; all pictures stay. With the
   LVIS protocol they are an error.
 
-  Raises DataError if a category of the data set is not in the vocabulary; with the COCO protocol, only if none is.
+  Raises DataError if a category of the data set is not in the vocabulary (with the COCO protocol, only if none is), or
+  if `out` holds the unfinished evaluation of something else.
   """
   sharding.check_batch_size(mesh, config.evaluation.batch_size, 'evaluation.batch_size')
   vocabulary_lib.check_dimension(classes, config)
   categories = scored_categories(dataset.categories, classes, config.evaluation.protocol)
   category_of_row = category_ids(categories, classes)
-  truth = _restricted(sources.to_lvis_json(dataset), categories)
+  whole, (truth, image_ids) = dataset, sources.ground_truth(dataset)
+  truth, indices = _restricted(truth, categories), np.arange(len(dataset))
+  if config.evaluation.only_with_objects:
+    truth, indices = _with_objects(truth, image_ids)
+    image_ids = [image_ids[i] for i in indices]
   if config.evaluation.protocol == 'lvis':
-    lvis.check_federated(truth, dataset.folder)  # before the detection, which takes long
+    lvis.check_federated(truth['images'], truth['categories'], dataset.folder)  # before the detection, which takes long
   out.mkdir(parents=True, exist_ok=True)
   timer = Timer()
-  found = (predict or predictions)(config, variables, classes, trained_on, dataset, mesh, timer)
-  _write_results(_encoded(found, category_of_row), [out / folder / RESULTS_FILE for folder in folders], dataset)
+
+  def detect(places: np.ndarray) -> Iterator[Entry]:
+    rest = sources.Subset(whole, indices[places])
+    return _encoded(
+      (predict or predictions)(config, variables, classes, trained_on, rest, mesh, timer), category_of_row
+    )
+
+  shards = shards_lib.Shards(
+    out,
+    image_ids,
+    batch_size=config.evaluation.batch_size,
+    processes=jax.process_count(),
+    methods=len(folders),
+  )
+  job = {}
+  if jax.process_index() == 0:
+    job = jobs.description(
+      config, variables, classes, trained_on, data=whole.identity, scores=f'{scores} {",".join(folders)}'
+    )
+  jobs.detect_missing(shards, job, detect)
   if jax.process_index() > 0:
     return None
+  shards.merge([out / folder / RESULTS_FILE for folder in folders])
   base = [
     category.id
     for category, flag in zip(categories, vocabulary_lib.is_base([c.name for c in categories], trained_on), strict=True)
@@ -112,6 +139,7 @@ def evaluate(
   }
   for folder in folders:
     summary.write_reports(out / folder, scored[folder])
+  shards.remove()
   return metrics
 
 
@@ -211,6 +239,21 @@ def _restricted(truth: dict[str, Any], categories: Sequence[Category]) -> dict[s
   }
 
 
+def _with_objects(truth: dict[str, Any], image_ids: Sequence[int]) -> tuple[dict[str, Any], np.ndarray]:
+  """The ground truth of the pictures that show an object, crowds included, and their places in the data set."""
+  shown = {annotation['image_id'] for annotation in truth['annotations']}
+  if not shown:
+    raise DataError(f'none of the {len(image_ids)} pictures shows an object of a scored category')
+  if jax.process_index() == 0:
+    print(
+      f'{len(shown):,} of {len(image_ids):,} pictures show an object of a scored category '
+      '(evaluation.only_with_objects)',
+      file=sys.stderr,
+    )
+  places = np.array([i for i, image_id in enumerate(image_ids) if image_id in shown], np.int64)
+  return truth | {'images': [image for image in truth['images'] if image['id'] in shown]}, places
+
+
 def picture_drawer(
   config: Config, trained_on: VocabularyFile, dataset: sources.PreparedDataset, count: int
 ) -> Callable[[Any], Mapping[str, np.ndarray]]:
@@ -275,9 +318,9 @@ class Timer:
     """Adds the `seconds` that the detection on `images` pictures took."""
     self._seconds, self._images = self._seconds + seconds, self._images + images
 
-  def seconds_per_image(self) -> float:
-    """Returns the mean time of a picture; NaN if nothing was added."""
-    return self._seconds / self._images if self._images else float('nan')
+  def seconds_per_image(self) -> float | None:
+    """Returns the mean time of a picture; None if nothing was added, as when all detections were there already."""
+    return self._seconds / self._images if self._images else None
 
 
 def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
@@ -297,34 +340,6 @@ def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) 
   }
 
 
-def _write_results(
-  pictures: Iterator[tuple[int, list[list[results.Result]]]], paths: Sequence[Path], dataset: sources.PreparedDataset
-) -> None:
-  """Writes the results of each method to its path; several processes write parts, which the first one merges."""
-  count, index = jax.process_count(), jax.process_index()
-  run = ''
-  if count > 1:
-    if index == 0:
-      for path in paths:
-        parts.remove_parts(path)
-    number = np.frombuffer(os.urandom(4), np.uint32)
-    run = (
-      f'{int(multihost_utils.broadcast_one_to_all(number)[0]):08x}'  # received only after the old parts were removed
-    )
-  with contextlib.ExitStack() as stack:
-    writers = [
-      stack.enter_context(parts.PartWriter(path, run, index) if count > 1 else results.ResultsWriter(path))
-      for path in paths
-    ]
-    for image_id, of_picture in pictures:
-      for writer, found in zip(writers, of_picture, strict=True):
-        writer.write(image_id, found)
-  if count > 1 and index == 0:
-    image_ids = [dataset[i].image_id for i in range(len(dataset))]
-    for path in paths:
-      parts.merge(path, run, count, image_ids)
-
-
 def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[tuple[int, list[list[results.Result]]]]:
   """Yields (image id, results of each method) in order; threads paste and encode masks while the devices compute."""
 
@@ -339,7 +354,7 @@ def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[tu
     waiting = []
     for of_picture in found:
       waiting.append(pool.submit(lambda every: (every[0]['image_id'], [encode(one) for one in every]), of_picture))
-      if len(waiting) > 32:
+      if len(waiting) > _WAITING:
         yield waiting.pop(0).result()
     for future in waiting:
       yield future.result()

@@ -242,6 +242,10 @@ def _recognise(variables: Mapping[str, np.ndarray]) -> Config:
     raise ValueError(f'{stems[0][0]} is of a ResNet-{depth}; expected one of {", ".join(map(str, LAYOUTS))}')
   width, dimension = (int(np.shape(variables[name])[-1]) for name in (stems[0][0], _PROJECTION))
   model = replace(
-    Model(), backbone=Backbone(depth, width), region_head=RegionHead(embedding_dim=dimension), image_head=image_head
+    Model(),
+    backbone=Backbone(depth, width),
+    region_head=RegionHead(embedding_dim=dimension),
+    image_head=image_head,
+    precision='highest',  # so that an accelerator gives the published numbers
   )
   return Config(name=f'vild{"_ensemble" if image_head else ""}_r{depth}', model=model)

@@ -41,6 +41,8 @@ def conv_general_dilated(
     raise ValueError(
       f'a kernel {kernel.shape} with padding {padding} and {others}; expected 1x1, without padding, dilation or groups'
     )
+  # Taken here: the gradient may be traced where another default holds.
+  precision = precision if precision is not None else jax.config.jax_default_matmul_precision
   return _convolve(x, kernel, tuple(window_strides), precision)
 
 

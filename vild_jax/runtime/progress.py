@@ -55,9 +55,11 @@ def bar(total: int | None, description: str, *, unit: str = 'it', initial: int =
   )
 
 
-def track(items: Iterable[T], description: str, *, total: int | None = None, unit: str = 'it') -> Iterable[T]:
-  """Yields `items` and shows their progress in a bar."""
-  with bar(total if total is not None else len(items), description, unit=unit) as progress:  # type: ignore[arg-type]
+def track(
+  items: Iterable[T], description: str, *, total: int | None = None, unit: str = 'it', disable: bool = False
+) -> Iterable[T]:
+  """Yields `items` and shows their progress in a bar, unless `disable` hides it."""
+  with bar(total if total is not None else len(items), description, unit=unit, disable=disable) as progress:  # type: ignore[arg-type]
     for item in items:
       yield item
       progress.update()

@@ -147,7 +147,7 @@ def same_model(config: Config, folder: Path) -> Config:
   differences = [
     d
     for d in config_lib.difference(saved, config)
-    if d.startswith(parts) and not d.startswith(('model.postprocess.', 'model.backbone.remat:'))
+    if d.startswith(parts) and not d.startswith(('model.postprocess.', 'model.backbone.remat:', 'model.precision:'))
   ]
   if differences:
     raise ValueError(

@@ -30,6 +30,7 @@ from vild_jax.demo import lesson as toy_lesson
 from vild_jax.demo import teacher as toy_teacher
 from vild_jax.demo import world as toy_world
 from vild_jax.demo.methods import DEFAULT, HEADS, METHODS, to_run
+from vild_jax.eval import summary
 from vild_jax.inference import evaluation
 from vild_jax.inference.detector import Detector, load
 from vild_jax.report import lesson as lesson_lib
@@ -178,7 +179,7 @@ def _run(workdir: Path, seed: int, chosen: Sequence[str], json_file: str | None)
   if json_file:
     report.write_json(json_file, made)
   for method, title in titles.items():
-    print(f'{title}\n{evaluating.metrics_table(metrics[method])}')
+    print(f'{title}\n{summary.table(metrics[method])}')
   print(f'report: {workdir / "report.html"}')
   return made
 

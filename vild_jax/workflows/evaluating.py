@@ -14,6 +14,7 @@ from vild_jax.config import Config, defaults, given
 from vild_jax.data import sources
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.distill import agreement
+from vild_jax.eval import summary
 from vild_jax.inference import crop_baselines, evaluation, heads
 from vild_jax.runtime import files
 from vild_jax.train import checkpoint, sharding
@@ -109,6 +110,7 @@ def evaluate(
       mesh=mesh,
       predict=predict,
       folders=defaults.HEAD_FOLDERS if scores == defaults.HEADS else crop_baselines.folders(scores),
+      scores=scores,
     )
     if metrics is None:
       return None
@@ -119,25 +121,13 @@ def evaluate(
 
 def metrics_text(metrics: dict[str, Any]) -> str:
   """Returns lines for the console from the result of `evaluate`: AP in per cent, and the mean cosines."""
-  lines = [metrics_table(metrics)]
+  lines = [summary.table(metrics)]
   if 'with_objectness' in metrics:
-    lines += ['the same times objectness', metrics_table(metrics['with_objectness'])]
+    lines += ['the same times objectness', summary.table(metrics['with_objectness'])]
   for head in defaults.HEAD_FOLDERS[1:]:
     if head in metrics:
-      lines += [f'its {head.replace("_", " ")} alone', metrics_table(metrics[head])]
+      lines += [f'its {head.replace("_", " ")} alone', summary.table(metrics[head])]
   if cosine := metrics.get('teacher_cosine'):
     means = ', '.join(f'{group} {value:.3f}' for group, value in cosine.items() if isinstance(value, float))
     lines.append(f'mean cosine to the teacher: {means}')
-  return '\n'.join(lines)
-
-
-def metrics_table(metrics: dict[str, Any]) -> str:
-  """Returns a table for the console: box and mask AP in per cent."""
-  keys = [key for key in metrics['box'] if metrics['box'][key] is not None]
-  lines = ['AP in %  ' + ''.join(f'{key:>12}' for key in keys)]
-  for kind in ('box', 'mask'):
-    if metrics[kind] is not None:
-      values = [metrics[kind][key] for key in keys]
-      texts = [f'{100 * value:.1f}' if value is not None else '-' for value in values]
-      lines.append(f'{kind:<9}' + ''.join(f'{text:>12}' for text in texts))
   return '\n'.join(lines)

@@ -43,6 +43,7 @@ class Training:
   Attributes:
     config: the experiment, with the embedding dimension of the vocabulary.
     dataset: the prepared split.
+    shown: the pictures of it that are trained on: all, or with `data.only_with_objects` those that show an object.
     vocabulary: the training vocabulary.
     regions: the store to distil from, or None.
     labels: maps each category that training may use to its row of the vocabulary.
@@ -50,6 +51,7 @@ class Training:
 
   config: Config
   dataset: sources.PreparedDataset
+  shown: sources.PreparedDataset | sources.Subset
   vocabulary: vocabulary_lib.VocabularyFile
   regions: RegionStore | None
   labels: batches.LabelMap
@@ -57,7 +59,7 @@ class Training:
   def stream(self, start_step: int) -> Iterator[batches.Arrays]:
     """Yields this process's part of each training batch, from the one after `start_step` steps on."""
     return batches.train_batches(
-      self.dataset,
+      self.shown,
       self.labels,
       self.config,
       regions=self.regions,
@@ -79,7 +81,11 @@ def open_training(config: Config) -> Training:
   )
   if not dataset.has_masks:
     raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
-  return Training(config, dataset, vocabulary, store, labels)
+  shown = dataset
+  if config.data.only_with_objects:
+    what = 'a class that training may use (data.only_with_objects)'
+    shown = sources.showing(dataset, labels.rows, what, quiet=jax.process_index() > 0)
+  return Training(config, dataset, shown, vocabulary, store, labels)
 
 
 def train_on(

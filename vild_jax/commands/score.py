@@ -1,0 +1,56 @@
+"""`vild-jax score`: computes the metrics of a results file, of any detector, by the protocol that a paper names."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vild_jax.commands import arguments
+from vild_jax.config import defaults
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options of the command."""
+  arguments.add_example(
+    parser, 'vild-jax score --annotations lvis_v1_val.json --results workdir/eval/results.json --protocol lvis'
+  )
+  parser.add_argument('--annotations', required=True, help='ground truth, JSON in LVIS or COCO format')
+  parser.add_argument(
+    '--results', required=True, help='results JSON in COCO format; for the protocol proposals also a region store'
+  )
+  parser.add_argument(
+    '--protocol',
+    required=True,
+    choices=defaults.PROTOCOLS,
+    help='what is counted; docs/evaluation.md describes each protocol',
+  )
+  parser.add_argument(
+    '--base',
+    metavar='FILE',
+    help='which categories are base: a vocabulary file, a text file of names, or coco-ovd (default: all that are not '
+    'rare in LVIS; the published split for the protocol coco-ovd)',
+  )
+  parser.add_argument(
+    '--ignore-unknown',
+    action='store_true',
+    help='leave out detections of pictures or categories that the annotations lack; by default they are refused',
+  )
+  parser.add_argument('--out', help='folder for metrics.json, per_category.csv and plots')
+  arguments.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Scores, prints a table and writes what was asked for."""
+  from vild_jax.eval import summary
+  from vild_jax.workflows import scoring
+
+  metrics = scoring.score(
+    args.annotations,
+    args.results,
+    args.protocol,
+    base=args.base,
+    ignore_unknown=args.ignore_unknown,
+    out=Path(args.out) if args.out else None,
+  )
+  print(summary.text(metrics))
+  arguments.write_json(args.json, summary.short(metrics))

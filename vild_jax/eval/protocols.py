@@ -1,0 +1,132 @@
+"""Scores results by the protocol that a paper or a benchmark names, and says what exactly was counted.
+
+Each protocol is defined in one place: `lvis`, `coco`, `voc` and `recall` beside this file, and the table below.
+"""
+
+from __future__ import annotations
+
+import platform
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vild_jax.data import class_lists
+from vild_jax.data.schema import DataError
+from vild_jax.eval import coco, lvis, recall, voc
+from vild_jax.eval.found import Found
+from vild_jax.eval.truth import Split, Truth
+
+
+@dataclass(frozen=True)
+class Protocol:
+  """Describes a protocol.
+
+  Attributes:
+    score: takes (truth, found, split or None) and returns the metrics.
+    counted: which detections count, in words.
+    needs_base: whether base categories must be known.
+  """
+
+  score: Callable[[Truth, Found, Split | None], dict[str, Any]]
+  counted: str
+  needs_base: bool = False
+
+
+PROTOCOLS = {
+  'lvis': Protocol(lvis.score, f'the best {lvis.MAX_DETECTIONS} of a picture'),
+  'lvis-fixed': Protocol(lvis.score_fixed, f'the best {lvis.FIXED:,} of a category in all pictures'),
+  'coco': Protocol(coco.score, f'the best {coco.MAX_DETECTIONS} of a picture and category'),
+  'coco-ovd': Protocol(coco.score_open, f'the best {coco.MAX_DETECTIONS} of a picture and category', needs_base=True),
+  'voc': Protocol(voc.score, 'all'),
+  'objects365': Protocol(coco.score, f'the best {coco.MAX_DETECTIONS} of a picture and category'),
+  'proposals': Protocol(recall.score, f'the best {max(recall.COUNTS):,} of a picture'),
+}
+
+
+def score(
+  protocol: str,
+  truth: Truth,
+  found: Found,
+  *,
+  base: Split | None = None,
+) -> dict[str, Any]:
+  """Scores detections by a protocol.
+
+  Args:
+    protocol: a name in `PROTOCOLS`.
+    truth: from `truth.read`.
+    found: from `detections.read`, or for 'proposals' from `recall.from_store`.
+    base: which categories are base and novel. None: unknown, or by the frequencies of LVIS, where rare is novel.
+
+  Returns:
+    The metrics of the protocol, fractions, and what was counted: 'protocol', 'detections_counted' (words),
+    'annotations' (file and sha256), 'images', 'categories', 'categories_with_objects', 'objects', 'detections',
+    'ignored', 'repeated' and 'versions'.
+
+  Raises:
+    DataError: the ground truth does not fit the protocol.
+  """
+  chosen = PROTOCOLS[protocol]
+  if chosen.needs_base and base is None:
+    raise DataError(f'--protocol {protocol} needs to know which categories are base; expected --base FILE or V.npz')
+  if protocol.startswith('lvis'):
+    lvis.check_federated(truth.images, truth.categories, truth.name, instead='--protocol coco')
+  metrics = chosen.score(truth, found, base)
+  counts = truth.counts() | {'detections': len(found)}
+  return {
+    'protocol': protocol,
+    'detections_counted': chosen.counted,
+    'annotations': {'file': truth.name, 'sha256': truth.digest},
+    **(counts | {key: metrics[key] for key in counts if key in metrics}),
+    'ignored': found.ignored,
+    'repeated': found.repeated,
+    **{key: value for key, value in metrics.items() if key not in counts},
+    'versions': {
+      'python': platform.python_version(),
+      **{name: metadata.version(name) for name in ('vild_jax', 'hotcoco', 'numpy')},
+    },
+  }
+
+
+def split(truth: Truth, source: str | Path) -> Split:
+  """Reads which categories are base and which are novel; they are found by name.
+
+  Args:
+    truth: the ground truth.
+    source: a vocabulary file (.npz), whose classes are base or novel; a built-in list with a split ('lvis',
+      'coco-ovd'); or a text file of the base classes, one in a line: all other categories are novel.
+
+  Raises:
+    DataError: the file cannot be read, or none of its base classes is a category.
+  """
+  if str(source).endswith('.npz'):
+    names, is_base = _vocabulary(Path(source))
+  elif str(source) in class_lists.BUILT_IN:
+    classes = class_lists.class_list(source)
+    names, is_base = classes.names, classes.is_base
+  else:
+    base = class_lists.class_list(source).names
+    names = [*base, *(c['name'] for c in truth.categories if c['name'] not in set(base))]
+    is_base = [name in set(base) for name in names]
+  id_of = {category['name']: category['id'] for category in truth.categories}
+  found = {
+    flag: [id_of[n] for n, b in zip(names, is_base, strict=True) if n in id_of and bool(b) is flag]
+    for flag in (True, False)
+  }
+  if not found[True]:
+    raise DataError(f'{source}: none of its {sum(map(bool, is_base))} base classes is a category of {truth.name}')
+  return Split(frozenset(found[True]), frozenset(found[False]))
+
+
+def _vocabulary(path: Path) -> tuple[list[str], list[bool]]:
+  """Returns the names and base flags of a vocabulary file, without the rooms that import JAX."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return [str(name) for name in file['names']], [bool(flag) for flag in file['is_base']]
+  except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    raise DataError(f'{path} is no vocabulary file ({error}); expected one of `vild-jax embed-text`') from None

@@ -1,0 +1,67 @@
+"""Scores proposals: class-agnostic average recall, of all objects and of those of base and of novel classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vild_jax.data.regions.store import RegionStore
+from vild_jax.eval import scoring
+from vild_jax.eval.found import Found
+from vild_jax.eval.lvis import best_of_pictures
+from vild_jax.eval.truth import Split, Truth
+
+COUNTS = (100, 300, 1000)  # proposals of a picture, best first
+
+
+def score(truth: Truth, found: Found, base: Split | None = None, *, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
+  """Returns the recall of boxes, a mean over IoU 0.5, 0.55, ..., 0.95, with the best `counts` proposals of a picture.
+
+  'box' holds AR@100, AR@300, AR@1000, and for the largest count ARs, ARm and ARl; if base classes are known also
+  AR_base@N and AR_novel@N, for which the objects of other classes are taken out: a proposal that finds one of them is
+  neither right nor wrong, since recall has no wrong ones. None for groups without objects.
+  """
+  found = dataclasses.replace(best_of_pictures(found, max(counts)), codes=None)
+  groups = {'': truth}
+  if base is not None:
+    for name, ids in (('_base', base.base), ('_novel', base.novel)):
+      groups[name] = dataclasses.replace(truth, annotations=[a for a in truth.annotations if a['category_id'] in ids])
+  metrics: dict[str, float | None] = {}
+  for name, part in groups.items():
+    matched = scoring.evaluator(part, found, 'box', federated=False, max_detections=counts, classless=True)
+    table = np.asarray(matched.eval['recall'])[:, 0]  # [IoU, area, count]
+    for k, count in enumerate(counts):
+      metrics[f'AR{name}@{count}'] = _mean(table[:, 0, k])
+    if not name:
+      for k, size in enumerate('sml', 1):
+        metrics[f'AR{size}@{max(counts)}'] = _mean(table[:, k, -1])
+  return {'box': metrics, 'mask': None}
+
+
+def from_store(path: str | Path, truth: Truth) -> Found:
+  """Returns the boxes of a region store as detections without a class; pictures that the store lacks have none."""
+  store = RegionStore(path)
+  images, scores, boxes = [], [], []
+  for i, image_id in enumerate(truth.image_ids.tolist()):
+    if image_id in store:
+      regions = store[image_id]
+      images.append(np.full(len(regions.scores), i, np.int32))
+      scores.append(regions.scores)
+      boxes.append(regions.boxes)
+  corners = np.concatenate([np.zeros((0, 4), np.float32), *boxes]).astype(np.float64)
+  image = np.concatenate([np.zeros(0, np.int32), *images])
+  return Found(
+    image,
+    np.zeros_like(image),
+    np.concatenate([np.zeros(0, np.float32), *scores]).astype(np.float64),
+    np.concatenate([corners[:, 1::-1], corners[:, 3:1:-1] - corners[:, 1::-1]], axis=1),
+    None,
+  )
+
+
+def _mean(values: np.ndarray) -> float | None:
+  return float(values.mean()) if (values >= 0).all() else None

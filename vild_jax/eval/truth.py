@@ -1,0 +1,171 @@
+"""Reads and checks ground truth in LVIS or COCO format, and keeps what scoring needs of it.
+
+Pictures and categories get places 0, 1, ... in the order of their ids, and the evaluator sees places alone: ids may be
+larger than the numbers that a float64 holds exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vild_jax.data.schema import DataError
+from vild_jax.eval import jsonfile
+
+_FIELDS = {
+  'images': ('id', 'height', 'width'),
+  'categories': ('id', 'name'),
+  'annotations': ('image_id', 'category_id', 'bbox', 'area'),
+}
+_EXPECTED = 'LVIS- or COCO-format ground truth'
+
+
+@dataclass(frozen=True)
+class Split:
+  """Says which categories are base and which are novel, by id; a category may be neither."""
+
+  base: frozenset[int]
+  novel: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Truth:
+  """Holds ground truth whose lists are sorted by id.
+
+  Attributes:
+    name: the file, for messages.
+    images: pictures, as in the file.
+    categories: categories, as in the file.
+    annotations: objects, with their fields of the file.
+    digest: sha256 of the file, or of the JSON of a dictionary.
+  """
+
+  name: str
+  images: Sequence[dict[str, Any]]
+  categories: Sequence[dict[str, Any]]
+  annotations: Sequence[dict[str, Any]]
+  digest: str
+
+  @cached_property
+  def image_ids(self) -> np.ndarray:
+    """Ids of the pictures, int64 [I], ascending."""
+    return np.array([image['id'] for image in self.images], np.int64)
+
+  @cached_property
+  def category_ids(self) -> np.ndarray:
+    """Ids of the categories, int64 [C], ascending."""
+    return np.array([category['id'] for category in self.categories], np.int64)
+
+  @cached_property
+  def sizes(self) -> list[tuple[int, int]]:
+    """Returns (height, width) of every picture, in pixels."""
+    return [(image['height'], image['width']) for image in self.images]
+
+  @cached_property
+  def listed(self) -> np.ndarray:
+    """Pairs of picture and category that are known to be there or to lack, as sorted int64 `image * C + category`."""
+    place = {int(key): k for k, key in enumerate(self.category_ids)}
+    picture = {int(key): i for i, key in enumerate(self.image_ids)}
+    found = {picture[a['image_id']] * len(place) + place[a['category_id']] for a in self.annotations}
+    for i, image in enumerate(self.images):
+      found |= {i * len(place) + place[key] for key in image.get('neg_category_ids') or () if key in place}
+    return np.array(sorted(found), np.int64)
+
+  def objects(self, *, masks: bool) -> list[dict[str, Any]]:
+    """Returns the objects for the evaluator: places for ids, numbers from 1, and the fields that it reads.
+
+    Without `masks`, objects go without their segmentation.
+    """
+    picture = {int(key): i for i, key in enumerate(self.image_ids)}
+    place = {int(key): k for k, key in enumerate(self.category_ids)}
+    kept = ('bbox', 'area', 'iscrowd', 'ignore', *(('segmentation',) if masks else ()))
+    # Files repeat the ids of annotations, and evaluators misread 0, so objects are numbered.
+    return [
+      {key: annotation[key] for key in kept if annotation.get(key) is not None}
+      | {'id': number, 'image_id': picture[annotation['image_id']], 'category_id': place[annotation['category_id']]}
+      for number, annotation in enumerate(self.annotations, 1)
+    ]
+
+  def images_by_place(self) -> list[dict[str, Any]]:
+    """Returns the pictures for the evaluator: places for ids, also in the federated lists."""
+    place = {int(key): k for k, key in enumerate(self.category_ids)}
+    of = lambda image, key: [place[k] for k in image.get(key) or () if k in place]
+    return [
+      {'id': i, 'height': image['height'], 'width': image['width']}
+      | {key: of(image, key) for key in ('neg_category_ids', 'not_exhaustive_category_ids')}
+      for i, image in enumerate(self.images)
+    ]
+
+  def split(self, base_category_ids: Collection[int] | None) -> Split | None:
+    """Returns the split in which these categories are base and all others novel; None for None."""
+    if base_category_ids is None:
+      return None
+    base = frozenset(map(int, base_category_ids))
+    return Split(base, frozenset(self.category_ids.tolist()) - base)
+
+  def counts(self) -> dict[str, int]:
+    """Returns how many pictures, categories, categories with objects, and objects there are."""
+    return {
+      'images': len(self.images),
+      'categories': len(self.categories),
+      'categories_with_objects': len({annotation['category_id'] for annotation in self.annotations}),
+      'objects': len(self.annotations),
+    }
+
+  def restricted(self, *, categories: Collection[int] | None = None, images: Collection[int] | None = None) -> Truth:
+    """Returns the part with these category ids and picture ids; None keeps all."""
+    keep = lambda key, chosen: chosen is None or key in chosen
+    return replace(
+      self,
+      images=[image for image in self.images if keep(image['id'], images)],
+      categories=[category for category in self.categories if keep(category['id'], categories)],
+      annotations=[a for a in self.annotations if keep(a['image_id'], images) and keep(a['category_id'], categories)],
+    )
+
+
+def read(source: dict[str, Any] | str | Path) -> Truth:
+  """Reads ground truth from a file or a dictionary.
+
+  Raises:
+    DataError: the file is not JSON, a field is missing, an id repeats, or an object names an unknown id; the message
+      names the first one.
+  """
+  if isinstance(source, dict):
+    tree, name, content = source, 'the ground truth', json.dumps(source, sort_keys=True, default=str).encode()
+  else:
+    content = jsonfile.content(source, _EXPECTED)
+    tree, name = jsonfile.parsed(content, source, _EXPECTED), str(source)
+  for key, expected in _FIELDS.items():
+    if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
+      raise DataError(f'{name} has no list {key!r}; expected {_EXPECTED}')
+    for i, entry in enumerate(tree[key]):
+      missing = [field for field in expected if field not in entry]
+      if missing:
+        raise DataError(f'{name}, {key}[{i}]: no {min(missing)!r}; expected {", ".join(sorted(expected))}')
+  known = {}
+  for key in ('images', 'categories'):
+    known[key] = {entry['id'] for entry in tree[key]}
+    if len(known[key]) < len(tree[key]):
+      twice = next(e['id'] for i, e in enumerate(tree[key]) if any(e['id'] == o['id'] for o in tree[key][:i]))
+      raise DataError(f'{name}: id {twice} stands twice in {key!r}; expected distinct ids')
+  for i, annotation in enumerate(tree['annotations']):
+    for field, key in (('image_id', 'images'), ('category_id', 'categories')):
+      if annotation[field] not in known[key]:
+        raise DataError(
+          f'{name}, annotations[{i}]: {field} {annotation[field]!r} is unknown; expected one of {len(known[key])}'
+        )
+  by_id = lambda entry: entry['id']
+  return Truth(
+    name,
+    sorted(tree['images'], key=by_id),
+    sorted(tree['categories'], key=by_id),
+    tree['annotations'],
+    hashlib.sha256(content).hexdigest(),
+  )

@@ -1,0 +1,73 @@
+"""Begins an evaluation, or goes on with one that was killed, in one or several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vild_jax import config as config_lib
+from vild_jax.config import Config, Train
+from vild_jax.data.schema import DataError
+from vild_jax.eval.shards import Entry, Shards
+from vild_jax.vocabulary import VocabularyFile
+
+
+def detect_missing(shards: Shards, job: Mapping[str, Any], detect: Callable[[np.ndarray], Iterator[Entry]]) -> None:
+  """Writes the shards that are not there yet; all processes call this.
+
+  Args:
+    shards: those of the evaluation.
+    job: what decides the detections (`description`); only that of the first process counts.
+    detect: takes the places of pictures in the data set and yields the results of those that are this process's.
+
+  Raises DataError in every process if the shards are of another job, OSError if the folder cannot be written.
+  """
+  process, problem = jax.process_index(), None
+  missing = np.zeros(shards.count, bool)
+  if process == 0:
+    try:
+      shards.open(job)
+      missing = ~shards.finished()
+    except (DataError, OSError) as error:
+      problem = error
+  if jax.process_count() > 1:
+    # All processes must detect on the same batches, so the first one decides which are left.
+    told = multihost_utils.broadcast_one_to_all(np.array([problem is None, *missing], np.int32)).astype(bool)
+    missing = np.asarray(told[1:])
+    if not told[0] and problem is None:
+      problem = DataError(f'process 0 cannot begin the job in {shards.folder}; expected its output to say why')
+  if problem:
+    raise problem
+  if process == 0 and not missing.all():
+    print(f'going on with {(~missing).sum()} of {shards.count} shards detected already', file=sys.stderr)
+  if missing.any():
+    shards.write(process, missing, detect(shards.pictures(missing)))
+
+
+def description(
+  config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile, **more: Any
+) -> dict[str, Any]:
+  """Returns what decides the detections, as hashes, for the `job.json` of shards; `more` stands there too."""
+  plain = dataclasses.replace(
+    config, evaluation=dataclasses.replace(config.evaluation, min_area=0.0, min_instances=1), train=Train()
+  )
+  weights = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    weights.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+  of = lambda words: hashlib.sha256(
+    repr((words.names, words.is_base.tolist())).encode() + np.ascontiguousarray(words.embeddings).tobytes()
+  ).hexdigest()
+  return {
+    'config': hashlib.sha256(config_lib.to_text(plain).encode()).hexdigest(),
+    'weights': weights.hexdigest(),
+    'vocabulary': of(classes),
+    'training vocabulary': of(trained_on),
+    **more,
+  }
