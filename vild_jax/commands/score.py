@@ -35,7 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='leave out detections of pictures or categories that the annotations lack; by default they are refused',
   )
-  parser.add_argument('--out', help='folder for metrics.json, per_category.csv and plots')
+  parser.add_argument(
+    '--out', help='folder for metrics.json, per_category.csv, plots, and report.html, which says why the detector fails'
+  )
+  parser.add_argument('--images', metavar='DIR', help='the folder of the pictures: shows confusions on the page')
+  parser.add_argument(
+    '--against', metavar='FILE', help='results of another detector, to compare boxes with, with bootstrap intervals'
+  )
+  parser.add_argument(
+    '--resamples', type=int, default=100, metavar='N', help='samples of the pictures for the intervals of --against'
+  )
   arguments.add_json(parser)
 
 
@@ -44,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
   from vild_jax.eval import summary
   from vild_jax.workflows import scoring
 
+  arguments.require(args.resamples > 1, f'--resamples is {args.resamples}; expected 2 or more')
+  arguments.require(args.out or not args.images, '--images are shown on the page; expected --out too')
   metrics = scoring.score(
     args.annotations,
     args.results,
@@ -51,6 +62,9 @@ def run(args: argparse.Namespace) -> None:
     base=args.base,
     ignore_unknown=args.ignore_unknown,
     out=Path(args.out) if args.out else None,
+    images=Path(args.images) if args.images else None,
+    against=args.against,
+    resamples=args.resamples,
   )
   print(summary.text(metrics))
   arguments.write_json(args.json, summary.short(metrics))

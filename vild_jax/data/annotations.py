@@ -161,7 +161,7 @@ def _pictures(entries: list[dict[str, Any]], known: set[int], problems: Problems
   pictures: dict[int, Picture] = {}
   for at, entry in enumerate(entries):
     key, height, width = entry.get('id'), entry.get('height'), entry.get('width')
-    files = _files(entry)
+    files = picture_files(entry)
     lists = [entry.get(k) or [] for k in ('neg_category_ids', 'not_exhaustive_category_ids')]
     if not all(map(_is_id, (key, height, width))) or height <= 0 or width <= 0:
       problems.add(
@@ -182,7 +182,7 @@ def _pictures(entries: list[dict[str, Any]], known: set[int], problems: Problems
   return dict(sorted(pictures.items()))
 
 
-def _files(entry: dict[str, Any]) -> tuple[str, ...]:
+def picture_files(entry: dict[str, Any]) -> tuple[str, ...]:
   """Returns the places to look for a picture in the image folder: LVIS v1 has no file_name, but a URL of COCO."""
   name, url = entry.get('file_name'), entry.get('coco_url')
   places = [name] if isinstance(name, str) else []

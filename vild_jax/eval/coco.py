@@ -55,9 +55,9 @@ def score_open(truth: Truth, found: Found, base: Split) -> scoring.Metrics:
   pictures without novel objects give no wrong detections.
   """
   chosen = base.base | base.novel
-  generalized = _with_objects(truth, found, chosen)
+  generalized = with_objects(truth, found, chosen)
   metrics = scoring.score(*generalized, federated=False, max_detections=MAX_DETECTIONS, split=base)
-  novel = score(*_with_objects(truth, found, base.novel))
+  novel = score(*with_objects(truth, found, base.novel))
   only = {kind: None if novel[kind] is None else novel[kind]['AP50'] for kind in ('box', 'mask')}
   return {
     **metrics,
@@ -66,7 +66,7 @@ def score_open(truth: Truth, found: Found, base: Split) -> scoring.Metrics:
   }
 
 
-def _with_objects(truth: Truth, found: Found, categories: Collection[int]) -> tuple[Truth, Found]:
-  """The part of these categories, on the pictures that show an object of one."""
+def with_objects(truth: Truth, found: Found, categories: Collection[int]) -> tuple[Truth, Found]:
+  """Returns the part of these categories, on the pictures that show an object of one."""
   shown = {a['image_id'] for a in truth.annotations if a['category_id'] in categories}
   return restricted(truth, found, categories=categories, images=shown)

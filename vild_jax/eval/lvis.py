@@ -53,7 +53,7 @@ def evaluate(
   return _score(
     truth,
     found,
-    best_of_pictures(found, MAX_DETECTIONS),
+    counted(truth, found, 'lvis'),
     MAX_DETECTIONS,
     split=truth.split(base_category_ids),
     min_area=min_area,
@@ -63,8 +63,7 @@ def evaluate(
 
 def score(truth: Truth, found: Found, base: Split | None = None) -> scoring.Metrics:
   """Scores checked detections as `evaluate` does; without `base`, rare categories are novel."""
-  best = best_of_pictures(found, MAX_DETECTIONS)
-  return _score(truth, found, best, MAX_DETECTIONS, split=base)
+  return _score(truth, found, counted(truth, found, 'lvis'), MAX_DETECTIONS, split=base)
 
 
 def score_fixed(truth: Truth, found: Found, base: Split | None = None) -> scoring.Metrics:
@@ -73,15 +72,20 @@ def score_fixed(truth: Truth, found: Found, base: Split | None = None) -> scorin
   A limit for each picture makes categories compete for places, so that AP depends on how scores of different
   categories compare ("Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details").
   """
-  best = _best(found, found.category, FIXED)
-  return _score(truth, found, best, FIXED, split=base)
+  return _score(truth, found, counted(truth, found, 'lvis-fixed'), FIXED, split=base)
 
 
 def _score(truth: Truth, found: Found, best: Found, limit: int, **settings: Any) -> scoring.Metrics:
   # The official evaluator knows no crowds: it takes each for an object.
   truth = dataclasses.replace(truth, annotations=[{**a, 'iscrowd': 0} for a in truth.annotations])
-  metrics = scoring.score(truth, listed(truth, best), federated=True, max_detections=limit, **settings)
+  metrics = scoring.score(truth, best, federated=True, max_detections=limit, **settings)
   return {**metrics, 'detections': len(found)}
+
+
+def counted(truth: Truth, found: Found, protocol: str) -> Found:
+  """Returns the detections that count by 'lvis' or 'lvis-fixed'."""
+  fixed = protocol == 'lvis-fixed'
+  return listed(truth, _best(found, found.category, FIXED) if fixed else best_of_pictures(found, MAX_DETECTIONS))
 
 
 def check_federated(

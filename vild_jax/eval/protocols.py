@@ -93,6 +93,18 @@ def score(
   }
 
 
+def matching(protocol: str, truth: Truth, found: Found, base: Split | None) -> dict[str, Any] | None:
+  """Returns arguments of `diagnosis.diagnose`: what a protocol counts; None if its AP is not of COCO's kind."""
+  if protocol in ('lvis', 'lvis-fixed'):
+    limit = lvis.MAX_DETECTIONS if protocol == 'lvis' else lvis.FIXED
+    return {'truth': truth, 'found': lvis.counted(truth, found, protocol), 'federated': True, 'max_detections': limit}
+  if protocol == 'coco-ovd' and base is not None:
+    truth, found = coco.with_objects(truth, found, base.base | base.novel)
+  if protocol in ('coco', 'coco-ovd', 'objects365'):
+    return {'truth': truth, 'found': found, 'federated': False, 'max_detections': coco.MAX_DETECTIONS}
+  return None
+
+
 def split(truth: Truth, source: str | Path) -> Split:
   """Reads which categories are base and which are novel; they are found by name.
 

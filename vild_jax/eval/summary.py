@@ -25,6 +25,12 @@ def text(metrics: Metrics) -> str:
   if only := metrics.get('novel_only'):
     values = [f'{kind} AP50 {_percent(only[f"{kind}_AP50"])}' for kind in ('box', 'mask')]
     lines.insert(1, f'novel classes alone, on the {only["images"]:,} pictures that show one: {", ".join(values)}')
+  if against := metrics.get('against'):
+    for key in ('AP', 'AP50', 'APr'):
+      if key in against['box']:
+        row = against['box'][key]
+        values = [f'{100 * row[name]:+.1f}' for name in ('difference', 'lower', 'upper')]
+        lines.append(f'box {key} against {against["file"]}: {values[0]} ({values[1]} to {values[2]}, 95 %)')
   return '\n'.join(lines)
 
 

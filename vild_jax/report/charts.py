@@ -50,11 +50,13 @@ def line_chart(title: str, points: Sequence[tuple[float, float]]) -> str:
   )
 
 
-def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str]) -> str:
+def bar_chart(
+  title: str, groups: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str], *, first: int = 0
+) -> str:
   """Returns a <figure> of grouped bars from zero up; empty if there is no value.
 
   `groups` are (group, one value for each of `names`); None draws no bar. The bars of the i-th name have the class
-  `bar{i}`, for which the page defines a colour.
+  `bar{first + i}`, for which the page defines a colour.
   """
   values = [value for _, row in groups for value in row if value is not None]
   if not values:
@@ -74,7 +76,7 @@ def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[float | None]]], 
       if value is not None:
         x, middle = left + j * step, left + (j + 0.45) * step
         bars += (
-          f'<rect class="bar{j}" x="{x:.1f}" y="{place(value):.1f}" width="{0.9 * step:.1f}" '
+          f'<rect class="bar{first + j}" x="{x:.1f}" y="{place(value):.1f}" width="{0.9 * step:.1f}" '
           f'height="{place(0) - place(value):.1f}"><title>{escape(group)}, {escape(names[j])}: {value:.1f}'
           f'</title></rect><text x="{middle:.1f}" y="{place(value) - 4:.1f}" text-anchor="middle">{value:.0f}'
           '</text>'
@@ -83,9 +85,10 @@ def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[float | None]]], 
       f'<text class="name" x="{left + 0.4 * _GROUP:.1f}" y="{height - bottom + 16}" text-anchor="middle">'
       f'{escape(group)}</text>'
     )
-  legend = ''.join(f'<span><i class="bar{j}"></i>{escape(name)}</span>' for j, name in enumerate(names))
+  legend = ''.join(f'<span><i class="bar{first + j}"></i>{escape(name)}</span>' for j, name in enumerate(names))
   return (
-    f'<figure class="chart bars"><figcaption><b>{escape(title)}</b><span class="legend">{legend}</span>'
+    f'<figure class="chart bars" style="max-width:{min(780, 60 + width)}px"><figcaption>'
+    f'<b>{escape(title)}</b><span class="legend">{legend}</span>'
     f'</figcaption><svg viewBox="0 0 {width} {height - _BOTTOM}" role="img" aria-label="{escape(title)}">'
     f'{grid}{bars}</svg></figure>'
   )

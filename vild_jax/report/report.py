@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vild_jax.report import charts, pictures
+from vild_jax.report import charts, page, pictures
 from vild_jax.report import lesson as lesson_lib
-from vild_jax.report.style import STYLE
 from vild_jax.runtime import files
 
 _COLUMNS = (
@@ -130,14 +129,7 @@ def write_html(path: str | Path, report: Report) -> None:
     _data(report),
     _machine(report),
   ]
-  page = (
-    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report.title)}</title>'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f'<meta name="color-scheme" content="light dark"><style>{STYLE}</style></head><body><main>'
-    f'<header><h1>{escape(report.title)}</h1><p class="lead">{escape(report.summary)}</p></header>'
-    f'{"".join(sections)}</main></body></html>\n'
-  )
-  files.write(path, page)
+  files.write(path, page.document(report.title, report.summary, sections))
 
 
 def _tiles(report: Report) -> str:
@@ -158,11 +150,7 @@ def _tiles(report: Report) -> str:
         )
   total = sum(stage.seconds for stage in report.stages)
   tiles.append(('', 'the whole run', _duration(total), f'{len(report.stages)} stages, seed {report.seed}'))
-  cards = ''.join(
-    f'<div class="tile {group}"><span>{escape(label)}</span><strong>{value}</strong><small>{escape(note)}</small></div>'
-    for group, label, value, note in tiles
-  )
-  return f'<div class="tiles">{cards}</div>'
+  return page.tiles(tiles)
 
 
 def _results(report: Report) -> str:

@@ -1,0 +1,190 @@
+"""Writes the page of `vild-jax score`: what was scored, why the detector fails, and how it compares with another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vild_jax.report import charts, page, pictures
+from vild_jax.runtime import files
+
+_SIZES = {'APs': 'small', 'APm': 'medium', 'APl': 'large'}
+_FREQUENCIES = {'APr': 'rare', 'APc': 'common', 'APf': 'frequent', 'AP_base': 'base', 'AP_novel': 'novel'}
+_DIFFERENCES = 20  # categories that the comparison shows
+
+
+@dataclass(frozen=True)
+class Scores:
+  """Holds what the page shows; all numbers are fractions.
+
+  Attributes:
+    metrics: of `eval.protocols.score`.
+    errors: (kind, what it means, AP50 that it costs, number) of TIDE.
+    calibration: (mean score, share of right detections, number) in intervals of scores.
+    calibration_error: the mean difference.
+    confusions: (category, what it is called, number, share of the found ones, pictures uint8 [H, W, 3]).
+    best, worst: (name, instances, box AP) of categories.
+    comparison: {metric: (this one, the other, difference, lower, upper)}, or empty.
+    differences: (name, AP of this one, of the other) of categories.
+    other: the name of the other results file.
+    resamples: of the bootstrap.
+    command: that made the page.
+  """
+
+  metrics: Mapping[str, Any]
+  errors: Sequence[tuple[str, str, float, int]] = ()
+  calibration: Sequence[tuple[float, float, int]] = ()
+  calibration_error: float = 0.0
+  confusions: Sequence[tuple[str, str, int, float, Sequence[np.ndarray]]] = ()
+  best: Sequence[tuple[str, int, float]] = ()
+  worst: Sequence[tuple[str, int, float]] = ()
+  comparison: Mapping[str, tuple[float, float, float, float, float]] = field(default_factory=dict)
+  differences: Sequence[tuple[str, float, float]] = ()
+  other: str = ''
+  resamples: int = 0
+  command: str = ''
+
+
+def write_html(path: str | Path, scores: Scores) -> None:
+  """Writes the page, one file with pictures inside."""
+  metrics = scores.metrics
+  lead = (
+    f'Protocol {metrics["protocol"]}: {metrics["detections_counted"]} count. {metrics["images"]:,} pictures, '
+    f'{metrics["objects"]:,} objects, {metrics["detections"]:,} detections.'
+  )
+  sections = [
+    _tiles(metrics),
+    _averages(metrics),
+    _comparison(scores),
+    _errors(scores),
+    _confusions(scores),
+    _categories(scores),
+    _calibration(scores),
+    page.section('What was scored', '', page.facts(_facts(scores))),
+  ]
+  files.write(path, page.document('How well it detects', lead, sections))
+
+
+def _tiles(metrics: Mapping[str, Any]) -> str:
+  entries = []
+  for kind in ('box', 'mask'):
+    values = metrics.get(kind) or {}
+    for key, note, colour in (
+      ('AP', 'IoU 0.5 to 0.95', ''),
+      ('AP50', 'IoU 0.5', ''),
+      ('AP50_novel', 'classes without annotations in training', 'novel'),
+      ('AR@300', 'class-agnostic recall of 300 proposals', ''),
+    ):
+      if values.get(key) is not None:
+        entries.append((colour, f'{kind} {key.replace("_", ", ")}', f'{100 * values[key]:.1f} %', note))
+  return page.tiles(entries)
+
+
+def _averages(metrics: Mapping[str, Any]) -> str:
+  kinds = [kind for kind in ('box', 'mask') if metrics.get(kind)]
+  keys = [key for key in (metrics[kinds[0]] if kinds else {}) if metrics[kinds[0]][key] is not None]
+  rows = [[kind, *(_percent(metrics[kind].get(key)) for key in keys)] for kind in kinds]
+  bars = ''
+  for title, names in (('AP by size of the object', _SIZES), ('AP by group of categories', _FREQUENCIES)):
+    groups = [
+      (name, [None if (value := metrics[kind].get(key)) is None else 100 * value for kind in kinds])
+      for key, name in names.items()
+      if any(metrics[kind].get(key) is not None for kind in kinds)
+    ]
+    bars += charts.bar_chart(title, groups, kinds, first=1) if groups else ''
+  return page.section('Averages', 'In per cent.', page.table(['', *keys], rows), page.row(bars))
+
+
+def _errors(scores: Scores) -> str:
+  rows = [[meaning, _percent(cost), f'{number:,}'] for _, meaning, cost, number in scores.errors]
+  text = (
+    'What AP50 of boxes would gain if one kind of error were mended and all else stayed (TIDE, Bolya et al. 2020). '
+    'The gains do not add up.'
+  )
+  bars = charts.bar_chart(
+    'box AP50 that an error costs',
+    [(kind, [100 * max(cost, 0.0)]) for kind, _, cost, _ in scores.errors],
+    ['points'],
+    first=2,
+  )
+  return page.section('Kinds of errors', text, bars, page.table(['error', 'costs', 'number'], rows))
+
+
+def _confusions(scores: Scores) -> str:
+  rows, figures = [], ''
+  for category, called, number, share, shown in scores.confusions:
+    rows.append([f'{category}, called {called}', f'{number:,}', f'{100 * share:.0f} %'])
+    if shown:
+      images = ''.join(
+        f'<img alt="{escape(category)}" src="{pictures.inline(picture)}" style="height:110px;border-radius:6px">'
+        for picture in shown
+      )
+      figures += (
+        f'<figure><figcaption>{escape(category)}, called {escape(called)}</figcaption>'
+        f'<div style="display:flex;flex-wrap:wrap;gap:8px">{images}</div></figure>'
+      )
+  text = 'Objects whose surest box, at IoU 0.5 or more, names another category; shares are of the objects found at all.'
+  gallery = f'<div class="gallery">{figures}</div>' if figures else ''
+  return page.section('What is taken for what', text, page.table(['object', 'objects', 'share'], rows), gallery)
+
+
+def _categories(scores: Scores) -> str:
+  of = lambda rows: page.table(['category', 'objects', 'box AP'], [[n, f'{i:,}', _percent(ap)] for n, i, ap in rows])
+  parts = [
+    f'<h3>{heading}</h3>{of(rows)}' for heading, rows in (('Best', scores.best), ('Worst', scores.worst)) if rows
+  ]
+  return page.section('Categories', '', page.row(''.join(f'<div>{part}</div>' for part in parts)))
+
+
+def _calibration(scores: Scores) -> str:
+  rows = [[f'{score:.2f}', _percent(right), f'{number:,}'] for score, right, number in scores.calibration]
+  text = (
+    'How many detections with about the same score are right, by class and IoU 0.5. In a calibrated detector both '
+    f'are equal; here they differ by {100 * scores.calibration_error:.1f} points on average.'
+  )
+  return page.section('Calibration', text, page.table(['mean score', 'right', 'detections'], rows))
+
+
+def _comparison(scores: Scores) -> str:
+  if not scores.comparison:
+    return ''
+  rows = [
+    [key, _percent(one), _percent(two), f'{100 * delta:+.1f}', f'{100 * low:+.1f} to {100 * high:+.1f}']
+    for key, (one, two, delta, low, high) in scores.comparison.items()
+  ]
+  changed = [
+    [name, _percent(one), _percent(two), f'{100 * (one - two):+.1f}']
+    for name, one, two in scores.differences[:_DIFFERENCES]
+  ]
+  text = (
+    f'Boxes, against {scores.other}. The interval holds 95 % of the differences over {scores.resamples} samples of the '
+    'pictures: without zero in it, the difference is more than the choice of pictures explains.'
+  )
+  more = f'<h3>Categories that differ most</h3>{page.table(["category", "this", "other", "difference"], changed)}'
+  return page.section(
+    'Comparison',
+    text,
+    page.table(['', 'this', 'other', 'difference', '95 % interval'], rows),
+    more if changed else '',
+  )
+
+
+def _facts(scores: Scores) -> list[tuple[str, str]]:
+  metrics = scores.metrics
+  entries = [
+    ('protocol', f'{metrics["protocol"]}; {metrics["detections_counted"]} count'),
+    ('annotations', metrics['annotations']['file']),
+    ('sha256', metrics['annotations']['sha256']),
+    ('categories', f'{metrics["categories"]:,}, {metrics["categories_with_objects"]:,} of them with objects'),
+    ('versions', ', '.join(f'{name} {version}' for name, version in metrics['versions'].items())),
+  ]
+  return [*entries, ('command', scores.command)] if scores.command else entries
+
+
+def _percent(value: float | None) -> str:
+  return '–' if value is None else f'{100 * value:.1f}'
