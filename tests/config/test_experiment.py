@@ -203,6 +203,8 @@ def test_every_config_file_loads_is_short_and_reads_back(path):
       'vild_ensemble_r50_lvis',
       {
         'evaluation.protocol': 'coco',
+        'evaluation.only_with_objects': True,
+        'data.only_with_objects': True,
         'train.steps': 45_000,
         'vocabulary': 'data/coco_ovd_vocabulary.npz',
         'data.train': 'data/coco',

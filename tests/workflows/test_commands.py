@@ -90,6 +90,20 @@ def test_evaluate_writes_results_and_metrics(made, tmp_path, capsys):
   assert json.loads((tmp_path / 'again' / 'results.json').read_text()) == results
 
 
+def test_evaluate_takes_a_list_of_classes_and_any_protocol(made, tmp_path):
+  (tmp_path / 'names.txt').write_text('tree\nant\nred mug\n')
+  words = ('evaluate', made / 'config.json', '--checkpoint', made / 'bundle', '--out', tmp_path / 'out')
+  for protocol, key in (('coco', 'AP50_novel'), ('voc', 'AP50_11point'), ('lvis-fixed', 'APr')):
+    more = ('--classes', tmp_path / 'names.txt', f'--evaluation.protocol={protocol}', '--json', tmp_path / 'm.json')
+    assert run(*words, *more) == 0
+    assert key in json.loads((tmp_path / 'm.json').read_text())['box']
+    assert json.loads((tmp_path / 'out' / 'metrics.json').read_text())['protocol'] == protocol
+  assert json.loads((tmp_path / 'out' / 'results.json').read_text()) == json.loads(
+    (made / 'evaluation' / 'results.json').read_text()
+  )
+  assert (tmp_path / 'out' / 'report.html').is_file() and not (tmp_path / 'out' / 'unfinished').exists()
+
+
 def test_evaluate_says_how_near_the_student_comes_to_the_teacher(made, tmp_path, capsys):
   words = ('evaluate', made / 'config.json', '--checkpoint', made / 'run', '--split', 'train')
   assert run(*words, '--regions', made / 'regions', '--out', tmp_path / 'near', '--json', tmp_path / 'near.json') == 0

@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--vocabulary', help='vocabulary file of the classes to detect (default: the training vocabulary)'
   )
   parser.add_argument(
+    '--classes',
+    metavar='LIST',
+    help='instead: lvis, coco, coco-ovd, voc, objects365 or a text file of names, embedded by the text tower of the '
+    'bundle; for a data set that the model was not trained on',
+  )
+  parser.add_argument(
     '--scores',
     choices=defaults.SCORES,
     default=defaults.MODEL,
@@ -38,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='STORE',
     help='region store for this split: also measure the mean cosine between its embeddings and those of the model',
   )
-  parser.add_argument('--out', required=True, help='folder for results.json, metrics.json, per_category.csv and plots')
+  parser.add_argument(
+    '--out', required=True, help='folder for results.json, metrics.json, report.html, a table by category and plots'
+  )
   arguments.add_processes(parser)
   arguments.add_json(parser)
 
@@ -59,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     args.split or config.data.val_split,
     Path(args.out),
     vocabulary=args.vocabulary,
+    classes=args.classes,
     scores=args.scores,
     teacher=args.teacher or config.teacher,
     regions=args.regions,

@@ -31,3 +31,4 @@ BY_CROPS = (CROPS, TEXT_AND_CROPS)
 HEAD_FOLDERS = ('', 'text_head', 'image_head')  # below the output: the results of the ensemble and of its heads
 # What `vild-jax score` counts; `eval.protocols` defines each.
 PROTOCOLS = ('lvis', 'lvis-fixed', 'coco', 'coco-ovd', 'voc', 'objects365', 'proposals')
+EVALUATION_PROTOCOLS = PROTOCOLS[:-1]  # for detections with classes

@@ -221,7 +221,9 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Evaluation:
-  """Configures how `evaluate` runs the model; `batch_size` is global, `protocol` is lvis or coco.
+  """Configures how `evaluate` runs the model; `batch_size` is global.
+
+  `protocol` is one of lvis, lvis-fixed, coco, coco-ovd, voc and objects365 (docs/evaluation.md).
 
   Ground truth smaller than `min_area` square pixels is ignored, and categories with fewer than `min_instances`
   instances are left out of the averages; the values of both protocols are 0 and 1. `only_with_objects` leaves out
@@ -235,7 +237,11 @@ class Evaluation:
   only_with_objects: bool = False
 
   def __post_init__(self):
-    require(self.protocol in ('lvis', 'coco'), 'evaluation.protocol', self.protocol, 'lvis or coco')
+    known = defaults.EVALUATION_PROTOCOLS
+    require(self.protocol in known, 'evaluation.protocol', self.protocol, f'one of {", ".join(known)}')
+    plain = (self.min_area, self.min_instances) == (0, 1)
+    what = 'evaluation.min_area and min_instances'
+    require(plain or self.protocol not in ('voc', 'coco-ovd'), what, 'set', f'0 and 1 with protocol {self.protocol}')
     require_positive(self, 'evaluation', 'batch_size', zero=('min_area', 'min_instances'))
 
 

@@ -41,9 +41,9 @@ def evaluate(
   )
 
 
-def score(truth: Truth, found: Found, base: Split | None = None) -> scoring.Metrics:
+def score(truth: Truth, found: Found, base: Split | None = None, **settings: Any) -> scoring.Metrics:
   """Scores checked detections as `evaluate` does."""
-  return scoring.score(truth, found, federated=False, max_detections=MAX_DETECTIONS, split=base)
+  return scoring.score(truth, found, federated=False, max_detections=MAX_DETECTIONS, split=base, **settings)
 
 
 def score_open(truth: Truth, found: Found, base: Split) -> scoring.Metrics:

@@ -61,18 +61,18 @@ def evaluate(
   )
 
 
-def score(truth: Truth, found: Found, base: Split | None = None) -> scoring.Metrics:
+def score(truth: Truth, found: Found, base: Split | None = None, **settings: Any) -> scoring.Metrics:
   """Scores checked detections as `evaluate` does; without `base`, rare categories are novel."""
-  return _score(truth, found, counted(truth, found, 'lvis'), MAX_DETECTIONS, split=base)
+  return _score(truth, found, counted(truth, found, 'lvis'), MAX_DETECTIONS, split=base, **settings)
 
 
-def score_fixed(truth: Truth, found: Found, base: Split | None = None) -> scoring.Metrics:
+def score_fixed(truth: Truth, found: Found, base: Split | None = None, **settings: Any) -> scoring.Metrics:
   """Scores checked detections as Dave et al. 2021 propose: 10,000 of each category count, however many in a picture.
 
   A limit for each picture makes categories compete for places, so that AP depends on how scores of different
   categories compare ("Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details").
   """
-  return _score(truth, found, counted(truth, found, 'lvis-fixed'), FIXED, split=base)
+  return _score(truth, found, counted(truth, found, 'lvis-fixed'), FIXED, split=base, **settings)
 
 
 def _score(truth: Truth, found: Found, best: Found, limit: int, **settings: Any) -> scoring.Metrics:

@@ -27,12 +27,12 @@ class Protocol:
   """Describes a protocol.
 
   Attributes:
-    score: takes (truth, found, split or None) and returns the metrics.
+    score: takes (truth, found, split or None), and settings of `scoring.score`; returns the metrics.
     counted: which detections count, in words.
     needs_base: whether base categories must be known.
   """
 
-  score: Callable[[Truth, Found, Split | None], dict[str, Any]]
+  score: Callable[..., dict[str, Any]]
   counted: str
   needs_base: bool = False
 
@@ -54,6 +54,7 @@ def score(
   found: Found,
   *,
   base: Split | None = None,
+  **settings: Any,
 ) -> dict[str, Any]:
   """Scores detections by a protocol.
 
@@ -62,6 +63,7 @@ def score(
     truth: from `truth.read`.
     found: from `detections.read`, or for 'proposals' from `recall.from_store`.
     base: which categories are base and novel. None: unknown, or by the frequencies of LVIS, where rare is novel.
+    settings: `min_area` and `min_instances` of `scoring.score`, for the protocols that know them.
 
   Returns:
     The metrics of the protocol, fractions, and what was counted: 'protocol', 'detections_counted' (words),
@@ -76,7 +78,7 @@ def score(
     raise DataError(f'--protocol {protocol} needs to know which categories are base; expected --base FILE or V.npz')
   if protocol.startswith('lvis'):
     lvis.check_federated(truth.images, truth.categories, truth.name, instead='--protocol coco')
-  metrics = chosen.score(truth, found, base)
+  metrics = chosen.score(truth, found, base, **settings)
   counts = truth.counts() | {'detections': len(found)}
   return {
     'protocol': protocol,

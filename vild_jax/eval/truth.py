@@ -130,15 +130,15 @@ class Truth:
     )
 
 
-def read(source: dict[str, Any] | str | Path) -> Truth:
-  """Reads ground truth from a file or a dictionary.
+def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') -> Truth:
+  """Reads ground truth from a file or a dictionary; `name` is what messages call a dictionary.
 
   Raises:
     DataError: the file is not JSON, a field is missing, an id repeats, or an object names an unknown id; the message
       names the first one.
   """
   if isinstance(source, dict):
-    tree, name, content = source, 'the ground truth', json.dumps(source, sort_keys=True, default=str).encode()
+    tree, content = source, json.dumps(source, sort_keys=True, default=str).encode()
   else:
     content = jsonfile.content(source, _EXPECTED)
     tree, name = jsonfile.parsed(content, source, _EXPECTED), str(source)

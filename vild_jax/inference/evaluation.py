@@ -21,9 +21,12 @@ from vild_jax.config import Config, defaults
 from vild_jax.data import batch as batches
 from vild_jax.data import rle, sources, transforms
 from vild_jax.data.schema import Category, DataError, Example
-from vild_jax.eval import coco, lvis, results, summary
+from vild_jax.eval import detections, lvis, protocols, results, summary
 from vild_jax.eval import shards as shards_lib
+from vild_jax.eval import truth as truth_lib
+from vild_jax.eval.found import Found as Rows
 from vild_jax.eval.shards import Entry
+from vild_jax.eval.truth import Split, Truth
 from vild_jax.inference import drawing, jobs
 from vild_jax.inference.detector import Detector, sigmoid
 from vild_jax.runtime import progress
@@ -52,6 +55,7 @@ def evaluate(
   predict: Predict | None = None,
   folders: Sequence[str] = ('',),
   scores: str = defaults.MODEL,
+  on_scored: Callable[[Path, Truth, Rows, dict[str, Any], Split], None] | None = None,
 ) -> dict[str, Any] | None:
   """Detects on every picture of `dataset`, writes `results.json`, and scores it.
 
@@ -70,11 +74,12 @@ def evaluate(
     predict: yields detections, as `predictions` (the default) does; `crop_baselines` has another one.
     folders: names below `out`, one for each method of `predict`; the first one is '', which is `out` itself.
     scores: what `predict` does, in words: an evaluation that was killed goes on only with the same.
+    on_scored: called for each folder with it, the ground truth, the detections, the metrics and the split.
 
   Returns:
-    The metrics of `eval.lvis.evaluate` and `seconds_per_image` (prediction alone, without compilation). Under the name
-    of each further folder stand `box`, `mask` and `seconds_per_image` of its method. In all processes but the first:
-    None.
+    The metrics of `eval.protocols.score` and `seconds_per_image` (prediction alone, without compilation). Under the
+    name of each further folder stand `box`, `mask` and `seconds_per_image` of its method. In all processes but the
+    first: None.
 
   With the COCO protocol, categories that `classes` lacks are removed from the ground truth; all pictures stay. With the
   LVIS protocol they are an error.
@@ -84,14 +89,15 @@ def evaluate(
   """
   sharding.check_batch_size(mesh, config.evaluation.batch_size, 'evaluation.batch_size')
   vocabulary_lib.check_dimension(classes, config)
-  categories = scored_categories(dataset.categories, classes, config.evaluation.protocol)
+  protocol = config.evaluation.protocol
+  categories = scored_categories(dataset.categories, classes, protocol)
   category_of_row = category_ids(categories, classes)
   whole, (truth, image_ids) = dataset, sources.ground_truth(dataset)
   truth, indices = _restricted(truth, categories), np.arange(len(dataset))
   if config.evaluation.only_with_objects:
     truth, indices = _with_objects(truth, image_ids)
     image_ids = [image_ids[i] for i in indices]
-  if config.evaluation.protocol == 'lvis':
+  if protocol.startswith('lvis'):
     lvis.check_federated(truth['images'], truth['categories'], dataset.folder)  # before the detection, which takes long
   out.mkdir(parents=True, exist_ok=True)
   timer = Timer()
@@ -118,21 +124,20 @@ def evaluate(
   if jax.process_index() > 0:
     return None
   shards.merge([out / folder / RESULTS_FILE for folder in folders])
-  base = [
-    category.id
-    for category, flag in zip(categories, vocabulary_lib.is_base([c.name for c in categories], trained_on), strict=True)
-    if flag
-  ]
-  protocol = {'lvis': lvis, 'coco': coco}[config.evaluation.protocol]
+  flags = vocabulary_lib.is_base([category.name for category in categories], trained_on)
+  split = Split(*(frozenset(c.id for c, f in zip(categories, flags, strict=True) if f == of) for of in (True, False)))
+  limits = {'min_area': config.evaluation.min_area, 'min_instances': config.evaluation.min_instances}
+  limits = limits if limits != {'min_area': 0.0, 'min_instances': 1} else {}
+  known = truth_lib.read(truth, str(whole.folder))
   scored = {}
   for folder in folders:
-    scored[folder] = protocol.evaluate(
-      truth,
-      out / folder / RESULTS_FILE,
-      base_category_ids=base,
-      min_area=config.evaluation.min_area,
-      min_instances=config.evaluation.min_instances,
-    ) | {'seconds_per_image': timer.seconds_per_image()}
+    # Workers of the input pipeline are processes too, which a program that cannot be imported again does not allow.
+    several = 0 if config.data.workers else 1
+    found = detections.read(out / folder / RESULTS_FILE, known, processes=several)
+    scored[folder] = protocols.score(protocol, known, found, base=split, **limits)
+    scored[folder]['seconds_per_image'] = timer.seconds_per_image()
+    if on_scored:
+      on_scored(out / folder, known, found, scored[folder], split)
   metrics = scored[folders[0]]
   metrics |= {
     folder: {key: scored[folder][key] for key in ('box', 'mask', 'seconds_per_image')} for folder in folders[1:]
@@ -210,7 +215,7 @@ def scored_categories(categories: Sequence[Category], classes: VocabularyFile, p
   names = set(classes.names)
   known = [category for category in categories if category.name in names]
   missing = [category.name for category in categories if category.name not in names]
-  if missing and (protocol == 'lvis' or not known):
+  if missing and (protocol.startswith('lvis') or not known):
     raise DataError(
       f'{len(missing)} categories of the data set are not in the vocabulary, {missing[0]!r} for one; '
       f'expected a row for {"each" if known else "some"} (by its raw name)'

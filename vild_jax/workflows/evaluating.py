@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, defaults, given
-from vild_jax.data import sources
+from vild_jax.data import class_lists, sources
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.distill import agreement
 from vild_jax.eval import summary
 from vild_jax.inference import crop_baselines, evaluation, heads
+from vild_jax.inference.detector import load
 from vild_jax.runtime import files
 from vild_jax.train import checkpoint, sharding
-from vild_jax.workflows import folders
+from vild_jax.vocabulary import VocabularyFile
+from vild_jax.workflows import folders, scoring
 
 COSINE_FILE = 'teacher_cosine.json'
 METRICS = (
@@ -39,6 +43,7 @@ def evaluate(
   out: Path,
   *,
   vocabulary: str | None = None,
+  classes: str | None = None,
   scores: str = defaults.MODEL,
   teacher: str | None = None,
   regions: str | Path | None = None,
@@ -52,6 +57,8 @@ def evaluate(
     data, split: the prepared data set.
     out: folder for results, metrics and plots; locked while they are written.
     vocabulary: file of the classes to detect; by default the training vocabulary.
+    classes: instead of a vocabulary: a list of classes (`class_lists.class_list`), such as 'coco' or a text file, whose
+      names are embedded by the text tower of the bundle; names of the training vocabulary need no tower.
     scores: one of `defaults.SCORES`: the scores of the model, of the model and of each head of a ViLD-ensemble alone,
       or of a baseline that crops and embeds with `teacher`.
     teacher: folder of the teacher that embeds crops.
@@ -80,8 +87,12 @@ def evaluate(
   config = checkpoint.same_model(config, folder)
   dataset = sources.open_dataset(given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
-  classes = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
-  vocabulary_lib.check_teacher(classes.teacher, trained_on.teacher, 'the vocabulary')
+  if vocabulary and classes:
+    raise ValueError('--vocabulary and --classes both say what to detect; expected one of them')
+  words = vocabulary_lib.load(vocabulary) if vocabulary else trained_on
+  if classes:
+    words = _embedded(folder, class_lists.class_list(classes).names, trained_on)
+  vocabulary_lib.check_teacher(words.teacher, trained_on.teacher, 'the vocabulary')
   predict = None
   if scores == defaults.HEADS:
     predict = heads.predictions
@@ -103,7 +114,7 @@ def evaluate(
     metrics = evaluation.evaluate(
       config,
       variables,
-      classes,
+      words,
       trained_on,
       dataset,
       out,
@@ -111,12 +122,20 @@ def evaluate(
       predict=predict,
       folders=defaults.HEAD_FOLDERS if scores == defaults.HEADS else crop_baselines.folders(scores),
       scores=scores,
+      on_scored=scoring.write_page,
     )
     if metrics is None:
       return None
     if cosine:
       files.write(out / COSINE_FILE, json.dumps(cosine, indent=2) + '\n')
   return metrics | cosine
+
+
+def _embedded(folder: Path, names: Sequence[str], trained_on: VocabularyFile) -> VocabularyFile:
+  """The vocabulary of names by the text tower of a bundle."""
+  padded = load(folder).classes(names)
+  rows, is_base = (np.asarray(values)[: len(names)] for values in (padded.embeddings, padded.is_base))
+  return VocabularyFile(rows, tuple(names), is_base, trained_on.teacher, f'the text tower of {folder}')
 
 
 def metrics_text(metrics: dict[str, Any]) -> str:

@@ -69,7 +69,7 @@ def score(
       metrics['against'] = _compare(truth, found, read(against), protocol, split, resamples) | {'file': str(against)}
     if out:
       summary.write_reports(out, {key: value for key, value in metrics.items() if key != 'against'})
-      _write_page(out, truth, found, metrics, split, images)
+      write_page(out, truth, found, metrics, split, images)
     return metrics
 
 
@@ -121,9 +121,15 @@ def _compare(
   }
 
 
-def _write_page(
-  out: Path, truth: Truth, found: Found, metrics: dict[str, Any], split: Split | None, images: Path | None
+def write_page(
+  out: Path,
+  truth: Truth,
+  found: Found,
+  metrics: dict[str, Any],
+  split: Split | None,
+  images: Path | None = None,
 ) -> None:
+  """Writes `report.html` and `diagnosis.json` into a folder; see `score` for the arguments."""
   content: dict[str, Any] = {}
   arguments = protocols.matching(metrics['protocol'], truth, found, split)
   if arguments is not None and found.boxes is not None and len(arguments['found']):
