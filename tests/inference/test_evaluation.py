@@ -113,6 +113,13 @@ def test_a_killed_evaluation_goes_on_and_ends_as_one_without_a_break(dataset, tm
   assert texts[0] == texts[1] and not (tmp_path / 'broken' / 'unfinished').exists()
 
 
+def test_processes_that_encode_masks_change_nothing(dataset, tmp_path):
+  evaluate(dataset, tmp_path / 'one', 'coco')
+  evaluate(dataset, tmp_path / 'two', 'coco', 'data.workers=2')
+  texts = [(tmp_path / name / 'results.json').read_bytes() for name in ('one', 'two')]
+  assert texts[0] == texts[1] and b'counts' in texts[0]
+
+
 def test_by_the_lvis_protocol_a_category_without_a_row_is_an_error(dataset, tmp_path):
   with pytest.raises(
     DataError,

@@ -12,11 +12,8 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +27,7 @@ from vild_jax.config import Config, Data
 from vild_jax.data import repeats, rle, transforms
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.schema import Category, DataError, Example
+from vild_jax.runtime import workers as worker_processes
 
 Arrays = dict[str, Any]  # the values are NumPy arrays, or a dictionary of them (the regions to distil)
 
@@ -308,16 +306,9 @@ def _close(reference: weakref.ref) -> None:
 
 
 def _prepare_worker(index: int, count: int) -> None:
-  """Makes a worker end when its parent ends, in whatever way, and ignore signals that are sent to the whole group."""
+  """Prepares a worker of Grain."""
   del index, count
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a preempted run needs batches until it has saved a checkpoint
-
-  def end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-  threading.Thread(target=end_with_parent, daemon=True).start()
+  worker_processes.prepare()
 
 
 def _shared_memory_holds(needed: int) -> bool:

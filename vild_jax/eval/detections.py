@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from vild_jax.eval.found import Codes, Found
 from vild_jax.eval.jsonfile import Span
 from vild_jax.eval.rows import Known, Part
 from vild_jax.eval.truth import Truth
+from vild_jax.runtime import workers
 
 _LARGE = 64 * 2**20  # bytes of a file from which on starting processes pays
 _PROCESSES = 4  # at most; then joining their columns takes as long as they do
@@ -94,9 +93,8 @@ def _decoded(spans: Iterator[Span], known: Known, processes: int) -> Iterator[tu
     for span in spans:
       yield span, _decode(span, known)
     return
-  # Not threads, since decoding holds the interpreter's lock; not forks, which a process with threads may not do.
-  context = multiprocessing.get_context('spawn')
-  with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(known,)) as pool:
+  # Not threads, since decoding holds the interpreter's lock.
+  with workers.pool(processes, _start, known) as pool:
     waiting: deque[tuple[Span, Any]] = deque()
     for span in spans:
       waiting.append((span, pool.submit(_decode, span)))

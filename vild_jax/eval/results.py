@@ -62,6 +62,30 @@ def detections_to_results(
   return results
 
 
+def of_picture(found: Sequence[dict[str, Any]], category_of_row: np.ndarray) -> tuple[int, list[list[Result]]]:
+  """Returns the image id of a picture and its results by each method; detections without a category are left out.
+
+  Args:
+    found: for each method a dictionary with image_id, original_size, boxes, labels, scores and masks.
+    category_of_row: int64 [C], the category id of each label; -1 for none.
+  """
+  made = []
+  for one in found:
+    ids = category_of_row[one['labels']]
+    known = ids >= 0
+    made.append(
+      detections_to_results(
+        one['image_id'],
+        one['boxes'][known],
+        one['scores'][known],
+        ids[known],
+        one['masks'][known],
+        one['original_size'],
+      )
+    )
+  return int(found[0]['image_id']), made
+
+
 class ResultsWriter:
   """Streams results into a JSON file that appears, complete, when the `with` block ends without an error.
 

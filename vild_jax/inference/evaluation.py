@@ -5,6 +5,7 @@ The detections are a file (`results.json`, LVIS format), which the package `eval
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from vild_jax.eval.shards import Entry
 from vild_jax.eval.truth import Split, Truth
 from vild_jax.inference import drawing, jobs
 from vild_jax.inference.detector import Detector, sigmoid
-from vild_jax.runtime import progress
+from vild_jax.runtime import progress, workers
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.train import sharding
 from vild_jax.train.step import make_predict_step
@@ -104,9 +105,9 @@ def evaluate(
 
   def detect(places: np.ndarray) -> Iterator[Entry]:
     rest = sources.Subset(whole, indices[places])
-    return _encoded(
-      (predict or predictions)(config, variables, classes, trained_on, rest, mesh, timer), category_of_row
-    )
+    found = (predict or predictions)(config, variables, classes, trained_on, rest, mesh, timer)
+    # A program that has workers for its input can be imported again, which other processes need as well.
+    return _encoded(found, category_of_row, min(config.data.workers, os.cpu_count() or 1))
 
   shards = shards_lib.Shards(
     out,
@@ -131,7 +132,6 @@ def evaluate(
   known = truth_lib.read(truth, str(whole.folder))
   scored = {}
   for folder in folders:
-    # Workers of the input pipeline are processes too, which a program that cannot be imported again does not allow.
     several = 0 if config.data.workers else 1
     found = detections.read(out / folder / RESULTS_FILE, known, processes=several)
     scored[folder] = protocols.score(protocol, known, found, base=split, **limits)
@@ -345,20 +345,15 @@ def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) 
   }
 
 
-def _encoded(found: Iterator[Found], category_of_row: np.ndarray) -> Iterator[tuple[int, list[list[results.Result]]]]:
-  """Yields (image id, results of each method) in order; threads paste and encode masks while the devices compute."""
+def _encoded(found: Iterator[Found], category_of_row: np.ndarray, processes: int) -> Iterator[Entry]:
+  """Yields (image id, results of each method) in order; masks are pasted and encoded while the devices compute.
 
-  def encode(one: dict[str, Any]) -> list[results.Result]:
-    ids = category_of_row[one['labels']]
-    known = ids >= 0
-    return results.detections_to_results(
-      one['image_id'], one['boxes'][known], one['scores'][known], ids[known], one['masks'][known], one['original_size']
-    )
-
-  with ThreadPoolExecutor(2) as pool:
+  `processes` do it, or two threads if that is 0, which share one core for the most part.
+  """
+  with workers.pool(processes) if processes else ThreadPoolExecutor(2) as pool:
     waiting = []
     for of_picture in found:
-      waiting.append(pool.submit(lambda every: (every[0]['image_id'], [encode(one) for one in every]), of_picture))
+      waiting.append(pool.submit(results.of_picture, of_picture, category_of_row))
       if len(waiting) > _WAITING:
         yield waiting.pop(0).result()
     for future in waiting:
