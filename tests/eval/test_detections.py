@@ -103,6 +103,10 @@ def test_ids_that_float64_cannot_tell_apart_stay_apart(tmp_path):
     ({'segmentation': {'size': [40, 50], 'counts': 'PT\\o0'}}, 'broken run-length code'),
     ({'segmentation': [[1, 2, 3, 4, 5, 6]]}, 'expected a compressed run-length code'),
     ({'segmentation': {'size': [40, 50], 'counts': [2000]}}, 'expected a compressed run-length code'),
+    ({'segmentation': {'size': 5, 'counts': '0'}}, r'size 5; expected \[height, width\]'),
+    ({'image_id': 99, 'segmentation': {'size': ['a', None], 'counts': '0'}}, 'expected \\[height, width\\]'),
+    ({'score': 2**2000}, 'expected a finite number'),
+    ({'bbox': [0, 0, 1, 2**2000]}, 'expected four finite numbers'),
   ],
 )
 @pytest.mark.parametrize('from_file', [False, True])
@@ -127,6 +131,8 @@ def test_a_bad_detection_is_named(tmp_path, change, message, from_file):
     (json.dumps(_rows(60))[:-300], 'is not JSON'),
     (json.dumps(_rows(60)).replace('}, {', '}] {', 30).replace('}] {', '}, {', 29), 'is not JSON'),
     ('', 'is not JSON'),
+    ('[' * 200_000, 'is not JSON'),
+    ('\ufeff[]', 'begins with a byte order mark'),
   ],
 )
 def test_files_that_hold_no_results_are_named(tmp_path, content, message):

@@ -100,6 +100,18 @@ def test_a_comparison_has_signs_and_intervals():
   assert same.metrics['AP50'][2:] == (0, 0, 0) and same.per_category == ()
 
 
+def test_scores_that_are_no_shares_have_no_calibration():
+  of = _diagnosed([(1, 4, 10)], [(1, 4, 10, 5.0), (1, 7, 300, -2.0)])
+  assert of.calibration == () and of.calibration_error is None and of.errors['Bkg'][1] == 1
+
+
+def test_by_the_lvis_protocol_a_crowd_that_is_not_found_is_missed():
+  of, found = _case([(1, 4, 10), (2, 4, 10, True)], [(1, 4, 10, 0.9)])
+  arguments = protocols.matching('lvis', of, found, None)
+  rows = protocols.score('coco', of, found)['per_category']
+  assert diagnosis.diagnose(per_category=rows, **arguments).errors['Miss'][1] == 1
+
+
 def test_what_a_protocol_counts_is_what_is_diagnosed():
   ground_truth, results = small_scores.case(3)
   of = truth.read(ground_truth)

@@ -171,6 +171,25 @@ def test_reports_say_what_was_counted(tmp_path):
     json.dumps(metrics, allow_nan=False)
 
 
+def test_masks_alone_are_no_input_for_protocols_of_boxes():
+  ground_truth, results = small_scores.case(4)
+  of = truth.read(ground_truth)
+  masks = detections.read([{k: v for k, v in row.items() if k != 'bbox'} for row in results], of)
+  for name in ('voc', 'proposals'):
+    with pytest.raises(DataError, match=f'the results have masks alone; --protocol {name} is of boxes'):
+      protocols.score(name, of, masks)
+
+
+def test_a_category_may_be_neither_base_nor_novel():
+  of = _small_truth([(1, 1, 10, 40), (1, 3, 100, 40)])
+  found = _found(of, (1, 1, 10, 0.9), (1, 3, 100, 0.9))
+  split = Split(frozenset({1}), frozenset({2}))
+  for name in ('voc', 'coco'):
+    metrics = protocols.score(name, of, found, base=split)
+    assert metrics['box']['AP50_base'] == pytest.approx(1) and metrics['box']['AP50_novel'] is None, name
+    assert [row['base'] for row in metrics['per_category']] == [True, False, None], name
+
+
 def test_a_split_is_read_from_a_vocabulary_a_list_of_names_or_the_published_one(tmp_path):
   of = _small_truth([], classes=('person', 'cat', 'bench'))
   np.savez(tmp_path / 'v.npz', names=['cat', 'zebra', 'person'], is_base=[False, False, True])
@@ -182,6 +201,16 @@ def test_a_split_is_read_from_a_vocabulary_a_list_of_names_or_the_published_one(
     (tmp_path / 'v.npz').write_bytes(content)
     with pytest.raises(DataError, match=message):
       protocols.split(of, tmp_path / 'v.npz')
+  twice = _small_truth([], classes=('cat', 'dog', 'cat'))
+  (tmp_path / 'base.txt').write_text('cat\n')
+  assert protocols.split(twice, tmp_path / 'base.txt') == Split(frozenset({1, 3}), frozenset({2}))
+  rare = {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'cat', 'frequency': 'f'}]}
+  rare['categories'].append({'id': 2, 'name': 'dog', 'frequency': 'r'})
+  (tmp_path / 'a.json').write_text(json.dumps(rare))
+  assert protocols.split(twice, tmp_path / 'a.json') == Split(frozenset({1, 3}), frozenset({2}))
+  np.savez(tmp_path / 'v.npz', names=['cat', 'dog'], is_base=[True])
+  with pytest.raises(DataError, match='2 names and 1 flags'):
+    protocols.split(of, tmp_path / 'v.npz')
   (tmp_path / 'base.txt').write_text('dodo\n')
   with pytest.raises(DataError, match='none of its 1 base classes is a category'):
     protocols.split(of, tmp_path / 'base.txt')

@@ -54,14 +54,14 @@ class Diagnosis:
   Attributes:
     errors: {kind of TIDE: (AP50 that it costs, number)}; the costs do not add up to what is missing.
     calibration: (mean score, share of right detections, number) in ten intervals of scores; empty ones are left out.
-    calibration_error: mean of their differences, weighted by number.
+    calibration_error: mean of their differences, weighted by number; None if some scores are not from 0 to 1.
     confusions: the most frequent ones first.
     best, worst: rows of `per_category`, by box AP, of categories with at least three objects if there are enough.
   """
 
   errors: dict[str, tuple[float, int]]
   calibration: tuple[tuple[float, float, int], ...]
-  calibration_error: float
+  calibration_error: float | None
   confusions: tuple[Confusion, ...]
   best: tuple[dict[str, Any], ...]
   worst: tuple[dict[str, Any], ...]
@@ -93,7 +93,9 @@ def diagnose(
   """
   matched = scoring.evaluator(truth, found, 'box', federated=federated, max_detections=[max_detections])
   costs = matched.tide_errors()
-  reliability = matched.calibration()
+  # Only AP's order is asked of scores: those of some detectors are no shares.
+  shares = len(found) and found.score.min() >= 0 and found.score.max() <= 1
+  reliability = matched.calibration() if shares else {'bins': (), 'ece': None}
   rows = [row for row in per_category if row['box_AP'] is not None]
   common = [row for row in rows if row['instances'] >= 3]
   ordered = sorted(common if len(common) >= _CATEGORIES else rows, key=lambda row: row['box_AP'])
@@ -102,7 +104,7 @@ def diagnose(
     tuple(
       (float(b['avg_confidence']), float(b['avg_accuracy']), int(b['count'])) for b in reliability['bins'] if b['count']
     ),
-    float(reliability['ece']),
+    reliability['ece'],
     confusions(truth, found),
     tuple(ordered[::-1][:_CATEGORIES]),
     tuple(ordered[:_CATEGORIES]),

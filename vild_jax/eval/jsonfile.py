@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def parsed(text: bytes, path: str | Path, expected: str) -> Any:
   """Returns what a JSON text holds; raises DataError if it is not JSON. NaN and Infinity are accepted."""
   try:
     return msgspec.json.decode(text)  # three times as fast
-  except msgspec.DecodeError:
+  except (msgspec.DecodeError, RecursionError):
     pass
   try:
     return json.loads(text)
@@ -70,7 +71,10 @@ def spans(path: str | Path, expected: str, *, size: int = PART) -> Iterator[Span
   if not Path(path).is_file():
     raise DataError(f'{path} is not a file; expected {expected}')
   with Path(path).open('rb') as file:
-    if not (begin := file.read(_NEAR).lstrip()).startswith(b'['):
+    begin = file.read(_NEAR).lstrip()
+    if begin.startswith(codecs.BOM_UTF8):
+      raise DataError(f'{path} begins with a byte order mark; expected {expected} without one')
+    if not begin.startswith(b'['):
       found = parsed(begin + file.read(), path, expected)
       raise DataError(f'{path} holds a {type(found).__name__}; expected {expected}')
     start = 0

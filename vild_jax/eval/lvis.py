@@ -76,10 +76,13 @@ def score_fixed(truth: Truth, found: Found, base: Split | None = None, **setting
 
 
 def _score(truth: Truth, found: Found, best: Found, limit: int, **settings: Any) -> scoring.Metrics:
-  # The official evaluator knows no crowds: it takes each for an object.
-  truth = dataclasses.replace(truth, annotations=[{**a, 'iscrowd': 0} for a in truth.annotations])
-  metrics = scoring.score(truth, best, federated=True, max_detections=limit, **settings)
+  metrics = scoring.score(without_crowds(truth), best, federated=True, max_detections=limit, **settings)
   return {**metrics, 'detections': len(found)}
+
+
+def without_crowds(truth: Truth) -> Truth:
+  """Returns the ground truth with every crowd taken for an object: the official evaluator knows none."""
+  return dataclasses.replace(truth, annotations=[{**a, 'iscrowd': 0} for a in truth.annotations])
 
 
 def counted(truth: Truth, found: Found, protocol: str) -> Found:

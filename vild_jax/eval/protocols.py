@@ -78,7 +78,9 @@ def score(
     raise DataError(f'--protocol {protocol} needs to know which categories are base; expected --base FILE or V.npz')
   if protocol.startswith('lvis'):
     lvis.check_federated(truth.images, truth.categories, truth.name, instead='--protocol coco')
-  metrics = chosen.score(truth, found, base, **settings)
+  if protocol in ('voc', 'proposals') and found.boxes is None:
+    raise DataError(f'the results have masks alone; --protocol {protocol} is of boxes: expected a bbox for each')
+  metrics = chosen.score(truth, found, truth.by_frequency() if base is None else base, **settings)
   counts = truth.counts() | {'detections': len(found)}
   return {
     'protocol': protocol,
@@ -99,7 +101,8 @@ def matching(protocol: str, truth: Truth, found: Found, base: Split | None) -> d
   """Returns arguments of `diagnosis.diagnose`: what a protocol counts; None if its AP is not of COCO's kind."""
   if protocol in ('lvis', 'lvis-fixed'):
     limit = lvis.MAX_DETECTIONS if protocol == 'lvis' else lvis.FIXED
-    return {'truth': truth, 'found': lvis.counted(truth, found, protocol), 'federated': True, 'max_detections': limit}
+    counted = lvis.counted(truth, found, protocol)
+    return {'truth': lvis.without_crowds(truth), 'found': counted, 'federated': True, 'max_detections': limit}
   if protocol == 'coco-ovd' and base is not None:
     truth, found = coco.with_objects(truth, found, base.base | base.novel)
   if protocol in ('coco', 'coco-ovd', 'objects365'):
@@ -112,35 +115,35 @@ def split(truth: Truth, source: str | Path) -> Split:
 
   Args:
     truth: the ground truth.
-    source: a vocabulary file (.npz), whose classes are base or novel; a built-in list with a split ('lvis',
-      'coco-ovd'); or a text file of the base classes, one in a line: all other categories are novel.
+    source: a vocabulary file (.npz), whose classes are base or novel; a list with a split, such as
+      'coco-ovd' or an annotation file; or a text file (.txt) of the base classes, one in a line: all other categories
+      are novel.
 
   Raises:
     DataError: the file cannot be read, or none of its base classes is a category.
   """
   if str(source).endswith('.npz'):
     names, is_base = _vocabulary(Path(source))
-  elif str(source) in class_lists.BUILT_IN:
+  else:
     classes = class_lists.class_list(source)
     names, is_base = classes.names, classes.is_base
-  else:
-    base = class_lists.class_list(source).names
-    names = [*base, *(c['name'] for c in truth.categories if c['name'] not in set(base))]
-    is_base = [name in set(base) for name in names]
-  id_of = {category['name']: category['id'] for category in truth.categories}
-  found = {
-    flag: [id_of[n] for n, b in zip(names, is_base, strict=True) if n in id_of and bool(b) is flag]
-    for flag in (True, False)
-  }
-  if not found[True]:
-    raise DataError(f'{source}: none of its {sum(map(bool, is_base))} base classes is a category of {truth.name}')
-  return Split(frozenset(found[True]), frozenset(found[False]))
+    if str(source).endswith('.txt'):
+      others = tuple(c['name'] for c in truth.categories if c['name'] not in set(names))
+      names, is_base = names + others, (True,) * len(names) + (False,) * len(others)
+  kind = dict(zip(names, map(bool, is_base), strict=True))
+  base, novel = (frozenset(c['id'] for c in truth.categories if kind.get(c['name']) is flag) for flag in (True, False))
+  if not base:
+    raise DataError(f'{source}: none of its {sum(kind.values())} base classes is a category of {truth.name}')
+  return Split(base, novel)
 
 
 def _vocabulary(path: Path) -> tuple[list[str], list[bool]]:
   """Returns the names and base flags of a vocabulary file, without the rooms that import JAX."""
   try:
     with np.load(path, allow_pickle=False) as file:
-      return [str(name) for name in file['names']], [bool(flag) for flag in file['is_base']]
+      names, is_base = [str(name) for name in file['names']], [bool(flag) for flag in file['is_base']]
   except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
     raise DataError(f'{path} is no vocabulary file ({error}); expected one of `vild-jax embed-text`') from None
+  if len(names) != len(is_base):
+    raise DataError(f'{path} has {len(names)} names and {len(is_base)} flags; expected one flag for each name')
+  return names, is_base

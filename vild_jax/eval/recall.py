@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vild_jax.data.regions.store import RegionStore
+from vild_jax.data.schema import DataError
 from vild_jax.eval import scoring
 from vild_jax.eval.found import Found
 from vild_jax.eval.lvis import best_of_pictures
@@ -30,6 +31,8 @@ def score(truth: Truth, found: Found, base: Split | None = None, *, counts: Sequ
   if base is not None:
     for name, ids in (('_base', base.base), ('_novel', base.novel)):
       groups[name] = dataclasses.replace(truth, annotations=[a for a in truth.annotations if a['category_id'] in ids])
+  if not truth.categories:
+    raise DataError(f'{truth.name} has no categories; expected one or more')
   metrics: dict[str, float | None] = {}
   for name, part in groups.items():
     matched = scoring.evaluator(part, found, 'box', federated=False, max_detections=counts, classless=True)

@@ -7,7 +7,6 @@ row. If anything is wrong, the part is read again as plain JSON, to say which de
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +82,7 @@ def from_text(text: bytes, known: Known) -> Part | None:
   with collector.off():
     try:
       return _checked(_ROWS.decode(text), known)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
       return None
 
 
@@ -187,7 +186,10 @@ def _problem(row: Any, known: Known) -> str:
     return ''
   if not (isinstance(code, dict) and isinstance(code.get('counts'), str | bytes)):
     return f'segmentation is {str(code)[:60]}; expected a compressed run-length code'
-  given = list(code.get('size') or ())
+  given = code.get('size')
+  if not (isinstance(given, list | tuple) and len(given) == 2 and all(type(side) is int for side in given)):
+    return f'segmentation has size {given}; expected [height, width]'
+  given = list(given)
   place = _places(known.image_ids, [row['image_id']])
   size = given if place is None or place[0] < 0 else known.sizes[place[0]]
   if given != size:
@@ -216,12 +218,12 @@ def _areas(codes: list[dict[str, Any]]) -> np.ndarray | None:
   """The pixels of masks; None if a code cannot be decoded to the size that it states."""
   try:
     return hotcoco.mask.area(codes)
-  except ValueError:
+  except (ValueError, TypeError, KeyError):
     return None
 
 
 def _finite(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _text(counts: bytes | str) -> str:

@@ -54,8 +54,8 @@ def score(
     DataError: if a category of the split is unknown.
   """
   categories = truth.categories
-  frequencies = np.array([category.get('frequency', '') for category in categories])
-  is_base, is_novel = _groups(categories, frequencies, split)
+  frequencies = np.array([category.get('frequency') or '' for category in categories])
+  is_base, is_novel = _groups(categories, truth.by_frequency() if split is None else split)
   counts = Counter(
     annotation['category_id']
     for annotation in truth.annotations
@@ -96,11 +96,10 @@ def score(
   return metrics
 
 
-def _groups(categories: Sequence[dict], frequencies: np.ndarray, split: Split | None) -> tuple[np.ndarray, np.ndarray]:
+def _groups(categories: Sequence[dict], split: Split | None) -> tuple[np.ndarray, np.ndarray]:
   """Which categories are base and which are novel, two bool [C]; none is either if that is not known."""
   if split is None:
-    rare = frequencies == 'r'
-    return (frequencies != '') & ~rare, rare
+    return np.zeros(len(categories), bool), np.zeros(len(categories), bool)
   unknown = (split.base | split.novel) - {category['id'] for category in categories}
   if unknown:
     raise DataError(f'base category {min(unknown)} is unknown; expected ids among the {len(categories)} categories')

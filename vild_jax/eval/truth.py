@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import hotcoco
 import numpy as np
 
 from vild_jax.data.schema import DataError
@@ -110,6 +112,14 @@ class Truth:
     base = frozenset(map(int, base_category_ids))
     return Split(base, frozenset(self.category_ids.tolist()) - base)
 
+  def by_frequency(self) -> Split | None:
+    """Returns the split in which rare categories are novel and all others base; None if no category has a frequency."""
+    of = {c['id']: c.get('frequency') or '' for c in self.categories}
+    if not any(of.values()):
+      return None
+    ids = lambda letters: frozenset(k for k, letter in of.items() if letter and letter in letters)
+    return Split(ids('cf'), ids('r'))
+
   def counts(self) -> dict[str, int]:
     """Returns how many pictures, categories, categories with objects, and objects there are."""
     return {
@@ -146,21 +156,19 @@ def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') ->
     if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
       raise DataError(f'{name} has no list {key!r}; expected {_EXPECTED}')
     for i, entry in enumerate(tree[key]):
+      if not isinstance(entry, dict):
+        raise DataError(f'{name}, {key}[{i}]: found {str(entry)[:60]}; expected an object with {", ".join(expected)}')
       missing = [field for field in expected if field not in entry]
       if missing:
         raise DataError(f'{name}, {key}[{i}]: no {min(missing)!r}; expected {", ".join(sorted(expected))}')
-  known = {}
-  for key in ('images', 'categories'):
-    known[key] = {entry['id'] for entry in tree[key]}
-    if len(known[key]) < len(tree[key]):
-      twice = next(e['id'] for i, e in enumerate(tree[key]) if any(e['id'] == o['id'] for o in tree[key][:i]))
-      raise DataError(f'{name}: id {twice} stands twice in {key!r}; expected distinct ids')
+  images, categories = (_by_id(tree[key], key, name) for key in ('images', 'categories'))
   for i, annotation in enumerate(tree['annotations']):
-    for field, key in (('image_id', 'images'), ('category_id', 'categories')):
-      if annotation[field] not in known[key]:
-        raise DataError(
-          f'{name}, annotations[{i}]: {field} {annotation[field]!r} is unknown; expected one of {len(known[key])}'
-        )
+    where = f'{name}, annotations[{i}]'
+    for field, known in (('image_id', images), ('category_id', categories)):
+      if not isinstance(annotation[field], int) or annotation[field] not in known:
+        raise DataError(f'{where}: {field} {annotation[field]!r} is unknown; expected one of {len(known)}')
+    if problem := _problem(annotation, images[annotation['image_id']]):
+      raise DataError(f'{where}: {problem}')
   by_id = lambda entry: entry['id']
   return Truth(
     name,
@@ -169,3 +177,58 @@ def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') ->
     tree['annotations'],
     hashlib.sha256(content).hexdigest(),
   )
+
+
+def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict[str, Any]]:
+  """{id: picture or category}; raises DataError for what cannot be used."""
+  found: dict[int, dict[str, Any]] = {}
+  for i, entry in enumerate(entries):
+    where = f'{name}, {key}[{i}]'
+    if type(entry['id']) is not int or not -(2**63) <= entry['id'] < 2**63:
+      raise DataError(f'{where}: id is {entry["id"]!r}; expected a whole number of 64 bits')
+    if entry['id'] in found:
+      raise DataError(f'{where}: id {entry["id"]} stands twice in {key!r}; expected distinct ids')
+    if key == 'images':
+      for side in ('height', 'width'):
+        if type(entry[side]) is not int or entry[side] <= 0:
+          raise DataError(f'{where}: {side} is {entry[side]!r}; expected a positive whole number')
+      for field in ('neg_category_ids', 'not_exhaustive_category_ids'):
+        ids = entry.get(field) or []
+        if not isinstance(ids, list) or not all(type(k) is int for k in ids):
+          raise DataError(f'{where}: {field} is {str(ids)[:60]}; expected a list of category ids')
+    elif entry.get('frequency') not in (None, '', 'r', 'c', 'f'):
+      raise DataError(f'{where}: frequency is {entry["frequency"]!r}; expected r, c, f or none')
+    found[entry['id']] = entry
+  return found
+
+
+def _problem(annotation: dict[str, Any], image: dict[str, Any]) -> str:
+  """Why an object cannot be scored; empty if it can."""
+  box, area = annotation['bbox'], annotation['area']
+  if not _is_number(area) or area < 0:
+    return f'area is {area!r}; expected a finite number that is not negative'
+  if box is not None and not (
+    isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0
+  ):
+    return f'bbox is {box}; expected four finite numbers [x, y, width, height], the last two not negative'
+  shape = annotation.get('segmentation')
+  if not shape:
+    return ''
+  if isinstance(shape, dict):
+    size = [image['height'], image['width']]
+    try:
+      # Counts that are a list are decoded by the evaluator; compressed ones are checked here.
+      if shape.get('size') == size and (isinstance(shape.get('counts'), list) or hotcoco.mask.area(shape) >= 0):
+        return ''
+    except (ValueError, TypeError, KeyError):
+      pass
+    return f'segmentation is no run-length code of size {size}'
+  try:
+    whole = all(len(polygon) >= 6 and len(polygon) % 2 == 0 and math.isfinite(sum(polygon)) for polygon in shape)
+  except TypeError:
+    whole = False
+  return '' if whole else 'segmentation is neither polygons [x, y, x, y, ...] nor a run-length code'
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15

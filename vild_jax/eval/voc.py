@@ -36,19 +36,20 @@ def score(truth: Truth, found: Found, base: Split | None = None) -> dict[str, An
   for k, of_class in enumerate(objects):
     mine = found.take(order[bounds[k] : bounds[k + 1]])
     count = sum(not difficult for of_one in of_class.values() for _, difficult in of_one)
+    key = int(truth.category_ids[k])
     row: dict[str, Any] = {
-      'id': int(truth.category_ids[k]),
+      'id': key,
       'name': truth.categories[k]['name'],
-      'base': None if base is None else int(truth.category_ids[k]) in base.base,
+      'base': None if base is None or key not in base.base | base.novel else key in base.base,
       'instances': count,
     }
     for threshold in THRESHOLDS:
-      key = f'box_AP{100 * threshold:.0f}'
+      name = f'box_AP{100 * threshold:.0f}'
       right, wrong = _matched(of_class, mine, threshold)
-      row[key] = row[f'{key}_11point'] = None
+      row[name] = row[f'{name}_11point'] = None
       if count:
         recall, precision = np.cumsum(right) / count, np.cumsum(right) / np.maximum(np.cumsum(right | wrong), 1)
-        row[key], row[f'{key}_11point'] = area(recall, precision), eleven_points(recall, precision)
+        row[name], row[f'{name}_11point'] = area(recall, precision), eleven_points(recall, precision)
     rows.append(row)
   mean = lambda key, keep=lambda _: True: _mean([row[f'box_{key}'] for row in rows if keep(row)])
   metrics = {key: mean(key) for key in ('AP50', 'AP75', 'AP50_11point', 'AP75_11point')}

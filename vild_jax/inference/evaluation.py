@@ -119,7 +119,7 @@ def evaluate(
   job = {}
   if jax.process_index() == 0:
     job = jobs.description(
-      config, variables, classes, trained_on, data=whole.identity, scores=f'{scores} {",".join(folders)}'
+      config, variables, classes, trained_on, image_ids, data=whole.identity, scores=f'{scores} {",".join(folders)}'
     )
   jobs.detect_missing(shards, job, detect)
   if jax.process_index() > 0:
@@ -130,14 +130,13 @@ def evaluate(
   limits = {'min_area': config.evaluation.min_area, 'min_instances': config.evaluation.min_instances}
   limits = limits if limits != {'min_area': 0.0, 'min_instances': 1} else {}
   known = truth_lib.read(truth, str(whole.folder))
-  scored = {}
+  scored, rows = {}, {}
   for folder in folders:
     several = 0 if config.data.workers else 1
     found = detections.read(out / folder / RESULTS_FILE, known, processes=several)
     scored[folder] = protocols.score(protocol, known, found, base=split, **limits)
     scored[folder]['seconds_per_image'] = timer.seconds_per_image()
-    if on_scored:
-      on_scored(out / folder, known, found, scored[folder], split)
+    rows[folder] = found
   metrics = scored[folders[0]]
   metrics |= {
     folder: {key: scored[folder][key] for key in ('box', 'mask', 'seconds_per_image')} for folder in folders[1:]
@@ -145,6 +144,9 @@ def evaluate(
   for folder in folders:
     summary.write_reports(out / folder, scored[folder])
   shards.remove()
+  for folder in folders:
+    if on_scored:
+      on_scored(out / folder, known, rows[folder], scored[folder], split)
   return metrics
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vild_jax import config as config_lib
-from vild_jax.config import Config, Train
+from vild_jax.config import Config, Data, Evaluation
 from vild_jax.data.schema import DataError
 from vild_jax.eval.shards import Entry, Shards
 from vild_jax.vocabulary import VocabularyFile
@@ -52,11 +52,18 @@ def detect_missing(shards: Shards, job: Mapping[str, Any], detect: Callable[[np.
 
 
 def description(
-  config: Config, variables: Any, classes: VocabularyFile, trained_on: VocabularyFile, **more: Any
+  config: Config,
+  variables: Any,
+  classes: VocabularyFile,
+  trained_on: VocabularyFile,
+  image_ids: Sequence[int],
+  **more: Any,
 ) -> dict[str, Any]:
   """Returns what decides the detections, as hashes, for the `job.json` of shards; `more` stands there too."""
-  plain = dataclasses.replace(
-    config, evaluation=dataclasses.replace(config.evaluation, min_area=0.0, min_instances=1), train=Train()
+  decides = Config(
+    model=config.model,
+    data=dataclasses.replace(Data(), image_size=config.data.image_size),
+    evaluation=dataclasses.replace(Evaluation(), batch_size=config.evaluation.batch_size),
   )
   weights = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
@@ -65,9 +72,10 @@ def description(
     repr((words.names, words.is_base.tolist())).encode() + np.ascontiguousarray(words.embeddings).tobytes()
   ).hexdigest()
   return {
-    'config': hashlib.sha256(config_lib.to_text(plain).encode()).hexdigest(),
+    'config': hashlib.sha256(config_lib.to_text(decides).encode()).hexdigest(),
     'weights': weights.hexdigest(),
     'vocabulary': of(classes),
     'training vocabulary': of(trained_on),
+    'pictures': hashlib.sha256(repr(list(map(int, image_ids))).encode()).hexdigest(),
     **more,
   }

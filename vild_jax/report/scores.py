@@ -26,7 +26,7 @@ class Scores:
     metrics: of `eval.protocols.score`.
     errors: (kind, what it means, AP50 that it costs, number) of TIDE.
     calibration: (mean score, share of right detections, number) in intervals of scores.
-    calibration_error: the mean difference.
+    calibration_error: the mean difference; None where scores are no shares.
     confusions: (category, what it is called, number, share of the found ones, pictures uint8 [H, W, 3]).
     best, worst: (name, instances, box AP) of categories.
     comparison: {metric: (this one, the other, difference, lower, upper)}, or empty.
@@ -39,7 +39,7 @@ class Scores:
   metrics: Mapping[str, Any]
   errors: Sequence[tuple[str, str, float, int]] = ()
   calibration: Sequence[tuple[float, float, int]] = ()
-  calibration_error: float = 0.0
+  calibration_error: float | None = None
   confusions: Sequence[tuple[str, str, int, float, Sequence[np.ndarray]]] = ()
   best: Sequence[tuple[str, int, float]] = ()
   worst: Sequence[tuple[str, int, float]] = ()
@@ -142,6 +142,8 @@ def _categories(scores: Scores) -> str:
 
 
 def _calibration(scores: Scores) -> str:
+  if scores.calibration_error is None:
+    return ''
   rows = [[f'{score:.2f}', _percent(right), f'{number:,}'] for score, right, number in scores.calibration]
   text = (
     'How many detections with about the same score are right, by class and IoU 0.5. In a calibrated detector both '

@@ -93,13 +93,13 @@ def evaluate(
   if classes:
     words = _embedded(folder, class_lists.class_list(classes).names, trained_on)
   vocabulary_lib.check_teacher(words.teacher, trained_on.teacher, 'the vocabulary')
-  predict = None
+  predict, how = None, scores
   if scores == defaults.HEADS:
     predict = heads.predictions
   elif scores in defaults.BY_CROPS:
-    predict = partial(
-      crop_baselines.predictions, scores=scores, tower=crop_baselines.crop_tower(teacher, config, trained_on, scores)
-    )
+    tower = crop_baselines.crop_tower(teacher, config, trained_on, scores)
+    predict = partial(crop_baselines.predictions, scores=scores, tower=tower)
+    how = f'{scores} by {tower.identity}'
   mesh = sharding.make_mesh(config.mesh)
   variables = checkpoint.load_variables(folder, config, mesh, step)
   with folders.locked(out):
@@ -121,7 +121,7 @@ def evaluate(
       mesh=mesh,
       predict=predict,
       folders=defaults.HEAD_FOLDERS if scores == defaults.HEADS else crop_baselines.folders(scores),
-      scores=scores,
+      scores=how,
       on_scored=scoring.write_page,
     )
     if metrics is None:

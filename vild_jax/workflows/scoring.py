@@ -132,7 +132,7 @@ def write_page(
   """Writes `report.html` and `diagnosis.json` into a folder; see `score` for the arguments."""
   content: dict[str, Any] = {}
   arguments = protocols.matching(metrics['protocol'], truth, found, split)
-  if arguments is not None and found.boxes is not None and len(arguments['found']):
+  if arguments is not None and metrics['box'] is not None and len(arguments['found']):
     of = diagnosis.diagnose(per_category=metrics['per_category'], **arguments)
     files.write(out / DIAGNOSIS, json.dumps(of.as_json(), indent=2) + '\n')
     rows = lambda chosen: [(row['name'], row['instances'], row['box_AP']) for row in chosen]

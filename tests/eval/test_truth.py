@@ -1,0 +1,89 @@
+"""Ground truth that cannot be scored is refused in one line, before anything is computed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vild_jax.data.schema import DataError
+from vild_jax.eval import truth
+from vild_jax.eval.truth import Split
+
+NAN, INFINITY = float('nan'), float('inf')
+
+
+def _tree():
+  return {
+    'images': [{'id': 7, 'height': 40, 'width': 50}, {'id': 3, 'height': 30, 'width': 30}],
+    'categories': [{'id': 2, 'name': 'b', 'frequency': 'r'}, {'id': 1, 'name': 'a', 'frequency': 'f'}],
+    'annotations': [
+      {'id': 1, 'image_id': 7, 'category_id': 2, 'bbox': [1, 2, 3, 4], 'area': 12, 'segmentation': [[1, 2, 4, 2, 4, 6]]}
+    ],
+  }
+
+
+@pytest.mark.parametrize(
+  ('where', 'change', 'message'),
+  [
+    ('images', 3, r'images\[0\]: found 3; expected an object with'),
+    ('images', {'id': '7'}, "id is '7'; expected a whole number"),
+    ('images', {'id': 1.5}, 'id is 1.5'),
+    ('images', {'id': []}, r'id is \[\]'),
+    ('images', {'id': 2**64}, 'a whole number of 64 bits'),
+    ('images', {'id': 3}, 'id 3 stands twice'),
+    ('images', {'height': 0}, 'height is 0; expected a positive whole number'),
+    ('images', {'neg_category_ids': 5}, 'neg_category_ids is 5; expected a list'),
+    ('images', {'neg_category_ids': [[1]]}, r'neg_category_ids is \[\[1\]\]'),
+    ('categories', {'id': None}, 'id is None'),
+    ('categories', {'frequency': 'x'}, "frequency is 'x'; expected r, c, f or none"),
+    ('annotations', {'image_id': '7'}, "image_id '7' is unknown"),
+    ('annotations', {'category_id': [1]}, r'category_id \[1\] is unknown'),
+    ('annotations', {'area': None}, 'area is None; expected a finite number'),
+    ('annotations', {'area': NAN}, 'area is nan'),
+    ('annotations', {'area': -5}, 'area is -5'),
+    ('annotations', {'area': INFINITY}, 'area is inf'),
+    ('annotations', {'bbox': [1, 2, NAN, 4]}, 'expected four finite numbers'),
+    ('annotations', {'bbox': [1, 2, -3, 4]}, 'not negative'),
+    ('annotations', {'bbox': 5}, 'bbox is 5'),
+    ('annotations', {'segmentation': {'size': [50, 50], 'counts': '0'}}, r'no run-length code of size \[40, 50\]'),
+    ('annotations', {'segmentation': {'size': [40, 50], 'counts': 'PT\\o0'}}, 'no run-length code'),
+    ('annotations', {'segmentation': [[1, 2]]}, 'neither polygons'),
+    ('annotations', {'segmentation': [[1, 2, NAN, 4, 5, 6]]}, 'neither polygons'),
+    ('annotations', {'segmentation': 'abc'}, 'neither polygons'),
+  ],
+)
+def test_what_cannot_be_scored_is_named(tmp_path, where, change, message):
+  tree = _tree()
+  tree[where][0] = tree[where][0] | change if isinstance(change, dict) else change
+  for source in (tree, tmp_path / 't.json'):
+    (tmp_path / 't.json').write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=message) as error:
+      truth.read(source)
+    assert '\n' not in str(error.value)
+
+
+def test_what_exports_leave_out_is_taken():
+  tree = _tree()
+  tree['annotations'] += [
+    {'image_id': 3, 'category_id': 1, 'bbox': None, 'area': 0, 'segmentation': None, 'iscrowd': None},
+    {
+      'image_id': 3,
+      'category_id': 1,
+      'bbox': [0, 0, 1, 1],
+      'area': 1,
+      'segmentation': {'size': [30, 30], 'counts': [900]},
+    },
+  ]
+  tree['categories'][0]['frequency'] = None
+  of = truth.read(tree)
+  assert of.image_ids.tolist() == [3, 7] and of.category_ids.tolist() == [1, 2] and len(of.annotations) == 3
+  assert of.by_frequency() == Split(frozenset({1}), frozenset())
+  assert truth.read(_tree()).by_frequency() == Split(frozenset({1}), frozenset({2}))
+  assert of.digest != truth.read(_tree()).digest
+
+
+def test_nesting_that_no_parser_follows_is_one_line(tmp_path):
+  (tmp_path / 't.json').write_text('[' * 200_000)
+  with pytest.raises(DataError, match=r't\.json is not JSON'):
+    truth.read(tmp_path / 't.json')
