@@ -46,6 +46,7 @@ class PilTower:
 
   def __init__(self, teacher):
     self._tower, self.boxes = ImageTower(teacher), []
+    self.identity = self._tower.identity
 
   def embed(self, image, boxes):
     self.boxes.append(boxes)
