@@ -107,7 +107,7 @@ def test_scores_that_are_no_shares_have_no_calibration():
 
 def test_by_the_lvis_protocol_a_crowd_that_is_not_found_is_missed():
   of, found = _case([(1, 4, 10), (2, 4, 10, True)], [(1, 4, 10, 0.9)])
-  arguments = protocols.matching('lvis', of, found, None)
+  arguments = protocols.PROTOCOLS['lvis'].matching(of, found, None)
   rows = protocols.score('coco', of, found)['per_category']
   assert diagnosis.diagnose(per_category=rows, **arguments).errors['Miss'][1] == 1
 
@@ -117,8 +117,7 @@ def test_what_a_protocol_counts_is_what_is_diagnosed():
   of = truth.read(ground_truth)
   found = detections.read(results, of)
   for name in ('lvis', 'lvis-fixed', 'coco', 'objects365'):
-    arguments = protocols.matching(name, of, found, None)
+    arguments = protocols.PROTOCOLS[name].matching(of, found, None)
     metrics = protocols.score(name, of, found)
     assert diagnosis.diagnose(per_category=metrics['per_category'], **arguments).errors
-  assert protocols.matching('voc', of, found, None) is None
-  assert protocols.matching('proposals', of, found, None) is None
+  assert protocols.PROTOCOLS['voc'].matching is protocols.PROTOCOLS['proposals'].matching is None

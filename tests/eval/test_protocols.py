@@ -136,6 +136,8 @@ def test_open_vocabulary_coco_takes_other_classes_and_pictures_out():
   assert metrics['box']['AP50_base'] == pytest.approx(1) and metrics['box']['AP50_novel'] == pytest.approx(0.5)
   assert metrics['box']['AP50'] == pytest.approx(0.75)
   assert metrics['novel_only'] == {'images': 1, 'box_AP50': pytest.approx(1), 'mask_AP50': None}
+  alone = protocols.score('coco-ovd', of, found, base=Split(frozenset({1}), frozenset()))
+  assert 'novel_only' not in alone and alone['box']['AP50_novel'] is None and alone['images'] == 1
   with pytest.raises(DataError, match='--protocol coco-ovd needs to know'):
     protocols.score('coco-ovd', of, found)
 

@@ -30,20 +30,12 @@ def evaluate(
   """
   truth = truth_lib.read(ground_truth)
   found = detections.read(results, truth)
-  return scoring.score(
-    truth,
-    found,
-    federated=False,
-    max_detections=MAX_DETECTIONS,
-    split=truth.split(base_category_ids),
-    min_area=min_area,
-    min_instances=min_instances,
-  )
+  return score(truth, found, truth.split(base_category_ids), min_area=min_area, min_instances=min_instances)
 
 
 def score(truth: Truth, found: Found, base: Split | None = None, **settings: Any) -> scoring.Metrics:
   """Scores checked detections as `evaluate` does."""
-  return scoring.score(truth, found, federated=False, max_detections=MAX_DETECTIONS, split=base, **settings)
+  return scoring.score(**matching(truth, found), split=base, **settings)
 
 
 def score_open(truth: Truth, found: Found, base: Split) -> scoring.Metrics:
@@ -51,22 +43,30 @@ def score_open(truth: Truth, found: Found, base: Split) -> scoring.Metrics:
 
   Categories that are neither base nor novel are taken out, and so are pictures without an object of the others; in
   COCO's validation split 65 categories and 4,836 pictures stay. 'box' and 'mask' are of the detector that chooses among
-  base and novel classes ("generalized"). 'novel_only' is AP50 of the novel classes on the pictures that show one: there
-  pictures without novel objects give no wrong detections.
+  base and novel classes ("generalized"). 'novel_only', if there are novel classes, is their AP50 on the pictures that
+  show one: there pictures without novel objects give no wrong detections.
   """
-  chosen = base.base | base.novel
-  generalized = with_objects(truth, found, chosen)
-  metrics = scoring.score(*generalized, federated=False, max_detections=MAX_DETECTIONS, split=base)
-  novel = score(*with_objects(truth, found, base.novel))
-  only = {kind: None if novel[kind] is None else novel[kind]['AP50'] for kind in ('box', 'mask')}
-  return {
-    **metrics,
-    **generalized[0].counts(),
-    'novel_only': {'images': novel['images'], **{f'{kind}_AP50': v for kind, v in only.items()}},
-  }
+  generalized = matching_open(truth, found, base)
+  metrics = scoring.score(**generalized, split=base) | generalized['truth'].counts()
+  if base.novel:
+    novel = score(*_with_objects(truth, found, base.novel))
+    only = {f'{kind}_AP50': None if novel[kind] is None else novel[kind]['AP50'] for kind in ('box', 'mask')}
+    metrics['novel_only'] = {'images': novel['images'], **only}
+  return metrics
 
 
-def with_objects(truth: Truth, found: Found, categories: Collection[int]) -> tuple[Truth, Found]:
-  """Returns the part of these categories, on the pictures that show an object of one."""
+def matching(truth: Truth, found: Found, base: Split | None = None) -> dict[str, Any]:
+  """Returns what is matched by the COCO protocol: the first arguments of `scoring.score` and `diagnosis.diagnose`."""
+  del base
+  return {'truth': truth, 'found': found, 'federated': False, 'max_detections': MAX_DETECTIONS}
+
+
+def matching_open(truth: Truth, found: Found, base: Split) -> dict[str, Any]:
+  """Returns the same for `score_open`."""
+  return matching(*_with_objects(truth, found, base.base | base.novel))
+
+
+def _with_objects(truth: Truth, found: Found, categories: Collection[int]) -> tuple[Truth, Found]:
+  """The part of these categories, on the pictures that show an object of one."""
   shown = {a['image_id'] for a in truth.annotations if a['category_id'] in categories}
   return restricted(truth, found, categories=categories, images=shown)

@@ -71,9 +71,11 @@ def _read_file(path: str | Path, known: Known, parts: list[Part], size: int, pro
       done = _decode(span, known)
     if done is None:
       text = span.text()
-      if (plain := rows.plain(text)) is None:
+      try:
+        plain = jsonfile.parsed(text, path, rows.EXPECTED)
+      except DataError:
         if span.stop is None or len(text) > 8 * max(size, jsonfile.PART):  # no detection is that long
-          jsonfile.parsed(text, path, rows.EXPECTED)
+          raise
         unread = span
         continue
       done = rows.from_plain(plain, known, count, parts[0].has if parts else None)

@@ -50,20 +50,12 @@ def evaluate(
   truth = truth_lib.read(ground_truth)
   check_federated(truth.images, truth.categories, truth.name)
   found = detections.read(results, truth)
-  return _score(
-    truth,
-    found,
-    counted(truth, found, 'lvis'),
-    MAX_DETECTIONS,
-    split=truth.split(base_category_ids),
-    min_area=min_area,
-    min_instances=min_instances,
-  )
+  return score(truth, found, truth.split(base_category_ids), min_area=min_area, min_instances=min_instances)
 
 
 def score(truth: Truth, found: Found, base: Split | None = None, **settings: Any) -> scoring.Metrics:
   """Scores checked detections as `evaluate` does; without `base`, rare categories are novel."""
-  return _score(truth, found, counted(truth, found, 'lvis'), MAX_DETECTIONS, split=base, **settings)
+  return scoring.score(**matching(truth, found), split=base, **settings) | {'detections': len(found)}
 
 
 def score_fixed(truth: Truth, found: Found, base: Split | None = None, **settings: Any) -> scoring.Metrics:
@@ -72,23 +64,25 @@ def score_fixed(truth: Truth, found: Found, base: Split | None = None, **setting
   A limit for each picture makes categories compete for places, so that AP depends on how scores of different
   categories compare ("Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details").
   """
-  return _score(truth, found, counted(truth, found, 'lvis-fixed'), FIXED, split=base, **settings)
+  return scoring.score(**matching_fixed(truth, found), split=base, **settings) | {'detections': len(found)}
 
 
-def _score(truth: Truth, found: Found, best: Found, limit: int, **settings: Any) -> scoring.Metrics:
-  metrics = scoring.score(without_crowds(truth), best, federated=True, max_detections=limit, **settings)
-  return {**metrics, 'detections': len(found)}
+def matching(truth: Truth, found: Found, base: Split | None = None) -> dict[str, Any]:
+  """Returns what is matched by the LVIS protocol: the first arguments of `scoring.score` and `diagnosis.diagnose`."""
+  del base
+  return _matching(truth, best_of_pictures(found, MAX_DETECTIONS), MAX_DETECTIONS)
 
 
-def without_crowds(truth: Truth) -> Truth:
-  """Returns the ground truth with every crowd taken for an object: the official evaluator knows none."""
-  return dataclasses.replace(truth, annotations=[{**a, 'iscrowd': 0} for a in truth.annotations])
+def matching_fixed(truth: Truth, found: Found, base: Split | None = None) -> dict[str, Any]:
+  """Returns the same for `score_fixed`."""
+  del base
+  return _matching(truth, _best(found, found.category, FIXED), FIXED)
 
 
-def counted(truth: Truth, found: Found, protocol: str) -> Found:
-  """Returns the detections that count by 'lvis' or 'lvis-fixed'."""
-  fixed = protocol == 'lvis-fixed'
-  return listed(truth, _best(found, found.category, FIXED) if fixed else best_of_pictures(found, MAX_DETECTIONS))
+def _matching(truth: Truth, best: Found, limit: int) -> dict[str, Any]:
+  # The official evaluator knows no crowds: it takes each for an object.
+  objects = dataclasses.replace(truth, annotations=[{**a, 'iscrowd': 0} for a in truth.annotations])
+  return {'truth': objects, 'found': listed(truth, best), 'federated': True, 'max_detections': limit}
 
 
 def check_federated(

@@ -29,21 +29,26 @@ class Protocol:
   Attributes:
     score: takes (truth, found, split or None), and settings of `scoring.score`; returns the metrics.
     counted: which detections count, in words.
+    matching: takes the same and returns the first arguments of `diagnosis.diagnose`; None if AP is not of COCO's kind.
     needs_base: whether base categories must be known.
   """
 
   score: Callable[..., dict[str, Any]]
   counted: str
+  matching: Callable[[Truth, Found, Split | None], dict[str, Any]] | None = None
   needs_base: bool = False
 
 
+_OF_COCO = f'the best {coco.MAX_DETECTIONS} of a picture and category'
 PROTOCOLS = {
-  'lvis': Protocol(lvis.score, f'the best {lvis.MAX_DETECTIONS} of a picture'),
-  'lvis-fixed': Protocol(lvis.score_fixed, f'the best {lvis.FIXED:,} of a category in all pictures'),
-  'coco': Protocol(coco.score, f'the best {coco.MAX_DETECTIONS} of a picture and category'),
-  'coco-ovd': Protocol(coco.score_open, f'the best {coco.MAX_DETECTIONS} of a picture and category', needs_base=True),
+  'lvis': Protocol(lvis.score, f'the best {lvis.MAX_DETECTIONS} of a picture', lvis.matching),
+  'lvis-fixed': Protocol(
+    lvis.score_fixed, f'the best {lvis.FIXED:,} of a category in all pictures', lvis.matching_fixed
+  ),
+  'coco': Protocol(coco.score, _OF_COCO, coco.matching),
+  'coco-ovd': Protocol(coco.score_open, _OF_COCO, coco.matching_open, needs_base=True),
   'voc': Protocol(voc.score, 'all'),
-  'objects365': Protocol(coco.score, f'the best {coco.MAX_DETECTIONS} of a picture and category'),
+  'objects365': Protocol(coco.score, _OF_COCO, coco.matching),
   'proposals': Protocol(recall.score, f'the best {max(recall.COUNTS):,} of a picture'),
 }
 
@@ -95,19 +100,6 @@ def score(
       **{name: metadata.version(name) for name in ('vild_jax', 'hotcoco', 'numpy')},
     },
   }
-
-
-def matching(protocol: str, truth: Truth, found: Found, base: Split | None) -> dict[str, Any] | None:
-  """Returns arguments of `diagnosis.diagnose`: what a protocol counts; None if its AP is not of COCO's kind."""
-  if protocol in ('lvis', 'lvis-fixed'):
-    limit = lvis.MAX_DETECTIONS if protocol == 'lvis' else lvis.FIXED
-    counted = lvis.counted(truth, found, protocol)
-    return {'truth': lvis.without_crowds(truth), 'found': counted, 'federated': True, 'max_detections': limit}
-  if protocol == 'coco-ovd' and base is not None:
-    truth, found = coco.with_objects(truth, found, base.base | base.novel)
-  if protocol in ('coco', 'coco-ovd', 'objects365'):
-    return {'truth': truth, 'found': found, 'federated': False, 'max_detections': coco.MAX_DETECTIONS}
-  return None
 
 
 def split(truth: Truth, source: str | Path) -> Split:

@@ -36,12 +36,13 @@ def score(truth: Truth, found: Found, base: Split | None = None, *, counts: Sequ
   metrics: dict[str, float | None] = {}
   for name, part in groups.items():
     matched = scoring.evaluator(part, found, 'box', federated=False, max_detections=counts, classless=True)
-    table = np.asarray(matched.eval['recall'])[:, 0]  # [IoU, area, count]
+    table = np.asarray(matched.eval['recall'])[:, 0]  # [IoU, area, count]; -1 without objects
+    table = np.where(table < 0, np.nan, table)
     for k, count in enumerate(counts):
-      metrics[f'AR{name}@{count}'] = _mean(table[:, 0, k])
+      metrics[f'AR{name}@{count}'] = scoring.mean(table[:, 0, k])
     if not name:
       for k, size in enumerate('sml', 1):
-        metrics[f'AR{size}@{max(counts)}'] = _mean(table[:, k, -1])
+        metrics[f'AR{size}@{max(counts)}'] = scoring.mean(table[:, k, -1])
   return {'box': metrics, 'mask': None}
 
 
@@ -64,7 +65,3 @@ def from_store(path: str | Path, truth: Truth) -> Found:
     np.concatenate([corners[:, 1::-1], corners[:, 3:1:-1] - corners[:, 1::-1]], axis=1),
     None,
   )
-
-
-def _mean(values: np.ndarray) -> float | None:
-  return float(values.mean()) if (values >= 0).all() else None

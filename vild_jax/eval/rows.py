@@ -6,7 +6,6 @@ row. If anything is wrong, the part is read again as plain JSON, to say which de
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import hotcoco
 import msgspec
 import numpy as np
 
+from vild_jax.data.rle import is_number
 from vild_jax.data.schema import DataError
 from vild_jax.eval.found import Codes
 from vild_jax.eval.truth import Truth
@@ -84,14 +84,6 @@ def from_text(text: bytes, known: Known) -> Part | None:
       return _checked(_ROWS.decode(text), known)
     except (msgspec.DecodeError, RecursionError):
       return None
-
-
-def plain(text: bytes) -> Any:
-  """Returns what a JSON text holds, NaN included; None if it is not JSON."""
-  try:
-    return json.loads(text)
-  except (ValueError, RecursionError):
-    return None
 
 
 def from_plain(rows: Any, known: Known, first: int, has: tuple[bool, bool] | None = None) -> Part:
@@ -173,13 +165,13 @@ def _problem(row: Any, known: Known) -> str:
   for key in ('image_id', 'category_id'):
     if type(row[key]) is not int or not -(2**63) <= row[key] < 2**63:
       return f'{key} is {row[key]!r}; expected a whole number of 64 bits'
-  if not _finite(row['score']):
+  if not is_number(row['score']):
     return f'score is {row["score"]!r}; expected a finite number'
   box, code = row.get('bbox'), row.get('segmentation')
   if box is None and code is None:
     return 'neither bbox nor segmentation; expected one or both'
   if box is not None and not (
-    isinstance(box, list | tuple) and len(box) == 4 and all(map(_finite, box)) and min(box[2:]) >= 0
+    isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
   ):
     return f'bbox is {box}; expected four finite numbers [x, y, width, height], the last two not negative'
   if code is None:
@@ -220,10 +212,6 @@ def _areas(codes: list[dict[str, Any]]) -> np.ndarray | None:
     return hotcoco.mask.area(codes)
   except (ValueError, TypeError, KeyError):
     return None
-
-
-def _finite(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _text(counts: bytes | str) -> str:

@@ -92,7 +92,7 @@ def score(
     metrics[kind] = _summary(table, counted, frequencies, is_base, is_novel)
     metrics['curves'][kind] = _curve(table[0, :, counted, 0])
     for k, row in enumerate(rows):
-      row[f'{kind}_AP'], row[f'{kind}_AP50'] = _mean(table[:, :, k, 0]), _mean(table[0, :, k, 0])
+      row[f'{kind}_AP'], row[f'{kind}_AP50'] = mean(table[:, :, k, 0]), mean(table[0, :, k, 0])
   return metrics
 
 
@@ -182,19 +182,20 @@ def _summary(
   groups = {group: counted & (frequencies == group[-1]) for group in ('APr', 'APc', 'APf')}
   base, novel = counted & is_base, counted & is_novel
   return {
-    'AP': _mean(table[:, :, counted, 0]),
-    'AP50': _mean(table[0, :, counted, 0]),
-    'AP75': _mean(table[5, :, counted, 0]),
-    **{f'AP{area[0]}': _mean(table[:, :, counted, i]) for i, area in enumerate(_AREAS) if i},
-    **{name: _mean(table[:, :, group, 0]) for name, group in groups.items()},
-    'AP_base': _mean(table[:, :, base, 0]),
-    'AP_novel': _mean(table[:, :, novel, 0]),
-    'AP50_base': _mean(table[0, :, base, 0]),
-    'AP50_novel': _mean(table[0, :, novel, 0]),
+    'AP': mean(table[:, :, counted, 0]),
+    'AP50': mean(table[0, :, counted, 0]),
+    'AP75': mean(table[5, :, counted, 0]),
+    **{f'AP{area[0]}': mean(table[:, :, counted, i]) for i, area in enumerate(_AREAS) if i},
+    **{name: mean(table[:, :, group, 0]) for name, group in groups.items()},
+    'AP_base': mean(table[:, :, base, 0]),
+    'AP_novel': mean(table[:, :, novel, 0]),
+    'AP50_base': mean(table[0, :, base, 0]),
+    'AP50_novel': mean(table[0, :, novel, 0]),
   }
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean(values: np.ndarray) -> float | None:
+  """Returns the mean of the values that are not NaN; None if there is none."""
   values = values[~np.isnan(values)]
   return float(values.mean()) if values.size else None
 

@@ -18,6 +18,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
+from vild_jax.data.rle import is_number
 from vild_jax.data.schema import DataError
 from vild_jax.eval import jsonfile
 
@@ -205,10 +206,10 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
 def _problem(annotation: dict[str, Any], image: dict[str, Any]) -> str:
   """Why an object cannot be scored; empty if it can."""
   box, area = annotation['bbox'], annotation['area']
-  if not _is_number(area) or area < 0:
+  if not is_number(area) or area < 0:
     return f'area is {area!r}; expected a finite number that is not negative'
   if box is not None and not (
-    isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0
+    isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
   ):
     return f'bbox is {box}; expected four finite numbers [x, y, width, height], the last two not negative'
   shape = annotation.get('segmentation')
@@ -228,7 +229,3 @@ def _problem(annotation: dict[str, Any], image: dict[str, Any]) -> str:
   except TypeError:
     whole = False
   return '' if whole else 'segmentation is neither polygons [x, y, x, y, ...] nor a run-length code'
-
-
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15

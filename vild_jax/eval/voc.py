@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import hotcoco
 import numpy as np
 
+from vild_jax.eval import scoring
 from vild_jax.eval.found import Found
 from vild_jax.eval.truth import Split, Truth
 
@@ -51,7 +53,9 @@ def score(truth: Truth, found: Found, base: Split | None = None) -> dict[str, An
         recall, precision = np.cumsum(right) / count, np.cumsum(right) / np.maximum(np.cumsum(right | wrong), 1)
         row[name], row[f'{name}_11point'] = area(recall, precision), eleven_points(recall, precision)
     rows.append(row)
-  mean = lambda key, keep=lambda _: True: _mean([row[f'box_{key}'] for row in rows if keep(row)])
+  mean = lambda key, keep=lambda _: True: scoring.mean(
+    np.array([row[f'box_{key}'] for row in rows if keep(row)], float)
+  )
   metrics = {key: mean(key) for key in ('AP50', 'AP75', 'AP50_11point', 'AP75_11point')}
   metrics['AP50_base'] = mean('AP50', lambda row: row['base'] is True)
   metrics['AP50_novel'] = mean('AP50', lambda row: row['base'] is False)
@@ -84,7 +88,9 @@ def _matched(
   boxes = {i: np.array([box for box, _ in of_one], np.float64) for i, of_one in objects.items()}
   for n, row in enumerate(order):
     i = int(found.image[row])
-    overlaps = _overlap(found.boxes[row], boxes[i]) if i in objects else np.zeros(1)
+    overlaps = (
+      hotcoco.mask.bbox_iou(found.boxes[[row]], boxes[i], [0] * len(boxes[i]))[0] if i in objects else np.zeros(1)
+    )
     best = int(overlaps.argmax())
     if i not in objects or overlaps[best] < threshold:
       wrong[n] = True
@@ -92,15 +98,3 @@ def _matched(
       right[n], wrong[n] = not taken[i][best], taken[i][best]
       taken[i][best] = True
   return right, wrong
-
-
-def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-  """IoU of a box [4] xywh with others [N, 4]."""
-  start, end = np.maximum(box[:2], others[:, :2]), np.minimum(box[:2] + box[2:], others[:, :2] + others[:, 2:])
-  both = np.prod(np.maximum(end - start, 0), axis=1)
-  return both / np.maximum(np.prod(box[2:]) + np.prod(others[:, 2:], axis=1) - both, 1e-12)
-
-
-def _mean(values: list[float | None]) -> float | None:
-  known = [value for value in values if value is not None]
-  return float(np.mean(known)) if known else None

@@ -62,3 +62,8 @@ def row(content: str) -> str:
   """Returns content side by side where the page is wide enough; empty without content."""
   style = 'display:flex;flex-wrap:wrap;gap:12px 24px;align-items:flex-start;margin-top:16px'
   return f'<div style="{style}">{content}</div>' if content else ''
+
+
+def percent(fraction: float | None) -> str:
+  """Returns a fraction in per cent, with one digit after the point; a dash for None."""
+  return '–' if fraction is None else f'{100 * fraction:.1f}'

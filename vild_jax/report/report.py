@@ -146,7 +146,7 @@ def _tiles(report: Report) -> str:
       for group in ('base', 'novel'):
         value = metrics.get(f'AP50_{group}')
         tiles.append(
-          (group, f'{kind} AP50, {group}', _percent(value) + ('' if value is None else ' %'), report.titles[best])
+          (group, f'{kind} AP50, {group}', page.percent(value) + ('' if value is None else ' %'), report.titles[best])
         )
   total = sum(stage.seconds for stage in report.stages)
   tiles.append(('', 'the whole run', _duration(total), f'{len(report.stages)} stages, seed {report.seed}'))
@@ -211,7 +211,7 @@ def _table(kind: str, methods: Mapping[str, Mapping[str, Any]], titles: Mapping[
     for i, (_, _, key) in enumerate(_COLUMNS):
       value = values[kind].get(key)
       winner = ' best' if len(methods) > 1 and value is not None and value >= best[key] else ''
-      rows += f'<td class="{_classes(i)}{winner}">{_percent(value)}</td>'
+      rows += f'<td class="{_classes(i)}{winner}">{page.percent(value)}</td>'
     rows += f'<td class="first">{_seconds(values.get("seconds_per_image"))}</td></tr>'
   return (
     f'<div class="scroll"><table><thead><tr><td></td>{head}<th class="first">speed</th></tr>'
@@ -291,10 +291,6 @@ def _machine(report: Report) -> str:
     f'<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>' for key, value in report.machine.items()
   )
   return f'<section><h2>Machine</h2><dl>{facts}</dl></section>' if facts else ''
-
-
-def _percent(fraction: float | None) -> str:
-  return '–' if fraction is None else f'{100 * fraction:.1f}'
 
 
 def _seconds(seconds: float | None) -> str:

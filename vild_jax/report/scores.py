@@ -88,7 +88,7 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
 def _averages(metrics: Mapping[str, Any]) -> str:
   kinds = [kind for kind in ('box', 'mask') if metrics.get(kind)]
   keys = [key for key in (metrics[kinds[0]] if kinds else {}) if metrics[kinds[0]][key] is not None]
-  rows = [[kind, *(_percent(metrics[kind].get(key)) for key in keys)] for kind in kinds]
+  rows = [[kind, *(page.percent(metrics[kind].get(key)) for key in keys)] for kind in kinds]
   bars = ''
   for title, names in (('AP by size of the object', _SIZES), ('AP by group of categories', _FREQUENCIES)):
     groups = [
@@ -101,7 +101,7 @@ def _averages(metrics: Mapping[str, Any]) -> str:
 
 
 def _errors(scores: Scores) -> str:
-  rows = [[meaning, _percent(cost), f'{number:,}'] for _, meaning, cost, number in scores.errors]
+  rows = [[meaning, page.percent(cost), f'{number:,}'] for _, meaning, cost, number in scores.errors]
   text = (
     'What AP50 of boxes would gain if one kind of error were mended and all else stayed (TIDE, Bolya et al. 2020). '
     'The gains do not add up.'
@@ -134,7 +134,9 @@ def _confusions(scores: Scores) -> str:
 
 
 def _categories(scores: Scores) -> str:
-  of = lambda rows: page.table(['category', 'objects', 'box AP'], [[n, f'{i:,}', _percent(ap)] for n, i, ap in rows])
+  of = lambda rows: page.table(
+    ['category', 'objects', 'box AP'], [[n, f'{i:,}', page.percent(ap)] for n, i, ap in rows]
+  )
   parts = [
     f'<h3>{heading}</h3>{of(rows)}' for heading, rows in (('Best', scores.best), ('Worst', scores.worst)) if rows
   ]
@@ -144,7 +146,7 @@ def _categories(scores: Scores) -> str:
 def _calibration(scores: Scores) -> str:
   if scores.calibration_error is None:
     return ''
-  rows = [[f'{score:.2f}', _percent(right), f'{number:,}'] for score, right, number in scores.calibration]
+  rows = [[f'{score:.2f}', page.percent(right), f'{number:,}'] for score, right, number in scores.calibration]
   text = (
     'How many detections with about the same score are right, by class and IoU 0.5. In a calibrated detector both '
     f'are equal; here they differ by {100 * scores.calibration_error:.1f} points on average.'
@@ -156,11 +158,11 @@ def _comparison(scores: Scores) -> str:
   if not scores.comparison:
     return ''
   rows = [
-    [key, _percent(one), _percent(two), f'{100 * delta:+.1f}', f'{100 * low:+.1f} to {100 * high:+.1f}']
+    [key, page.percent(one), page.percent(two), f'{100 * delta:+.1f}', f'{100 * low:+.1f} to {100 * high:+.1f}']
     for key, (one, two, delta, low, high) in scores.comparison.items()
   ]
   changed = [
-    [name, _percent(one), _percent(two), f'{100 * (one - two):+.1f}']
+    [name, page.percent(one), page.percent(two), f'{100 * (one - two):+.1f}']
     for name, one, two in scores.differences[:_DIFFERENCES]
   ]
   text = (
@@ -186,7 +188,3 @@ def _facts(scores: Scores) -> list[tuple[str, str]]:
     ('versions', ', '.join(f'{name} {version}' for name, version in metrics['versions'].items())),
   ]
   return [*entries, ('command', scores.command)] if scores.command else entries
-
-
-def _percent(value: float | None) -> str:
-  return '–' if value is None else f'{100 * value:.1f}'

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vild_jax.data import class_lists
+from vild_jax.data import class_lists, transforms
 from vild_jax.data.annotations import picture_files
 from vild_jax.data.schema import DataError
 from vild_jax.eval import detections, diagnosis, protocols, recall, summary
@@ -99,20 +99,14 @@ def _split(truth: Truth, protocol: str, base: str | Path | None) -> Split | None
 def _compare(
   truth: Truth, found: Found, other: Found, protocol: str, split: Split | None, resamples: int
 ) -> dict[str, Any]:
-  one, two = (protocols.matching(protocol, truth, of, split) for of in (found, other))
-  if one is None or two is None or found.boxes is None or other.boxes is None:
+  matching = protocols.PROTOCOLS[protocol].matching
+  if matching is None or found.boxes is None or other.boxes is None:
     raise DataError(
       f'--against compares boxes by AP; expected results with boxes, and another protocol than {protocol}'
     )
   _say(f'comparing over {resamples} samples of the pictures; with many categories this takes minutes')
-  done = diagnosis.compare(
-    one['truth'],
-    one['found'],
-    two['found'],
-    federated=one['federated'],
-    max_detections=one['max_detections'],
-    resamples=resamples,
-  )
+  second = matching(truth, other, split)['found']
+  done = diagnosis.compare(**matching(truth, found, split), other=second, resamples=resamples)
   keys = ('this', 'other', 'difference', 'lower', 'upper')
   return {
     'box': {name: dict(zip(keys, values, strict=True)) for name, values in done.metrics.items()},
@@ -131,8 +125,8 @@ def write_page(
 ) -> None:
   """Writes `report.html` and `diagnosis.json` into a folder; see `score` for the arguments."""
   content: dict[str, Any] = {}
-  arguments = protocols.matching(metrics['protocol'], truth, found, split)
-  if arguments is not None and metrics['box'] is not None and len(arguments['found']):
+  matching = protocols.PROTOCOLS[metrics['protocol']].matching
+  if matching is not None and metrics['box'] is not None and len((arguments := matching(truth, found, split))['found']):
     of = diagnosis.diagnose(per_category=metrics['per_category'], **arguments)
     files.write(out / DIAGNOSIS, json.dumps(of.as_json(), indent=2) + '\n')
     rows = lambda chosen: [(row['name'], row['instances'], row['box_AP']) for row in chosen]
@@ -168,17 +162,15 @@ def _pictures(confusion: Confusion, truth: Truth, folder: Path | None) -> Sequen
       raise DataError(
         f"{folder} holds no picture of image {image_id}; expected the folder of the annotations' pictures"
       )
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-      raise DataError(f'{path} cannot be read as a picture')
+    picture = transforms.decode(path)
     margin = 0.5 * max(w, h, 8)
     top, left = max(int(y - margin), 0), max(int(x - margin), 0)
     part = picture[top : int(np.ceil(y + h + margin)), left : int(np.ceil(x + w + margin))].copy()
     corner = (int(x) - left, int(y) - top)
-    cv2.rectangle(part, corner, (corner[0] + int(w), corner[1] + int(h)), (102, 179, 255), max(1, len(part) // 80))
+    cv2.rectangle(part, corner, (corner[0] + int(w), corner[1] + int(h)), (255, 179, 102), max(1, len(part) // 80))
     scale = _SIDE / max(part.shape[:2])
     size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
-    shown.append(cv2.cvtColor(cv2.resize(part, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB))
+    shown.append(cv2.resize(part, size, interpolation=cv2.INTER_AREA))
   return shown
 
 
