@@ -46,11 +46,12 @@ def _tree():
     ('annotations', {'bbox': [1, 2, NAN, 4]}, 'expected four finite numbers'),
     ('annotations', {'bbox': [1, 2, -3, 4]}, 'not negative'),
     ('annotations', {'bbox': 5}, 'bbox is 5'),
+    ('annotations', {'segmentation': {'size': [40, 50], 'counts': [5, 6]}}, 'counts do not add up'),
     ('annotations', {'segmentation': {'size': [50, 50], 'counts': '0'}}, r'no run-length code of size \[40, 50\]'),
     ('annotations', {'segmentation': {'size': [40, 50], 'counts': 'PT\\o0'}}, 'no run-length code'),
-    ('annotations', {'segmentation': [[1, 2]]}, 'neither polygons'),
-    ('annotations', {'segmentation': [[1, 2, NAN, 4, 5, 6]]}, 'neither polygons'),
-    ('annotations', {'segmentation': 'abc'}, 'neither polygons'),
+    ('annotations', {'segmentation': [[1, 2]]}, 'no polygon of three points'),
+    ('annotations', {'segmentation': [[1, 2, NAN, 4, 5, 6]]}, 'not an even number of finite'),
+    ('annotations', {'segmentation': 'abc'}, 'a segmentation of type str'),
   ],
 )
 def test_what_cannot_be_scored_is_named(tmp_path, where, change, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def _annotation(key: int, image: int, category: int, polygons: list[list[float]]
 def picture(height: int, width: int, *, seed: int = 0, kind: str = '.jpg') -> bytes:
   pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
   return cv2.imencode(kind, pixels)[1].tobytes()
+
+
+def many(folder: Path, widths: Sequence[int]) -> tuple[dict[str, Any], Path]:
+  """Writes pictures 0, 1, ... of height 48 with these widths; returns annotations without objects, and their folder."""
+  images = folder / 'images'
+  images.mkdir()
+  tree = {**annotations(), 'annotations': [], 'images': []}
+  for i, width in enumerate(widths):
+    (images / f'{i}.jpg').write_bytes(picture(48, width, seed=i))
+    lists = {'neg_category_ids': [], 'not_exhaustive_category_ids': []}
+    tree['images'].append({'id': i, 'height': 48, 'width': width, 'file_name': f'{i}.jpg', **lists})
+  return tree, images
 
 
 def write(folder: Path, tree: dict[str, Any] | None = None, *, stem: str = 'small_train') -> tuple[Path, Path]:

@@ -21,13 +21,8 @@ IMAGES, SHARDS = 600, 10  # 64 pictures to a shard
 def words(tmp_path_factory):
   """A command that detects on 600 pictures, without its --out, and the folder of all."""
   folder = tmp_path_factory.mktemp('kill')
-  images = folder / 'images'
-  images.mkdir()
-  tree = {**small_set.annotations(), 'annotations': [], 'images': []}
+  tree, images = small_set.many(folder, [40 + i % 20 for i in range(IMAGES)])
   for i in range(IMAGES):
-    side = 40 + i % 20
-    (images / f'{i}.jpg').write_bytes(small_set.picture(48, side, seed=i))
-    tree['images'].append({'id': i, 'height': 48, 'width': side, 'file_name': f'{i}.jpg'})
     polygon = [5.0, 6.0, 25.0 + i % 9, 6.0, 25.0, 30.0]
     tree['annotations'].append(
       {

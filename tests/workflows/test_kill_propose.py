@@ -18,21 +18,7 @@ IMAGES = 90
 def words(tmp_path_factory):
   """A command that writes 45 shards on one of the machine's devices, without its --out, and the folder of all."""
   folder = tmp_path_factory.mktemp('kill')
-  images = folder / 'images'
-  images.mkdir()
-  tree = {**small_set.annotations(), 'annotations': [], 'images': []}
-  for i in range(IMAGES):
-    (images / f'{i}.jpg').write_bytes(small_set.picture(48, 32 + i, seed=i))
-    tree['images'].append(
-      {
-        'id': i,
-        'height': 48,
-        'width': 32 + i,
-        'file_name': f'{i}.jpg',
-        'neg_category_ids': [],
-        'not_exhaustive_category_ids': [],
-      }
-    )
+  tree, images = small_set.many(folder, range(32, 32 + IMAGES))
   path, _ = small_set.write(folder / 'annotations', tree)
   assert run('prepare', '--annotations', path, '--images', images, '--out', folder / 'data') == 0
   config = tiny.config('mesh.data=1', 'evaluation.batch_size=2', f'data.train={folder / "data"}')
