@@ -39,3 +39,21 @@ def test_an_unknown_option_is_left_out(monkeypatch):
   monkeypatch.setattr(compiler, '_ON_CPU', {'xla_cpu_there_is_no_such_option': '1'})
   assert compiler.compiler_options('cpu') == {}
   assert compiler.jit(lambda x: x + 1)(1) == 2
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_program_of_several_processes_starts_when_all_have_compiled_it(monkeypatch, processes):
+  done = []
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
+  monkeypatch.setattr(jax, 'process_count', lambda: processes)
+  monkeypatch.setattr(compiler, '_wait_for_all', lambda: done.append('waited'))
+
+  def double(x):
+    done.append('traced')
+    jax.debug.callback(lambda: done.append('ran'))
+    return 2 * x
+
+  program = compiler.jit(double, mesh=mesh)
+  assert program(3) == program(3) == 6 and program.lower(3).compile()(4) == 8
+  jax.effects_barrier()
+  assert done == (['traced', 'waited'] if processes > 1 else ['traced']) + 3 * ['ran']

@@ -77,7 +77,9 @@ def test_embeddings_are_the_normalized_sum_of_both_crops(teacher, picture, on_de
   assert found.dtype == np.float32 and found.shape == (len(BOXES), tower.embedding_dim)
   np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
   assert np.abs((expected * found).sum(axis=1) - 1).max() < 1e-4
-  np.testing.assert_array_equal(tower.embed(picture, BOXES[2:5]), tower.embed(picture, BOXES)[2:5])
+  # Its neighbours in the batch change nothing; its place in it may change a last bit, as vector units end elsewhere.
+  np.testing.assert_array_equal(tower.embed(picture, BOXES[:3]), found[:3])
+  np.testing.assert_allclose(tower.embed(picture, BOXES[2:5]), found[2:5], rtol=0, atol=2.0**-22)
   assert np.abs(expected[1:] - expected[0]).max(axis=1).min() > 1e-2, 'the crops must differ for this to say anything'
   assert tower.embed(picture, np.zeros((0, 4), np.float32)).shape == (0, 8)
   assert tower.embed(picture[:, 50:][::-1].copy(), BOXES[:1]).shape == (1, 8)

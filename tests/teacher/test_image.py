@@ -141,7 +141,9 @@ def test_embeddings_are_those_of_the_bare_tower(teacher, picture):
   expected /= np.linalg.norm(expected, axis=1, keepdims=True)
   np.testing.assert_allclose(found, expected, atol=1e-5)
   assert found.shape == (5, tower.embedding_dim) and tower.identity == teacher.image_identity
-  np.testing.assert_array_equal(tower.embed_images([Image.fromarray(pictures[3])])[0], found[3])
+  # Its neighbours in the batch change nothing; its place in it may change a last bit, as vector units end elsewhere.
+  np.testing.assert_array_equal(tower.embed_images([Image.fromarray(pictures[2])])[0], found[2])
+  np.testing.assert_allclose(tower.embed_images([Image.fromarray(pictures[3])])[0], found[3], rtol=0, atol=2.0**-22)
   np.testing.assert_array_equal(tower.embed_pixels(pixels), found)
   assert tower.embed_images([]).shape == (0, 8)
   rough = image.ImageTower(teacher, jnp.bfloat16).embed_images(pictures)

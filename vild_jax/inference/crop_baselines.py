@@ -165,11 +165,13 @@ def predictions(
   image = sharding.image_sharding(mesh)
   first_half = compiler.jit(
     partial(candidates, config.model, with_text=scores == defaults.TEXT_AND_CROPS, per_image=per_image),
+    mesh=mesh,
     in_shardings=(replicated, image, batch, replicated),
     out_shardings=batch,
   )
   second_half = compiler.jit(
     partial(detections, config.model, per_image=per_image),
+    mesh=mesh,
     in_shardings=(replicated, batch, batch, batch, replicated),
     out_shardings=batch,
   )

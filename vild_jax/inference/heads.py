@@ -72,6 +72,7 @@ def make_step(config: Config, mesh: Mesh) -> Callable[..., tuple[Detections, ...
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   return compiler.jit(
     partial(detections, config.model, per_image=sharding.per_image(mesh)),
+    mesh=mesh,
     in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated),
     out_shardings=batch,
   )

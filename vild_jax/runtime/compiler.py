@@ -1,5 +1,7 @@
 """Compiles programs for the platform that they run on, with the compiler options that make convolutions fast on a CPU.
 
+Several processes start a program of theirs together, however long each of them has compiled it.
+
 XLA's CPU compiler hands convolutions to the library YNNPACK. Its gradient of a kernel takes two to four times as long
 as that of XLA's own convolution (docs/measurements.md, "The training step"), so convolutions stay with XLA here.
 """
@@ -7,22 +9,60 @@ as that of XLA's own convolution (docs/measurements.md, "The training step"), so
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 # What is left to YNNPACK: sums, which XLA computes far slower, and matrix products, where small ones gain.
 _ON_CPU = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
+_NUMBERS = itertools.count()
+_PATIENCE = 86_400  # seconds that one process may compile longer than another; the heartbeat detects dead processes
 
 
-def jit(function: Callable, *, platform: str | None = None, **options: Any) -> Callable:
-  """Returns `jax.jit(function, **options)`, compiled with `compiler_options(platform)`.
+def jit(function: Callable, *, mesh: Mesh | None = None, **options: Any) -> Callable:
+  """Returns `jax.jit(function, **options)`, compiled with the `compiler_options` of the mesh's platform.
 
   The result can be called, traced and lowered, but not from inside another compiled function: JAX takes compiler
   options for the outermost program only.
+
+  Args:
+    function, options: as `jax.jit` takes them.
+    mesh: the devices of a program that all processes call, in the same order; by default it is this process's own, for
+      the default device.
   """
-  return jax.jit(function, compiler_options=dict(compiler_options(platform)), **options)
+  platform = mesh.devices.flat[0].platform if mesh is not None else None
+  compiled = jax.jit(function, compiler_options=dict(compiler_options(platform)), **options)
+  return _Together(compiled) if mesh is not None and jax.process_count() > 1 else compiled
+
+
+class _Together:
+  """A compiled function whose first call starts when every process has compiled it.
+
+  Without it the fastest process waits for the others inside its first collective operation, which gives up: Gloo, of a
+  CPU, after 30 s. One process may find a program in the compilation cache which another has to compile.
+  """
+
+  def __init__(self, compiled: Callable):
+    self._compiled, self._waits = compiled, True
+
+  def __call__(self, *arguments: Any, **named: Any) -> Any:
+    if self._waits:
+      self._compiled.lower(*arguments, **named).compile()  # JAX keeps the program for the call
+      _wait_for_all()
+      self._waits = False
+    return self._compiled(*arguments, **named)
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._compiled, name)
+
+
+def _wait_for_all() -> None:
+  from orbax.checkpoint import multihost  # slow to import, and needed by several processes alone
+
+  multihost.get_barrier_sync_fn()(key=f'compiled-{next(_NUMBERS)}', timeout_ms=1000 * _PATIENCE)
 
 
 def compiler_options(platform: str | None = None) -> Mapping[str, Any]:

@@ -77,7 +77,7 @@ def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, d
   batch, replicated = batch.replace(image=sharding.image_sharding(mesh)), sharding.replicated(mesh)
   return compiler.jit(
     train_step,
-    platform=_platform(mesh),
+    mesh=mesh,
     in_shardings=(state, batch, replicated),
     out_shardings=(state, replicated),
     donate_argnums=0,
@@ -104,7 +104,7 @@ def _predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   return compiler.jit(
     predict_step,
-    platform=_platform(mesh),
+    mesh=mesh,
     in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated),
     out_shardings=batch,
   )
@@ -119,11 +119,7 @@ def _propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
 
   return compiler.jit(
     propose_step,
-    platform=_platform(mesh),
+    mesh=mesh,
     in_shardings=(sharding.replicated(mesh), sharding.image_sharding(mesh)),
     out_shardings=sharding.batch_sharding(mesh),
   )
-
-
-def _platform(mesh: Mesh) -> str:
-  return mesh.devices.flat[0].platform
