@@ -24,6 +24,7 @@ COMMANDS = {
   'propose': "compute a checkpoint's proposals for every picture of a data set, into a region store",
   'embed-regions': 'embed the 1x and 1.5x crops of proposals with a teacher, into a region store to distil from',
   'evaluate': 'detect on a data set and write results file, metrics, table by category and plots',
+  'calibrate': 'search temperature, exponents and NMS threshold on logits that evaluate saved, without inference',
   'score': 'compute the metrics of a results file by the protocol of LVIS, COCO, VOC or others; needs no JAX',
   'detect': 'detect any class names in pictures and draw what is found',
   'export': 'write a self-contained folder that `vild_jax.load` reads anywhere',

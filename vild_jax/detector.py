@@ -243,20 +243,16 @@ def class_logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vo
 
 
 def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> Array:
-  """Returns scores [B, R, C] in [0, 1] of every class (docs/method.md, 4).
-
-  They come from the text head, from the one head of ViLD-image, or from the ensemble of both heads.
-  """
-  if not model.background:  # ViLD-image: the background is not trained, so it is left out
-    return jax.nn.softmax(second.logits[..., :-1], axis=-1)
-  # The softmax runs over the background and all classes; the background is dropped afterwards (docs/method.md, 4).
-  scores = jax.nn.softmax(second.logits, axis=-1)[..., :-1]
-  if second.image_logits is None:
-    return scores
-  ensemble = partial(openvocab.ensemble_scores, base_weight=model.postprocess.base_weight)
-  return jax.vmap(ensemble, in_axes=(0, 0, None))(
-    scores, jax.nn.softmax(second.image_logits, axis=-1), vocabulary.is_base
+  """Returns scores [B, R, C] of every class, of the text head, of ViLD-image's one head, or of the ensemble of both."""
+  post = model.postprocess
+  scores = partial(
+    openvocab.class_scores,
+    background=model.background,
+    sharpness=1.0 if post.temperature is None else model.temperature / post.temperature,
+    base_weight=post.base_weight,
+    novel_weight=post.novel_weight,
   )
+  return jax.vmap(scores, in_axes=(0, 0, None))(second.logits, second.image_logits, vocabulary.is_base)
 
 
 def refine(rois: Array, deltas: Array, image_size: Array) -> Array:
@@ -313,6 +309,8 @@ def detect(
   """Returns the detections, with mask logits, for the proposals of `first`, deltas [B, R, 4] and scores [B, R, C]."""
 
   def of_one(found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
+    if weight := model.postprocess.objectness_weight:
+      scores = scores * jnp.power(found.scores, weight)[:, None]
     return choose(model, refine(found.boxes, deltas, image_size), found.valid, scores)
 
   chosen = per_image(of_one)(first.proposals, deltas, scores, image_size)

@@ -87,3 +87,34 @@ def test_scores_equal_the_reference(golden, name):
     is_base = jnp.asarray(g['in_rare_mask'][1:] == 1)  # named "rare", but 1 is base
     text = jax.vmap(lambda t, i: openvocab.ensemble_scores(t, i, is_base))(text, image)
   np.testing.assert_allclose(text, g['out_raw_scores'], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('heads', ['text', 'image', 'ensemble', 'no region'])
+def test_class_scores_of_one_head_and_of_two(heads):
+  rng = np.random.default_rng(1)
+  text, image = (rng.normal(0, 3, (0 if heads == 'no region' else 4, n)) for n in (6, 5))
+  is_base = np.array([True, False, True, False, False])
+  softmax = lambda x: np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+  of_text, of_image = softmax(0.5 * text)[:, :-1], softmax(0.5 * image)
+  expected, more = {
+    'text': (of_text, {}),
+    'image': (softmax(0.5 * text[:, :-1]), {'background': False}),  # one head, which has not learnt the background
+  }.get(heads, (np.where(is_base, of_text**0.9 * of_image**0.1, of_text**0.6 * of_image**0.4), {}))
+  found = openvocab.class_scores(
+    jnp.asarray(text, jnp.float32),
+    jnp.asarray(image, jnp.float32) if heads in ('ensemble', 'no region') else None,
+    jnp.asarray(is_base),
+    sharpness=0.5,
+    base_weight=0.9,
+    novel_weight=0.4,
+    **more,
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_one_weight_is_that_of_the_paper():
+  rng = np.random.default_rng(2)
+  text, image = (jnp.asarray(rng.uniform(0.1, 1, (3, 2)), jnp.float32) for _ in range(2))
+  of = lambda **weights: openvocab.ensemble_scores(text, image, jnp.asarray([True, False]), **weights)
+  np.testing.assert_array_equal(of(base_weight=0.8), of(base_weight=0.8, novel_weight=0.8))
+  assert not np.allclose(of(base_weight=0.8), of(base_weight=0.8, novel_weight=0.5))

@@ -49,6 +49,13 @@ def add_step(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--step', type=int, metavar='N', help='use the checkpoint of step N (default: the newest)')
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+  """Adds the option --settings, which `load_config` applies."""
+  parser.add_argument(
+    '--settings', metavar='FILE', help='settings of post-processing that `vild-jax calibrate` has written'
+  )
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
   """Adds the options of a command that can run in several processes; `cli` joins these before the command runs."""
   group = parser.add_argument_group(
@@ -81,10 +88,11 @@ def require(condition: object, message: str) -> None:
 
 
 def load_config(args: argparse.Namespace, *overrides: str) -> Config:
-  """Loads CONFIG.py; applies the overrides of the command line, then `overrides`, each `--key.path=value`."""
+  """Loads CONFIG.py; applies --settings, the overrides of the command line, then `overrides`: `--key.path=value`."""
   from vild_jax import config as config_lib
 
-  return config_lib.load(args.config, [*args.overrides, *overrides])
+  chosen = config_lib.calibrated(args.settings) if getattr(args, 'settings', None) else []
+  return config_lib.load(args.config, [*chosen, *args.overrides, *overrides])
 
 
 def write_json(path: str | Path | None, content: Any) -> None:

@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'the teacher on cropped proposals (with_objectness/ gets the same times objectness); or of ViLD-text and the '
     'teacher on crops together. The last two are slow',
   )
+  arguments.add_settings(parser)
+  parser.add_argument(
+    '--save-logits',
+    metavar='DIR',
+    help='also keep what post-processing needs of each picture, for `vild-jax calibrate`: two bytes for a region, '
+    'class and head',
+  )
   parser.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
   parser.add_argument(
     '--regions',
@@ -72,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     teacher=args.teacher or config.teacher,
     regions=args.regions,
     step=args.step,
+    save_logits=Path(args.save_logits) if args.save_logits else None,
   )
   if metrics is None:
     return

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   arguments.add_config(parser)
   parser.add_argument('--checkpoint', required=True, help='a work directory')
   arguments.add_step(parser)
+  arguments.add_settings(parser)
   parser.add_argument('--out', required=True, help='folder of the bundle')
   parser.add_argument('--format', choices=['bundle'], default='bundle', help='format to write')
   parser.add_argument(

@@ -307,6 +307,17 @@ def from_text(text: str) -> Config:
   return from_tree(Config, tree)
 
 
+def calibrated(path: str | Path) -> list[str]:
+  """Returns the overrides in a file of `vild-jax calibrate`; raises ConfigError if it is none."""
+  expected = 'settings that `vild-jax calibrate` has written'
+  try:
+    settings = json.loads(Path(path).read_text(encoding='utf-8'))['settings']
+    return [f'--{key}={json.dumps(value)}' for key, value in settings.items()]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    problem = error.strerror if isinstance(error, OSError) else f'{type(error).__name__}: {error}'
+    raise ConfigError(f'{path} cannot be used ({problem}); expected {expected}') from None
+
+
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
   """Runs the `get_config()` of a Python file, or reads a saved `config.json`, and applies the overrides.
 

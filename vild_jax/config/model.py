@@ -123,8 +123,11 @@ class MaskHead:
 class Postprocess:
   """Configures how scores become detections: ensemble of both heads, class-wise NMS, the best of all classes.
 
-  `base_weight` is the exponent of the text head's score on base classes and of the image head's score on novel ones;
-  the other head has 1 - `base_weight`. Without an image head it has no effect.
+  A checkpoint may be used with other values than it was trained with; `vild-jax calibrate` searches them.
+  `base_weight` is the exponent of the text head's score on base classes, and `novel_weight` that of the image head's on
+  novel ones (null: `base_weight`, as in the paper); the other head has what is left to 1. Without an image head they
+  have no effect. `temperature` divides the cosines at inference (null: `model.temperature`, that of training), and
+  `objectness_weight` is the exponent of the proposal's objectness in every score (0 leaves it out, as the paper does).
   """
 
   nms_threshold: float = 0.5
@@ -132,10 +135,18 @@ class Postprocess:
   pre_nms_top_k: int = 1000
   max_detections: int = defaults.MAX_DETECTIONS
   base_weight: float = 2 / 3
+  novel_weight: float | None = None
+  temperature: float | None = None
+  objectness_weight: float = 0.0
 
   def __post_init__(self):
-    require_positive(self, 'model.postprocess', 'pre_nms_top_k', 'max_detections')
-    require_fraction(self, 'model.postprocess', 'nms_threshold', 'score_threshold', 'base_weight')
+    require_positive(self, 'model.postprocess', 'pre_nms_top_k', 'max_detections', zero=('objectness_weight',))
+    fractions = ('nms_threshold', 'score_threshold', 'base_weight')
+    require_fraction(
+      self, 'model.postprocess', *fractions, *(('novel_weight',) if self.novel_weight is not None else ())
+    )
+    if self.temperature is not None:
+      require_positive(self, 'model.postprocess', 'temperature')
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import types
 import typing
 from typing import Any, TypeVar
 
@@ -114,6 +115,8 @@ def _parse(text: str, current: Any) -> Any:
 def _coerce(kind: Any, value: Any, key: str) -> Any:
   if dataclasses.is_dataclass(kind):
     return from_tree(kind, value, key + '.')
+  if isinstance(kind, types.UnionType):  # of one type and None
+    return None if value is None else _coerce(_given_kind(kind), value, key)
   if typing.get_origin(kind) is tuple:
     inner = typing.get_args(kind)
     if isinstance(value, list | tuple) and (inner[-1] is Ellipsis or len(value) == len(inner)):
@@ -129,6 +132,10 @@ def _check_known(key: str, known: list[str]) -> None:
   if key not in known:
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
     raise ConfigError(f'unknown key {key!r}; the nearest valid one is {nearest!r}')
+
+
+def _given_kind(kind: types.UnionType) -> Any:
+  return next(one for one in typing.get_args(kind) if one is not types.NoneType)
 
 
 def _kind_name(kind: Any) -> str:

@@ -106,7 +106,7 @@ def classwise_nms(
   boxes: Float[Array, 'n 4'],
   scores: Float[Array, 'n c'],
   *,
-  iou_threshold: float,
+  iou_threshold: float | Float[Array, ''],
   score_threshold: float,
   max_outputs: int,
   valid: Bool[Array, 'n'] | None = None,

@@ -48,12 +48,44 @@ def ensemble_scores(
   image_scores: Float[Array, 'r c'],
   is_base: Bool[Array, 'c'],
   *,
-  base_weight: float = 2 / 3,
+  base_weight: float | Float[Array, ''] = 2 / 3,
+  novel_weight: float | Float[Array, ''] | None = None,
 ) -> Float[Array, 'r c']:
   """Returns the weighted geometric mean of the scores of two heads.
 
-  The text head has the weight `base_weight` on base classes and 1 - `base_weight` on novel ones; the image head has
-  the rest (arXiv 2104.13921, section 3.4).
+  The text head has the weight `base_weight` on base classes, and the image head `novel_weight` (None: `base_weight`) on
+  novel ones; the other head has the rest to 1 (arXiv 2104.13921, section 3.4, with one weight for both).
   """
-  weight = jnp.where(is_base, base_weight, 1.0 - base_weight)[None, :]
+  novel_weight = base_weight if novel_weight is None else novel_weight
+  weight = jnp.where(is_base, base_weight, 1.0 - novel_weight)[None, :]
   return jnp.power(text_scores, weight) * jnp.power(image_scores, 1.0 - weight)
+
+
+def class_scores(
+  text_logits: Float[Array, 'r k'],
+  image_logits: Float[Array, 'r c'] | None,
+  is_base: Bool[Array, 'c'],
+  *,
+  background: bool = True,
+  sharpness: float | Float[Array, ''] = 1.0,
+  base_weight: float | Float[Array, ''] = 2 / 3,
+  novel_weight: float | Float[Array, ''] | None = None,
+) -> Float[Array, 'r c']:
+  """Returns scores of every class in [0, 1] (docs/method.md, 4), from one head or from the ensemble of two.
+
+  Args:
+    text_logits: of the region head, k = c + 1 columns: the background is the last one.
+    image_logits: of the image head, without background; None if there is none.
+    is_base: which classes are base, for the ensemble.
+    background: whether the region head has learnt the background. If so, its softmax runs over the background and all
+      classes, and the background is dropped afterwards; otherwise it is left out.
+    sharpness: multiplied with all logits: the temperature of training over that of inference.
+    base_weight, novel_weight: of `ensemble_scores`.
+  """
+  if not background:
+    return jax.nn.softmax(text_logits[..., :-1] * sharpness, axis=-1)
+  scores = jax.nn.softmax(text_logits * sharpness, axis=-1)[..., :-1]
+  if image_logits is None:
+    return scores
+  of_image = jax.nn.softmax(image_logits * sharpness, axis=-1)
+  return ensemble_scores(scores, of_image, is_base, base_weight=base_weight, novel_weight=novel_weight)

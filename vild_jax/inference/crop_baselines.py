@@ -105,7 +105,8 @@ def crop_scores(model: Model, variables: Any, found: Candidates, embeddings: Arr
   scores = jax.nn.softmax(logits, axis=-1)
   if found.text_scores is None:
     return scores
-  ensemble = partial(openvocab.ensemble_scores, base_weight=model.postprocess.base_weight)
+  post = model.postprocess
+  ensemble = partial(openvocab.ensemble_scores, base_weight=post.base_weight, novel_weight=post.novel_weight)
   return jax.vmap(ensemble, in_axes=(0, 0, None))(found.text_scores, scores, vocabulary.is_base)
 
 

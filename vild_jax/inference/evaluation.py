@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vild_jax.eval.found import Found as Rows
 from vild_jax.eval.shards import Entry
 from vild_jax.eval.truth import Split, Truth
 from vild_jax.inference import drawing, jobs
+from vild_jax.inference import logits as logits_lib
 from vild_jax.inference.detector import Detector, sigmoid
 from vild_jax.runtime import progress, workers
 from vild_jax.structs import Detections, Vocabulary
@@ -57,6 +59,7 @@ def evaluate(
   folders: Sequence[str] = ('',),
   scores: str = defaults.MODEL,
   on_scored: Callable[[Path, Truth, Rows, dict[str, Any], Split], None] | None = None,
+  logits: Path | None = None,
 ) -> dict[str, Any] | None:
   """Detects on every picture of `dataset`, writes `results.json`, and scores it.
 
@@ -76,6 +79,8 @@ def evaluate(
     folders: names below `out`, one for each method of `predict`; the first one is '', which is `out` itself.
     scores: what `predict` does, in words: an evaluation that was killed goes on only with the same.
     on_scored: called for each folder with it, the ground truth, the detections, the metrics and the split.
+    logits: folder that also gets what post-processing needs of each picture (`inference.logits`), or None; only with
+      the default `predict`.
 
   Returns:
     The metrics of `eval.protocols.score` and `seconds_per_image` (prediction alone, without compilation). Under the
@@ -102,6 +107,9 @@ def evaluate(
     lvis.check_federated(truth['images'], truth['categories'], dataset.folder)  # before the detection, which takes long
   out.mkdir(parents=True, exist_ok=True)
   timer = Timer()
+  if logits:
+    keep = partial(logits_lib.write_picture, logits, len(classes.names))
+    predict, scores = partial(predictions, make_step=logits_lib.make_step, keep=keep), f'{scores}, logits in {logits}'
 
   def detect(places: np.ndarray) -> Iterator[Entry]:
     rest = sources.Subset(whole, indices[places])
@@ -121,6 +129,9 @@ def evaluate(
     job = jobs.description(
       config, variables, classes, trained_on, image_ids, data=whole.identity, scores=f'{scores} {",".join(folders)}'
     )
+    if logits:
+      is_base = vocabulary_lib.is_base(classes.names, trained_on)
+      logits_lib.begin(logits, config, classes, is_base, category_of_row, truth, job)
   jobs.detect_missing(shards, job, detect)
   if jax.process_index() > 0:
     return None
@@ -159,11 +170,14 @@ def predictions(
   mesh: Mesh,
   timer: Timer,
   *,
-  make_step: Callable[[Config, Mesh], Callable[..., Detections | tuple[Detections, ...]]] = make_predict_step,
+  make_step: Callable[[Config, Mesh], Callable[..., Any]] = make_predict_step,
+  keep: Callable[[Any, Mapping[str, np.ndarray]], None] | None = None,
 ) -> Iterator[Found]:
   """Yields the detections of the model in each picture, best first, in pixels of the picture (see `Found`).
 
-  `make_step` returns the program of a batch, whose result has one entry for each method of `Found`.
+  `make_step` returns the program of a batch: it gives `Detections`, or a tuple of them, one for each method of `Found`.
+  With `keep` it gives a pair, of such a result and of what `keep` takes for each picture, before that is yielded, with
+  the picture's entry of the batch.
   """
   vocabulary = put_vocabulary(classes, trained_on, mesh)
   predict = make_step(config, mesh)
@@ -178,6 +192,10 @@ def predictions(
       start = time.perf_counter()
       found = run()
       timer.add(time.perf_counter() - start, min(size, len(dataset) - number * size))
+      if keep:
+        found, kept = found
+        for i in np.flatnonzero(arrays['real']):
+          keep(*jax.tree.map(lambda x, i=i: x[i], (kept, arrays)))
       for i in np.flatnonzero(arrays['real']):
         yield tuple(picture_of(one, arrays, i) for one in (found if isinstance(found, tuple) else (found,)))
         bar.update(jax.process_count())

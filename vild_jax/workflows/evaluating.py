@@ -48,6 +48,7 @@ def evaluate(
   teacher: str | None = None,
   regions: str | Path | None = None,
   step: int | None = None,
+  save_logits: Path | None = None,
 ) -> dict[str, Any] | None:
   """Evaluates a bundle or a checkpoint of a work directory on a prepared split.
 
@@ -65,6 +66,8 @@ def evaluate(
     regions: store of the teacher's embeddings for this split. With it the metrics have `teacher_cosine`, the mean
       cosine between the embeddings of model and teacher.
     step: which checkpoint of the work directory; by default the newest.
+    save_logits: folder that also gets what post-processing needs of each picture, for `calibrating.calibrate`; only
+      with the scores of the model.
 
   Returns:
     The metrics; None in all processes but the first.
@@ -79,6 +82,8 @@ def evaluate(
     raise ValueError(
       f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the config'
     )
+  if save_logits and scores != defaults.MODEL:
+    raise ValueError(f'--save-logits keeps those of the model; expected --scores {defaults.MODEL}, not {scores}')
   if regions and jax.process_count() > 1:
     raise ValueError(
       f'--regions compares in one process, and this is one of {jax.process_count()}; expected evaluate '
@@ -123,6 +128,7 @@ def evaluate(
       folders=defaults.HEAD_FOLDERS if scores == defaults.HEADS else crop_baselines.folders(scores),
       scores=how,
       on_scored=scoring.write_page,
+      logits=save_logits,
     )
     if metrics is None:
       return None
