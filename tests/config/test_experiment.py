@@ -55,6 +55,9 @@ def test_a_saved_file_loads_and_takes_overrides(tmp_path):
     ('--optimizer.decay_at=[0.5, 0.75]', 'optimizer.decay_at', (0.5, 0.75)),
     ('--optimizer.decay_at=0.5,', 'optimizer.decay_at', (0.5,)),
     ('--optimizer.decay_at=()', 'optimizer.decay_at', ()),
+    ('--model.postprocess.temperature=0.007', 'model.postprocess.temperature', 0.007),
+    ('--model.postprocess.novel_weight=1', 'model.postprocess.novel_weight', 1.0),
+    ('--model.postprocess.novel_weight=null', 'model.postprocess.novel_weight', None),
   ],
 )
 def test_override_changes_one_leaf(assignment, key, value):
@@ -98,6 +101,10 @@ def test_later_overrides_win():
     ('--optimizer.momentum=1', ['optimizer.momentum', '1.0', 'below 1']),
     ('--model.rpn.max_proposals=0', ['model.rpn.max_proposals', '0', 'positive']),
     ('--model.postprocess.nms_threshold=2', ['model.postprocess.nms_threshold', '2.0', 'from 0 to 1']),
+    ('--model.postprocess.temperature=cold', ['model.postprocess.temperature', 'cold', 'a number, or null']),
+    ('--model.postprocess.temperature=0', ['model.postprocess.temperature', '0', 'positive']),
+    ('--model.postprocess.novel_weight=2', ['model.postprocess.novel_weight', '2.0', 'from 0 to 1']),
+    ('--model.postprocess.objectness_weight=-1', ['model.postprocess.objectness_weight', '-1', 'zero or a positive']),
     ('--assignment.rpn_negative_iou=0.8', ['assignment.rpn_negative_iou', '0.8', 'at most', '0.7']),
     ('--train.pictures=-1', ['train.pictures', '-1', 'zero or a positive']),
     ('--distillation.min_visible=1.5', ['distillation.min_visible', '1.5', 'from 0 to 1']),
@@ -166,6 +173,23 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, name, content, named):
   with pytest.raises(ConfigError) as error:
     config_lib.load(path)
   assert named in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_calibrated_settings_are_overrides(tmp_path):
+  (tmp_path / 's.json').write_text('{"settings": {"model.postprocess.temperature": 0.02, "seed": 3}, "trials": []}')
+  config = config_lib.override(Config(), config_lib.calibrated(tmp_path / 's.json'))
+  assert config.model.postprocess.temperature == 0.02 and config.seed == 3
+
+
+@pytest.mark.parametrize('content', [None, '{', '[]', '{}', '{"settings": 3}'])
+def test_a_file_that_holds_no_settings_is_refused(tmp_path, content):
+  if content is not None:
+    (tmp_path / 's.json').write_text(content)
+  with pytest.raises(
+    ConfigError, match=r's.json cannot be used \(.+\); expected settings that `vild-jax calibrate`'
+  ) as error:
+    config_lib.calibrated(tmp_path / 's.json')
+  assert '\n' not in str(error.value)
 
 
 def test_difference_names_each_leaf_that_differs():

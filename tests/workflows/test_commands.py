@@ -104,6 +104,24 @@ def test_evaluate_takes_a_list_of_classes_and_any_protocol(made, tmp_path):
   assert (tmp_path / 'out' / 'report.html').is_file() and not (tmp_path / 'out' / 'unfinished').exists()
 
 
+def test_settings_are_searched_on_saved_logits_and_used(made, tmp_path, capsys):
+  words = (made / 'config.json', '--checkpoint', made / 'run')
+  logits, settings = tmp_path / 'logits', tmp_path / 'settings.json'
+  assert run('evaluate', *words, '--out', tmp_path / 'out', '--save-logits', logits, '--json', tmp_path / 'm.json') == 0
+  assert (tmp_path / 'out' / 'results.json').read_bytes() == (made / 'evaluation' / 'results.json').read_bytes()
+  capsys.readouterr()
+  assert run('calibrate', '--logits', logits, '--out', settings) == 0
+  printed, found = capsys.readouterr(), json.loads(settings.read_text())
+  assert "warning: 'ant' is a rare class" in printed.err and 'box AP held out' in printed.out
+  box = json.loads((tmp_path / 'm.json').read_text())['box']
+  assert found['before']['base'] == pytest.approx(box['AP_base'], abs=0.02)
+  assert found['before']['settings']['nms_threshold'] == 0.5 and found['held_out'] == ['ant']
+  settings.write_text('{"settings": {"model.postprocess.nms_threshold": 0.25, "model.postprocess.temperature": 0.007}}')
+  assert run('export', *words, '--settings', settings, '--out', tmp_path / 'bundle') == 0
+  post = vild_jax.load(tmp_path / 'bundle').config.model.postprocess
+  assert (post.nms_threshold, post.temperature, post.objectness_weight) == (0.25, 0.007, 0.0)
+
+
 def test_evaluate_says_how_near_the_student_comes_to_the_teacher(made, tmp_path, capsys):
   words = ('evaluate', made / 'config.json', '--checkpoint', made / 'run', '--split', 'train')
   assert run(*words, '--regions', made / 'regions', '--out', tmp_path / 'near', '--json', tmp_path / 'near.json') == 0

@@ -115,13 +115,13 @@ def _parse(text: str, current: Any) -> Any:
 def _coerce(kind: Any, value: Any, key: str) -> Any:
   if dataclasses.is_dataclass(kind):
     return from_tree(kind, value, key + '.')
-  if isinstance(kind, types.UnionType):  # of one type and None
-    return None if value is None else _coerce(_given_kind(kind), value, key)
+  if isinstance(kind, types.UnionType) and value is None:
+    return None
   if typing.get_origin(kind) is tuple:
     inner = typing.get_args(kind)
     if isinstance(value, list | tuple) and (inner[-1] is Ellipsis or len(value) == len(inner)):
       return tuple(_coerce(inner[0], v, key) for v in value)
-  elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+  elif float in (kind, *typing.get_args(kind)) and isinstance(value, int | float) and not isinstance(value, bool):
     return float(value)
   elif type(value) is kind:
     return value
@@ -134,11 +134,9 @@ def _check_known(key: str, known: list[str]) -> None:
     raise ConfigError(f'unknown key {key!r}; the nearest valid one is {nearest!r}')
 
 
-def _given_kind(kind: types.UnionType) -> Any:
-  return next(one for one in typing.get_args(kind) if one is not types.NoneType)
-
-
 def _kind_name(kind: Any) -> str:
+  if isinstance(kind, types.UnionType):
+    return f'{_kind_name(typing.get_args(kind)[0])}, or null'
   if typing.get_origin(kind) is tuple:
     inner = typing.get_args(kind)
     return f'{"" if inner[-1] is Ellipsis else f"{len(inner)} "}numbers separated by commas'
