@@ -47,6 +47,15 @@ def test_the_tables_agree_with_their_source(shared):
     }
 
 
+def test_what_the_official_files_of_objects365_misspell_is_known_by_the_corrected_name(shared):
+  given = json.loads((shared / 'data' / 'categories' / 'objects365_v2_detic_fixed.json').read_text())
+  names = class_list('objects365').names
+  assert [class_lists.known_as(c['name'], names) for c in given] == [c['name_fixed'] for c in given] == list(names)
+  misspelt = {c['name'] for c in given if c['name'] != c['name_fixed']}
+  assert len(misspelt) == 13 and all(class_lists.known_as(name, (name, 'Basket')) == name for name in misspelt)
+  assert class_lists.known_as('Bakset', ('Chair',)) is None and class_lists.known_as('gnu', names) is None
+
+
 def test_a_text_file_is_one_name_a_line(tmp_path):
   path = tmp_path / 'names.txt'
   path.write_bytes('\ufeffred mug\r\n\r\n  toy elephant \r\nBäcker\r\n'.encode())

@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from vild_jax.config import Config, Data
-from vild_jax.data import repeats, rle, transforms
+from vild_jax.data import class_lists, repeats, rle, transforms
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.runtime import workers as worker_processes
@@ -54,7 +54,7 @@ class LabelMap:
 def label_map(
   categories: Sequence[Category], names: Sequence[str], is_base: Sequence[bool] | np.ndarray, *, novel: bool = False
 ) -> LabelMap:
-  """Matches the categories of a data set with a vocabulary by their raw names.
+  """Matches the categories of a data set with a vocabulary by their raw names (`class_lists.known_as`).
 
   Cleaned names need not be unique (the 1,203 names of LVIS are). Categories that the vocabulary does not have are
   dropped, and so are novel ones, unless `novel` is True (the supervised baseline). Raises DataError if a name is in the
@@ -64,7 +64,8 @@ def label_map(
   if len(row_of) < len(names):
     twice = next(n for n in row_of if list(map(str, names)).count(n) > 1)
     raise DataError(f'the vocabulary names {twice!r} twice; expected names that differ')
-  matched = {c.id: row_of[c.name] for c in categories if c.name in row_of}
+  known = {c.id: class_lists.known_as(c.name, row_of) for c in categories}
+  matched = {category: row_of[name] for category, name in known.items() if name is not None}
   if not matched:
     sides = [repr(next(iter(side), None)) for side in ((c.name for c in categories), row_of)]
     raise DataError(

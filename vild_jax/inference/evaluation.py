@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, defaults
 from vild_jax.data import batch as batches
-from vild_jax.data import rle, sources, transforms
+from vild_jax.data import class_lists, rle, sources, transforms
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.eval import detections, lvis, protocols, results, summary
 from vild_jax.eval import shards as shards_lib
@@ -136,7 +136,7 @@ def evaluate(
   if jax.process_index() > 0:
     return None
   shards.merge([out / folder / RESULTS_FILE for folder in folders])
-  flags = vocabulary_lib.is_base([category.name for category in categories], trained_on)
+  flags = vocabulary_lib.is_base([_row_name(category, classes) for category in categories], trained_on)
   split = Split(*(frozenset(c.id for c, f in zip(categories, flags, strict=True) if f == of) for of in (True, False)))
   limits = {'min_area': config.evaluation.min_area, 'min_instances': config.evaluation.min_instances}
   limits = limits if limits != {'min_area': 0.0, 'min_instances': 1} else {}
@@ -232,9 +232,8 @@ def scored_categories(categories: Sequence[Category], classes: VocabularyFile, p
   Open-vocabulary COCO, for example, has 65 of the 80 categories. The LVIS protocol averages over all categories, so
   there a category without a row is an error. Raises DataError for it, and for a vocabulary with none of the categories.
   """
-  names = set(classes.names)
-  known = [category for category in categories if category.name in names]
-  missing = [category.name for category in categories if category.name not in names]
+  known = [category for category in categories if _row_name(category, classes)]
+  missing = [category.name for category in categories if not _row_name(category, classes)]
   if missing and (protocol.startswith('lvis') or not known):
     raise DataError(
       f'{len(missing)} categories of the data set are not in the vocabulary, {missing[0]!r} for one; '
@@ -251,8 +250,12 @@ def scored_categories(categories: Sequence[Category], classes: VocabularyFile, p
 
 def category_ids(categories: Sequence[Category], classes: VocabularyFile) -> np.ndarray:
   """Returns int64 [C]: the category id of each row of the vocabulary, matched by raw name; -1 for other rows."""
-  id_of = {category.name: category.id for category in categories}
+  id_of = {_row_name(category, classes): category.id for category in categories}
   return np.array([id_of.get(name, -1) for name in classes.names], np.int64)
+
+
+def _row_name(category: Category, classes: VocabularyFile) -> str | None:
+  return class_lists.known_as(category.name, classes.names)
 
 
 def _restricted(truth: dict[str, Any], categories: Sequence[Category]) -> dict[str, Any]:

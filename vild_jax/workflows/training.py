@@ -16,7 +16,7 @@ from vild_jax import objective
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, given, with_embedding_dim
 from vild_jax.data import batch as batches
-from vild_jax.data import sources
+from vild_jax.data import class_lists, sources
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.inference import evaluation
@@ -118,7 +118,8 @@ def train_on(
     _keep_identity(workdir / _DATA_FILE, opened.dataset, opened.regions)
     checkpoint.claim_workdir(workdir, config)  # after all checks, since it overwrites the config that stands there
     categories = opened.dataset.categories
-    dropped = sorted({c.name for c in categories} - set(vocabulary.names))
+    names = set(vocabulary.names)
+    dropped = sorted({c.name for c in categories if class_lists.known_as(c.name, names) is None})
     if dropped and jax.process_index() == 0:
       print(
         f'{len(dropped)} of {len(categories)} categories of the data are not in the vocabulary, '
