@@ -1,14 +1,13 @@
-"""Kinds of errors, confusions, calibration and comparisons on cases that can be counted by hand."""
+"""Kinds of errors, confusions and calibration on cases that can be counted by hand."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from tests.helpers import small_scores
-from vild_jax.eval import detections, diagnosis, protocols, scoring, truth
+from vild_jax.eval import detections, diagnosis, protocols, recall, scoring, truth
 
 SETTINGS = {'federated': False, 'max_detections': 100}
 
@@ -86,20 +85,6 @@ def test_best_and_worst_categories_are_in_order():
   assert [row['name'] for row in of.best] == ['cat', 'dog', 'fox'] == [row['name'] for row in of.worst][::-1]
 
 
-def test_a_comparison_has_signs_and_intervals():
-  rng = np.random.default_rng(0)
-  objects = [(i, 4, 60 * n) for i in (1, 2, 3) for n in range(6)]
-  good = [(i, k, x, 0.5 + 0.4 * rng.random()) for i, k, x in objects]
-  of, found = _case(objects, good)
-  worse = found.take(np.arange(len(found)) % 3 > 0)
-  done = diagnosis.compare(of, found, worse, **SETTINGS, resamples=50)
-  this, other, difference, low, high = done.metrics['AP50']
-  assert this == pytest.approx(1) and difference == pytest.approx(this - other) and difference > 0.2
-  assert 0 < low <= high and done.per_category[0][0] == 'cat' and done.per_category[0][1] > done.per_category[0][2]
-  same = diagnosis.compare(of, found, found, **SETTINGS, resamples=20)
-  assert same.metrics['AP50'][2:] == (0, 0, 0) and same.per_category == ()
-
-
 def test_scores_that_are_no_shares_have_no_calibration():
   of = _diagnosed([(1, 4, 10)], [(1, 4, 10, 5.0), (1, 7, 300, -2.0)])
   assert of.calibration == () and of.calibration_error is None and of.errors['Bkg'][1] == 1
@@ -121,3 +106,16 @@ def test_what_a_protocol_counts_is_what_is_diagnosed():
     metrics = protocols.score(name, of, found)
     assert diagnosis.diagnose(per_category=metrics['per_category'], **arguments).errors
   assert protocols.PROTOCOLS['voc'].matching is protocols.PROTOCOLS['proposals'].matching is None
+
+
+def test_recall_by_name_is_a_share_of_objects():
+  objects = [(1, 4, 10), (2, 4, 10), (3, 4, 10), (1, 7, 200), (2, 7, 200, True)]
+  of, found = _case(objects, [(1, 4, 10, 0.9), (2, 4, 10, 0.8), (3, 7, 10, 0.7), (1, 9, 300, 0.6)])
+  rows = scoring.score(of, found, **SETTINGS)['per_category']
+  split = truth.Split(frozenset({4}), frozenset({7, 9}))
+  done = diagnosis.diagnose(of, found, rows, **SETTINGS, split=split).recall
+  assert done == {'all': pytest.approx(2 / 4), 'base': pytest.approx(2 / 3), 'novel': 0}
+  # Under any name the third cat is found too; the mean over categories would be 1/3.
+  assert recall.by_group(of, found, split, [100])[100] == {'all': 3 / 4, 'base': 1, 'novel': 0}
+  done = diagnosis.diagnose(of, found, rows, **SETTINGS).recall
+  assert (done['base'], done['novel']) == (None, None)

@@ -45,6 +45,16 @@ def test_novel_classes_are_dashed_and_starred():
   np.testing.assert_array_equal(plain[100:300, 100:300], marked[100:300, 100:300])
 
 
+def test_colours_and_weight_can_be_given():
+  image, boxes, labels, _ = _scene()
+  red, green = (200, 10, 10), (10, 200, 10)
+  thin = drawing.draw(image, boxes, labels, None, None, NAMES, colors=[red, green])
+  assert (thin[300, 200] == red).all() and (thin[400, 475] == green).all()
+  bold = drawing.draw(image, boxes, labels, None, None, NAMES, colors=[red, green], bold=True)
+  width = lambda picture: (picture[320:, 475] == green).all(-1).sum()
+  assert width(bold) > width(thin) > 0
+
+
 def test_small_pictures_are_enlarged_and_empty_ones_left_alone():
   image = np.random.default_rng(0).integers(0, 255, (90, 112, 3), np.uint8)
   empty = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), np.zeros((0, 90, 112), bool)

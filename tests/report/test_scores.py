@@ -48,7 +48,11 @@ def test_everything_is_shown(tmp_path):
     best=[('fox', 33, 0.781)],
     worst=[('owl', 4, 0.012)],
     comparison={'AP50': (0.838, 0.804, 0.034, 0.025, -0.001)},
-    differences=[('velko', 0.367, 0.073)],
+    differences=[('velko', 0.367, 0.073, 0.2, 0.345, 23), ('once', 0.5, 0.25, None, None, 1)],
+    recall={
+      'named': {'all': 0.511, 'base': 0.522, 'novel': None},
+      'detections@100': {'all': 0.633, 'base': 0.644, 'novel': 0.655},
+    },
     other='other.json',
     resamples=100,
     command='vild-jax score --x',
@@ -65,6 +69,22 @@ def test_everything_is_shown(tmp_path):
     'owl',
   ):
     assert text in page, text
-  for text in ('+3.4', '+2.5 to -0.1', 'velko', '+29.4', 'other.json', '100 samples', 'vild-jax score --x'):
+  for text in (
+    '+3.4',
+    '+2.5 to -0.1',
+    'velko',
+    '+29.4',
+    '+20.0 to +34.5',
+    'other.json',
+    '100 samples',
+    'vild-jax score --x',
+  ):
+    assert text in page, text
+  for text in ('51.1', 'under any name, best 100 of a picture', '65.5', 'which vild-jax score --proposals shows'):
     assert text in page, text
   assert page.count('data:image/jpeg') == 2
+
+
+def test_proposals_are_not_called_missing_where_they_are_shown(tmp_path):
+  page = _page(tmp_path, recall={'proposals@1000': {'all': 0.777, 'base': None, 'novel': None}})
+  assert '77.7' in page and 'best 1,000' in page and 'score --proposals' not in page

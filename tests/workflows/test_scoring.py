@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers import small_scores, small_store
 from vild_jax import cli
@@ -128,3 +129,36 @@ def test_an_empty_file_scores_zero(files, tmp_path, capsys):
     box = json.loads((tmp_path / 'm.json').read_text())['box']
     assert {value for value in box.values() if value is not None} == {0.0}
   del capsys
+
+
+def test_a_comparison_shows_pictures_and_intervals(tmp_path, capsys):
+  annotations, results = small_scores.case(13)
+  for image in annotations['images']:
+    image['file_name'] = f'{image["id"]}.png'
+    Image.new('RGB', (60, 60), (90, 120, 60)).save(tmp_path / image['file_name'])
+  other = [*results[::2], *({**row, 'score': 0.5 * row['score']} for row in results[1::2])]
+  for name, content in (('truth', annotations), ('results', results), ('other', other)):
+    (tmp_path / f'{name}.json').write_text(json.dumps(content))
+  more = ('--against', tmp_path / 'other.json', '--resamples', 10, '--json', tmp_path / 'm.json')
+  page = ('--out', tmp_path / 'out', '--images', tmp_path, '--proposals', tmp_path / 'results.json')
+  assert cli.main(_words(tmp_path, 'coco', *more, *page)) == 0
+  against = json.loads((tmp_path / 'm.json').read_text())['against']
+  assert against['per_category'] and against['box']
+  for row in against['per_category']:
+    assert row['lower'] <= row['upper'] and row['pictures'] > 0
+  made = json.loads((tmp_path / 'out' / 'diagnosis.json').read_text())
+  assert made['against'] == against and made['pictures']['best'] and made['recall']['named']['all'] > 0
+  assert made['recall']['proposals@100'] == made['recall']['detections@100']
+  text = (tmp_path / 'out' / 'report.html').read_text()
+  for heading in ('What boxes find', 'Best and worst pictures', 'Categories that differ most'):
+    assert heading in text
+  assert 'data:image/jpeg' in text
+  del capsys
+
+
+def test_proposals_need_a_page_and_a_protocol_with_classes(files, tmp_path, capsys):
+  more = ('--proposals', files / 'results.json')
+  assert cli.main(_words(files, 'coco', *more)) == 2
+  assert 'expected --out too' in capsys.readouterr().err
+  assert cli.main(_words(files, 'proposals', *more, '--out', tmp_path / 'out')) == 2
+  assert 'beside results with classes' in capsys.readouterr().err and not (tmp_path / 'out').exists()

@@ -38,12 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--out', help='folder for metrics.json, per_category.csv, plots, and report.html, which says why the detector fails'
   )
-  parser.add_argument('--images', metavar='DIR', help='the folder of the pictures: shows confusions on the page')
+  parser.add_argument('--images', metavar='DIR', help='the folder of the pictures: shows some of them on the page')
   parser.add_argument(
     '--against', metavar='FILE', help='results of another detector, to compare boxes with, with bootstrap intervals'
   )
   parser.add_argument(
     '--resamples', type=int, default=100, metavar='N', help='samples of the pictures for the intervals of --against'
+  )
+  parser.add_argument(
+    '--proposals',
+    metavar='STORE|RESULTS',
+    help='a region store, or a results file whose boxes are the proposals: the page shows their recall beside that of '
+    'the detections',
   )
   arguments.add_json(parser)
 
@@ -55,6 +61,9 @@ def run(args: argparse.Namespace) -> None:
 
   arguments.require(args.resamples > 1, f'--resamples is {args.resamples}; expected 2 or more')
   arguments.require(args.out or not args.images, '--images are shown on the page; expected --out too')
+  arguments.require(
+    args.out or not args.proposals, 'the recall of --proposals is shown on the page; expected --out too'
+  )
   metrics = scoring.score(
     args.annotations,
     args.results,
@@ -65,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     images=Path(args.images) if args.images else None,
     against=args.against,
     resamples=args.resamples,
+    proposals=args.proposals,
   )
   print(summary.text(metrics))
   arguments.write_json(args.json, summary.short(metrics))

@@ -1,4 +1,4 @@
-"""Says why a detector's AP is what it is: kinds of errors, calibration, confusions, best and worst categories."""
+"""Says why a detector's AP is what it is: errors, calibration, confusions, recall, best and worst categories."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from vild_jax.eval import scoring
+from vild_jax.eval import recall, scoring
 from vild_jax.eval.found import Found
-from vild_jax.eval.truth import Truth
+from vild_jax.eval.truth import Split, Truth
 
 # TIDE's kinds of errors (Bolya et al. 2020), with what they mean.
 ERRORS = {
@@ -57,6 +57,7 @@ class Diagnosis:
     calibration_error: mean of their differences, weighted by number; None if some scores are not from 0 to 1.
     confusions: the most frequent ones first.
     best, worst: rows of `per_category`, by box AP, of categories with at least three objects if there are enough.
+    recall: of objects under their right names, see `recall.named`.
   """
 
   errors: dict[str, tuple[float, int]]
@@ -65,6 +66,7 @@ class Diagnosis:
   confusions: tuple[Confusion, ...]
   best: tuple[dict[str, Any], ...]
   worst: tuple[dict[str, Any], ...]
+  recall: dict[str, float | None]
 
   def as_json(self) -> dict[str, Any]:
     """Returns the numbers, for diagnosis.json."""
@@ -81,7 +83,13 @@ class Diagnosis:
 
 
 def diagnose(
-  truth: Truth, found: Found, per_category: Sequence[dict[str, Any]], *, federated: bool, max_detections: int
+  truth: Truth,
+  found: Found,
+  per_category: Sequence[dict[str, Any]],
+  *,
+  federated: bool,
+  max_detections: int,
+  split: Split | None = None,
 ) -> Diagnosis:
   """Diagnoses boxes.
 
@@ -90,6 +98,7 @@ def diagnose(
     found: the detections that count, with boxes.
     per_category: rows of the metrics.
     federated, max_detections: as in `scoring.evaluator`.
+    split: which categories are base and novel, for recall.
   """
   matched = scoring.evaluator(truth, found, 'box', federated=federated, max_detections=[max_detections])
   costs = matched.tide_errors()
@@ -108,6 +117,7 @@ def diagnose(
     confusions(truth, found),
     tuple(ordered[::-1][:_CATEGORIES]),
     tuple(ordered[:_CATEGORIES]),
+    recall.named(matched, truth, split),
   )
 
 
@@ -153,41 +163,3 @@ def confusions(truth: Truth, found: Found) -> tuple[Confusion, ...]:
     )
     for (own, called), cases in frequent
   )
-
-
-@dataclass(frozen=True)
-class Comparison:
-  """Holds how one detector differs from another.
-
-  Attributes:
-    metrics: {metric: (value of this one, of the other, difference, lower and upper end of its 95 % interval)}.
-    per_category: (name, AP of this one, of the other) where it differs, by the size of the difference.
-    resamples: of the pictures, for the intervals.
-  """
-
-  metrics: dict[str, tuple[float, float, float, float, float]]
-  per_category: tuple[tuple[str, float, float], ...]
-  resamples: int
-
-
-def compare(
-  truth: Truth, found: Found, other: Found, *, federated: bool, max_detections: int, resamples: int = 100
-) -> Comparison:
-  """Compares boxes of two detectors; intervals are those of a paired bootstrap over pictures."""
-  one, two = (
-    scoring.evaluator(truth, of, 'box', federated=federated, max_detections=[max_detections]) for of in (found, other)
-  )
-  done = hotcoco.compare(two, one, n_bootstrap=resamples)
-  metrics = {
-    key: (
-      float(done['metrics_b'][key]),
-      float(done['metrics_a'][key]),
-      float(done['deltas'][key]),
-      float(done['ci'][key]['lower']),
-      float(done['ci'][key]['upper']),
-    )
-    for key in done['deltas']
-    if key in done.get('ci', {}) and done['metrics_a'][key] >= 0 and done['metrics_b'][key] >= 0
-  }
-  rows = [(row['cat_name'], float(row['ap_b']), float(row['ap_a'])) for row in done['per_category'] if row['delta']]
-  return Comparison(metrics, tuple(sorted(rows, key=lambda row: -abs(row[1] - row[2]))), resamples)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import hotcoco
 import numpy as np
 
 from vild_jax.data.regions.store import RegionStore
@@ -17,6 +19,7 @@ from vild_jax.eval.lvis import best_of_pictures
 from vild_jax.eval.truth import Split, Truth
 
 COUNTS = (100, 300, 1000)  # proposals of a picture, best first
+GROUPS = {'all': '', 'base': '_base', 'novel': '_novel'}  # of objects, with the ends of the metrics' names
 
 
 def score(truth: Truth, found: Found, base: Split | None = None, *, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def score(truth: Truth, found: Found, base: Split | None = None, *, counts: Sequ
   found = dataclasses.replace(best_of_pictures(found, max(counts)), codes=None)
   groups = {'': truth}
   if base is not None:
-    for name, ids in (('_base', base.base), ('_novel', base.novel)):
+    for name, ids in ((GROUPS['base'], base.base), (GROUPS['novel'], base.novel)):
       groups[name] = dataclasses.replace(truth, annotations=[a for a in truth.annotations if a['category_id'] in ids])
   if not truth.categories:
     raise DataError(f'{truth.name} has no categories; expected one or more')
@@ -44,6 +47,41 @@ def score(truth: Truth, found: Found, base: Split | None = None, *, counts: Sequ
       for k, size in enumerate('sml', 1):
         metrics[f'AR{size}@{max(counts)}'] = scoring.mean(table[:, k, -1])
   return {'box': metrics, 'mask': None}
+
+
+def by_group(
+  truth: Truth, found: Found, base: Split | None, counts: Sequence[int]
+) -> dict[int, dict[str, float | None]]:
+  """Returns {count: recall of the best boxes of a picture, of GROUPS}, as `score` computes it."""
+  metrics = score(truth, found, base, counts=counts)['box']
+  return {n: {name: metrics.get(f'AR{end}@{n}') for name, end in GROUPS.items()} for n in counts}
+
+
+def named(matched: hotcoco.COCOeval, truth: Truth, base: Split | None) -> dict[str, float | None]:
+  """Returns the share of objects that detections find under the right name, a mean over IoU 0.5, 0.55, ..., 0.95.
+
+  It counts objects, as `score` does, and so compares with the recall of boxes; the evaluator's own recall is a mean
+  over categories.
+
+  Args:
+    matched: from `scoring.evaluator`, with classes.
+    truth: its ground truth.
+    base: which categories are base and novel.
+
+  Returns:
+    {name in GROUPS: recall}; None for groups without objects, and for base and novel if they are not known.
+  """
+  table = np.asarray(matched.eval['recall'])[:, :, 0, -1]  # [IoU, C]; -1 without objects
+  counts = Counter(a['category_id'] for a in truth.annotations if not a.get('iscrowd'))
+  objects = np.array([counts[key] for key in truth.category_ids.tolist()], float)
+  found = np.maximum(table, 0).mean(axis=0) * objects
+  none = frozenset()
+  members = (truth.category_ids, base.base if base else none, base.novel if base else none)
+  groups = [np.isin(truth.category_ids, list(ids)) & (objects > 0) for ids in members]
+  return {
+    name: float(found[of].sum() / objects[of].sum()) if of.any() else None
+    for name, of in zip(GROUPS, groups, strict=True)
+  }
 
 
 def from_store(path: str | Path, truth: Truth) -> Found:

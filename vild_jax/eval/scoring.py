@@ -124,6 +124,8 @@ def evaluator(
   max_detections: Sequence[int],
   min_area: float = 0.0,
   classless: bool = False,
+  thresholds: Sequence[float] | None = None,
+  by_size: bool = True,
 ) -> hotcoco.COCOeval:
   """Matches detections with objects and returns the evaluator, accumulated.
 
@@ -135,6 +137,8 @@ def evaluator(
     max_detections: numbers of detections of a picture and category, ascending.
     min_area: smaller ground truth (square pixels) is ignored, and so are smaller detections that match nothing.
     classless: take all categories for one.
+    thresholds: of IoU; None: 0.5, 0.55, ..., 0.95.
+    by_size: match small, medium and large objects too, beside all.
   """
   objects = truth.objects(masks=kind == 'mask')
   if classless:
@@ -151,7 +155,11 @@ def evaluator(
   matched = hotcoco.COCOeval(ground, _given(ground, truth, found, kind), _KINDS[kind], lvis_style=federated)
   settings = matched.params
   settings.max_dets = list(max_detections)
-  settings.area_rng = [[min_area, 1e10], *settings.area_rng[1:]]
+  settings.area_rng = [[min_area, 1e10], *(settings.area_rng[1:] if by_size else ())]
+  if not by_size:
+    settings.area_rng_lbl = settings.area_rng_lbl[:1]
+  if thresholds is not None:
+    settings.iou_thrs = list(thresholds)
   matched.params = settings
   matched.evaluate()
   matched.accumulate()

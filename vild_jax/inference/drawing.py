@@ -38,6 +38,8 @@ def draw(
   names: Sequence[str],
   *,
   novel: np.ndarray | None = None,
+  colors: Sequence[Color] | None = None,
+  bold: bool | None = None,
 ) -> np.ndarray:
   """Draws N objects on a picture.
 
@@ -49,6 +51,8 @@ def draw(
     masks: bool [N, H, W], or None.
     names: C class names.
     novel: bool [C], the classes to mark, or None.
+    colors: RGB of each object; None: by `class_color`.
+    bold: lines and text twice as large, for pictures that are shown at a smaller size; None: if it is enlarged.
 
   Returns:
     uint8 [k·H, k·W, 3]; k, see `enlargement`, is greater than 1 for pictures under 400 pixels.
@@ -65,25 +69,27 @@ def draw(
   height, width = image.shape[0] * factor, image.shape[1] * factor
   canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
   boxes = boxes * factor
+  colors = [class_color(label) for label in labels] if colors is None else colors
   unit = max(height, width) / 640  # lines and text grow with the picture
-  bold = 2 if factor > 1 else 1  # enlarged pictures are often shown at a smaller size
-  line = max(round(1.6 * unit * bold), 1)
+  # Enlarged pictures are often shown at a smaller size.
+  weight = 2 if (factor > 1 if bold is None else bold) else 1
+  line = max(round(1.6 * unit * weight), 1)
   order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind='stable')  # small objects on top
   if masks is not None:
     for i in order:
-      _draw_mask(canvas, masks[i], class_color(labels[i]), max(round(1.2 * unit), 1))
+      _draw_mask(canvas, masks[i], colors[i], max(round(1.2 * unit), 1))
   is_novel = [novel is not None and bool(novel[label]) for label in labels]
   for i in order:
-    _draw_box(canvas, boxes[i], class_color(labels[i]), line, dashed=is_novel[i])
+    _draw_box(canvas, boxes[i], colors[i], line, dashed=is_novel[i])
   texts = [
     names[label].replace('_', ' ') + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
     for i, label in enumerate(labels)
   ]
-  text_size = round(float(np.clip(12 * unit * bold, 11, 40)))
+  text_size = round(float(np.clip(12 * unit * weight, 11, 40)))
   picture = Image.fromarray(canvas)
   taken: list[tuple[int, int, int, int]] = []
   for i in order if scores is None else np.argsort(-np.asarray(scores), kind='stable'):
-    chip = _chip(texts[i], class_color(labels[i]), text_size, is_novel[i])
+    chip = _chip(texts[i], colors[i], text_size, is_novel[i])
     place = _free_place(boxes[i], chip.size, picture.size, taken)
     if place:  # else the label is left out: overlapping labels cannot be read, and the colour shows the class
       taken.append((*place, place[0] + chip.width, place[1] + chip.height))

@@ -87,7 +87,7 @@ def bar_chart(
     )
   legend = ''.join(f'<span><i class="bar{first + j}"></i>{escape(name)}</span>' for j, name in enumerate(names))
   return (
-    f'<figure class="chart bars" style="max-width:{min(780, 60 + width)}px"><figcaption>'
+    f'<figure class="chart bars" style="width:{min(700, 60 + width)}px"><figcaption>'
     f'<b>{escape(title)}</b><span class="legend">{legend}</span>'
     f'</figcaption><svg viewBox="0 0 {width} {height - _BOTTOM}" role="img" aria-label="{escape(title)}">'
     f'{grid}{bars}</svg></figure>'

@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 
 from vild_jax.report import charts, page, pictures
+from vild_jax.report import shots as shots_lib
+from vild_jax.report.shots import Shots
 from vild_jax.runtime import files
 
 _SIZES = {'APs': 'small', 'APm': 'medium', 'APl': 'large'}
 _FREQUENCIES = {'APr': 'rare', 'APc': 'common', 'APf': 'frequent', 'AP_base': 'base', 'AP_novel': 'novel'}
 _DIFFERENCES = 20  # categories that the comparison shows
+_RECALL = {
+  'named': 'detections, under the right name',
+  'detections': 'detections, under any name',
+  'proposals': 'proposals',
+}
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,10 @@ class Scores:
     calibration_error: the mean difference; None where scores are no shares.
     confusions: (category, what it is called, number, share of the found ones, pictures uint8 [H, W, 3]).
     best, worst: (name, instances, box AP) of categories.
+    shots: single pictures.
+    recall: {'named', 'detections@N' or 'proposals@N', for the best N of a picture: {'all', 'base', 'novel': recall}}.
     comparison: {metric: (this one, the other, difference, lower, upper)}, or empty.
-    differences: (name, AP of this one, of the other) of categories.
+    differences: (name, AP of this one, of the other, lower, upper, number of pictures) of categories.
     other: the name of the other results file.
     resamples: of the bootstrap.
     command: that made the page.
@@ -43,8 +52,10 @@ class Scores:
   confusions: Sequence[tuple[str, str, int, float, Sequence[np.ndarray]]] = ()
   best: Sequence[tuple[str, int, float]] = ()
   worst: Sequence[tuple[str, int, float]] = ()
+  shots: Shots | None = None
+  recall: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
   comparison: Mapping[str, tuple[float, float, float, float, float]] = field(default_factory=dict)
-  differences: Sequence[tuple[str, float, float]] = ()
+  differences: Sequence[tuple[str, float, float, float | None, float | None, int]] = ()
   other: str = ''
   resamples: int = 0
   command: str = ''
@@ -62,8 +73,11 @@ def write_html(path: str | Path, scores: Scores) -> None:
     _averages(metrics),
     _comparison(scores),
     _errors(scores),
+    _recall(scores),
     _confusions(scores),
     _categories(scores),
+    shots_lib.single(scores.shots) if scores.shots else '',
+    shots_lib.pairs(scores.shots, scores.other) if scores.shots else '',
     _calibration(scores),
     page.section('What was scored', '', page.facts(_facts(scores))),
   ]
@@ -115,18 +129,33 @@ def _errors(scores: Scores) -> str:
   return page.section('Kinds of errors', text, bars, page.table(['error', 'costs', 'number'], rows))
 
 
+def _recall(scores: Scores) -> str:
+  columns = ['all', 'base', 'novel']
+  rows = []
+  for key, values in scores.recall.items():
+    what, _, count = key.partition('@')
+    name = _RECALL[what] + (f', best {int(count):,} of a picture' if count else '')
+    rows.append([name, *(page.percent(values[column]) for column in columns)])
+  text = (
+    'The share of objects that boxes find, a mean over IoU 0.5 to 0.95. Objects that are found under any name and not '
+    'under the right one are missed by their names; the others are missed by the boxes. Boxes of detections are what '
+    'class scores and suppression left of the proposals, each moved to fit its object: this is not the recall of the '
+    'proposals themselves'
+  )
+  known = any(key.startswith('proposals') for key in scores.recall)
+  text += ', which is below.' if known else ', which vild-jax score --proposals shows.'
+  return page.section('What boxes find', text, page.table(['', *columns], rows))
+
+
 def _confusions(scores: Scores) -> str:
   rows, figures = [], ''
   for category, called, number, share, shown in scores.confusions:
     rows.append([f'{category}, called {called}', f'{number:,}', f'{100 * share:.0f} %'])
     if shown:
-      images = ''.join(
-        f'<img alt="{escape(category)}" src="{pictures.inline(picture)}" style="height:110px;border-radius:6px">'
-        for picture in shown
-      )
+      images = ''.join(f'<img alt="{escape(category)}" src="{pictures.inline(picture)}">' for picture in shown)
       figures += (
         f'<figure><figcaption>{escape(category)}, called {escape(called)}</figcaption>'
-        f'<div style="display:flex;flex-wrap:wrap;gap:8px">{images}</div></figure>'
+        f'<div class="crops">{images}</div></figure>'
       )
   text = 'Objects whose surest box, at IoU 0.5 or more, names another category; shares are of the objects found at all.'
   gallery = f'<div class="gallery">{figures}</div>' if figures else ''
@@ -158,24 +187,32 @@ def _comparison(scores: Scores) -> str:
   if not scores.comparison:
     return ''
   rows = [
-    [key, page.percent(one), page.percent(two), f'{100 * delta:+.1f}', f'{100 * low:+.1f} to {100 * high:+.1f}']
+    [key, page.percent(one), page.percent(two), f'{100 * delta:+.1f}', _interval(low, high)]
     for key, (one, two, delta, low, high) in scores.comparison.items()
   ]
   changed = [
-    [name, page.percent(one), page.percent(two), f'{100 * (one - two):+.1f}']
-    for name, one, two in scores.differences[:_DIFFERENCES]
+    [name, f'{number:,}', page.percent(one), page.percent(two), f'{100 * (one - two):+.1f}', _interval(low, high)]
+    for name, one, two, low, high, number in scores.differences[:_DIFFERENCES]
   ]
   text = (
     f'Boxes, against {scores.other}. The interval holds 95 % of the differences over {scores.resamples} samples of the '
     'pictures: without zero in it, the difference is more than the choice of pictures explains.'
   )
-  more = f'<h3>Categories that differ most</h3>{page.table(["category", "this", "other", "difference"], changed)}'
+  more = (
+    '<h3>Categories that differ most</h3><p>Each has an interval of its own. They are chosen by their differences, so '
+    'some of these are large by chance; with few pictures an interval is too narrow.</p>'
+    + page.table(['category', 'pictures', 'this', 'other', 'difference', '95 % interval'], changed)
+  )
   return page.section(
     'Comparison',
     text,
     page.table(['', 'this', 'other', 'difference', '95 % interval'], rows),
     more if changed else '',
   )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+  return '–' if low is None else f'{100 * low:+.1f} to {100 * high:+.1f}'
 
 
 def _facts(scores: Scores) -> list[tuple[str, str]]:

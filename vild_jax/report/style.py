@@ -94,6 +94,11 @@ figure { margin: 0; }
 .pair span { display: block; padding: 4px 2px 0; }
 .pair span, figcaption { font-size: 0.8rem; color: var(--soft); }
 .gallery figcaption { margin: 0 2px 6px; }
+.shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); gap: 14px; }
+.crops { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; }
+.shots img, .crops img { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; display: block; border-radius: 6px;
+  background: color-mix(in srgb, var(--line) 45%, transparent); }
+.shots figcaption { padding: 4px 2px 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 12px; }
 .chart { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px 8px; }
 .chart figcaption { display: flex; justify-content: space-between; gap: 12px; margin-bottom: 6px; }
@@ -105,8 +110,9 @@ svg line { stroke: var(--line); stroke-width: 1; }
 svg polyline { fill: none; stroke: var(--base); stroke-width: 1.6; stroke-linejoin: round; }
 svg polygon { fill: var(--base); opacity: 0.08; }
 svg circle { fill: var(--base); }
-figure.bars { margin: 0 0 12px; max-width: 780px; }
+figure.bars { margin: 0 0 12px; max-width: 100%; }
 .legend span { margin-left: 14px; white-space: nowrap; }
+.legend span:first-child { margin-left: 0; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; }
 .bar0 { fill: var(--novel); background: var(--novel); }
 .bar1 { fill: var(--bar); background: var(--bar); }

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
-from vild_jax.data import class_lists, transforms
-from vild_jax.data.annotations import picture_files
+from vild_jax.data import class_lists
 from vild_jax.data.schema import DataError
-from vild_jax.eval import detections, diagnosis, protocols, recall, summary
+from vild_jax.eval import comparison, detections, diagnosis, protocols, recall, summary
 from vild_jax.eval import truth as truth_lib
-from vild_jax.eval.diagnosis import Confusion
 from vild_jax.eval.found import Found
 from vild_jax.eval.truth import Split, Truth
 from vild_jax.report import scores as report_lib
 from vild_jax.runtime import collector, files
+from vild_jax.workflows import score_pictures
 
 PAGE, DIAGNOSIS = 'report.html', 'diagnosis.json'
-_SIDE = 160  # pixels of a picture on the page
+_RECALL_OF = (100, 300)  # detections of a picture, best first
 
 
 def score(
@@ -38,6 +34,7 @@ def score(
   images: Path | None = None,
   against: str | Path | None = None,
   resamples: int = 100,
+  proposals: str | Path | None = None,
 ) -> dict[str, Any]:
   """Scores results by a protocol; notes on stderr say what was read and what looks odd.
 
@@ -49,9 +46,10 @@ def score(
       'coco-ovd' the published split.
     ignore_unknown: leave out detections of unknown pictures and categories.
     out: folder for metrics.json, per_category.csv, plots, report.html and diagnosis.json, or None.
-    images: folder of the pictures, to show confusions on the page; None shows none.
+    images: folder of the pictures, to show some on the page; None shows none.
     against: results of another detector, to compare boxes with; None compares with none.
     resamples: of the pictures, for the intervals of the comparison.
+    proposals: a region store or a results file whose boxes are the proposals, for their recall on the page; None: none.
 
   Returns:
     The metrics of `protocols.score`, and with `against` those of the comparison under 'against'.
@@ -64,12 +62,16 @@ def score(
     split = _split(truth, protocol, base)
     read = lambda path: _read(path, truth, protocol, ignore_unknown)
     found = read(results)
+    boxes = None if proposals is None else _read(proposals, truth, 'proposals', ignore_unknown)
+    if boxes is not None and (protocol == 'proposals' or boxes.boxes is None):
+      raise DataError(f'--proposals {proposals}: expected boxes, beside results with classes')
     metrics = protocols.score(protocol, truth, found, base=split)
-    if against:
-      metrics['against'] = _compare(truth, found, read(against), protocol, split, resamples) | {'file': str(against)}
+    other = read(against) if against else None
+    if other is not None:
+      metrics['against'] = _compare(truth, found, other, protocol, split, resamples) | {'file': str(against)}
     if out:
       summary.write_reports(out, {key: value for key, value in metrics.items() if key != 'against'})
-      write_page(out, truth, found, metrics, split, images)
+      write_page(out, truth, found, metrics, split, images=images, other=other, proposals=boxes)
     return metrics
 
 
@@ -106,13 +108,7 @@ def _compare(
     )
   _say(f'comparing over {resamples} samples of the pictures; with many categories this takes minutes')
   second = matching(truth, other, split)['found']
-  done = diagnosis.compare(**matching(truth, found, split), other=second, resamples=resamples)
-  keys = ('this', 'other', 'difference', 'lower', 'upper')
-  return {
-    'box': {name: dict(zip(keys, values, strict=True)) for name, values in done.metrics.items()},
-    'per_category': [list(row) for row in done.per_category],
-    'resamples': resamples,
-  }
+  return comparison.compare(**matching(truth, found, split), other=second, resamples=resamples).as_json()
 
 
 def write_page(
@@ -121,57 +117,74 @@ def write_page(
   found: Found,
   metrics: dict[str, Any],
   split: Split | None,
+  *,
   images: Path | None = None,
+  other: Found | None = None,
+  proposals: Found | None = None,
 ) -> None:
-  """Writes `report.html` and `diagnosis.json` into a folder; see `score` for the arguments."""
+  """Writes `report.html` and `diagnosis.json` into a folder.
+
+  Args:
+    out: the folder.
+    truth, found, metrics, split: of `protocols.score`; metrics may hold a comparison under 'against'.
+    images: folder of the pictures, or None.
+    other: the detections that `found` was compared with, or None.
+    proposals: boxes without classes, or None.
+  """
   content: dict[str, Any] = {}
+  numbers: dict[str, Any] = {}
+  objects, named = truth, None
+  base = truth.by_frequency() if split is None else split
   matching = protocols.PROTOCOLS[metrics['protocol']].matching
-  if matching is not None and metrics['box'] is not None and len((arguments := matching(truth, found, split))['found']):
-    of = diagnosis.diagnose(per_category=metrics['per_category'], **arguments)
-    files.write(out / DIAGNOSIS, json.dumps(of.as_json(), indent=2) + '\n')
-    rows = lambda chosen: [(row['name'], row['instances'], row['box_AP']) for row in chosen]
-    content = {
-      'errors': [(kind, diagnosis.ERRORS[kind], *values) for kind, values in of.errors.items()],
-      'calibration': of.calibration,
-      'calibration_error': of.calibration_error,
-      'confusions': [(c.category, c.called, c.count, c.share, _pictures(c, truth, images)) for c in of.confusions],
-      'best': rows(of.best),
-      'worst': rows(of.worst),
-    }
+  if matching is not None and metrics['box'] is not None:
+    arguments = matching(truth, found, split)
+    objects = dataclasses.replace(truth, annotations=arguments['truth'].annotations)
+    if len(arguments['found']):
+      of = diagnosis.diagnose(per_category=metrics['per_category'], split=base, **arguments)
+      shots = score_pictures.shots(arguments, None if other is None else matching(truth, other, split)['found'], images)
+      named = of.recall
+      numbers = of.as_json() | {'pictures': shots.as_json()}
+      content = _explained(of, truth, images) | {'shots': shots}
+  if metrics['protocol'] != 'proposals':
+    numbers['recall'] = content['recall'] = _recalls(objects, found if metrics['box'] else None, proposals, base, named)
   if against := metrics.get('against'):
+    numbers['against'] = against
     content |= {
       'comparison': {name: tuple(values.values()) for name, values in against['box'].items()},
-      'differences': [tuple(row) for row in against['per_category']],
+      'differences': [tuple(row.values()) for row in against['per_category']],
       'other': against['file'],
       'resamples': against['resamples'],
     }
+  if numbers:
+    files.write(out / DIAGNOSIS, json.dumps(numbers, indent=2, allow_nan=False) + '\n')
   command = shlex.join(['vild-jax', *sys.argv[1:]])
   report_lib.write_html(out / PAGE, report_lib.Scores(metrics, command=command, **content))
 
 
-def _pictures(confusion: Confusion, truth: Truth, folder: Path | None) -> Sequence[np.ndarray]:
-  """The examples of a confusion, each cut out with half of its size around it."""
-  if folder is None:
-    return ()
-  by_id = {int(image['id']): image for image in truth.images}
-  shown = []
-  for image_id, (x, y, w, h), _ in confusion.examples:
-    places = [folder / name for name in picture_files(by_id[image_id])]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-      raise DataError(
-        f"{folder} holds no picture of image {image_id}; expected the folder of the annotations' pictures"
-      )
-    picture = transforms.decode(path)
-    margin = 0.5 * max(w, h, 8)
-    top, left = max(int(y - margin), 0), max(int(x - margin), 0)
-    part = picture[top : int(np.ceil(y + h + margin)), left : int(np.ceil(x + w + margin))].copy()
-    corner = (int(x) - left, int(y) - top)
-    cv2.rectangle(part, corner, (corner[0] + int(w), corner[1] + int(h)), (255, 179, 102), max(1, len(part) // 80))
-    scale = _SIDE / max(part.shape[:2])
-    size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
-    shown.append(cv2.resize(part, size, interpolation=cv2.INTER_AREA))
-  return shown
+def _explained(of: diagnosis.Diagnosis, truth: Truth, images: Path | None) -> dict[str, Any]:
+  """What the page shows of a diagnosis."""
+  rows = lambda chosen: [(row['name'], row['instances'], row['box_AP']) for row in chosen]
+  return {
+    'errors': [(kind, diagnosis.ERRORS[kind], *values) for kind, values in of.errors.items()],
+    'calibration': of.calibration,
+    'calibration_error': of.calibration_error,
+    'confusions': [
+      (c.category, c.called, c.count, c.share, score_pictures.examples(c, truth, images)) for c in of.confusions
+    ],
+    'best': rows(of.best),
+    'worst': rows(of.worst),
+  }
+
+
+def _recalls(
+  truth: Truth, found: Found | None, proposals: Found | None, base: Split | None, named: dict[str, Any] | None
+) -> dict[str, dict[str, float | None]]:
+  """Recall of objects by detections under their right names and under any, and by proposals."""
+  rows = {'named': named} if named else {}
+  for name, of, counts in (('detections', found, _RECALL_OF), ('proposals', proposals, recall.COUNTS)):
+    if of is not None:
+      rows |= {f'{name}@{n}': row for n, row in recall.by_group(truth, of, base, counts).items()}
+  return rows
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,130 @@
+"""Chooses and draws the pictures on the page of `score`: confusions, best and worst, and where two detectors differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from vild_jax.data import transforms
+from vild_jax.data.annotations import picture_files
+from vild_jax.data.schema import DataError
+from vild_jax.eval import per_picture
+from vild_jax.eval.diagnosis import Confusion
+from vild_jax.eval.found import Found
+from vild_jax.eval.per_picture import Outcome
+from vild_jax.eval.truth import Truth
+from vild_jax.inference import drawing
+from vild_jax.report import shots as report_lib
+from vild_jax.report.shots import Shot, Shots
+
+_PART, _WHOLE = 160, 480  # pixels of the longer side, of a part of a picture and of a whole one
+_BEST, _DIFFERENT = 4, 4  # pictures at either end
+_INK, _PAPER = (32, 33, 36), (255, 255, 255)
+
+
+def shots(arguments: dict[str, Any], other: Found | None, folder: Path | None) -> Shots:
+  """Returns the best and the worst pictures, and those on which two detectors differ most.
+
+  Args:
+    arguments: what `diagnosis.diagnose` matches.
+    other: the detections of another detector that count, with boxes, or None.
+    folder: of the pictures, or None: then they are only named.
+
+  Raises:
+    DataError: the folder lacks a picture.
+  """
+  truth, found = arguments['truth'], arguments['found']
+  this = per_picture.outcome(**arguments)
+  detectors = [(found, this)]
+  made = lambda places, of: tuple(_shot(int(i), truth, of, folder) for i in places)
+  best, worst = per_picture.best_and_worst(this, _BEST)
+  better = worse = ()
+  if other is not None:
+    second = per_picture.outcome(**arguments | {'found': other})
+    detectors.append((other, second))
+    better, worse = per_picture.most_different(this, second, _DIFFERENT)
+  return Shots(
+    tuple(of.score for _, of in detectors),
+    *(made(places, detectors[:1]) for places in (best, worst)),
+    *(made(places, detectors) for places in (better, worse)),
+  )
+
+
+def _shot(place: int, truth: Truth, detectors: Sequence[tuple[Found, Outcome]], folder: Path | None) -> Shot:
+  entry = truth.images[place]
+  picture = None if folder is None else _resized(_picture(entry, folder), _WHOLE)
+  outcomes = [of for _, of in detectors]
+  return Shot(
+    int(entry['id']),
+    next(iter(picture_files(entry)), f'picture {entry["id"]}'),
+    int(outcomes[0].objects[place]),
+    tuple((int(of.found[place]), int(of.wrong[place]), float(of.f1[place])) for of in outcomes),
+    () if picture is None else tuple(_drawn(*picture, place, truth, *detector) for detector in detectors),
+  )
+
+
+def _drawn(picture: np.ndarray, scale: float, place: int, truth: Truth, found: Found, of: Outcome) -> np.ndarray:
+  """The picture with the objects, thin, and what was found."""
+  outlined = picture.copy()
+  image_id = truth.images[place]['id']
+  for annotation in truth.annotations:
+    if annotation['image_id'] == image_id and not annotation.get('iscrowd'):
+      x, y, w, h = (round(scale * side) for side in annotation['bbox'])
+      for color, width in ((_INK, 4), (_PAPER, 2)):
+        cv2.rectangle(outlined, (x, y), (x + w, y + h), color, width)
+  kinds = ((of.right_rows, report_lib.RIGHT), (of.wrong_rows, report_lib.WRONG))
+  shown = [(rows[found.image[rows] == place], color) for rows, color in kinds]
+  rows = np.concatenate([rows for rows, _ in shown])
+  x, y, w, h = scale * found.boxes[rows].T
+  return drawing.draw(
+    cv2.addWeighted(outlined, 0.7, picture, 0.3, 0),
+    np.stack([y, x, y + h, x + w], axis=1),
+    found.category[rows],
+    found.score[rows],
+    None,
+    [category['name'] for category in truth.categories],
+    colors=[color for rows, color in shown for _ in rows],
+    bold=True,
+  )
+
+
+def examples(confusion: Confusion, truth: Truth, folder: Path | None) -> Sequence[np.ndarray]:
+  """Returns the examples of a confusion, uint8 [H, W, 3], each cut out with half of its size around it.
+
+  Without a folder there are none. Raises DataError if it lacks a picture.
+  """
+  if folder is None:
+    return ()
+  by_id = {int(image['id']): image for image in truth.images}
+  shown = []
+  for image_id, (x, y, w, h), _ in confusion.examples:
+    picture = _picture(by_id[image_id], folder)
+    margin = 0.5 * max(w, h, 8)
+    top, left = max(int(y - margin), 0), max(int(x - margin), 0)
+    part = picture[top : int(np.ceil(y + h + margin)), left : int(np.ceil(x + w + margin))].copy()
+    corner = (int(x) - left, int(y) - top)
+    cv2.rectangle(part, corner, (corner[0] + int(w), corner[1] + int(h)), (255, 179, 102), max(1, len(part) // 80))
+    shown.append(_resized(part, _PART)[0])
+  return shown
+
+
+def _picture(entry: dict[str, Any], folder: Path) -> np.ndarray:
+  places = [folder / name for name in picture_files(entry)]
+  path = next((place for place in places if place.is_file()), None)
+  if path is None:
+    raise DataError(
+      f"{folder} holds no picture of image {entry['id']}; expected the folder of the annotations' pictures"
+    )
+  return transforms.decode(path)
+
+
+def _resized(picture: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+  """The picture with a longer side of `side` pixels, and the factor."""
+  scale = side / max(picture.shape[:2])
+  size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+  how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+  return cv2.resize(picture, size, interpolation=how), scale
