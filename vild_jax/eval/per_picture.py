@@ -89,5 +89,9 @@ def most_different(one: Outcome, other: Outcome, count: int) -> tuple[np.ndarray
   """
   places = np.flatnonzero(one.objects)
   difference = one.f1[places] - other.f1[places]
-  order = lambda sign: np.lexsort((-one.objects[places], -sign * difference))
-  return tuple(places[chosen[sign * difference[chosen] > 0][:count]] for sign in (1, -1) for chosen in (order(sign),))
+
+  def ahead(sign: int) -> np.ndarray:
+    order = np.lexsort((-one.objects[places], -sign * difference))
+    return places[order[sign * difference[order] > 0][:count]]
+
+  return ahead(1), ahead(-1)
