@@ -192,7 +192,8 @@ def predictions(
         zeros = put_one('embeddings', np.zeros(shape, np.float32))
         jax.block_until_ready(second_half(variables, found, zeros, found.objectness, vocabulary))
         timer.start()
-      with timer.waiting(waits.DEVICES, images=min(size, len(dataset) - number * size)):
+      images = min(size, len(dataset) - number * size)
+      with timer.waiting(waits.DEVICES, images):
         found = first_half(variables, put['image'], put['image_size'], vocabulary)
         embeddings = np.zeros(shape, np.float32)
         crops, valid = sharding.local_part((found.crops, found.valid))
@@ -205,8 +206,8 @@ def predictions(
           detected.append(sharding.local_part(detect(found.objectness, vocabulary)))
       for i in real:
         yield tuple(evaluation.picture_of(one, arrays, i) for one in detected)
-        bar.update(jax.process_count())
       bar.set_postfix_str(f'waits: {timer.shares()}', refresh=False)
+      bar.update(images)
 
 
 def crop_tower(directory: str | Path, config: Config, trained_on: VocabularyFile, scores: str) -> CropTower:

@@ -180,12 +180,13 @@ def predictions(
       if not timer.started:
         run()  # compiles, outside of the measured time
         timer.start()
-      with timer.waiting(waits.DEVICES, images=min(size, len(dataset) - number * size)):
+      images = min(size, len(dataset) - number * size)
+      with timer.waiting(waits.DEVICES, images):
         found = run()
       for i in np.flatnonzero(arrays['real']):
         yield tuple(picture_of(one, arrays, i) for one in (found if isinstance(found, tuple) else (found,)))
-        bar.update(jax.process_count())
       bar.set_postfix_str(f'waits: {timer.shares()}', refresh=False)
+      bar.update(images)
 
 
 def local_batches(dataset: sources.PreparedDataset, config: Config) -> Iterator[batches.Arrays]:
