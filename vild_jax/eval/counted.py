@@ -1,7 +1,7 @@
-"""Says which detections count: the best of a group, and the only ones that need a mask where masks are scored.
+"""Says which detections a protocol can count: only these need a mask, and a results file may leave out all others.
 
-A results file may leave out the masks of the others. Protocols of a family agree on who they are, so that its file can
-be scored by each of them.
+The rule is the same for all protocols of a family (LVIS's two, or those of COCO's kind), so that a file which was made
+for one of them can be scored by each.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def best_of_categories(truth: Truth, found: Found, count: int = defaults.COCO_MA
 
 
 def without_mask(truth: Truth, found: Found) -> np.ndarray:
-  """Returns which detections lack a mask that they need for the protocols of the ground truth's kind, ascending rows.
+  """Returns the rows of `found`, ascending, that lack a mask although a protocol for this ground truth can count them.
 
-  Those are LVIS's if `truth.is_federated`, and COCO's.
+  Rows that one family alone can count may lack it if the ground truth is federated, which both families can score.
   """
   rows = np.flatnonzero(found.codes.absent)
   if truth_lib.is_federated(truth.images, truth.categories):
