@@ -33,6 +33,20 @@ def test_only_valid_rows_become_results_in_the_formats_own_terms(tmp_path):
   assert len(boxes_alone) == 3 and 'segmentation' not in boxes_alone[0]
 
 
+def test_only_the_rows_that_are_named_get_a_mask():
+  boxes, scores, categories, masks, _ = _detections()
+  whole = results.detections_to_results(7, boxes, scores, categories, masks, (40, 50))
+  masked, valid = np.array([False, True, True]), np.array([True, False, True])
+  rows = results.detections_to_results(7, boxes, scores, categories, masks[masked], (40, 50), masked=masked)
+  assert rows == [{k: v for k, v in whole[0].items() if k != 'segmentation'}, *whole[1:]]
+  left = results.detections_to_results(
+    7, boxes, scores, categories, masks[masked], (40, 50), valid=valid, masked=masked
+  )
+  assert left == [rows[0], rows[2]]
+  none = results.detections_to_results(7, boxes, scores, categories, masks[:0], (40, 50), masked=np.zeros(3, bool))
+  assert none == results.detections_to_results(7, boxes, scores, categories, None, (40, 50))
+
+
 def test_no_detections_make_an_empty_list(tmp_path):
   empty = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros((0, 28, 28))
   rows = results.detections_to_results(7, *empty, (40, 50))

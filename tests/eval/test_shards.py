@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,18 @@ def test_a_damaged_part_is_named_and_nothing_is_overwritten(tmp_path, line):
   with pytest.raises(DataError, match='shard 2 lacks image'):
     _merged(shards, tmp_path)
   assert [(tmp_path / name).read_bytes() for name in ('one.json', 'two.json')] == before
+
+
+def test_joining_holds_one_shard_at_a_time(tmp_path):
+  many = list(range(64 * 15))
+  shards = Shards(tmp_path, many, batch_size=32, methods=1)
+  shards.open(JOB)
+  shards.write(0, np.ones(15, bool), ((i, [[{'image_id': i, 'text': 'x' * 1000}]]) for i in many))
+  tracemalloc.start()
+  shards.merge([tmp_path / 'r.json'])
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < (tmp_path / 'r.json').stat().st_size / 3
 
 
 def test_results_stay_json(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import small_set, tiny
 from vild_jax.data import class_lists, prepare, sources
 from vild_jax.data.schema import DataError
-from vild_jax.eval import shards
+from vild_jax.eval import detections, protocols, shards, truth
 from vild_jax.inference import evaluation
 from vild_jax.train import sharding
 from vild_jax.vocabulary import VocabularyFile
@@ -112,6 +112,67 @@ def test_a_killed_evaluation_goes_on_and_ends_as_one_without_a_break(dataset, tm
   assert resumed == whole | {'seconds_per_image': resumed['seconds_per_image']}
   texts = [(tmp_path / name / 'results.json').read_bytes() for name in ('whole', 'broken')]
   assert texts[0] == texts[1] and not (tmp_path / 'broken' / 'unfinished').exists()
+
+
+def federated(folder):
+  """The small set with a vocabulary of its three classes: image 5 lists the mug as absent, and others list nothing."""
+  prepare.prepare(*small_set.write(folder, stem='lists_val'), folder / 'lists')
+  of = sources.open_dataset(folder / 'lists', 'val')
+  names = tuple(category.name for category in of.categories)
+  return of, VocabularyFile(np.eye(3, 80), names, np.array([True, False, True]), 'made up', '')
+
+
+def every_class(config, variables, classes, trained_on, dataset, mesh, timer):
+  """Finds something of every class in each picture."""
+  for example in map(dataset.__getitem__, range(len(dataset))):
+    count = len(classes.names)
+    objects = example.objects.boxes
+    yield (
+      {
+        'image_id': example.image_id,
+        'original_size': (example.height, example.width),
+        'boxes': np.concatenate([objects, np.tile([[3.0, 4, 20, 30]], (count, 1))])[:count],
+        'labels': np.arange(count),
+        'scores': np.linspace(0.9, 0.5, count),
+        'masks': np.full((count, 28, 28), 0.8, np.float32),
+      },
+    )
+
+
+def test_only_detections_that_the_protocol_can_count_get_masks(tmp_path):
+  dataset, words = federated(tmp_path)
+  metrics = {
+    protocol: evaluate(dataset, tmp_path / protocol, protocol, words=words, predict=every_class)
+    for protocol in ('lvis', 'coco', 'voc')
+  }
+  rows = {name: json.loads((tmp_path / name / 'results.json').read_text()) for name in metrics}
+  bare = [{k: v for k, v in row.items() if k != 'segmentation'} for row in rows['coco']]
+  assert all('segmentation' in row for row in rows['coco']) and rows['voc'] == bare
+  lists = {11: {3, 8}, 5: {1, 3}, 7: {8}, 300: set()}
+  assert rows['lvis'] == [
+    row if row['category_id'] in lists[row['image_id']] else other
+    for row, other in zip(rows['coco'], bare, strict=True)
+  ]
+  known = truth.read(sources.ground_truth(dataset)[0], str(dataset.folder))
+  split = known.split([c.id for c, flag in zip(dataset.categories, words.is_base, strict=True) if flag])
+  whole = protocols.score('lvis', known, detections.read(rows['coco'], known), base=split)
+  assert (whole['box'], whole['mask']) == (metrics['lvis']['box'], metrics['lvis']['mask']) and whole['mask']['AP'] > 0
+
+
+def test_an_unfinished_evaluation_goes_on_with_a_protocol_of_the_same_family(dataset, tmp_path, monkeypatch):
+  monkeypatch.setattr(shards, '_PICTURES', 1)
+  monkeypatch.setattr(evaluation, '_WAITING', 0)
+  settings = ('evaluation.batch_size=1', 'mesh.data=1')
+
+  def broken(*args):
+    yield next(perfect(*args))
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    evaluate(dataset, tmp_path, 'coco', *settings, predict=broken)
+  with pytest.raises(DataError, match='of which the choice of masks differs'):
+    evaluate(dataset, tmp_path, 'voc', *settings)
+  assert evaluate(dataset, tmp_path, 'coco-ovd', *settings)['protocol'] == 'coco-ovd'
 
 
 def test_processes_that_encode_masks_change_nothing(dataset, tmp_path):

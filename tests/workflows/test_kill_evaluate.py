@@ -1,13 +1,16 @@
-"""`kill -9` of a real `vild-jax evaluate` in another process: started again, it ends at the same bytes and metrics."""
+"""`kill -9` of a real `evaluate` by one or two processes: started again, it ends at the same bytes and metrics."""
 
 from __future__ import annotations
 
 import json
+import signal
+import time
 
 import numpy as np
 import pytest
 
 from tests.helpers import killing, small_set, tiny
+from tests.helpers.child_processes import Children
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax.eval.shards import FOLDER
@@ -15,6 +18,7 @@ from vild_jax.train import checkpoint
 from vild_jax.vocabulary import VocabularyFile, save
 
 IMAGES, SHARDS = 600, 10  # 64 pictures to a shard
+_HEARTBEAT = 10  # seconds of silence after which what is left of two processes ends
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +41,7 @@ def words(tmp_path_factory):
   path, _ = small_set.write(folder / 'annotations', tree, stem='many_val')
   assert run('prepare', '--annotations', path, '--images', images, '--out', folder / 'data') == 0
   config = tiny.config(
-    'mesh.data=1',
+    'mesh.data=-1',
     'evaluation.batch_size=16',
     'evaluation.protocol=coco',
     'model.region_head.embedding_dim=16',
@@ -53,32 +57,65 @@ def words(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(words):
+def children(tmp_path_factory):
+  return Children(tmp_path_factory.mktemp('logs'))
+
+
+@pytest.fixture(scope='module')
+def undisturbed(words, children):
+  """The output folder of an evaluation by so many processes without a break, made once."""
   words, folder = words
-  assert run(*words, folder / 'undisturbed') == 0
-  assert len(json.loads((folder / 'undisturbed' / 'results.json').read_text())) > IMAGES
-  return folder / 'undisturbed'
+  made = {}
+
+  def of(count):
+    if count not in made:
+      out = folder / f'undisturbed-{count}'
+      assert children.finish([*words, out], devices=1, count=count) == count * [0], children.said()
+      assert len(json.loads((out / 'results.json').read_text())) > IMAGES
+      made[count] = out
+    return made[count]
+
+  return of
 
 
 def _metrics(folder):
   return {k: v for k, v in json.loads((folder / 'metrics.json').read_text()).items() if k != 'seconds_per_image'}
 
 
-def test_evaluate_killed_at_a_random_moment_ends_at_the_same_bytes(words, undisturbed, tmp_path, kills):
-  words = words[0]
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 2])
+def test_evaluate_killed_at_a_random_moment_ends_at_the_same_bytes(
+  words, children, undisturbed, tmp_path, kills, count
+):
+  """Of two processes, one is killed or both are; the other one ends by itself and says why."""
+  words, expected = words[0], undisturbed(count)
   rng, seed = killing.rng_and_seed()
   for number in range(kills):
     killed = tmp_path / f'killed-{number}'
-    kill_at, wait = int(rng.integers(0, SHARDS - 2)), float(rng.uniform(0, 0.2))
-    come_so_far = lambda killed=killed, kill_at=kill_at: (
-      (killed / FOLDER / 'job.json').exists() and len(list((killed / FOLDER).glob('*.part'))) >= kill_at
+    kill_at, wait = (
+      int(rng.integers(0, SHARDS + 1)),
+      float(rng.uniform(0, 0.2)),
+    )  # the last one: while results are joined
+    victims = [[0], [1], [0, 1]][rng.integers(3)] if count == 2 else [0]
+    parts = lambda killed=killed: len(list((killed / FOLDER).glob('*.part')))
+    come_so_far = lambda killed=killed, kill_at=kill_at, parts=parts: (
+      (killed / FOLDER / 'job.json').exists() and parts() >= kill_at * count
     )
-    killing.kill([*words, killed], come_so_far, tmp_path / 'log', wait=wait)
-    where = f'killed {1000 * wait:.0f} ms after {kill_at} shards (seed {seed})'
-    print(where, len(list((killed / FOLDER).glob('*.part'))), 'of', SHARDS, 'were there')
-    assert not (killed / 'metrics.json').exists(), where
+    where = f'processes {victims} of {count} killed {1000 * wait:.0f} ms after {kill_at} shards (seed {seed})'
+    with children.run([*words, killed], devices=1, count=count, heartbeat=_HEARTBEAT) as started:
+      children.wait(started, come_so_far)
+      time.sleep(wait)
+      for victim in victims:
+        started[victim].send_signal(signal.SIGKILL)
+      codes = [children.code(process) for process in started]
+    print(where, codes, parts(), 'of', SHARDS * count, 'parts were there')
+    assert all(codes[victim] == -signal.SIGKILL for victim in victims) and all(codes), f'{where}\n{children.said()}'
+    for left in set(range(count)) - set(victims):
+      said = children.log(left).read_text()
+      assert 'another task died' in said or 'another process' in said, f'{where}\n{said}'
+    assert kill_at > SHARDS - 3 or not (killed / 'metrics.json').exists(), where
 
-    assert run(*words, killed) == 0
-    assert (killed / 'results.json').read_bytes() == (undisturbed / 'results.json').read_bytes(), where
-    assert _metrics(killed) == _metrics(undisturbed), where
+    assert children.finish([*words, killed], devices=1, count=count) == count * [0], f'{where}\n{children.said()}'
+    assert (killed / 'results.json').read_bytes() == (expected / 'results.json').read_bytes(), where
+    assert _metrics(killed) == _metrics(expected), where
     assert not (killed / FOLDER).exists(), where

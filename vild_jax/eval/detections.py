@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vild_jax.data.schema import DataError
-from vild_jax.eval import jsonfile, rows
+from vild_jax.eval import counted, jsonfile, rows
 from vild_jax.eval.found import Codes, Found
 from vild_jax.eval.jsonfile import Span
 from vild_jax.eval.rows import Known, Part
@@ -46,8 +46,9 @@ def read(
     processes: that read, each started as a program of its own; 0: one for each core if the file is large.
 
   Raises:
-    DataError: names the first detection that cannot be scored and the reason; or how many are of unknown pictures or
-      categories, and the first of these.
+    DataError: names the first detection that cannot be scored and the reason; or the first one without a mask that
+      some protocol could count, if others have one (`counted`); or how many are of unknown pictures or categories, and
+      the first of these.
   """
   from_file = isinstance(source, str | Path)
   known = Known.of(truth, str(source) if from_file else 'results', classless=classless)
@@ -78,13 +79,12 @@ def _read_file(path: str | Path, known: Known, parts: list[Part], size: int, pro
           raise
         unread = span
         continue
-      done = rows.from_plain(plain, known, count, parts[0].has if parts else None)
+      done = rows.from_plain(plain, known, count, parts[0].boxes is not None if parts else None)
     unread = None
     if not len(done.score):
       continue
-    if parts and parts[0].has != done.has:
-      key = 'bbox' if parts[0].has[0] != done.has[0] else 'segmentation'
-      raise DataError(rows.half(known.name, count if parts[0].has[key != 'bbox'] else 0, key))
+    if parts and (done.boxes is None) != (parts[0].boxes is None):
+      raise DataError(rows.half(known.name, count if done.boxes is None else 0))
     parts.append(done)
     count += len(done.score)
 
@@ -133,21 +133,31 @@ def _joined(parts: list[Part], known: Known, truth: Truth, ignore_unknown: bool)
         f'{", ".join(map(str, first))}); expected ids among its {len(ids)}, or --ignore-unknown to leave such '
         'detections out'
       )
-  has = next((part.has for part in parts if len(part.score)), (True, True))  # an empty file: nothing was found
-  parts = [part for part in parts if len(part.score)]
+  parts = [part for part in parts if len(part.score)]  # an empty file has none: nothing was found
   column = lambda name, empty: np.concatenate([empty, *(getattr(part, name) for part in parts)])
   found = Found(
     column('image', np.zeros(0, np.int32)),
     column('category', np.zeros(0, np.int32)),
     column('score', np.zeros(0)),
-    column('boxes', np.zeros((0, 4))) if has[0] else None,
-    Codes.joined([part.codes for part in parts]) if has[1] else None,
+    None if parts and parts[0].boxes is None else column('boxes', np.zeros((0, 4))),
+    None if parts and all(part.codes is None for part in parts) else _codes(parts),
   )
-  there = (found.image >= 0) & (found.category >= 0)
-  if not there.all():
-    found = dataclasses.replace(found.take(there), ignored=int((~there).sum()))
+  there = np.flatnonzero((found.image >= 0) & (found.category >= 0))
+  if len(there) < len(found):
+    found = dataclasses.replace(found.take(there), ignored=len(found) - len(there))
+  # Proposals have no category by which to judge, and their masks are not used.
+  if found.codes is not None and known.category_ids is not None and len(lack := counted.without_mask(truth, found)):
+    raise DataError(
+      f"{known.name}, detection {there[lack[0]]}: no 'segmentation'; expected one for every detection that can count, "
+      'or for none'
+    )
   _refuse_corners(found, truth.sizes, known.name)
   return dataclasses.replace(found, repeated=_repeated(found))
+
+
+def _codes(parts: list[Part]) -> Codes:
+  none = lambda part: Codes.of([''] * len(part.score), np.full(len(part.score), np.nan))
+  return Codes.joined([none(part) if part.codes is None else part.codes for part in parts])
 
 
 def _refuse_corners(found: Found, sizes: list[tuple[int, int]], name: str) -> None:

@@ -18,7 +18,7 @@ class Codes:
   Attributes:
     text: ASCII.
     start, end: int64 [N], where each code begins and ends.
-    areas: float64 [N], pixels of each mask.
+    areas: float64 [N], pixels of each mask; NaN for detections that have none among others that have one.
   """
 
   text: bytes
@@ -32,13 +32,18 @@ class Codes:
   def __getitem__(self, rows: np.ndarray) -> Codes:
     return Codes(self.text, self.start[rows], self.end[rows], self.areas[rows])
 
+  @property
+  def absent(self) -> np.ndarray:
+    """Tells which detections have no mask, bool [N]."""
+    return np.isnan(self.areas)
+
   def strings(self) -> list[str]:
-    """Returns the codes."""
+    """Returns the codes, '' for each that is absent."""
     return [self.text[a:b].decode('ascii') for a, b in zip(self.start.tolist(), self.end.tolist(), strict=True)]
 
   @classmethod
   def of(cls, strings: Sequence[str], areas: np.ndarray) -> Codes:
-    """Joins codes of masks with these areas."""
+    """Joins codes of masks with these areas, NaN and '' for each that is absent."""
     end = np.cumsum([0, *map(len, strings)])
     return cls(''.join(strings).encode('ascii'), end[:-1], end[1:], np.asarray(areas, np.float64))
 
@@ -62,7 +67,7 @@ class Found:
     category: int32 [N], places in `truth.categories`.
     score: float64 [N].
     boxes: float64 [N, 4] xywh, pixels; None if the detections have none.
-    codes: run-length codes of their masks, of the size of the picture; None if the detections have none.
+    codes: run-length codes of their masks, of the size of the picture; None if no detection has one.
     ignored: detections of unknown pictures or categories that were left out.
     repeated: detections that stand more than once, with the same picture, category, box or mask, and score.
   """

@@ -15,7 +15,7 @@ import numpy as np
 
 from vild_jax.config import defaults
 from vild_jax.data.schema import DataError
-from vild_jax.eval import detections, scoring
+from vild_jax.eval import counted, detections, scoring
 from vild_jax.eval import truth as truth_lib
 from vild_jax.eval.found import Found
 from vild_jax.eval.truth import Split, Truth
@@ -97,7 +97,7 @@ def check_federated(
   A class is scored only in pictures known to contain it or to lack it. Without pictures known to lack it, no confusion
   with another class would count as an error.
   """
-  if len(categories) > 1 and not any(image.get('neg_category_ids') for image in images):
+  if not truth_lib.is_federated(images, categories):
     raise DataError(
       f'{name}: none of the {len(images)} pictures lists categories that it lacks; expected '
       f"LVIS's neg_category_ids, or {instead} for exhaustive annotations"
@@ -112,12 +112,9 @@ def best_of_pictures(found: Found, count: int) -> Found:
 def _best(found: Found, group: np.ndarray, count: int) -> Found:
   if np.bincount(group, minlength=1).max() <= count:
     return found
-  order = np.lexsort((-found.score, group))
-  place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
-  return found.take(np.sort(order[place < count]))
+  return found.take(counted.best(group, found.score, count))
 
 
 def listed(truth: Truth, found: Found) -> Found:
   """Returns the detections of categories that their picture is known to contain or to lack; no others count."""
-  pairs = found.image.astype(np.int64) * len(truth.categories) + found.category
-  return found.take(np.isin(pairs, truth.listed))
+  return found.take(counted.listed(truth, found))

@@ -9,6 +9,7 @@ import platform
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from vild_jax.data import class_lists
 from vild_jax.data.schema import DataError
-from vild_jax.eval import coco, lvis, recall, voc
+from vild_jax.eval import coco, counted, lvis, recall, voc
 from vild_jax.eval.found import Found
 from vild_jax.eval.truth import Split, Truth
 
@@ -30,25 +31,28 @@ class Protocol:
     score: takes (truth, found, split or None), and settings of `scoring.score`; returns the metrics.
     counted: which detections count, in words.
     matching: takes the same and returns the first arguments of `diagnosis.diagnose`; None if AP is not of COCO's kind.
+    masks: takes (truth, found) and returns bool [N], the detections whose masks a protocol of its family can count;
+      None if it is of boxes alone.
     needs_base: whether base categories must be known.
   """
 
   score: Callable[..., dict[str, Any]]
   counted: str
   matching: Callable[[Truth, Found, Split | None], dict[str, Any]] | None = None
+  masks: Callable[[Truth, Found], np.ndarray] | None = None
   needs_base: bool = False
 
 
 _OF_COCO = f'the best {coco.MAX_DETECTIONS} of a picture and category'
 PROTOCOLS = {
-  'lvis': Protocol(lvis.score, f'the best {lvis.MAX_DETECTIONS} of a picture', lvis.matching),
+  'lvis': Protocol(lvis.score, f'the best {lvis.MAX_DETECTIONS} of a picture', lvis.matching, counted.listed),
   'lvis-fixed': Protocol(
-    lvis.score_fixed, f'the best {lvis.FIXED:,} of a category in all pictures', lvis.matching_fixed
+    lvis.score_fixed, f'the best {lvis.FIXED:,} of a category in all pictures', lvis.matching_fixed, counted.listed
   ),
-  'coco': Protocol(coco.score, _OF_COCO, coco.matching),
-  'coco-ovd': Protocol(coco.score_open, _OF_COCO, coco.matching_open, needs_base=True),
+  'coco': Protocol(coco.score, _OF_COCO, coco.matching, counted.best_of_categories),
+  'coco-ovd': Protocol(coco.score_open, _OF_COCO, coco.matching_open, counted.best_of_categories, needs_base=True),
   'voc': Protocol(voc.score, 'all'),
-  'objects365': Protocol(coco.score, _OF_COCO, coco.matching),
+  'objects365': Protocol(coco.score, _OF_COCO, coco.matching, counted.best_of_categories),
   'proposals': Protocol(recall.score, f'the best {max(recall.COUNTS):,} of a picture'),
 }
 
@@ -100,6 +104,17 @@ def score(
       **{name: metadata.version(name) for name in ('vild_jax', 'hotcoco', 'numpy')},
     },
   }
+
+
+def masks(protocol: str, truth: Truth) -> Callable[[Found], np.ndarray] | None:
+  """Returns what says of the detections of whole pictures which need a mask, bool [N]; None if none does.
+
+  None does by a protocol of boxes, or if no object has a mask to compare with.
+  """
+  rule = PROTOCOLS[protocol].masks
+  if rule is None or (truth.annotations and not any(a.get('segmentation') for a in truth.annotations)):
+    return None
+  return partial(rule, truth)
 
 
 def split(truth: Truth, source: str | Path) -> Split:

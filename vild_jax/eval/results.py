@@ -1,7 +1,8 @@
 """Writes, reads and checks results JSON, the file of detections that COCO and LVIS evaluators read.
 
 A detection is {'image_id', 'category_id', 'bbox': [x, y, width, height], 'score', 'segmentation': RLE}, in pixels of
-the original picture and with the ids of the data set. Padding rows are never written (docs/departures.md, 10).
+the original picture and with the ids of the data set; those that cannot count by their mask have no 'segmentation'
+(`counted`). Padding rows are never written (docs/departures.md, 10).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def detections_to_results(
   original_size: tuple[int, int],
   *,
   valid: np.ndarray | None = None,
+  masked: np.ndarray | None = None,
 ) -> list[Result]:
   """Returns the K detections of one picture as results, in the order given.
 
@@ -38,15 +40,18 @@ def detections_to_results(
     boxes: [K, 4] yxyx, pixels of the original picture.
     scores: [K].
     category_ids: int [K], the data set's ids.
-    masks: [K, 28, 28] probabilities (not logits) inside each box, or None for boxes alone.
+    masks: [K, 28, 28] probabilities (not logits) inside each box, or None for boxes alone; with `masked` of its rows
+      alone.
     original_size: (height, width) of the original picture.
     valid: bool [K]; rows that are False are left out. None means all.
+    masked: bool [K]; rows that are False get no mask. None means all.
 
   Raises:
     DataError: if a box or a score is not finite, or the arrays do not fit each other.
   """
   keep = np.ones(len(boxes), bool) if valid is None else np.asarray(valid, bool)
-  boxes, scores, category_ids = (np.asarray(a)[keep] for a in (boxes, scores, category_ids))
+  masked = np.ones(len(boxes), bool) if masked is None else np.asarray(masked, bool)
+  boxes, scores, category_ids, with_mask = (np.asarray(a)[keep] for a in (boxes, scores, category_ids, masked))
   if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
     raise DataError(f'picture {image_id}: a detection has a box or a score that is not finite; expected finite numbers')
   corner = boxes[:, 1::-1]
@@ -56,34 +61,18 @@ def detections_to_results(
     for category, bbox, score in zip(category_ids.tolist(), bboxes, scores.tolist(), strict=True)
   ]
   if masks is not None:
-    rles = paste.paste_to_rles(np.asarray(masks)[keep], boxes, *map(int, original_size))
-    for result, rle in zip(results, rles, strict=True):
-      result['segmentation'] = rle
+    rles = paste.paste_to_rles(np.asarray(masks)[keep[masked]], boxes[with_mask], *map(int, original_size))
+    for row, rle in zip(np.flatnonzero(with_mask), rles, strict=True):
+      results[row]['segmentation'] = rle
   return results
 
 
-def of_picture(found: Sequence[dict[str, Any]], category_of_row: np.ndarray) -> tuple[int, list[list[Result]]]:
-  """Returns the image id of a picture and its results by each method; detections without a category are left out.
+def of_picture(found: Sequence[dict[str, Any]]) -> tuple[int, list[list[Result]]]:
+  """Returns the image id of a picture and its results by each method.
 
-  Args:
-    found: for each method a dictionary with image_id, original_size, boxes, labels, scores and masks.
-    category_of_row: int64 [C], the category id of each label; -1 for none.
+  `found` holds for each method the arguments of `detections_to_results`.
   """
-  made = []
-  for one in found:
-    ids = category_of_row[one['labels']]
-    known = ids >= 0
-    made.append(
-      detections_to_results(
-        one['image_id'],
-        one['boxes'][known],
-        one['scores'][known],
-        ids[known],
-        one['masks'][known],
-        one['original_size'],
-      )
-    )
-  return int(found[0]['image_id']), made
+  return int(found[0]['image_id']), [detections_to_results(**one) for one in found]
 
 
 class ResultsWriter:

@@ -61,7 +61,8 @@ class Known:
 class Part:
   """Holds some detections in the order of the file.
 
-  In `image` and `category`, -1 stands for unknown ones, whose ids `ids` holds.
+  In `image` and `category`, -1 stands for unknown ones, whose ids `ids` holds. `codes` is None if no detection has a
+  mask.
   """
 
   image: np.ndarray
@@ -70,11 +71,6 @@ class Part:
   boxes: np.ndarray | None
   codes: Codes | None
   ids: dict[str, np.ndarray]
-
-  @property
-  def has(self) -> tuple[bool, bool]:
-    """Tells whether these detections have boxes, and whether they have masks."""
-    return self.boxes is not None, self.codes is not None
 
 
 def from_text(text: bytes, known: Known) -> Part | None:
@@ -86,14 +82,14 @@ def from_text(text: bytes, known: Known) -> Part | None:
       return None
 
 
-def from_plain(rows: Any, known: Known, first: int, has: tuple[bool, bool] | None = None) -> Part:
+def from_plain(rows: Any, known: Known, first: int, has_boxes: bool | None = None) -> Part:
   """Takes detections from a list of dictionaries.
 
   Args:
     rows: the list.
     known: what they are checked against.
     first: the number of its first detection, for messages.
-    has: whether the detections before these have boxes and masks; None if there were none.
+    has_boxes: whether the detections before these have boxes; None if there were none.
 
   Raises DataError at the first detection that cannot be scored.
   """
@@ -104,10 +100,10 @@ def from_plain(rows: Any, known: Known, first: int, has: tuple[bool, bool] | Non
     if problem := _problem(row, known):
       raise DataError(f'{known.name}, detection {i}: {problem}')
     box, code = row.get('bbox'), row.get('segmentation')
-    own = (box is not None, code is not None)
-    if (has := has or own) != own:
-      key = 'bbox' if own[0] != has[0] else 'segmentation'
-      raise DataError(half(known.name, i if not own[key != 'bbox'] else 0, key))
+    if has_boxes is None:
+      has_boxes = box is not None
+    if has_boxes != (box is not None):
+      raise DataError(half(known.name, i if has_boxes else 0))
     made.append(
       _Row(
         row['image_id'],
@@ -122,9 +118,9 @@ def from_plain(rows: Any, known: Known, first: int, has: tuple[bool, bool] | Non
   return part
 
 
-def half(name: str, number: int, key: str) -> str:
-  """Returns the message for detections of which only some have a box, or a mask; `number` is the first without."""
-  return f'{name}, detection {number}: no {key!r}; expected one for every detection or for none'
+def half(name: str, number: int) -> str:
+  """Returns the message for detections of which only some have a box; `number` is the first without."""
+  return f"{name}, detection {number}: no 'bbox'; expected one for every detection or for none"
 
 
 def _checked(rows: list[_Row], known: Known) -> Part | None:
@@ -135,22 +131,25 @@ def _checked(rows: list[_Row], known: Known) -> Part | None:
   boxes, codes = [row.bbox for row in rows], [row.segmentation for row in rows]
   if image is None or category is None or not np.isfinite(score).all():
     return None
-  absent = [values.count(None) for values in (boxes, codes)]
-  if any(count not in (0, len(rows)) for count in absent) or (rows and not absent.count(0)):
+  there, boxless = np.array([code is not None for code in codes], bool), boxes.count(None)
+  if boxless not in (0, len(rows)) or (boxless and not there.all()):
     return None
   corners = texts = None
-  if rows and not absent[0]:
+  if rows and not boxless:
     corners = np.array(boxes, np.float64)
     if not (np.isfinite(corners).all() and (corners[:, 2:] >= 0).all()):
       return None
-  if rows and not absent[1]:
-    given, counts = [code.get('size') for code in codes], [code.get('counts') for code in codes]
-    expected = [known.sizes[i] for i in image.tolist()]
-    if given != expected and any(a != b and i >= 0 for a, b, i in zip(given, expected, image, strict=True)):
+  if there.any():
+    masks, places = [code for code in codes if code is not None], image[there].tolist()
+    given, counts = [code.get('size') for code in masks], [code.get('counts') for code in masks]
+    expected = [known.sizes[i] for i in places]
+    if given != expected and any(a != b and i >= 0 for a, b, i in zip(given, expected, places, strict=True)):
       return None
-    if set(map(type, counts)) != {str} or (areas := _areas(codes)) is None:
+    if set(map(type, counts)) != {str} or (of_masks := _areas(masks)) is None:
       return None
-    texts = Codes.of(counts, areas)
+    areas = np.full(len(rows), np.nan)
+    areas[there] = of_masks
+    texts = Codes.of(['' if code is None else code['counts'] for code in codes], areas)
   strange = {
     key: np.array(ids[key], np.int64)[places < 0] if (places < 0).any() else np.zeros(0, np.int64)
     for key, places in (('image_id', image), ('category_id', category))

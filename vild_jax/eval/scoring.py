@@ -15,6 +15,7 @@ import hotcoco
 import numpy as np
 
 from vild_jax.data.schema import DataError
+from vild_jax.eval.counted import best_of_categories
 from vild_jax.eval.found import Found
 from vild_jax.eval.truth import Split, Truth
 
@@ -45,10 +46,10 @@ def score(
     min_instances: categories with fewer instances (of at least `min_area`, without crowds) are left out of averages.
 
   Returns:
-    'images' and 'detections': their numbers; 'box' and 'mask' (None if a detection or an object, crowds included, has
-    none): AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP_base, AP_novel, AP50_base, AP50_novel; 'per_category': rows
-    of id, name, frequency, base, instances, box_AP, box_AP50, mask_AP, mask_AP50; 'curves': {'recall' [101], 'box'
-    [101], 'mask' [101]}, the precision at IoU 0.5, averaged over categories.
+    'images' and 'detections': their numbers; 'box' and 'mask' (None if a detection that counts or an object, crowds
+    included, has none): AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP_base, AP_novel, AP50_base, AP50_novel;
+    'per_category': rows of id, name, frequency, base, instances, box_AP, box_AP50, mask_AP, mask_AP50; 'curves':
+    {'recall' [101], 'box' [101], 'mask' [101]}, the precision at IoU 0.5, averaged over categories.
 
   Raises:
     DataError: if a category of the split is unknown.
@@ -82,18 +83,27 @@ def score(
   for kind, key in (('box', 'bbox'), ('mask', 'segmentation')):
     # Even one object without a mask makes the result None: it would count as missed, and if it is a crowd, detections
     # inside it would count as wrong.
-    given = found.boxes if kind == 'box' else found.codes
+    part = found if kind == 'box' else _with_masks(truth, found, max_detections)
+    given = part.boxes if kind == 'box' else part.codes
     if given is None or not all(annotation.get(key) for annotation in truth.annotations):
       metrics[kind] = metrics['curves'][kind] = None
       for row in rows:
         row[f'{kind}_AP'] = row[f'{kind}_AP50'] = None
       continue
-    table = precision(truth, found, kind, federated=federated, max_detections=max_detections, min_area=min_area)
+    table = precision(truth, part, kind, federated=federated, max_detections=max_detections, min_area=min_area)
     metrics[kind] = _summary(table, counted, frequencies, is_base, is_novel)
     metrics['curves'][kind] = _curve(table[0, :, counted, 0])
     for k, row in enumerate(rows):
       row[f'{kind}_AP'], row[f'{kind}_AP50'] = mean(table[:, :, k, 0]), mean(table[0, :, k, 0])
   return metrics
+
+
+def _with_masks(truth: Truth, found: Found, max_detections: int) -> Found:
+  """The detections that count, if only some have masks; without any masks if one of them lacks its own."""
+  if found.codes is None or not found.codes.absent.any():
+    return found
+  best = found.take(best_of_categories(truth, found, max_detections))
+  return dataclasses.replace(best, codes=None) if best.codes.absent.any() else best
 
 
 def _groups(categories: Sequence[dict], split: Split | None) -> tuple[np.ndarray, np.ndarray]:

@@ -180,6 +180,11 @@ def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') ->
   )
 
 
+def is_federated(images: Sequence[dict[str, Any]], categories: Sequence[dict[str, Any]]) -> bool:
+  """Tells whether some picture lists categories that it lacks, as LVIS's do, or there is only one category."""
+  return len(categories) <= 1 or any(image.get('neg_category_ids') for image in images)
+
+
 def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict[str, Any]]:
   """{id: picture or category}; raises DataError for what cannot be used."""
   found: dict[int, dict[str, Any]] = {}

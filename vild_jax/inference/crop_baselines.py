@@ -14,7 +14,6 @@ scores stay on the devices: the host crops and embeds between two compiled halve
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -32,8 +31,9 @@ from vild_jax.core import boxes, openvocab
 from vild_jax.data import batch as batches
 from vild_jax.data import sources
 from vild_jax.detector import PerImage
-from vild_jax.inference import evaluation
-from vild_jax.inference.evaluation import Found, Timer
+from vild_jax.inference import evaluation, waits
+from vild_jax.inference.evaluation import Found
+from vild_jax.inference.waits import Timer
 from vild_jax.runtime import compiler
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.teacher import checkpoint as teacher_checkpoint
@@ -182,31 +182,33 @@ def predictions(
   put_one = lambda name, array: sharding.put_batch(mesh, {name: array})[name]
   ones = put_one('factors', np.ones(shape[:2], np.float32))
   with evaluation.bar_of(dataset) as bar:
-    for number, arrays in enumerate(evaluation.local_batches(dataset, config)):
+    for number, arrays in enumerate(timer.each(evaluation.local_batches(dataset, config), waits.PICTURES)):
       real = np.flatnonzero(arrays['real'])
       first = number * size + jax.process_index() * local
       pictures = [batches.decode(dataset[first + int(i)]) for i in real]
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
-      if not timer.warm:  # compiles, outside of the measured time
+      if not timer.started:  # compiles, outside of the measured time
         tower.embed(np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 1, 1]], np.float32))
         found = first_half(variables, put['image'], put['image_size'], vocabulary)
         zeros = put_one('embeddings', np.zeros(shape, np.float32))
         jax.block_until_ready(second_half(variables, found, zeros, found.objectness, vocabulary))
-        timer.warm = True
-      start = time.perf_counter()
-      found = first_half(variables, put['image'], put['image_size'], vocabulary)
-      embeddings = np.zeros(shape, np.float32)
-      crops, valid = sharding.local_part((found.crops, found.valid))
-      for i, picture in zip(real, pictures, strict=True):
-        embeddings[i, valid[i]] = tower.embed(picture, crops[i, valid[i]] / np.tile(arrays['scale'][i], 2))
-      detect = partial(second_half, variables, found, put_one('embeddings', embeddings))
-      detected = [sharding.local_part(detect(ones, vocabulary))]
-      timer.add(time.perf_counter() - start, min(size, len(dataset) - number * size))
+        timer.start()
+      images = min(size, len(dataset) - number * size)
+      with timer.waiting(waits.DEVICES, images):
+        found = first_half(variables, put['image'], put['image_size'], vocabulary)
+        embeddings = np.zeros(shape, np.float32)
+        crops, valid = sharding.local_part((found.crops, found.valid))
+        for i, picture in zip(real, pictures, strict=True):
+          embeddings[i, valid[i]] = tower.embed(picture, crops[i, valid[i]] / np.tile(arrays['scale'][i], 2))
+        detect = partial(second_half, variables, found, put_one('embeddings', embeddings))
+        detected = [sharding.local_part(detect(ones, vocabulary))]
       if WITH_OBJECTNESS in folders(scores):
-        detected.append(sharding.local_part(detect(found.objectness, vocabulary)))
+        with timer.waiting(waits.DEVICES):
+          detected.append(sharding.local_part(detect(found.objectness, vocabulary)))
       for i in real:
         yield tuple(evaluation.picture_of(one, arrays, i) for one in detected)
-        bar.update(jax.process_count())
+      bar.set_postfix_str(f'waits: {timer.shares()}', refresh=False)
+      bar.update(images)
 
 
 def crop_tower(directory: str | Path, config: Config, trained_on: VocabularyFile, scores: str) -> CropTower:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,16 @@ from vild_jax.config import Config, defaults
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, rle, sources, transforms
 from vild_jax.data.schema import Category, DataError, Example
-from vild_jax.eval import detections, lvis, protocols, results, summary
+from vild_jax.eval import counted, detections, lvis, protocols, results, summary
 from vild_jax.eval import shards as shards_lib
 from vild_jax.eval import truth as truth_lib
 from vild_jax.eval.found import Found as Rows
 from vild_jax.eval.shards import Entry
 from vild_jax.eval.truth import Split, Truth
-from vild_jax.inference import drawing, jobs
+from vild_jax.inference import drawing, jobs, waits
 from vild_jax.inference import logits as logits_lib
 from vild_jax.inference.detector import Detector, sigmoid
+from vild_jax.inference.waits import Timer
 from vild_jax.runtime import progress, workers
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.train import sharding
@@ -105,6 +106,8 @@ def evaluate(
     image_ids = [image_ids[i] for i in indices]
   if protocol.startswith('lvis'):
     lvis.check_federated(truth['images'], truth['categories'], dataset.folder)  # before the detection, which takes long
+  known = truth_lib.read(truth, str(whole.folder))
+  masks = protocols.masks(protocol, known)
   out.mkdir(parents=True, exist_ok=True)
   timer = Timer()
   if logits:
@@ -115,7 +118,10 @@ def evaluate(
     rest = sources.Subset(whole, indices[places])
     found = (predict or predictions)(config, variables, classes, trained_on, rest, mesh, timer)
     # A program that has workers for its input can be imported again, which other processes need as well.
-    return _encoded(found, category_of_row, min(config.data.workers, os.cpu_count() or 1))
+    chosen = (tuple(_chosen(one, category_of_row, known, masks) for one in of_picture) for of_picture in found)
+    yield from _encoded(chosen, min(config.data.workers, os.cpu_count() or 1), timer)
+    if jax.process_index() == 0 and (line := timer.summary()):
+      print(line, file=sys.stderr)
 
   shards = shards_lib.Shards(
     out,
@@ -128,7 +134,7 @@ def evaluate(
   if jax.process_index() == 0:
     job = jobs.description(
       config, variables, classes, trained_on, image_ids, data=whole.identity, scores=f'{scores} {",".join(folders)}'
-    )
+    ) | {'choice of masks': masks.func.__name__ if masks else 'none'}
     if logits:
       is_base = vocabulary_lib.is_base(classes.names, trained_on)
       logits_lib.begin(logits, config, classes, is_base, category_of_row, truth, job)
@@ -140,7 +146,6 @@ def evaluate(
   split = Split(*(frozenset(c.id for c, f in zip(categories, flags, strict=True) if f == of) for of in (True, False)))
   limits = {'min_area': config.evaluation.min_area, 'min_instances': config.evaluation.min_instances}
   limits = limits if limits != {'min_area': 0.0, 'min_instances': 1} else {}
-  known = truth_lib.read(truth, str(whole.folder))
   scored, rows = {}, {}
   for folder in folders:
     several = 0 if config.data.workers else 1
@@ -183,22 +188,23 @@ def predictions(
   predict = make_step(config, mesh)
   size = config.evaluation.batch_size
   with bar_of(dataset) as bar:
-    for number, arrays in enumerate(local_batches(dataset, config)):
+    for number, arrays in enumerate(timer.each(local_batches(dataset, config), waits.PICTURES)):
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
       run = lambda put=put: sharding.local_part(predict(variables, put['image'], put['image_size'], vocabulary))
-      if not timer.warm:
+      if not timer.started:
         run()  # compiles, outside of the measured time
-        timer.warm = True
-      start = time.perf_counter()
-      found = run()
-      timer.add(time.perf_counter() - start, min(size, len(dataset) - number * size))
+        timer.start()
+      images = min(size, len(dataset) - number * size)
+      with timer.waiting(waits.DEVICES, images):
+        found = run()
       if keep:
         found, kept = found
         for i in np.flatnonzero(arrays['real']):
           keep(*jax.tree.map(lambda x, i=i: x[i], (kept, arrays)))
       for i in np.flatnonzero(arrays['real']):
         yield tuple(picture_of(one, arrays, i) for one in (found if isinstance(found, tuple) else (found,)))
-        bar.update(jax.process_count())
+      bar.set_postfix_str(f'waits: {timer.shares()}', refresh=False)
+      bar.update(images)
 
 
 def local_batches(dataset: sources.PreparedDataset, config: Config) -> Iterator[batches.Arrays]:
@@ -335,22 +341,6 @@ def drawn_pair(
   return truth, guess
 
 
-class Timer:
-  """Measures the time of prediction per picture, without compilation and padding pictures."""
-
-  def __init__(self):
-    self.warm = False
-    self._seconds, self._images = 0.0, 0
-
-  def add(self, seconds: float, images: int) -> None:
-    """Adds the `seconds` that the detection on `images` pictures took."""
-    self._seconds, self._images = self._seconds + seconds, self._images + images
-
-  def seconds_per_image(self) -> float | None:
-    """Returns the mean time of a picture; None if nothing was added, as when all detections were there already."""
-    return self._seconds / self._images if self._images else None
-
-
 def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
   """Returns the detections in one picture of a batch (on the host) as `predictions` yields them.
 
@@ -368,16 +358,37 @@ def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) 
   }
 
 
-def _encoded(found: Iterator[Found], category_of_row: np.ndarray, processes: int) -> Iterator[Entry]:
+def _chosen(
+  one: dict[str, Any], category_of_row: np.ndarray, known: Truth, masks: Callable[[Rows], np.ndarray] | None
+) -> dict[str, Any]:
+  """What `results.detections_to_results` takes of `Found`: detections with a category, and the masks that can count."""
+  ids = category_of_row[one['labels']]
+  keep = ids >= 0
+  ids, scores = ids[keep], one['scores'][keep]
+  masked = masks and masks(counted.of_picture(known, one['image_id'], ids, scores))
+  return {
+    'image_id': one['image_id'],
+    'boxes': one['boxes'][keep],
+    'scores': scores,
+    'category_ids': ids,
+    'masks': None if masked is None else one['masks'][keep][masked],
+    'original_size': one['original_size'],
+    'masked': masked,
+  }
+
+
+def _encoded(found: Iterable[Sequence[dict[str, Any]]], processes: int, timer: Timer) -> Iterator[Entry]:
   """Yields (image id, results of each method) in order; masks are pasted and encoded while the devices compute.
 
-  `processes` do it, or two threads if that is 0, which share one core for the most part.
+  `found` holds the arguments of `results.of_picture`. `processes` do it, or two threads if that is 0, which share one
+  core for the most part.
   """
   with workers.pool(processes) if processes else ThreadPoolExecutor(2) as pool:
-    waiting = []
+    waiting: deque[Future[Entry]] = deque()
     for of_picture in found:
-      waiting.append(pool.submit(results.of_picture, of_picture, category_of_row))
+      waiting.append(pool.submit(results.of_picture, of_picture))
       if len(waiting) > _WAITING:
-        yield waiting.pop(0).result()
-    for future in waiting:
-      yield future.result()
+        with timer.waiting(waits.MASKS):
+          entry = waiting.popleft().result()
+        yield entry
+    yield from timer.each((future.result() for future in waiting), waits.MASKS)

@@ -47,7 +47,7 @@ def bar(total: int | None, description: str, *, unit: str = 'it', initial: int =
     unit=unit,
     initial=initial,
     ascii=True,
-    ncols=100,
+    ncols=120,
     disable=disable,
     mininterval=_SECONDS_BETWEEN_LINES,
     maxinterval=_SECONDS_BETWEEN_LINES,
