@@ -17,13 +17,13 @@ from vild_jax.eval.shards import FOLDER
 from vild_jax.train import checkpoint
 from vild_jax.vocabulary import VocabularyFile, save
 
-IMAGES, SHARDS = 600, 10  # 64 pictures to a shard
+IMAGES, SHARDS = 384, 6  # 64 pictures to a shard
 _HEARTBEAT = 10  # seconds of silence after which what is left of two processes ends
 
 
 @pytest.fixture(scope='module')
 def words(tmp_path_factory):
-  """A command that detects on 600 pictures, without its --out, and the folder of all."""
+  """A command that detects on IMAGES pictures, without its --out, and the folder of all."""
   folder = tmp_path_factory.mktemp('kill')
   tree, images = small_set.many(folder, [40 + i % 20 for i in range(IMAGES)])
   for i in range(IMAGES):
