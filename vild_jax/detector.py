@@ -248,7 +248,7 @@ def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> A
   scores = partial(
     openvocab.class_scores,
     background=model.background,
-    sharpness=1.0 if post.temperature is None else model.temperature / post.temperature,
+    sharpness=model.sharpness,
     base_weight=post.base_weight,
     novel_weight=post.novel_weight,
   )

@@ -176,20 +176,19 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, name, content, named):
 
 
 def test_calibrated_settings_are_overrides(tmp_path):
-  (tmp_path / 's.json').write_text('{"settings": {"model.postprocess.temperature": 0.02, "seed": 3}, "trials": []}')
-  config = config_lib.override(Config(), config_lib.calibrated(tmp_path / 's.json'))
-  assert config.model.postprocess.temperature == 0.02 and config.seed == 3
+  settings = {'model.postprocess.temperature': 0.02, 'model.postprocess.base_weight': 0.9}
+  (tmp_path / 's.json').write_text(json.dumps({'settings': settings, 'trials': []}))
+  post = config_lib.override(Config(), config_lib.calibrated(tmp_path / 's.json')).model.postprocess
+  assert (post.temperature, post.base_weight, post.novel_weight) == (0.02, 0.9, None)
 
 
-@pytest.mark.parametrize('content', [None, '{', '[]', '{}', '{"settings": 3}'])
+@pytest.mark.parametrize('content', [None, '{', '[]', '{}', '{"settings": 3}', '{"settings": {"train.steps": 5}}'])
 def test_a_file_that_holds_no_settings_is_refused(tmp_path, content):
   if content is not None:
     (tmp_path / 's.json').write_text(content)
-  with pytest.raises(
-    ConfigError, match=r's.json cannot be used \(.+\); expected settings that `vild-jax calibrate`'
-  ) as error:
+  with pytest.raises(ConfigError, match=r's.json.*; expected settings of model.postprocess that `vild-jax') as error:
     config_lib.calibrated(tmp_path / 's.json')
-  assert '\n' not in str(error.value)
+  assert '\n' not in str(error.value) and 'Error' not in str(error.value)
 
 
 def test_difference_names_each_leaf_that_differs():

@@ -57,9 +57,9 @@ def test_parts_change_nothing(monkeypatch):
   ground_truth, results = small_scores.case(13)
   of = truth.read(ground_truth)
   found = detections.read(results, of)
-  assert len(matches.parts(np.arange(4), found)) == 1
+  assert len(matches.groups_of_categories(np.arange(4), found)) == 1
   whole = matches.match(of, found, **SETTINGS)
   monkeypatch.setattr(matches, '_AT_ONCE', 6)
-  assert len(matches.parts(np.arange(4), found)) > 2
+  assert len(matches.groups_of_categories(np.arange(4), found)) > 2
   for name, column in dataclasses.asdict(matches.match(of, found, **SETTINGS)).items():
     np.testing.assert_array_equal(column, getattr(whole, name), err_msg=name)

@@ -203,6 +203,11 @@ def test_a_split_is_read_from_a_vocabulary_a_list_of_names_or_the_published_one(
     (tmp_path / 'v.npz').write_bytes(content)
     with pytest.raises(DataError, match=message):
       protocols.split(of, tmp_path / 'v.npz')
+  misspelt = _small_truth([], classes=('Person', 'Bakset', 'Cup'))  # as the official files of Objects365 have it
+  (tmp_path / 'base.txt').write_text('Basket\n')
+  assert protocols.split(misspelt, tmp_path / 'base.txt') == Split(frozenset({2}), frozenset({1, 3}))
+  np.savez(tmp_path / 'w.npz', names=['Basket', 'Person'], is_base=[True, False])
+  assert protocols.split(misspelt, tmp_path / 'w.npz') == Split(frozenset({2}), frozenset({1}))
   twice = _small_truth([], classes=('cat', 'dog', 'cat'))
   (tmp_path / 'base.txt').write_text('cat\n')
   assert protocols.split(twice, tmp_path / 'base.txt') == Split(frozenset({1, 3}), frozenset({2}))

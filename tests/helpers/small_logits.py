@@ -94,7 +94,7 @@ def begin(folder: Path, found: Detections, *, config: Config = CONFIG, job: dict
         )
   truth = {
     'images': [{'id': i, 'height': 128, 'width': 128} for i in IMAGES],
-    'categories': [{'id': k, 'name': n} for k, n in zip(CATEGORY_IDS, NAMES, strict=True) if k > 0],
+    'categories': [{'id': k, 'name': n, 'frequency': 'c'} for k, n in zip(CATEGORY_IDS, NAMES, strict=True) if k > 0],
     'annotations': annotations,
   }
   logits.begin(

@@ -92,6 +92,15 @@ def test_what_is_held_out(opened):
     )
 
 
+def test_without_frequencies_the_held_out_classes_must_be_named(opened):
+  """Nothing says then which of the others are the novel classes of the benchmark."""
+  categories = [{k: v for k, v in c.items() if k != 'frequency'} for c in opened.truth.categories]
+  plain = dataclasses.replace(opened, truth=dataclasses.replace(opened.truth, categories=categories))
+  with pytest.raises(DataError, match=r'categories without frequencies .*; expected --held-out, the base classes that'):
+    calibration.held_out(plain)
+  assert calibration.held_out(plain, ['eel']) == Split({20, 30}, {50})
+
+
 def test_the_rare_classes_of_a_benchmark_are_not_chosen_on(opened):
   def with_frequencies(*of):
     categories = [{**c, 'frequency': f} for c, f in zip(opened.truth.categories, of, strict=True)]

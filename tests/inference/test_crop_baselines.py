@@ -258,6 +258,10 @@ def test_the_tower_is_the_teachers(made):
   ('words', 'message'),
   [
     (['run', '--scores', 'clip-crops'], 'expected --teacher DIR or a teacher in the config'),
+    (
+      ['run', '--scores', 'clip-crops', '--model.postprocess.temperature=0.1', '--teacher', 'teacher'],
+      'takes neither model.postprocess.temperature nor objectness_weight',
+    ),
     (['run', '--scores', 'clip-crops', '--teacher', 'other'], "other is of teacher 'clip"),
     (['run', '--scores', 'text+clip-crops', '--teacher', 'words'], 'words is not a teacher directory'),
     (['ensemble', '--scores', 'text+clip-crops', '--teacher', 'teacher'], 'but model.image_head is true; expected'),

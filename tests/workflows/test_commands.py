@@ -114,7 +114,7 @@ def test_settings_are_searched_on_saved_logits_and_used(made, tmp_path, capsys):
   printed, found = capsys.readouterr(), json.loads(settings.read_text())
   assert "warning: 'ant' is a rare class" in printed.err and 'box AP held out' in printed.out
   box = json.loads((tmp_path / 'm.json').read_text())['box']
-  assert found['before']['base'] == pytest.approx(box['AP_base'], abs=0.02)
+  assert found['before']['base'] == pytest.approx(box['AP_base'], abs=1e-3)  # cosines are rounded
   assert found['before']['settings']['nms_threshold'] == 0.5 and found['held_out'] == ['ant']
   settings.write_text('{"settings": {"model.postprocess.nms_threshold": 0.25, "model.postprocess.temperature": 0.007}}')
   assert run('export', *words, '--settings', settings, '--out', tmp_path / 'bundle') == 0

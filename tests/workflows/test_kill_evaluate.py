@@ -92,10 +92,8 @@ def test_evaluate_killed_at_a_random_moment_ends_at_the_same_bytes(
   rng, seed = killing.rng_and_seed()
   for number in range(kills):
     killed = tmp_path / f'killed-{number}'
-    kill_at, wait = (
-      int(rng.integers(0, SHARDS + 1)),
-      float(rng.uniform(0, 0.2)),
-    )  # the last one: while results are joined
+    # After the last shard, results are joined.
+    kill_at, wait = int(rng.integers(0, SHARDS + 1)), float(rng.uniform(0, 0.2))
     victims = [[0], [1], [0, 1]][rng.integers(3)] if count == 2 else [0]
     parts = lambda killed=killed: len(list((killed / FOLDER).glob('*.part')))
     come_so_far = lambda killed=killed, kill_at=kill_at, parts=parts: (

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.helpers import small_scores, small_store
 from vild_jax import cli
 from vild_jax.config import defaults
-from vild_jax.eval import detections, recall, truth
+from vild_jax.eval import counted, detections, recall, truth
 
 
 @pytest.fixture(scope='module')
@@ -25,6 +25,30 @@ def files(tmp_path_factory):
   (folder / 'results.json').write_text(json.dumps(results))
   (folder / 'base.txt').write_text(ground_truth['categories'][0]['name'] + '\n')
   return folder
+
+
+def test_masks_that_are_not_scored_are_said(files, tmp_path, capsys):
+  results = json.loads((files / 'results.json').read_text())
+  of = truth.read(files / 'truth.json')
+  found = detections.read(results, of)
+  unlisted = ~counted.listed(of, found)
+  assert unlisted.any() and not unlisted.all()
+  for row in np.flatnonzero(unlisted):
+    del results[row]['segmentation']
+  (tmp_path / 'r.json').write_text(json.dumps(results))
+  lines = []
+  for protocol in ('lvis', 'coco'):
+    assert cli.main(_words(files, protocol, '--json', tmp_path / f'{protocol}.json', results=tmp_path / 'r.json')) == 0
+    lines.append(capsys.readouterr().err)
+  assert 'masks are not scored' not in lines[0] and json.loads((tmp_path / 'lvis.json').read_text())['mask']
+  assert f'masks are not scored: {unlisted.sum()} detections have none, and protocol coco counts some' in lines[1]
+
+
+def test_a_folder_of_other_pictures_is_refused_before_anything_is_written(files, tmp_path, capsys):
+  more = ('--out', tmp_path / 'out', '--images', tmp_path)
+  for protocol in ('lvis', 'voc'):
+    assert cli.main(_words(files, protocol, *more)) == 2
+    assert 'holds no picture of image' in capsys.readouterr().err and not (tmp_path / 'out').exists()
 
 
 def _words(folder, protocol, *more, results='results.json'):

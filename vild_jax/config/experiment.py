@@ -309,13 +309,19 @@ def from_text(text: str) -> Config:
 
 def calibrated(path: str | Path) -> list[str]:
   """Returns the overrides in a file of `vild-jax calibrate`; raises ConfigError if it is none."""
-  expected = 'settings that `vild-jax calibrate` has written'
+  section = 'model.postprocess.'
+  expected = f'settings of {section[:-1]} that `vild-jax calibrate` has written'
   try:
-    settings = json.loads(Path(path).read_text(encoding='utf-8'))['settings']
-    return [f'--{key}={json.dumps(value)}' for key, value in settings.items()]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    problem = error.strerror if isinstance(error, OSError) else f'{type(error).__name__}: {error}'
-    raise ConfigError(f'{path} cannot be used ({problem}); expected {expected}') from None
+    tree = json.loads(Path(path).read_text(encoding='utf-8'))
+  except OSError as error:
+    raise ConfigError(f'{path} cannot be read ({error.strerror}); expected {expected}') from None
+  except ValueError as error:
+    raise ConfigError(f'{path} is not JSON ({error}); expected {expected}') from None
+  settings = tree.get('settings') if isinstance(tree, dict) else None
+  require(isinstance(settings, dict), f'{path}: settings', type(settings).__name__, expected)
+  for key in settings:
+    require(key.startswith(section), f'{path}: settings', key, expected)
+  return [f'--{key}={json.dumps(value)}' for key, value in settings.items()]
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:

@@ -127,7 +127,8 @@ class Postprocess:
   `base_weight` is the exponent of the text head's score on base classes, and `novel_weight` that of the image head's on
   novel ones (null: `base_weight`, as in the paper); the other head has what is left to 1. Without an image head they
   have no effect. `temperature` divides the cosines at inference (null: `model.temperature`, that of training), and
-  `objectness_weight` is the exponent of the proposal's objectness in every score (0 leaves it out, as the paper does).
+  `objectness_weight` is the exponent of the proposal's objectness in every score (0 leaves it out, as the paper does);
+  the baselines that crop take neither of these two.
   """
 
   nms_threshold: float = 0.5
@@ -189,6 +190,11 @@ class Model:
     )
     momentum = self.batch_norm_momentum
     require(0 <= momentum < 1, 'model.batch_norm_momentum', momentum, 'a number from 0 to below 1')
+
+  @property
+  def sharpness(self) -> float:
+    """Returns the factor of logits at inference: the temperature of training over that of inference."""
+    return 1.0 if self.postprocess.temperature is None else self.temperature / self.postprocess.temperature
 
   @property
   def embedding_dim(self) -> int:

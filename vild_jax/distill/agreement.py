@@ -13,7 +13,7 @@ from vild_jax import detector
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, defaults
 from vild_jax.data import batch as batches
-from vild_jax.data import sources, transforms
+from vild_jax.data import class_lists, sources, transforms
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import Example
@@ -69,7 +69,9 @@ def distillation_cosine(
   is_base = dict(
     zip(
       (c.id for c in dataset.categories),
-      vocabulary_lib.is_base([c.name for c in dataset.categories], trained_on),
+      vocabulary_lib.is_base(
+        [class_lists.known_as(c.name, trained_on.names) or c.name for c in dataset.categories], trained_on
+      ),
       strict=True,
     )
   )

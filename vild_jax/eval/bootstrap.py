@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from vild_jax.eval.found import Found
-from vild_jax.eval.matches import Matches, match, parts
+from vild_jax.eval.matches import Matches, groups_of_categories, match
 from vild_jax.eval.truth import Truth
 
 _RECALLS = np.linspace(0, 1, 101)
@@ -41,7 +41,7 @@ def intervals(
   """
   weights = samples(len(truth.images), resamples)
   ends = {}
-  for part in parts(categories, found, other):
+  for part in groups_of_categories(categories, found, other):
     values = []
     for of in (found, other):
       matches = match(truth, of, federated=federated, max_detections=max_detections, categories=part)

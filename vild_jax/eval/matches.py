@@ -55,13 +55,13 @@ def match(
   if categories is None:
     categories = np.arange(len(truth.categories))
   settings = {'federated': federated, 'max_detections': max_detections, 'thresholds': thresholds}
-  made = [_match(truth, found, part, **settings) for part in parts(categories, found)]
+  made = [_match(truth, found, part, **settings) for part in groups_of_categories(categories, found)]
   return Matches(
     **{field.name: np.concatenate([getattr(of, field.name) for of in made]) for field in dataclasses.fields(Matches)}
   )
 
 
-def parts(categories: np.ndarray, *detectors: Found) -> list[np.ndarray]:
+def groups_of_categories(categories: np.ndarray, *detectors: Found) -> list[np.ndarray]:
   """Returns groups of these places of categories, with about as many detections as should be matched at once."""
   size = 1 + max(int(column.max(initial=-1)) for column in (categories, *(of.category for of in detectors)))
   counts = sum(np.bincount(of.category, minlength=size) for of in detectors)[categories]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vild_jax.config import Evaluation
 from vild_jax.data import class_lists
 from vild_jax.data.schema import DataError
 from vild_jax.eval import coco, counted, lvis, recall, voc
@@ -106,6 +107,12 @@ def score(
   }
 
 
+def limits(evaluation: Evaluation) -> dict[str, Any]:
+  """Returns the limits of a config as settings of `score`, or none: some protocols know the usual ones alone."""
+  given = {'min_area': evaluation.min_area, 'min_instances': evaluation.min_instances}
+  return given if given != {'min_area': 0.0, 'min_instances': 1} else {}
+
+
 def masks(protocol: str, truth: Truth) -> Callable[[Found], np.ndarray] | None:
   """Returns what says of the detections of whole pictures which need a mask, bool [N]; None if none does.
 
@@ -135,10 +142,11 @@ def split(truth: Truth, source: str | Path) -> Split:
     classes = class_lists.class_list(source)
     names, is_base = classes.names, classes.is_base
     if str(source).endswith('.txt'):
-      others = tuple(c['name'] for c in truth.categories if c['name'] not in set(names))
+      others = tuple(c['name'] for c in truth.categories if not class_lists.known_as(c['name'], names))
       names, is_base = names + others, (True,) * len(names) + (False,) * len(others)
   kind = dict(zip(names, map(bool, is_base), strict=True))
-  base, novel = (frozenset(c['id'] for c in truth.categories if kind.get(c['name']) is flag) for flag in (True, False))
+  known = {c['id']: kind.get(class_lists.known_as(c['name'], kind)) for c in truth.categories}
+  base, novel = (frozenset(key for key, of in known.items() if of is flag) for flag in (True, False))
   if not base:
     raise DataError(f'{source}: none of its {sum(kind.values())} base classes is a category of {truth.name}')
   return Split(base, novel)

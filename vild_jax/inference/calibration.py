@@ -69,9 +69,15 @@ def held_out(logits: Logits, names: Collection[str] | None = None) -> Split:
     names: the classes that were held out; None: all that training did not see, without those that LVIS calls rare,
       which are the novel ones of the benchmark, unless there are no others.
 
-  Raises DataError if a name is unknown or base, or there are no base classes or no others.
+  Raises DataError if a name is unknown or base, if there are no base classes or no others, or if without names nothing
+  says which classes are the novel ones of the benchmark.
   """
   rows = {name: row for row, name in enumerate(logits.names)}
+  if names is None and not any(category.get('frequency') for category in logits.truth.categories):
+    raise DataError(
+      f'{logits.folder}: categories without frequencies do not say which classes are the novel ones of the benchmark; '
+      'expected --held-out, the base classes that this training did not see'
+    )
   for name in names or ():
     if name not in rows or logits.is_base[rows[name]]:
       problem = 'a base class of the training' if name in rows else 'not in the vocabulary'
@@ -146,10 +152,7 @@ def try_settings(logits: Logits, split: Split, settings: Settings) -> Trial:
     logits.truth, found, categories=split.base | split.novel, images=set(logits.truth.image_ids.tolist())
   )
   evaluation = logits.config.evaluation
-  protocol = evaluation.protocol
-  limits = {'min_area': evaluation.min_area, 'min_instances': evaluation.min_instances}
-  limits = limits if limits != {'min_area': 0.0, 'min_instances': 1} else {}
-  box = protocols.score(protocol, truth, found, base=split, **limits)['box']
+  box = protocols.score(evaluation.protocol, truth, found, base=split, **protocols.limits(evaluation))['box']
   of = lambda group: box.get(f'AP_{group}', box.get(f'AP50_{group}')) or 0.0  # VOC has no AP over thresholds
   return Trial(settings, of('base'), of('novel'))
 

@@ -135,17 +135,19 @@ def evaluate(
     job = jobs.description(
       config, variables, classes, trained_on, image_ids, data=whole.identity, scores=f'{scores} {",".join(folders)}'
     ) | {'choice of masks': masks.func.__name__ if masks else 'none'}
+
+  def begin() -> None:
     if logits:
       is_base = vocabulary_lib.is_base(classes.names, trained_on)
       logits_lib.begin(logits, config, classes, is_base, category_of_row, truth, job)
-  jobs.detect_missing(shards, job, detect)
+
+  jobs.detect_missing(shards, job, detect, begin)
   if jax.process_index() > 0:
     return None
   shards.merge([out / folder / RESULTS_FILE for folder in folders])
   flags = vocabulary_lib.is_base([_row_name(category, classes) for category in categories], trained_on)
   split = Split(*(frozenset(c.id for c, f in zip(categories, flags, strict=True) if f == of) for of in (True, False)))
-  limits = {'min_area': config.evaluation.min_area, 'min_instances': config.evaluation.min_instances}
-  limits = limits if limits != {'min_area': 0.0, 'min_instances': 1} else {}
+  limits = protocols.limits(config.evaluation)
   scored, rows = {}, {}
   for folder in folders:
     several = 0 if config.data.workers else 1
@@ -321,10 +323,7 @@ def drawn_pair(
   """
   image = transforms.decode(example.image, f'image {example.image_id}')
   novel = ~vocabulary_lib.is_base(classes.names, detector.vocabulary)
-  row_of_name = {name: row for row, name in enumerate(classes.names)}
-  row_of_id = {
-    category.id: row_of_name[category.name] for category in dataset.categories if category.name in row_of_name
-  }
+  row_of_id = {key: row for row, key in enumerate(category_ids(dataset.categories, classes).tolist())}
   objects = example.objects
   shown = [
     i

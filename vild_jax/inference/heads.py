@@ -6,13 +6,11 @@ alone is not a separately trained ViLD-text, whose backbone never heard the teac
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vild_jax import detector
@@ -57,11 +55,10 @@ def detections(
 
 def _scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> tuple[Array, Array, Array]:
   """Returns scores [B, R, C]. The image head has no background, as in ViLD-image (docs/method.md, 4)."""
-  image_head = second.replace(logits=jnp.pad(second.image_logits, ((0, 0), (0, 0), (0, 1))), image_logits=None)
   return (
     detector.class_scores(model, second, vocabulary),
     detector.class_scores(model, second.replace(image_logits=None), vocabulary),
-    detector.class_scores(dataclasses.replace(model, background=False, image_head=False), image_head, vocabulary),
+    jax.nn.softmax(second.image_logits * model.sharpness, axis=-1),
   )
 
 

@@ -19,13 +19,19 @@ from vild_jax.eval.shards import Entry, Shards
 from vild_jax.vocabulary import VocabularyFile
 
 
-def detect_missing(shards: Shards, job: Mapping[str, Any], detect: Callable[[np.ndarray], Iterator[Entry]]) -> None:
+def detect_missing(
+  shards: Shards,
+  job: Mapping[str, Any],
+  detect: Callable[[np.ndarray], Iterator[Entry]],
+  begin: Callable[[], None] = lambda: None,
+) -> None:
   """Writes the shards that are not there yet; all processes call this.
 
   Args:
     shards: those of the evaluation.
     job: what decides the detections (`description`); only that of the first process counts.
     detect: takes the places of pictures in the data set and yields the results of those that are this process's.
+    begin: called by the first process before anything is written; it may raise as this does.
 
   Raises DataError in every process if the shards are of another job, OSError if the folder cannot be written.
   """
@@ -33,6 +39,7 @@ def detect_missing(shards: Shards, job: Mapping[str, Any], detect: Callable[[np.
   missing = np.zeros(shards.count, bool)
   if process == 0:
     try:
+      begin()
       shards.open(job)
       missing = ~shards.finished()
     except (DataError, OSError) as error:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from vild_jax import config as config_lib
 from vild_jax import detector
-from vild_jax.config import Config, Model
+from vild_jax.config import Config, ConfigError, Model
 from vild_jax.core import boxes
 from vild_jax.data.schema import DataError
 from vild_jax.detector import PerImage
@@ -203,7 +203,11 @@ class Logits:
         f'{folder} lacks {len(missing)} of {len(truth.images)} pictures, {missing[0]} for one; expected an evaluation '
         'that has ended: the same command goes on with it'
       )
-    return cls(folder, config_lib.load(folder / _CONFIG), truth, *description)
+    try:
+      config = config_lib.load(folder / _CONFIG)
+    except ConfigError as error:
+      raise DataError(f'{folder / _CONFIG} is damaged ({error}); expected {expected}') from None
+    return cls(folder, config, truth, *description)
 
   def picture(self, image_id: int) -> dict[str, np.ndarray]:
     """Returns the arrays of one picture, as `write_picture` writes them; raises DataError if its file is damaged."""
@@ -215,7 +219,8 @@ class Logits:
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
       raise DataError(f'{path} is damaged ({error}); delete it and evaluate again') from None
     count = len(found['boxes'])
-    if found['objectness'].shape != (count,) or any(found[key].shape != (count, n) for key, n in heads.items()):
+    widths = {'boxes': 4} | heads
+    if found['objectness'].shape != (count,) or any(found[key].shape != (count, n) for key, n in widths.items()):
       raise DataError(f'{path} has arrays of other shapes than {self.folder / _DESCRIPTION}; expected one evaluation')
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 _WIDTH, _HEIGHT = 340, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 8, 22
 _MOST_POINTS = 300
-_GROUP = 150  # width of one group of bars, including the space between groups
+_GROUP, _WIDEST = 150, 640  # widths of one group of bars, including the space between groups, and of a chart
 
 
 def line_chart(title: str, points: Sequence[tuple[float, float]]) -> str:
@@ -62,36 +62,41 @@ def bar_chart(
   if not values:
     return ''
   ticks = _ticks(0.0, max(values))
-  width, height, bottom = _LEFT + _RIGHT + len(groups) * _GROUP, 2 * _HEIGHT, 2 * _BOTTOM
+  space = min(_GROUP, (_WIDEST - _LEFT - _RIGHT) / len(groups))  # drawn smaller, more groups would have tiny letters
+  width, height, bottom = _LEFT + _RIGHT + len(groups) * space, 2 * _HEIGHT, 2 * _BOTTOM
   place = lambda value: height - bottom - value / ticks[-1] * (height - _TOP - bottom)
   grid = ''.join(
     f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place(t):.1f}" y2="{place(t):.1f}"/>'
     f'<text x="{_LEFT - 6}" y="{place(t) + 3.5:.1f}" text-anchor="end">{_label(t)}</text>'
     for t in ticks
   )
-  step, bars = 0.8 * _GROUP / len(names), ''
+  step, bars = 0.8 * space / len(names), ''
   for i, (group, row) in enumerate(groups):
-    left = _LEFT + (i + 0.1) * _GROUP
+    left = _LEFT + (i + 0.1) * space
     for j, value in enumerate(row):
       if value is not None:
         x, middle = left + j * step, left + (j + 0.45) * step
         bars += (
           f'<rect class="bar{first + j}" x="{x:.1f}" y="{place(value):.1f}" width="{0.9 * step:.1f}" '
           f'height="{place(0) - place(value):.1f}"><title>{escape(group)}, {escape(names[j])}: {value:.1f}'
-          f'</title></rect><text x="{middle:.1f}" y="{place(value) - 4:.1f}" text-anchor="middle">{value:.0f}'
+          f'</title></rect><text x="{middle:.1f}" y="{place(value) - 4:.1f}" text-anchor="middle">{_short(value)}'
           '</text>'
         )
     bars += (
-      f'<text class="name" x="{left + 0.4 * _GROUP:.1f}" y="{height - bottom + 16}" text-anchor="middle">'
+      f'<text class="name" x="{left + 0.4 * space:.1f}" y="{height - bottom + 16}" text-anchor="middle">'
       f'{escape(group)}</text>'
     )
   legend = ''.join(f'<span><i class="bar{first + j}"></i>{escape(name)}</span>' for j, name in enumerate(names))
   return (
-    f'<figure class="chart bars" style="width:{min(700, 60 + width)}px"><figcaption>'
+    f'<figure class="chart bars" style="width:{60 + width:.0f}px"><figcaption>'
     f'<b>{escape(title)}</b><span class="legend">{legend}</span>'
-    f'</figcaption><svg viewBox="0 0 {width} {height - _BOTTOM}" role="img" aria-label="{escape(title)}">'
+    f'</figcaption><svg viewBox="0 0 {width:.0f} {height - _BOTTOM}" role="img" aria-label="{escape(title)}">'
     f'{grid}{bars}</svg></figure>'
   )
+
+
+def _short(value: float) -> str:
+  return f'{value:.1f}' if 0 < value < 1 else f'{value:.0f}'
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -115,7 +115,7 @@ def _averages(metrics: Mapping[str, Any]) -> str:
 
 
 def _errors(scores: Scores) -> str:
-  rows = [[meaning, page.percent(cost), f'{number:,}'] for _, meaning, cost, number in scores.errors]
+  rows = [[f'{kind}: {meaning}', page.percent(cost), f'{number:,}'] for kind, meaning, cost, number in scores.errors]
   text = (
     'What AP50 of boxes would gain if one kind of error were mended and all else stayed (TIDE, Bolya et al. 2020). '
     'The gains do not add up.'
@@ -175,7 +175,7 @@ def _categories(scores: Scores) -> str:
 def _calibration(scores: Scores) -> str:
   if scores.calibration_error is None:
     return ''
-  rows = [[f'{score:.2f}', page.percent(right), f'{number:,}'] for score, right, number in scores.calibration]
+  rows = [[page.percent(score), page.percent(right), f'{number:,}'] for score, right, number in scores.calibration]
   text = (
     'How many detections with about the same score are right, by class and IoU 0.5. In a calibrated detector both '
     f'are equal; here they differ by {100 * scores.calibration_error:.1f} points on average.'

@@ -86,8 +86,8 @@ def pairs(shots: Shots, other: str) -> str:
     return ''
   scores = ' and '.join('none' if score is None else f'{score:.3g}' for score in shots.scores)
   text = (
-    f'By F1 of the picture, computed as above, against {other}. Boxes of a detector count from the score on with which '
-    f'its F1 over all pictures is greatest, here {scores}.'
+    f'By F1 of the picture, 2 × found / (objects + found + wrong boxes), against {other}. Boxes of a detector count '
+    f'from the score on with which its F1 over all pictures is greatest, here {scores}.'
   )
   parts = (('This one is better', shots.better), ('The other is better', shots.worse))
   return _section('Pictures on which the two differ most', text, parts, ['this', 'other'])
@@ -95,18 +95,22 @@ def pairs(shots: Shots, other: str) -> str:
 
 def _section(heading: str, text: str, parts: Sequence[tuple[str, Sequence[Shot]]], names: Sequence[str]) -> str:
   drawn = any(shot.drawn for _, of in parts for shot in of)
-  show = (_singles if len(names) == 1 else _doubles) if drawn else _table
-  content = [f'<h3>{title}</h3>{show(of, names)}' for title, of in parts if of]
+
+  def show(of: Sequence[Shot]) -> str:
+    if not drawn:
+      return _table(of, names)
+    return _singles(of) if len(names) == 1 else _doubles(of, names)
+
+  content = [f'<h3>{title}</h3>{show(of)}' for title, of in parts if of]
   return page.section(heading, text, _LEGEND if drawn else '', *content)
 
 
-def _singles(of: Sequence[Shot], names: Sequence[str]) -> str:
+def _singles(of: Sequence[Shot]) -> str:
   cards = ''.join(
     f'<figure>{_image(shot.drawn[0], shot.name)}'
     f'<figcaption>{escape(shot.name)}<br>{escape(_words(shot, 0))}</figcaption></figure>'
     for shot in of
   )
-  del names
   return f'<div class="shots">{cards}</div>'
 
 

@@ -30,16 +30,17 @@ def jit(function: Callable, *, mesh: Mesh | None = None, **options: Any) -> Call
 
   Args:
     function, options: as `jax.jit` takes them.
-    mesh: the devices of a program that all processes call, in the same order; by default it is this process's own, for
-      the default device.
+    mesh: the devices; by default the default device alone. All processes that they belong to must call the program, in
+      the same order as other such programs.
   """
   platform = mesh.devices.flat[0].platform if mesh is not None else None
   compiled = jax.jit(function, compiler_options=dict(compiler_options(platform)), **options)
-  return _Together(compiled) if mesh is not None and jax.process_count() > 1 else compiled
+  processes = {device.process_index for device in mesh.devices.flat} if mesh is not None else ()
+  return _Together(compiled) if len(processes) > 1 else compiled
 
 
 class _Together:
-  """A compiled function whose first call starts when every process has compiled it.
+  """A compiled function of several processes whose first call starts when every process has compiled it.
 
   Without it the fastest process waits for the others inside its first collective operation, which gives up: Gloo, of a
   CPU, after 30 s. One process may find a program in the compilation cache which another has to compile.

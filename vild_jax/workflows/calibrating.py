@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vild_jax.data import class_lists
+from vild_jax.data.schema import DataError
 from vild_jax.inference import calibration
 from vild_jax.inference.calibration import Trial
 from vild_jax.inference.logits import Logits
@@ -32,7 +33,11 @@ def calibrate(logits: Path, out: Path, *, held_out: str | None = None) -> dict[s
     DataError: the folder cannot be used, or has no base or no held-out classes.
   """
   kept = Logits.open(logits)
-  split = calibration.held_out(kept, class_lists.names(held_out) if held_out else None)
+  try:
+    given = class_lists.names(held_out) if held_out is not None else None
+  except ValueError as error:
+    raise DataError(str(error).replace('--classes', '--held-out', 1)) from None
+  split = calibration.held_out(kept, given)
   names = [category['name'] for category in kept.truth.categories if category['id'] in split.novel]
   rare = [c['name'] for c in kept.truth.categories if c['id'] in split.novel and c.get('frequency') == 'r']
   print(
@@ -47,9 +52,8 @@ def calibrate(logits: Path, out: Path, *, held_out: str | None = None) -> dict[s
       file=sys.stderr,
     )
   before, after, trials = calibration.search(kept, split)
-  chosen = {name: value for name, value in after.settings.items() if value != before.settings[name]}
   content = {
-    'settings': {f'{_SETTINGS}{name}': value for name, value in chosen.items()},
+    'settings': {f'{_SETTINGS}{name}': value for name, value in after.settings.items()},
     'held_out': names,
     'before': _told(before),
     'after': _told(after),

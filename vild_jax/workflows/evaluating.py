@@ -82,6 +82,12 @@ def evaluate(
     raise ValueError(
       f'--scores {scores} crops and embeds with a teacher; expected --teacher DIR or a teacher in the config'
     )
+  post = config.model.postprocess
+  if scores in defaults.BY_CROPS and (post.temperature is not None or post.objectness_weight):
+    raise ValueError(
+      f'--scores {scores} takes neither model.postprocess.temperature nor objectness_weight, which are of the '
+      "detector's own scores; expected the defaults of both"
+    )
   if save_logits and scores != defaults.MODEL:
     raise ValueError(f'--save-logits keeps those of the model; expected --scores {defaults.MODEL}, not {scores}')
   if regions and jax.process_count() > 1:

@@ -112,14 +112,24 @@ def examples(confusion: Confusion, truth: Truth, folder: Path | None) -> Sequenc
   return shown
 
 
+def check_folder(truth: Truth, folder: Path) -> None:
+  """Raises DataError if the folder lacks the first picture: then it is likely another one."""
+  if truth.images:
+    _file(truth.images[0], folder)
+
+
 def _picture(entry: dict[str, Any], folder: Path) -> np.ndarray:
+  return transforms.decode(_file(entry, folder))
+
+
+def _file(entry: dict[str, Any], folder: Path) -> Path:
   places = [folder / name for name in picture_files(entry)]
   path = next((place for place in places if place.is_file()), None)
   if path is None:
     raise DataError(
       f"{folder} holds no picture of image {entry['id']}; expected the folder of the annotations' pictures"
     )
-  return transforms.decode(path)
+  return path
 
 
 def _resized(picture: np.ndarray, side: int) -> tuple[np.ndarray, float]:

@@ -59,6 +59,8 @@ def score(
   """
   with collector.off():
     truth = truth_lib.read(annotations)
+    if images is not None:
+      score_pictures.check_folder(truth, images)  # before what takes long
     split = _split(truth, protocol, base)
     read = lambda path: _read(path, truth, protocol, ignore_unknown)
     found = read(results)
@@ -66,6 +68,13 @@ def score(
     if boxes is not None and (protocol == 'proposals' or boxes.boxes is None):
       raise DataError(f'--proposals {proposals}: expected boxes, beside results with classes')
     metrics = protocols.score(protocol, truth, found, base=split)
+    if found.codes is not None and metrics['box'] and metrics['mask'] is None and protocol not in ('voc', 'proposals'):
+      lack = int(found.codes.absent.sum())
+      _say(
+        f'masks are not scored: {lack:,} detections have none, and protocol {protocol} counts some of them'
+        if lack
+        else 'masks are not scored: some objects of the annotations have none'
+      )
     other = read(against) if against else None
     if other is not None:
       metrics['against'] = _compare(truth, found, other, protocol, split, resamples) | {'file': str(against)}
@@ -81,7 +90,7 @@ def _read(path: str | Path, truth: Truth, protocol: str, ignore_unknown: bool) -
   else:
     classless = protocol == 'proposals'
     found = detections.read(path, truth, ignore_unknown=ignore_unknown, classless=classless, processes=0)
-  _say(f'{len(found):,} detections in {len(truth.images):,} pictures; {len(truth.annotations):,} objects')
+  _say(f'{path}: {len(found):,} detections in {len(truth.images):,} pictures; {len(truth.annotations):,} objects')
   if found.ignored:
     _say(f'{found.ignored:,} detections of unknown pictures or categories were left out')
   if found.repeated:
