@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from tests.helpers.small_experiment import run
+from vild_jax import cli
+from vild_jax import config as config_lib
+from vild_jax.commands import arguments
 
 
 def test_help_names_every_command_and_each_has_an_example(capsys):
-  commands = ('demo', 'prepare', 'embed-text', 'train', 'evaluate', 'detect', 'export')
+  commands = tuple(cli.COMMANDS)
   with pytest.raises(SystemExit):
     run('--help')
   text = capsys.readouterr().out
@@ -35,6 +39,17 @@ def test_words_that_do_not_fit_are_one_line(capsys, words, message):
     run(*words)
   error = capsys.readouterr().err.strip()
   assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize('command', ['evaluate', 'export'])
+def test_settings_of_calibrate_come_before_the_overrides_of_the_command_line(tmp_path, command):
+  (tmp_path / 'c.json').write_text(config_lib.to_text(config_lib.Config()))
+  settings = {'model.postprocess.nms_threshold': 0.3, 'model.postprocess.temperature': 0.02}
+  (tmp_path / 's.json').write_text(json.dumps({'settings': settings}))
+  words = [command, tmp_path / 'c.json', '--checkpoint', 'c', '--out', 'o', '--settings', tmp_path / 's.json']
+  args = cli.parse(list(map(str, [*words, '--model.postprocess.nms_threshold=0.6'])))
+  post = arguments.load_config(args).model.postprocess
+  assert (post.nms_threshold, post.temperature) == (0.6, 0.02)
 
 
 def test_an_unknown_argument_is_refused():

@@ -17,9 +17,8 @@ from vild_jax import detector
 from vild_jax.config import Config, Model, defaults
 from vild_jax.detector import PerImage, SecondStage
 from vild_jax.inference import evaluation
-from vild_jax.runtime import compiler
 from vild_jax.structs import Detections, Vocabulary
-from vild_jax.train import sharding
+from vild_jax.train.step import on_batches
 
 Array = jax.Array
 
@@ -69,13 +68,7 @@ def make_step(config: Config, mesh: Mesh) -> Callable[..., tuple[Detections, ...
   """
   if not config.model.image_head:
     raise ValueError(f'--scores {defaults.HEADS} compares two heads; expected a config with model.image_head')
-  batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  return compiler.jit(
-    partial(detections, config.model, per_image=sharding.per_image(mesh)),
-    mesh=mesh,
-    in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated),
-    out_shardings=batch,
-  )
+  return on_batches(detections, config, mesh)
 
 
 predictions = partial(evaluation.predictions, make_step=make_step)

@@ -12,7 +12,6 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ from vild_jax.detector import PerImage
 from vild_jax.eval import jsonfile
 from vild_jax.eval import truth as truth_lib
 from vild_jax.eval.truth import Truth
-from vild_jax.runtime import compiler, files
+from vild_jax.runtime import files
 from vild_jax.structs import Detections, Vocabulary
-from vild_jax.train import sharding
+from vild_jax.train.step import on_batches
 from vild_jax.vocabulary import VocabularyFile
 
 Array = jax.Array
@@ -88,13 +87,7 @@ def detect(
 
 def make_step(config: Config, mesh: Mesh) -> Callable[..., tuple[Detections, Kept]]:
   """Returns `detect` as a program on the mesh, like `train.step.make_predict_step`."""
-  batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  return compiler.jit(
-    partial(detect, config.model, per_image=sharding.per_image(mesh)),
-    mesh=mesh,
-    in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated),
-    out_shardings=batch,
-  )
+  return on_batches(detect, config, mesh)
 
 
 def begin(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,20 @@ def make_predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
 def make_propose_step(config: Config, mesh: Mesh) -> Callable[..., Proposals]:
   """Returns the proposal step: (variables, images [B, S, S, 3]) -> proposals of the batch, as in evaluation."""
   return _propose_step(_of_the_program(config), mesh)
+
+
+def on_batches(function: Callable, config: Config, mesh: Mesh) -> Callable[..., Any]:
+  """Returns a function of `detector.predict_batch`'s arguments as a program on the mesh, without the first, `model`.
+
+  The program takes what that of `make_predict_step` takes; everything that it returns is split by image.
+  """
+  batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  return compiler.jit(
+    functools.partial(function, config.model, per_image=sharding.per_image(mesh)),
+    mesh=mesh,
+    in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated),
+    out_shardings=batch,
+  )
 
 
 def _of_the_program(config: Config) -> Config:
@@ -96,18 +111,10 @@ def _unless_broken(after: TrainState, before: TrainState, metrics: dict[str, jax
 
 @functools.cache
 def _predict_step(config: Config, mesh: Mesh) -> Callable[..., Detections]:
-  per_image = sharding.per_image(mesh)
+  def predict_step(*arguments: Any, **settings: Any) -> Detections:
+    return detector.predict_batch(*arguments, **settings)[0]
 
-  def predict_step(variables, image: jax.Array, image_size: jax.Array, vocabulary: Vocabulary) -> Detections:
-    return detector.predict_batch(config.model, variables, image, image_size, vocabulary, per_image=per_image)[0]
-
-  batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  return compiler.jit(
-    predict_step,
-    mesh=mesh,
-    in_shardings=(replicated, sharding.image_sharding(mesh), batch, replicated),
-    out_shardings=batch,
-  )
+  return on_batches(predict_step, config, mesh)
 
 
 @functools.cache
