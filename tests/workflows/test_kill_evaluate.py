@@ -107,10 +107,16 @@ def test_evaluate_killed_at_a_random_moment_ends_at_the_same_bytes(
         started[victim].send_signal(signal.SIGKILL)
       codes = [children.code(process) for process in started]
     print(where, codes, parts(), 'of', SHARDS * count, 'parts were there')
-    assert all(codes[victim] == -signal.SIGKILL for victim in victims) and all(codes), f'{where}\n{children.said()}'
+    assert all(codes[victim] == -signal.SIGKILL for victim in victims), f'{where}\n{children.said()}'
     for left in set(range(count)) - set(victims):
       said = children.log(left).read_text()
-      assert 'another task died' in said or 'another process' in said, f'{where}\n{said}'
+      if codes[left] == 0:
+        # The first process needs nobody once all parts are there: it may have ended before it noticed.
+        assert left == 0, f'{where}\n{said}'
+        assert (killed / 'results.json').read_bytes() == (expected / 'results.json').read_bytes(), where
+        assert _metrics(killed) == _metrics(expected), where
+      else:
+        assert 'another task died' in said or 'another process' in said, f'{where}\n{said}'
     assert kill_at > SHARDS - 3 or not (killed / 'metrics.json').exists(), where
 
     assert children.finish([*words, killed], devices=1, count=count) == count * [0], f'{where}\n{children.said()}'
