@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from html import escape
 
@@ -11,6 +12,7 @@ import numpy as np
 _WIDTH, _HEIGHT = 340, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 8, 22
 _MOST_POINTS = 300
+_LETTER, _LINE = 6.5, 13  # width of a letter in the name of a group, about, and height of a line of it
 _GROUP, _WIDEST = 150, 640  # widths of one group of bars, including the space between groups, and of a chart
 
 
@@ -63,7 +65,9 @@ def bar_chart(
     return ''
   ticks = _ticks(0.0, max(values))
   space = min(_GROUP, (_WIDEST - _LEFT - _RIGHT) / len(groups))  # drawn smaller, more groups would have tiny letters
-  width, height, bottom = _LEFT + _RIGHT + len(groups) * space, 2 * _HEIGHT, 2 * _BOTTOM
+  names_of = [textwrap.wrap(group, max(1, int(space / _LETTER))) for group, _ in groups]
+  below = _LINE * (max(map(len, names_of)) - 1)  # of names with several lines
+  width, height, bottom = _LEFT + _RIGHT + len(groups) * space, 2 * _HEIGHT + below, 2 * _BOTTOM + below
   place = lambda value: height - bottom - value / ticks[-1] * (height - _TOP - bottom)
   grid = ''.join(
     f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place(t):.1f}" y2="{place(t):.1f}"/>'
@@ -82,10 +86,11 @@ def bar_chart(
           f'</title></rect><text x="{middle:.1f}" y="{place(value) - 4:.1f}" text-anchor="middle">{_short(value)}'
           '</text>'
         )
-    bars += (
-      f'<text class="name" x="{left + 0.4 * space:.1f}" y="{height - bottom + 16}" text-anchor="middle">'
-      f'{escape(group)}</text>'
-    )
+    for k, line in enumerate(names_of[i]):
+      bars += (
+        f'<text class="name" x="{left + 0.4 * space:.1f}" y="{height - bottom + 16 + k * _LINE}" '
+        f'text-anchor="middle">{escape(line)}</text>'
+      )
   legend = ''.join(f'<span><i class="bar{first + j}"></i>{escape(name)}</span>' for j, name in enumerate(names))
   return (
     f'<figure class="chart bars" style="width:{60 + width:.0f}px"><figcaption>'
