@@ -97,7 +97,7 @@ def test_the_same_again_changes_nothing_and_other_content_needs_overwrite(tmp_pa
   dataset = sources.open_dataset(version, 'train')
   example = next(e for e in map(dataset.__getitem__, range(4)) if e.image_id == 11)
   assert example.objects.category_ids.tolist() == [8, 1]
-  assert len(list(version.glob('*.array_record-*'))) == 1
+  assert len(list(version.glob('*.array_record-*'))) == len(list(version.glob('*.labels-*'))) == 1
   assert os.listdir(tmp_path / 'out') == ['small']
 
 

@@ -82,6 +82,18 @@ def test_pictures_without_a_scored_object_are_left_out_if_the_config_says_so(dat
   assert {r['image_id'] for r in json.loads((tmp_path / 'results.json').read_text())} == {5, 11}
 
 
+def test_each_picture_of_the_split_is_read_once(dataset, tmp_path, monkeypatch):
+  read, getitem = [], sources.PreparedDataset.__getitem__
+  monkeypatch.setattr(
+    sources.PreparedDataset, '__getitem__', lambda self, index: (read.append(index), getitem(self, index))[1]
+  )
+  evaluate(dataset, tmp_path / 'coco', 'coco', 'evaluation.only_with_objects=true')
+  assert len(read) == len(set(read)) == 2
+  read.clear()
+  evaluate(dataset, tmp_path / 'all', 'coco')
+  assert sorted(read) == [0, 1, 2, 3]
+
+
 def test_a_killed_evaluation_goes_on_and_ends_as_one_without_a_break(dataset, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(shards, '_PICTURES', 1)
   monkeypatch.setattr(evaluation, '_WAITING', 0)

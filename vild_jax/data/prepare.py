@@ -291,8 +291,8 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
   entry, tag = info['splits'][0], identity[:16]
   entry['filepathTemplate'] = '{DATASET}-{SPLIT}-' + tag + '.{FILEFORMAT}-{SHARD_X_OF_Y}'
   shards = []
-  for shard in sorted(built.glob('*.array_record-*')):
-    tagged = shard.with_name(shard.name.replace('.array_record', f'-{tag}.array_record', 1))
+  for shard in sorted(built.glob('*-of-*')):
+    tagged = shard.with_name(f'{shard.stem}-{tag}{shard.suffix}')
     files.move(shard, tagged)
     shards.append(tagged)
   metadata = {'categories': [dataclasses.asdict(c) for c in content.source.categories], 'contents': {}}
@@ -315,5 +315,5 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
     files.move(file, version / file.name)
   for template in [s['filepathTemplate'] for s in old['splits'] if s['name'] == split]:
     stale = template.partition('-{SPLIT}-')[2].partition('.')[0]
-    for shard in version.glob(f'*-{split}-{stale}.array_record-*'):
+    for shard in version.glob(f'*-{split}-{stale}.*-of-*'):
       shard.unlink()

@@ -28,17 +28,17 @@ class _ExampleSource(Protocol):
 def image_factors(dataset: _ExampleSource, categories: Collection[int], threshold: float) -> np.ndarray:
   """Returns float64 [n], 1 or more: how often each picture of the data set comes in an epoch, on average.
 
-  Reads the whole data set once. Crowds do not count, since training does not use them; a picture without any of
-  `categories` has the factor 1.
+  Crowds do not count, since training does not use them; a picture without any of `categories` has the factor 1.
 
   Args:
     dataset: n examples.
     categories: ids of the categories that are trained.
     threshold: t above; categories that are in more than this share of the pictures have the factor 1.
   """
+  examples = dataset.labels() if hasattr(dataset, 'labels') else (dataset[i] for i in range(len(dataset)))
   shown = []
-  for index in progress.track(range(len(dataset)), 'count categories', unit='image'):
-    objects = dataset[index].objects
+  for example in progress.track(examples, 'count categories', total=len(dataset), unit='image'):
+    objects = example.objects
     shown.append({int(c) for c in objects.category_ids[~objects.is_crowd]} & set(categories))
   pictures = collections.Counter(c for found in shown for c in found)
   factor = {c: max(1.0, (threshold * len(shown) / count) ** 0.5) for c, count in pictures.items()}

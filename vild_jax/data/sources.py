@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,9 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
   return categories, splits
 
 
+_LABELS_AT_ONCE = 1024  # records of `PreparedDataset.labels` that are read together
+
+
 class PreparedDataset:
   """Reads one split of a prepared data set: `len`, and `[i] -> Example` with the picture still encoded.
 
@@ -160,7 +164,7 @@ class PreparedDataset:
     self.has_masks: bool = record['has_masks']
     self.identity: str = record['identity']
     self._length: int = record['examples']
-    self._opened: tuple[Any, Any] | None = None
+    self._opened: tuple[Any, Any, list[Path]] | None = None
 
   def __len__(self) -> int:
     return self._length
@@ -168,8 +172,33 @@ class PreparedDataset:
   def __getitem__(self, index: int) -> Example:
     if not -self._length <= index < self._length:
       raise IndexError(f'example {index} of {self._length}')
-    source, from_features = self._open()
+    source, from_features, _ = self._open()
     return from_features(source[index % self._length])
+
+  def labels(self) -> Iterator[Example]:
+    """Yields all examples in order without their pictures: `image` is b''.
+
+    They stand in files of their own, so that a large data set takes seconds. Data sets that were prepared before these
+    files existed are read whole. Raises DataError if the files do not fit the data set.
+    """
+    _, _, written = self._open()
+    from array_record.python import array_record_module
+
+    from vild_jax.data.tfds_builders import detection
+
+    paths = [detection.labels_file(path) for path in written]
+    if not all(path.is_file() for path in paths):
+      yield from (dataclasses.replace(self[i], image=b'') for i in range(len(self)))
+      return
+    readers = [array_record_module.ArrayRecordReader(str(path)) for path in paths]
+    if (count := sum(reader.num_records() for reader in readers)) != len(self):
+      raise DataError(f'{paths[0]} and its like hold {count} records; expected {len(self)}: prepare the split anew')
+    features = detection.label_features()
+    for reader in readers:
+      for first in range(0, reader.num_records(), _LABELS_AT_ONCE):
+        for record in reader.read(first, min(first + _LABELS_AT_ONCE, reader.num_records())):
+          yield detection.from_features(features.deserialize_example_np(record))
+      reader.close()
 
   def __repr__(self) -> str:  # Grain prints it; the default repr changes from run to run
     return f'PreparedDataset({self.folder.parent.name!r}, split={self.split!r}, identity={self.identity[:12]!r})'
@@ -177,8 +206,8 @@ class PreparedDataset:
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, '_opened': None}
 
-  def _open(self) -> tuple[Any, Any]:
-    """Returns the records, and the function that turns one into an example."""
+  def _open(self) -> tuple[Any, Any, list[Path]]:
+    """Returns the records, the function that turns one into an example, and the files of the records."""
     if self._opened is None:
       with _OPENING:
         if self._opened is None:
@@ -188,7 +217,7 @@ class PreparedDataset:
 
           builder = tfds.builder_from_directory(self.folder)
           source = builder.as_data_source(self.split, decoders={'image': tfds.decode.SkipDecoding()})
-          self._opened = source, from_features
+          self._opened = source, from_features, [Path(p) for p in builder.info.splits[self.split].filepaths]
     return self._opened
 
 
@@ -210,6 +239,12 @@ class Subset:
   def __getitem__(self, index: int) -> Example:
     return self.dataset[int(self.indices[index])]
 
+  def labels(self) -> Iterator[Example]:
+    """Yields its examples in order without their pictures, as `PreparedDataset.labels` does."""
+    wanted = set(self.indices.tolist())
+    found = {i: example for i, example in enumerate(self.dataset.labels()) if i in wanted}
+    yield from (found[i] for i in self.indices.tolist())
+
   def __repr__(self) -> str:  # Grain prints it
     return f'Subset({self.dataset!r}, {len(self)} pictures)'
 
@@ -217,7 +252,7 @@ class Subset:
 def showing(dataset: PreparedDataset, categories: Collection[int], what: str, *, quiet: bool = False) -> Subset:
   """Returns the pictures that show an object of one of these category ids, crowds included; says how many on stderr.
 
-  Reads the whole data set once. Raises DataError if there is no such picture.
+  Raises DataError if there is no such picture.
 
   Args:
     dataset: the data set.
@@ -228,8 +263,10 @@ def showing(dataset: PreparedDataset, categories: Collection[int], what: str, *,
   wanted = np.array(sorted(categories), np.int64)
   kept = [
     i
-    for i in progress.track(range(len(dataset)), 'pictures with objects', unit='image', disable=quiet)
-    if np.isin(dataset[i].objects.category_ids, wanted).any()
+    for i, example in enumerate(
+      progress.track(dataset.labels(), 'pictures with objects', total=len(dataset), unit='image', disable=quiet)
+    )
+    if np.isin(example.objects.category_ids, wanted).any()
   ]
   if not kept:
     raise DataError(f'{dataset.folder}: none of the {len(dataset)} pictures shows an object of {what}')
@@ -246,16 +283,15 @@ def open_dataset(path: str | Path, split: str) -> PreparedDataset:
   return PreparedDataset(path, split)
 
 
-def ground_truth(dataset: PreparedDataset) -> tuple[dict[str, Any], list[int]]:
+def ground_truth(dataset: PreparedDataset, *, quiet: bool = False) -> tuple[dict[str, Any], list[int]]:
   """Returns the ground truth of a split in LVIS's format, for evaluation, and the image ids in the split's order.
 
   It has xywh boxes, areas, segmentations and the federated lists. Categories have a `frequency` if the data set has
   frequencies, and objects a `segmentation` if they have a mask. Boxes and areas equal those of the annotation file, up
-  to clipping and float32.
+  to clipping and float32. `quiet` hides the progress.
   """
   images, annotations = [], []
-  for i in range(len(dataset)):
-    example = dataset[i]
+  for example in progress.track(dataset.labels(), 'read labels', total=len(dataset), unit='image', disable=quiet):
     images.append(
       {
         'id': example.image_id,

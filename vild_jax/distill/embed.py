@@ -119,7 +119,7 @@ def import_regions(
   outside of their picture or numbers that are not finite.
   """
   if len(arrays.image_ids) != len(dataset):  # with equal numbers, the lookups below find every difference
-    known = {dataset[i].image_id for i in range(len(dataset))}
+    known = {example.image_id for example in dataset.labels()}
     missing, unknown = sorted(known - arrays.image_ids), sorted(arrays.image_ids - known)
     what = f'has no image {missing[0]}' if missing else f'has an image {unknown[0]} that is not in {_name(dataset)}'
     raise DataError(

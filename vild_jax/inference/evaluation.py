@@ -99,7 +99,7 @@ def evaluate(
   protocol = config.evaluation.protocol
   categories = scored_categories(dataset.categories, classes, protocol)
   category_of_row = category_ids(categories, classes)
-  whole, (truth, image_ids) = dataset, sources.ground_truth(dataset)
+  whole, (truth, image_ids) = dataset, sources.ground_truth(dataset, quiet=jax.process_index() > 0)
   truth, indices = _restricted(truth, categories), np.arange(len(dataset))
   if config.evaluation.only_with_objects:
     truth, indices = _with_objects(truth, image_ids)

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from tensorflow_datasets.core import writer as tfds_writer
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -18,6 +21,8 @@ from vild_jax.data.annotations import make_objects
 from vild_jax.data.schema import Example
 
 VERSION = '1.0.0'
+_IMAGE = 'image'
+_LABELS_TOGETHER = 64  # records that are compressed as one: those without a picture are small, and read in order
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -47,6 +52,16 @@ def features() -> tfds.features.FeaturesDict:
   )
 
 
+def label_features() -> tfds.features.FeaturesDict:
+  """Returns the fields of a record without its picture, as the file `labels_file` holds them."""
+  return tfds.features.FeaturesDict({key: field for key, field in features().items() if key != _IMAGE})
+
+
+def labels_file(path: str | os.PathLike[str]) -> Path:
+  """Returns the file beside a file of records that has the same ones without pictures, in the same order."""
+  return Path(path).with_name(Path(path).name.replace('.array_record', '.labels'))
+
+
 def to_features(example: Example) -> dict[str, Any]:
   """Turns an example into the fields of a record, for TFDS to encode."""
   o = example.objects
@@ -72,14 +87,17 @@ def to_features(example: Example) -> dict[str, Any]:
 
 
 def from_features(record: dict[str, Any]) -> Example:
-  """Turns a record that was read without decoding its picture into an example: the inverse of `to_features`."""
+  """Turns a record that was read without decoding its picture into an example: the inverse of `to_features`.
+
+  A record of a `labels_file` gives an example whose `image` is empty.
+  """
   o = record['objects']
   rows = zip(
     o['id'], o['category_id'], o['bbox'], o['area'], o['is_crowd'], map(json.loads, o['segmentation']), strict=True
   )
   return Example(
     record['image/id'],
-    record['image'],
+    record.get(_IMAGE, b''),
     record['height'],
     record['width'],
     make_objects(list(rows)),
@@ -119,8 +137,21 @@ class Detection(tfds.core.GeneratorBasedBuilder):
 
 
 class _CanonicalWriter(tfds_writer.ExampleWriter):
-  """Writes equal bytes for equal content: by default protobuf orders the fields differently in every process."""
+  """Writes each file of records and its `labels_file`.
+
+  Equal content gives equal bytes: by default protobuf orders the fields differently in every process.
+  """
 
   def write(self, path, examples):
-    parse = tf_example_pb2.Example.FromString
-    return super().write(path, ((key, parse(data).SerializeToString(deterministic=True)) for key, data in examples))
+    labels = array_record_module.ArrayRecordWriter(str(labels_file(path)), f'group_size:{_LABELS_TOGETHER}')
+
+    def records() -> Iterator[tuple[Any, bytes]]:
+      for key, data in examples:
+        example = tf_example_pb2.Example.FromString(data)
+        yield key, example.SerializeToString(deterministic=True)
+        del example.features.feature[_IMAGE]
+        labels.write(example.SerializeToString(deterministic=True))
+
+    written = super().write(path, records())
+    labels.close()
+    return written
