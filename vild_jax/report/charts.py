@@ -100,6 +100,43 @@ def bar_chart(
   )
 
 
+def ranking(title: str, entries: Sequence[tuple[str, int, int]], names: Sequence[str]) -> str:
+  """Returns a <figure> of one bar for each entry, the largest first, on a logarithmic scale; empty without a positive.
+
+  `entries` are (name, number, kind); the bars of the k-th kind have the class `bar{k}`, and `names[k]` is in the
+  legend if the kind occurs. An entry of zero has a place and no bar.
+  """
+  ordered = sorted(entries, key=lambda entry: -entry[1])
+  if not ordered or ordered[0][1] < 1:
+    return ''
+  most, width, height = math.log10(2 * ordered[0][1]), _WIDEST, 200
+  step = (width - _LEFT - _RIGHT) / len(ordered)
+  place = lambda value: height - _BOTTOM - math.log10(2 * value) / most * (height - _TOP - _BOTTOM)
+  grid = ''.join(
+    f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place(10**k):.1f}" y2="{place(10**k):.1f}"/>'
+    f'<text x="{_LEFT - 6}" y="{place(10**k) + 3.5:.1f}" text-anchor="end">{10**k:,}</text>'
+    for k in range(int(math.log10(ordered[0][1])) + 1)
+  )
+  bars = ''.join(
+    f'<rect class="bar{kind}" x="{_LEFT + i * step:.2f}" y="{place(number):.1f}" '
+    f'width="{max(0.85 * step, step - 2):.2f}" height="{height - _BOTTOM - place(number):.1f}">'
+    f'<title>{escape(name)}: {number:,}</title></rect>'
+    for i, (name, number, kind) in enumerate(ordered)
+    if number
+  )
+  foot = (
+    f'<text x="{_LEFT}" y="{height - 5}">most</text>'
+    f'<text x="{width - _RIGHT}" y="{height - 5}" text-anchor="end">least of {len(ordered):,}</text>'
+  )
+  kinds = sorted({kind for _, _, kind in ordered})
+  legend = ''.join(f'<span><i class="bar{kind}"></i>{escape(names[kind])}</span>' for kind in kinds if names[kind])
+  return (
+    f'<figure class="chart bars" style="width:{60 + width}px"><figcaption><b>{escape(title)}</b>'
+    f'<span class="legend">{legend}</span></figcaption><svg viewBox="0 0 {width} {height}" role="img" '
+    f'aria-label="{escape(title)}">{grid}{foot}{bars}</svg></figure>'
+  )
+
+
 def _short(value: float) -> str:
   return f'{value:.1f}' if 0 < value < 1 else f'{value:.0f}'
 
