@@ -91,8 +91,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     ]
   entries += [
     ('', 'categories', summary['categories'], f'{summary["categories_without_objects"]:,} without objects'),
-    ('', 'without a mask', summary['objects_without_mask'], 'objects with a box alone'),
-    ('', 'crowds', summary['crowds'], 'not trained on'),
+    ('', 'without a mask', summary['objects_without_mask'], f'and {summary["crowds"]:,} crowds, not trained on'),
   ]
   return page.tiles([(kind, label, f'{value:,}', note) for kind, label, value, note in entries])
 

@@ -29,14 +29,12 @@ class Training:
 
   Attributes:
     config: the experiment; its seed draws the augmentation.
-    labels: maps each category that training may use to its row of `names`.
-    names: of the classes.
+    labels: maps each category that training may use to its row of the vocabulary.
     regions: to distil, or None.
   """
 
   config: Config
   labels: batches.LabelMap
-  names: Sequence[str]
   regions: RegionStore | None = None
 
 
@@ -109,6 +107,7 @@ def _seen(
   valid = item['valid']
   boxes = item['boxes'][valid] * scale
   row_of = {category.id: row for row, category in enumerate(categories)}
+  shown = {label: row_of[key] for key, label in training.labels.rows.items()}
   kind_of = [kinds[row_of[int(key)]] for key in example.objects.category_ids[~example.objects.is_crowd]]
   dropped = {kind: kind_of.count(kind) for kind in (NOVEL, UNKNOWN) if kind_of.count(kind)}
   if config.assignment.novel_labels:
@@ -121,7 +120,10 @@ def _seen(
     f'{"; left out: " + ", ".join(left_out) if left_out else ""}'
   )
   masks = paste.paste_masks(item['masks'][valid].astype(np.float32) / 255, boxes, *picture.shape[:2])
-  drawn = drawing.draw(picture, boxes, item['labels'][valid], None, masks, list(training.names))
+  names = [category.name for category in categories]
+  drawn = drawing.draw(
+    picture, boxes, np.array([shown[int(label)] for label in item['labels'][valid]]), None, masks, names
+  )
   shots = [(line, drawn)]
   if training.regions is not None:
     regions = item['regions']

@@ -113,7 +113,7 @@ def _training(
   names = words.names if words else tuple(category.name for category in dataset.categories)
   is_base = words.is_base if words else np.ones(len(names), bool)
   labels = batches.label_map(dataset.categories, names, is_base, novel=config.assignment.novel_labels)
-  return Training(dataclasses.replace(config, seed=seed), labels, names, store)
+  return Training(dataclasses.replace(config, seed=seed), labels, store)
 
 
 def _look(dataset: PreparedDataset) -> tuple[int, list[Smell], list[tuple[int, int]]]:
