@@ -13,8 +13,8 @@ from vild_jax.data.schema import Category, Example
 
 _MEDIUM, _LARGE = 32**2, 96**2  # square pixels from which on COCO calls an object medium, and large
 _COUNTS = (0, 1, 2, 3, 5, 9, 17, 33, 65, 129)  # where the bars of a histogram begin: of objects a picture
-_SIDES = (0, 4, 8, 16, 32, 64, 96, 192, 384, 768)  # of sides of objects, pixels
-_LENGTHS = (0, 128, 256, 384, 512, 640, 768, 1024, 1536, 2048, 4096)  # of longer sides of pictures, pixels
+_SIDES = (0, 8, 16, 32, 64, 96, 192, 384, 768)  # of sides of objects, pixels
+_LENGTHS = (0, 128, 256, 512, 768, 1024, 2048, 4096)  # of longer sides of pictures, pixels
 BASE, NOVEL, UNKNOWN = 'base', 'novel', 'not in the vocabulary'
 
 
@@ -174,15 +174,15 @@ def text(found: dict[str, Any]) -> str:
   return '\n'.join(f'  {name:<11}{value}' for name, value in rows)
 
 
-def histograms(contents: Contents) -> dict[str, list[tuple[str, int]]]:
-  """Returns {title: (interval, how many) from the first that holds any to the last}; crowds are left out."""
+def histograms(contents: Contents) -> list[tuple[str, str, list[tuple[str, int]]]]:
+  """Returns (title, what is counted, (interval, how many) of each that lies between filled ones); without crowds."""
   objects = contents.boxes[~contents.is_crowd]
   sides = np.sqrt(np.prod(objects[:, 2:] - objects[:, :2], axis=1))
-  return {
-    'Objects by the side of their box, √(width · height), pixels': _histogram(sides, _SIDES),
-    'Pictures by their number of objects': _histogram(contents.objects_in(), _COUNTS, whole=True),
-    'Pictures by their longer side, pixels': _histogram(contents.sizes.max(axis=1), _LENGTHS),
-  }
+  return [
+    ('Side of the box, √(width · height), in pixels', 'objects', _histogram(sides, _SIDES)),
+    ('Objects a picture', 'pictures', _histogram(contents.objects_in(), _COUNTS, whole=True)),
+    ('Longer side of the picture, in pixels', 'pictures', _histogram(contents.sizes.max(axis=1), _LENGTHS)),
+  ]
 
 
 def _histogram(values: np.ndarray, starts: Sequence[int], *, whole: bool = False) -> list[tuple[str, int]]:

@@ -107,10 +107,11 @@ def _corners(boxes: np.ndarray, sizes: np.ndarray) -> Smell | None:
   share = share_of_corners(np.concatenate([start, sides], axis=1), limits)
   if not share:
     return None
-  text = f'the boxes may be [x1, y1, x2, y2] read as [x, y, width, height]: {100 * share:.0f} % reach the right or '
-  return Smell(
-    'corners', f'{text}lower edge, and none is smaller than its distance from the left and upper', grave=True
+  text = (
+    f'the boxes may be [x1, y1, x2, y2] read as [x, y, width, height]: {100 * share:.0f} % reach the right or lower '
+    'edge of their picture, and none is smaller than its distance from the upper left corner'
   )
+  return Smell('corners', text, grave=True)
 
 
 def _base(contents: Contents, classes: Classes) -> list[Smell]:

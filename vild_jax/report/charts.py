@@ -53,18 +53,23 @@ def line_chart(title: str, points: Sequence[tuple[float, float]]) -> str:
 
 
 def bar_chart(
-  title: str, groups: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str], *, first: int = 0
+  title: str,
+  groups: Sequence[tuple[str, Sequence[float | None]]],
+  names: Sequence[str],
+  *,
+  first: int = 0,
+  widest: int = _WIDEST,
 ) -> str:
   """Returns a <figure> of grouped bars from zero up; empty if there is no value.
 
   `groups` are (group, one value for each of `names`); None draws no bar. The bars of the i-th name have the class
-  `bar{first + i}`, for which the page defines a colour.
+  `bar{first + i}`, for which the page defines a colour. The chart is at most `widest` pixels wide.
   """
   values = [value for _, row in groups for value in row if value is not None]
   if not values:
     return ''
   ticks = _ticks(0.0, max(values))
-  space = min(_GROUP, (_WIDEST - _LEFT - _RIGHT) / len(groups))  # drawn smaller, more groups would have tiny letters
+  space = min(_GROUP, (widest - _LEFT - _RIGHT) / len(groups))  # drawn smaller, more groups would have tiny letters
   names_of = [textwrap.wrap(group, max(1, int(space / _LETTER))) for group, _ in groups]
   below = _LINE * (max(map(len, names_of)) - 1)  # of names with several lines
   width, height, bottom = _LEFT + _RIGHT + len(groups) * space, 2 * _HEIGHT + below, 2 * _BOTTOM + below
@@ -101,13 +106,13 @@ def bar_chart(
 
 
 def ranking(title: str, entries: Sequence[tuple[str, int, int]], names: Sequence[str]) -> str:
-  """Returns a <figure> of one bar for each entry, the largest first, on a logarithmic scale; empty without a positive.
+  """Returns a <figure> of one bar for each entry, the largest first, on a logarithmic scale; empty without entries.
 
-  `entries` are (name, number, kind); the bars of the k-th kind have the class `bar{k}`, and `names[k]` is in the
-  legend if the kind occurs. An entry of zero has a place and no bar.
+  `entries` are (name, number, 1 or more, kind); bars of the k-th kind have the class `bar{k}`, and `names[k]` is in
+  the legend if the kind occurs.
   """
   ordered = sorted(entries, key=lambda entry: -entry[1])
-  if not ordered or ordered[0][1] < 1:
+  if not ordered:
     return ''
   most, width, height = math.log10(2 * ordered[0][1]), _WIDEST, 200
   step = (width - _LEFT - _RIGHT) / len(ordered)
@@ -122,7 +127,6 @@ def ranking(title: str, entries: Sequence[tuple[str, int, int]], names: Sequence
     f'width="{max(0.85 * step, step - 2):.2f}" height="{height - _BOTTOM - place(number):.1f}">'
     f'<title>{escape(name)}: {number:,}</title></rect>'
     for i, (name, number, kind) in enumerate(ordered)
-    if number
   )
   foot = (
     f'<text x="{_LEFT}" y="{height - 5}">most</text>'

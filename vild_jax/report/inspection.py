@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 from vild_jax.report import charts, page, pictures
 from vild_jax.runtime import files
 
-_EXTREMES = 15  # categories with the most and with the fewest objects in the tables
+_EXTREMES = 8  # categories with the most and with the fewest objects in the tables
+_HISTOGRAM = 500  # pixels, the width of a histogram at most
 _KINDS = {'novel': 0, '': 2, 'base': 2, 'not in the vocabulary': 3}  # -> the class of the bars
 
 
@@ -39,7 +40,7 @@ class Inspection:
     summary: of `data.contents.summary`.
     smells: (what looks wrong, whether training would be useless with it).
     categories: (name, objects, 'base', 'novel', 'not in the vocabulary' or '') of each category.
-    histograms: {title: (interval, how many)}.
+    histograms: (title, what is counted, (interval, how many) of each).
     views: pictures as annotated and as the network sees them.
     how: says how these were chosen and what is drawn.
     twins: (names of two pictures that are nearly the same, both uint8 [H, W, 3]).
@@ -51,7 +52,7 @@ class Inspection:
   summary: Mapping[str, Any]
   smells: Sequence[tuple[str, bool]] = ()
   categories: Sequence[tuple[str, int, str]] = ()
-  histograms: Mapping[str, Sequence[tuple[str, int]]] = field(default_factory=dict)
+  histograms: Sequence[tuple[str, str, Sequence[tuple[str, int]]]] = ()
   views: Sequence[View] = ()
   how: str = ''
   twins: Sequence[tuple[str, np.ndarray, np.ndarray]] = ()
@@ -118,36 +119,41 @@ def _views(views: Sequence[View]) -> str:
       for line, shown in view.shots
     )
     cards += f'<figure><figcaption>{escape(view.title)}</figcaption><div class="view">{shots}</div></figure>'
-  return f'<div class="views">{cards}</div>'
+  wide = any(len(view.shots) > 1 for view in views)
+  return f'<div class="{"views" if wide else "gallery"}">{cards}</div>'
 
 
 def _categories(categories: Sequence[tuple[str, int, str]]) -> str:
   names = ['novel', '', 'base', 'not in the vocabulary']
   legend = names if any(kind for _, _, kind in categories) else [''] * len(names)
-  entries = [(name, number, _KINDS[kind]) for name, number, kind in categories]
-  chart = charts.ranking('Objects of each category, logarithmic', entries, legend)
-  ordered = sorted(categories, key=lambda entry: -entry[1])
-  parts = [('Most objects', ordered[:_EXTREMES])]
-  if len(ordered) > _EXTREMES:
-    parts.append(('Fewest objects', ordered[_EXTREMES:][-_EXTREMES:]))
+  ordered = sorted((entry for entry in categories if entry[1]), key=lambda entry: -entry[1])
+  chart = charts.ranking(
+    'Objects of each category that has any, logarithmic',
+    [(name, number, _KINDS[kind]) for name, number, kind in ordered],
+    legend,
+  )
+  parts = [('Most objects', ordered[:_EXTREMES]), ('Fewest objects', ordered[_EXTREMES:][-_EXTREMES:])]
   tables = ''.join(f'<div><h3>{heading}</h3>{_table(rows)}</div>' for heading, rows in parts if rows)
-  return page.section('Categories', '', chart, page.row(tables))
+  return page.section('Categories', '', page.row(chart + tables))
 
 
 def _table(rows: Sequence[tuple[str, int, str]]) -> str:
-  if not any(kind for _, _, kind in rows):
-    return page.table(['category', 'objects'], [[name, f'{number:,}'] for name, number, _ in rows])
-  return page.table(['category', 'objects', 'class'], [[name, f'{number:,}', kind] for name, number, kind in rows])
+  return page.table(
+    ['category', 'objects'], [[('★ ' if kind == 'novel' else '') + name, f'{n:,}'] for name, n, kind in rows]
+  )
 
 
 def _sizes(found: Inspection) -> str:
-  bars = ''.join(charts.bar_chart(title, [(name, [n]) for name, n in counts], ['number'], first=2)
-                 for title, counts in found.histograms.items() if counts)  # fmt: skip
+  bars = ''.join(
+    charts.bar_chart(title, [(interval, [number]) for interval, number in rows], [what], first=2, widest=_HISTOGRAM)
+    for title, what, rows in found.histograms
+    if rows
+  )
   rows = [
     [side, *(f'{value:,}' for value in values)] for side, values in found.summary['picture_sizes'].items() if values
   ]
   table = page.table(['pixels of pictures', 'least', 'median', 'most'], rows)
-  return page.section('Sizes', '', page.row(bars), page.row(f'<div>{table}</div>' if table else ''))
+  return page.section('Sizes', '', page.row(bars + (f'<div>{table}</div>' if table else '')))
 
 
 def _twins(found: Inspection) -> str:

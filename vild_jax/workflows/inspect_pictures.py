@@ -18,7 +18,8 @@ from vild_jax.eval import paste
 from vild_jax.inference import drawing
 from vild_jax.report.inspection import View
 
-_SIDE, _SMALL = 512, 256  # pixels of the longer side, of a drawn picture and of one of a pair, at most
+_SIDE, _SMALL = 512, 256  # pixels of the longer side, of a drawn picture and of one of a pair
+_FEW = 12  # objects of a picture, so that large labels find room
 _CROWD = (150, 150, 150)  # RGB
 _REGION = (255, 179, 102)
 
@@ -56,17 +57,17 @@ def view(
   return View(f'Image {example.image_id}', shots)
 
 
-def shrunk(picture: np.ndarray, side: int = _SMALL) -> np.ndarray:
-  """Returns a picture, uint8 [H, W, 3], with a longer side of at most `side` pixels."""
-  scale = min(side / max(picture.shape[:2]), 1.0)
+def resized(picture: np.ndarray, side: int = _SMALL) -> np.ndarray:
+  """Returns a picture, uint8 [H, W, 3], with a longer side of `side` pixels."""
+  scale = side / max(picture.shape[:2])
   size = [max(1, round(n * scale)) for n in picture.shape[1::-1]]
-  return cv2.resize(picture, size, interpolation=cv2.INTER_AREA) if scale < 1 else picture
+  return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
 def _annotated(example: Example, categories: Sequence[Category], kinds: Sequence[str]) -> tuple[str, np.ndarray]:
   """The picture with all of its boxes and masks; crowds are grey."""
   found = example.objects
-  picture = shrunk(batches.decode(example), _SIDE)
+  picture = resized(batches.decode(example), _SIDE)
   height, width = picture.shape[:2]
   rows = {category.id: row for row, category in enumerate(categories)}
   labels = np.array([rows[int(key)] for key in found.category_ids], np.int64)
@@ -87,6 +88,7 @@ def _annotated(example: Example, categories: Sequence[Category], kinds: Sequence
     colors=[
       _CROWD if crowd else drawing.class_color(int(label)) for label, crowd in zip(labels, found.is_crowd, strict=True)
     ],
+    bold=len(labels) <= _FEW,
   )
   crowds = int(found.is_crowd.sum())
   line = f'As annotated: {example.width} × {example.height} pixels, {_plural(len(labels) - crowds, "object")}'
@@ -102,7 +104,7 @@ def _seen(
   config = training.config
   item = batches.stream_example(index, example, labels=training.labels, config=config, regions=training.regions)
   size = config.data.image_size
-  picture = shrunk(transforms.displayed(item['image']), _SIDE)
+  picture = resized(transforms.displayed(item['image']), _SIDE)
   scale = len(picture) / size
   valid = item['valid']
   boxes = item['boxes'][valid] * scale
@@ -120,9 +122,14 @@ def _seen(
     f'{"; left out: " + ", ".join(left_out) if left_out else ""}'
   )
   masks = paste.paste_masks(item['masks'][valid].astype(np.float32) / 255, boxes, *picture.shape[:2])
-  names = [category.name for category in categories]
   drawn = drawing.draw(
-    picture, boxes, np.array([shown[int(label)] for label in item['labels'][valid]]), None, masks, names
+    picture,
+    boxes,
+    np.array([shown[int(label)] for label in item['labels'][valid]], int),
+    None,
+    masks,
+    [category.name for category in categories],
+    bold=len(example.objects.ids) <= _FEW,
   )
   shots = [(line, drawn)]
   if training.regions is not None:
@@ -133,15 +140,12 @@ def _seen(
 
 
 def _outlined(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """A darkened picture with thin boxes [N, 4] yxyx, enlarged as drawn ones are."""
-  factor = drawing.enlargement(picture)
-  size = [n * factor for n in picture.shape[1::-1]]
-  canvas = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC) if factor > 1 else picture
-  canvas = (0.6 * canvas).astype(np.uint8)
-  lines = canvas.copy()
-  for y1, x1, y2, x2 in np.round(boxes * factor).astype(int).tolist():
+  """A darkened picture with thin boxes [N, 4] yxyx."""
+  dark = (0.6 * picture).astype(np.uint8)
+  lines = dark.copy()
+  for y1, x1, y2, x2 in np.round(boxes).astype(int).tolist():
     cv2.rectangle(lines, (x1, y1), (x2, y2), _REGION, 1)
-  return cv2.addWeighted(lines, 0.7, canvas, 0.3, 0)
+  return cv2.addWeighted(lines, 0.7, dark, 0.3, 0)
 
 
 def _plural(number: int, what: str) -> str:

@@ -61,10 +61,8 @@ def inspect(
   vocabulary = vocabulary or (config.vocabulary if config else '')
   words = vocabulary_lib.load(vocabulary) if vocabulary else None
   training = None if config is None else _training(dataset, config, words, regions, seed)
-  counter = contents_lib.Counter(dataset.categories)
-  for index in progress.track(range(len(dataset)), 'count', unit='img'):
-    counter.add(dataset[index])
-  found = counter.contents()
+  labels = progress.track(dataset.labels(), 'count', total=len(dataset), unit='img')
+  found = contents_lib.count(dataset.categories, labels)
   smelt = smells.of_contents(found, words, config.data.image_size if config else None)
   looked_at, more, twins = _look(dataset)
   kinds = found.kinds(words)
@@ -83,7 +81,7 @@ def inspect(
     [
       (
         f'Images {dataset[i].image_id} and {dataset[j].image_id}',
-        *(inspect_pictures.shrunk(batches.decode(dataset[k])) for k in (i, j)),
+        *(inspect_pictures.resized(batches.decode(dataset[k])) for k in (i, j)),
       )
       for i, j in twins[:_TWINS]
     ],

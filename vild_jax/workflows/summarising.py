@@ -31,8 +31,9 @@ class Summaries:
   def add(self, split: str, contents: Contents, notes: Sequence[str]) -> None:
     """Prints the summary of a split."""
     found = contents_lib.summary(contents, self._classes, notes)
-    found['warnings'] = [smell.text for smell in smells.of_contents(contents, self._classes)]
+    smelt = smells.of_contents(contents, self._classes)
+    found['warnings'] = [smell.text for smell in smelt]
     self.splits[split] = found
     print(f'{split}:\n{contents_lib.text(found)}', file=sys.stderr)
-    for warning in found['warnings']:
-      print(f'  warning    {warning}', file=sys.stderr)
+    for smell in smelt:
+      print(f'  {"warning" if smell.grave else "look at":<11}{smell.text}', file=sys.stderr)
