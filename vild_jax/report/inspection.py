@@ -134,7 +134,7 @@ def _categories(categories: Sequence[tuple[str, int, str]]) -> str:
   )
   parts = [('Most objects', ordered[:_EXTREMES]), ('Fewest objects', ordered[_EXTREMES:][-_EXTREMES:])]
   tables = ''.join(f'<div><h3>{heading}</h3>{_table(rows)}</div>' for heading, rows in parts if rows)
-  return page.section('Categories', '', page.row(chart + tables))
+  return page.section('Categories', '', page.row(chart + (f'<div>{page.row(tables)}</div>' if tables else '')))
 
 
 def _table(rows: Sequence[tuple[str, int, str]]) -> str:
@@ -163,5 +163,5 @@ def _twins(found: Inspection) -> str:
     + '</div></figure>'
     for title, *both in found.twins
   )
-  text = f'The first {len(found.twins)} of {found.twins_found:,} pairs.' if found.twins else ''
+  text = f'{len(found.twins)} of {found.twins_found:,} pairs.' if found.twins_found > len(found.twins) else ''
   return page.section('Pictures that are nearly the same', text, f'<div class="gallery">{cards}</div>' if cards else '')
