@@ -52,7 +52,7 @@ def test_numbers_by_hand():
   text = contents.text(found)
   for part in (
     '4, 2 of them without objects',
-    '2 objects base',
+    '2 objects of base classes, 1 of novel ones, 1 not in',
     '2 small, 1 medium, 1 large',
     '60 to 300',
     'median 75',
@@ -73,6 +73,13 @@ def test_columns_are_those_of_the_examples():
   assert found.picture.tolist() == [0, 0, 0, 1, 1, 2] and found.category.tolist() == [0, 2, 0, 1, 1, 1]
   assert found.has_mask.tolist() == [True, True, True, True, False, True]
   assert found.boxes[4].tolist() == [10, 10, 20, 20]
+
+
+def test_parts_are_joined_in_order(monkeypatch):
+  whole = counted()
+  monkeypatch.setattr(contents, '_AT_ONCE', 3)
+  for one, other in zip(vars(whole).values(), vars(counted()).values(), strict=True):
+    assert one is other or (isinstance(one, np.ndarray) and np.array_equal(one, other))
 
 
 def test_nothing_is_counted_as_nothing():

@@ -163,7 +163,7 @@ def test_prepare_says_what_it_stored(small, tmp_path, capsys):
   assert (summary['pictures'], summary['objects'], summary['pictures_without_objects']) == (4, 4, 1)
   assert summary['objects_by_class'] == {'base': 3, 'novel': 1, 'not in the vocabulary': 0}
   assert summary['warnings'] == ['1 of 4 pictures show no object; they train as background']
-  for part in ('train:\n', '3 objects base', '20 to 64 pixels', 'look at    1 of 4'):
+  for part in ('train:\n', '3 objects of base classes', '20 to 64 pixels', 'look at    1 of 4'):
     assert part in printed.err, part
 
 

@@ -12,6 +12,7 @@ from vild_jax.data import class_lists
 from vild_jax.data.schema import Category, Example
 
 _MEDIUM, _LARGE = 32**2, 96**2  # square pixels from which on COCO calls an object medium, and large
+_AT_ONCE = 4096  # pictures whose columns are joined, since small arrays take more memory than their numbers
 _COUNTS = (0, 1, 2, 3, 5, 9, 17, 33, 65, 129)  # where the bars of a histogram begin: of objects a picture
 _SIDES = (0, 8, 16, 32, 64, 96, 192, 384, 768)  # of sides of objects, pixels
 _LENGTHS = (0, 128, 256, 512, 768, 1024, 2048, 4096)  # of longer sides of pictures, pixels
@@ -82,34 +83,47 @@ class Counter:
   def __init__(self, categories: Sequence[Category]):
     self._categories = tuple(categories)
     self._rows = {category.id: row for row, category in enumerate(self._categories)}
-    self._pictures: list[tuple[int, int, int]] = []
-    self._objects: list[tuple[np.ndarray, ...]] = []
+    self._count = 0
+    self._parts: list[_Columns] = [_NOTHING]
+    self._recent: list[_Columns] = []
 
   def add(self, example: Example) -> None:
     """Takes the annotations of one picture."""
-    found, row = example.objects, len(self._pictures)
-    self._pictures.append((example.image_id, example.height, example.width))
-    self._objects.append(
+    found = example.objects
+    self._recent.append(
       (
-        np.full(len(found.ids), row),
+        np.array([[example.image_id, example.height, example.width]], np.int64),
+        np.full(len(found.ids), self._count, np.int64),
         np.array([self._rows[int(key)] for key in found.category_ids], np.int64),
-        np.asarray(found.boxes, np.float32),
+        found.boxes,
         found.areas,
         found.is_crowd,
         np.array([bool(segmentation) for segmentation in found.segmentations], bool),
       )
     )
+    self._count += 1
+    if len(self._recent) == _AT_ONCE:
+      self._parts.append(_joined(self._recent))
+      self._recent.clear()
 
   def contents(self) -> Contents:
     """Returns what was counted so far."""
-    pictures = np.array(self._pictures, np.int64).reshape(-1, 3)
-    nothing = [np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32, np.float64, bool, bool)]
-    nothing[2] = nothing[2].reshape(0, 4)
-    columns = [np.concatenate([empty, *parts]) for empty, parts in zip(nothing, self._columns(), strict=True)]
+    pictures, *columns = _joined([*self._parts, *self._recent])
     return Contents(self._categories, pictures[:, 0], pictures[:, 1:], *columns)
 
-  def _columns(self) -> list[list[np.ndarray]]:
-    return [[row[column] for row in self._objects] for column in range(6)]
+
+_Columns = tuple[np.ndarray, ...]  # (id, height, width) of pictures; the columns of their objects, as in `Contents`
+_NOTHING: _Columns = (
+  np.zeros((0, 3), np.int64),
+  *(
+    np.zeros(shape, kind)
+    for shape, kind in ((0, np.int64), (0, np.int64), ((0, 4), np.float32), (0, np.float64), (0, bool), (0, bool))
+  ),
+)
+
+
+def _joined(parts: Sequence[_Columns]) -> _Columns:
+  return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def count(categories: Sequence[Category], examples: Iterable[Example]) -> Contents:
@@ -162,7 +176,8 @@ def text(found: dict[str, Any]) -> str:
     ('objects', f'{found["objects"]:,}, {found["objects_without_mask"]:,} of them without a mask'),
   ]
   if found['objects_by_class']:
-    rows.append(('classes', ', '.join(f'{n:,} objects {kind}' for kind, n in found['objects_by_class'].items())))
+    base, novel, unknown = (found['objects_by_class'][kind] for kind in (BASE, NOVEL, UNKNOWN))
+    rows.append(('classes', f'{base:,} objects of base classes, {novel:,} of novel ones, {unknown:,} {UNKNOWN}'))
   rows += [
     ('sizes', ', '.join(f'{n:,} {size}' for size, n in found['object_sizes'].items()) + ' (below 32², 96² pixels)'),
     ('crowds', f'{found["crowds"]:,}'),

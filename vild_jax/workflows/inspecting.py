@@ -177,5 +177,5 @@ def _facts(
     )
     if training.regions is not None:
       entries.append(('regions', str(training.regions.path)))
-  entries += [('prepared with', note) for note in dataset.notes]
+  entries += [('repaired', note) for note in dataset.notes]
   return [*entries, ('command', shlex.join(['vild-jax', *sys.argv[1:]]))]
