@@ -168,7 +168,7 @@ def problem(words: list[str], mention: bool = False) -> str:
       args = cli.parse(words)
   except SystemExit as end:
     return said.getvalue().strip() if end.code else ''
-  if not hasattr(args, 'config'):
+  if getattr(args, 'config', None) is None:
     return ''
   path = ROOT / args.config
   if args.config.startswith('configs/') and not path.is_file():

@@ -17,6 +17,7 @@ from types import ModuleType
 COMMANDS = {
   'demo': 'run the whole pipeline on the built-in toy world, offline, on a CPU',
   'prepare': 'convert LVIS- or COCO-format JSON and pictures into a TFDS data set in ArrayRecord',
+  'inspect': 'show on a page what is in a data set, and what the network will see of it',
   'embed-text': 'embed class names with the text tower of a teacher, into a vocabulary file',
   'classify': 'classify pictures with a teacher alone, among any names',
   'train': 'train a detector, or resume where it stopped',

@@ -130,6 +130,15 @@ def test_object_without_segmentation_names_itself(labels):
     batch.train_example(boxes_only, labels, dataclasses.replace(TINY, scale_range=(1.0, 1.0)), np.random.default_rng(0))
 
 
+def test_the_stream_holds_its_examples(labels):
+  (shown,), config = examples(1), configured(batch_size=2, scale_range=(0.5, 2.0))
+  stream = take(batch.train_batches([shown], labels, config), 2)
+  for index in range(4):
+    step, slot = divmod(index, 2)
+    item = batch.stream_example(index, shown, labels=labels, config=config, regions=None)
+    assert same({key: value[slot] for key, value in stream[step].items()}, item)
+
+
 # --- streams --------------------------------------------------------------------------------------------------------
 
 

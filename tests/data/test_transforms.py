@@ -72,6 +72,12 @@ def test_normalize_golden(golden):
   np.testing.assert_allclose(transforms.normalize(arrays['in_image_u8']), arrays['out_normalized'], atol=2e-6)
 
 
+def test_what_is_displayed_was_normalized():
+  image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+  np.testing.assert_array_equal(transforms.displayed(transforms.normalize(image)), image)
+  assert transforms.displayed(np.zeros((1, 1, 3), np.float32)).ravel().tolist() == [124, 116, 104]
+
+
 @pytest.mark.parametrize(('name', 'scale'), [('parser_train', 1.0), ('parser_train_scale1.6', 1.6)])
 def test_parser_golden(golden, name, scale):
   arrays = golden(name)

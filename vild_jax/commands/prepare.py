@@ -27,13 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='leave out boxes without size or outside their picture; by default the file is refused',
   )
+  parser.add_argument('--vocabulary', metavar='V.npz', help='the summary counts base and novel objects by it')
+  arguments.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  """Prepares one split and prints the folder of the data set."""
+  """Prepares one split and prints the folder of the data set, and on stderr a summary of what it holds."""
   from vild_jax.data import prepare
+  from vild_jax.workflows import summarising
 
-  how = {'name': args.name, 'split': args.split, 'overwrite': args.overwrite}
+  summaries = summarising.Summaries(args.vocabulary)
+  how = {'name': args.name, 'split': args.split, 'overwrite': args.overwrite, 'told': summaries.add}
   if args.from_tfds:
     arguments.require(
       not (args.annotations or args.images or args.drop_bad_boxes),
@@ -43,4 +47,5 @@ def run(args: argparse.Namespace) -> None:
   else:
     arguments.require(args.annotations and args.images, 'prepare takes --annotations and --images, or --from-tfds')
     folder = prepare.prepare(args.annotations, args.images, args.out, drop_bad_boxes=args.drop_bad_boxes, **how)
+  arguments.write_json(args.json, {'folder': str(folder), 'splits': summaries.splits})
   print(folder)

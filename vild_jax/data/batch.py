@@ -131,6 +131,20 @@ def train_example(
   return item
 
 
+def stream_example(
+  index: int, example: Example, *, labels: LabelMap, config: Config, regions: region_targets.RegionSource | None
+) -> Arrays:
+  """Makes what the endless stream of `train_batches` holds at `index` if it shows `example` there; see `train_example`.
+
+  The augmentation and the regions that are drawn depend on `config.seed` and `index`.
+  """
+  rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(index,)))
+  draw = None
+  if regions is not None:
+    draw = region_targets.draw_of(regions, config.distillation, example.image_id, config.seed, index)
+  return train_example(example, labels, config.data, rng, draw)
+
+
 def eval_example(example: Example, image_size: int) -> Arrays:
   """Makes one example for prediction: the whole picture in the square, not mirrored, and how to map it back.
 
@@ -212,7 +226,7 @@ def train_batches(
   else:
     order_seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
     examples = grain.MapDataset.source(dataset).shuffle(seed=order_seed).repeat(None)
-  item = functools.partial(_train_item, labels=labels, config=config, regions=regions)
+  item = functools.partial(stream_example, labels=labels, config=config, regions=regions)
   batches = examples.map_with_index(item).batch(local)[start_step * process_count + process_index :: process_count]
   item_bytes = _image_bytes(config) + config.data.max_instances * transforms.MASK_SIZE**2
   if regions is not None:
@@ -233,16 +247,6 @@ def eval_batches(
   item = functools.partial(_eval_item, dataset=dataset, image_size=config.data.image_size)
   batches = grain.MapDataset.range(count * batch_size).map(item).batch(local)[process_index::process_count]
   return _stream(batches, min(config.data.workers, count), local * _image_bytes(config))
-
-
-def _train_item(
-  index: int, example: Example, *, labels: LabelMap, config: Config, regions: region_targets.RegionSource | None
-) -> Arrays:
-  rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(index,)))
-  draw = None
-  if regions is not None:
-    draw = region_targets.draw_of(regions, config.distillation, example.image_id, config.seed, index)
-  return train_example(example, labels, config.data, rng, draw)
 
 
 def _eval_item(index: int, *, dataset: ExampleSource, image_size: int) -> Arrays:

@@ -25,8 +25,10 @@ from typing import Any, Protocol
 import PIL.Image
 from absl import logging
 
+from vild_jax.data import contents as contents_lib
 from vild_jax.data import transforms
 from vild_jax.data.annotations import Problems
+from vild_jax.data.contents import Contents
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.data.sources import JsonSource, read_metadata
 from vild_jax.runtime import files, locks, progress
@@ -55,6 +57,7 @@ def prepare(
   split: str | None = None,
   overwrite: bool = False,
   drop_bad_boxes: bool = False,
+  told: Callable[[str, Contents, tuple[str, ...]], Any] | None = None,
 ) -> Path:
   """Stores a LVIS- or COCO-format file and its pictures as one split of the data set OUT/NAME/1.0.0.
 
@@ -70,6 +73,7 @@ def prepare(
     overwrite: replaces the split if it exists with other content.
     drop_bad_boxes: leaves out annotations whose box has no size or lies outside its picture; without it they are an
       error.
+    told: called with (split, what it holds, notes of what was repaired) when the split is stored.
 
   Returns:
     The folder OUT/NAME/1.0.0, for `sources.open_dataset` and `tfds.builder_from_directory`.
@@ -81,7 +85,8 @@ def prepare(
   split = split or ('val' if 'val' in stem and 'train' not in stem else 'train')
   name = name or re.sub(r'_+', '_', re.sub(r'train|val(idation)?', '_', stem)).strip('_') or 'dataset'
   _check_names(name, split)
-  return store(JsonSource(annotations, images, drop_bad_boxes=drop_bad_boxes), out, name, split, overwrite=overwrite)
+  source = JsonSource(annotations, images, drop_bad_boxes=drop_bad_boxes)
+  return store(source, out, name, split, overwrite=overwrite, told=told)
 
 
 def from_tfds(
@@ -92,12 +97,13 @@ def from_tfds(
   name: str | None = None,
   split: str | None = None,
   overwrite: bool = False,
+  told: Callable[[str, Contents, tuple[str, ...]], Any] | None = None,
 ) -> Path:
   """Stores a stock TFDS `lvis` or `coco` data set that is on this machine already; see `stock_tfds` for what it holds.
 
   Args:
     name_or_dir: 'lvis', 'lvis:1.4.0', 'coco/2017' and the like, or the folder of the data set.
-    out, overwrite: as in `prepare`.
+    out, overwrite, told: as in `prepare`; `told` is called for each split.
     data_dir: folder in which TFDS keeps its data sets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.
     name: default: the name of the stock data set.
     split: one split of the stock data set; default: all except those without annotations ('test…'). Its `validation`
@@ -110,11 +116,19 @@ def from_tfds(
   stock = stock_tfds.open_stock(name_or_dir, data_dir)
   for part in stock.splits(split):
     stored_as = 'val' if part == 'validation' else part
-    version = store(stock.source(part), out, name or stock.name, stored_as, overwrite=overwrite)
+    version = store(stock.source(part), out, name or stock.name, stored_as, overwrite=overwrite, told=told)
   return version
 
 
-def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: bool = False) -> Path:
+def store(
+  source: Source,
+  out: str | Path,
+  name: str,
+  split: str,
+  *,
+  overwrite: bool = False,
+  told: Callable[[str, Contents, tuple[str, ...]], Any] | None = None,
+) -> Path:
   """Stores every example of `source` as a split; returns the folder. Details and errors are those of `prepare`."""
   from vild_jax.data.tfds_builders import detection
 
@@ -134,6 +148,8 @@ def store(source: Source, out: str | Path, name: str, split: str, *, overwrite: 
       _commit(staging / name / detection.VERSION, version, split, content, overwrite)
   for note in source.notes:
     print(f'{name}/{split}: {note}', file=sys.stderr)
+  if told is not None:
+    told(split, content.counter.contents(), source.notes)
   return version
 
 
@@ -167,11 +183,12 @@ def _short(category: Category | None) -> str:
 
 
 class _Content:
-  """Yields the examples of a source and checks each picture; collects the split's identity and whether it has masks."""
+  """Yields the examples of a source and checks each picture; collects the split's identity and what it holds."""
 
   def __init__(self, source: Source):
     self.source = source
     self.has_masks = True
+    self.counter = contents_lib.Counter(source.categories)
     self._digests: list[tuple[int, bytes]] = []
 
   def __len__(self) -> int:
@@ -188,6 +205,7 @@ class _Content:
       elif not len(problems):
         self._digests.append((example.image_id, digest))
         self.has_masks &= all(example.objects.segmentations)
+        self.counter.add(example)
         yield example
     problems.raise_if_any()
 

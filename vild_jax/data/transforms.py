@@ -106,6 +106,11 @@ def normalize(image: np.ndarray) -> np.ndarray:
   return rows.reshape(image.shape)
 
 
+def displayed(image: np.ndarray) -> np.ndarray:
+  """Turns what `normalize` made, float32 [H, W, 3], back into uint8; padding becomes the mean colour."""
+  return np.clip(np.round(255 * (image * STD + MEAN)), 0, 255).astype(np.uint8)
+
+
 def resize_and_pad(
   image: np.ndarray, image_size: int, *, scale: float = 1.0, offset_draw: tuple[float, float] = (0.0, 0.0)
 ) -> ResizedImage:

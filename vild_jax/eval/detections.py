@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vild_jax.data import smells
 from vild_jax.data.schema import DataError
 from vild_jax.eval import counted, jsonfile, rows
 from vild_jax.eval.found import Codes, Found
@@ -22,8 +23,6 @@ from vild_jax.runtime import workers
 _LARGE = 64 * 2**20  # bytes of a file from which on starting processes pays
 _PROCESSES = 4  # at most; then joining their columns takes as long as they do
 _SHOWN = 5  # unknown ids that a message names
-_LEAVES = 0.1  # the share of boxes that leave their picture from which on they may be corners rather than sizes
-_ENOUGH = 20  # boxes, to judge that
 
 
 def read(
@@ -161,13 +160,11 @@ def _codes(parts: list[Part]) -> Codes:
 
 
 def _refuse_corners(found: Found, sizes: list[tuple[int, int]], name: str) -> None:
-  """Raises DataError for boxes that are x1 y1 x2 y2: none is smaller than its corner, and many leave their picture."""
-  boxes = found.boxes
-  if boxes is None or len(boxes) < _ENOUGH or not (boxes[:, 2:] >= boxes[:, :2]).all():
+  """Raises DataError for boxes that are x1 y1 x2 y2."""
+  if found.boxes is None:
     return
-  limits = np.array(sizes, np.float64)[found.image][:, ::-1]
-  leaving = (boxes[:, :2] + boxes[:, 2:] > limits + 1).any(1).mean()
-  if leaving > _LEAVES:
+  limits = np.array(sizes, np.float64).reshape(-1, 2)[found.image][:, ::-1]
+  if leaving := smells.share_of_corners(found.boxes, limits):
     raise DataError(
       f'{name}: the boxes look like [x1, y1, x2, y2] ({100 * leaving:.0f} % of them would leave their picture); '
       'expected [x, y, width, height]'

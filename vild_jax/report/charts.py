@@ -53,18 +53,23 @@ def line_chart(title: str, points: Sequence[tuple[float, float]]) -> str:
 
 
 def bar_chart(
-  title: str, groups: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str], *, first: int = 0
+  title: str,
+  groups: Sequence[tuple[str, Sequence[float | None]]],
+  names: Sequence[str],
+  *,
+  first: int = 0,
+  widest: int = _WIDEST,
 ) -> str:
   """Returns a <figure> of grouped bars from zero up; empty if there is no value.
 
   `groups` are (group, one value for each of `names`); None draws no bar. The bars of the i-th name have the class
-  `bar{first + i}`, for which the page defines a colour.
+  `bar{first + i}`, for which the page defines a colour. The chart is at most `widest` pixels wide.
   """
   values = [value for _, row in groups for value in row if value is not None]
   if not values:
     return ''
   ticks = _ticks(0.0, max(values))
-  space = min(_GROUP, (_WIDEST - _LEFT - _RIGHT) / len(groups))  # drawn smaller, more groups would have tiny letters
+  space = min(_GROUP, (widest - _LEFT - _RIGHT) / len(groups))  # drawn smaller, more groups would have tiny letters
   names_of = [textwrap.wrap(group, max(1, int(space / _LETTER))) for group, _ in groups]
   below = _LINE * (max(map(len, names_of)) - 1)  # of names with several lines
   width, height, bottom = _LEFT + _RIGHT + len(groups) * space, 2 * _HEIGHT + below, 2 * _BOTTOM + below
@@ -97,6 +102,42 @@ def bar_chart(
     f'<b>{escape(title)}</b><span class="legend">{legend}</span>'
     f'</figcaption><svg viewBox="0 0 {width:.0f} {height - _BOTTOM}" role="img" aria-label="{escape(title)}">'
     f'{grid}{bars}</svg></figure>'
+  )
+
+
+def ranking(title: str, entries: Sequence[tuple[str, int, int]], names: Sequence[str]) -> str:
+  """Returns a <figure> of one bar for each entry, the largest first, on a logarithmic scale; empty without entries.
+
+  `entries` are (name, number, 1 or more, kind); bars of the k-th kind have the class `bar{k}`, and `names[k]` is in
+  the legend if the kind occurs.
+  """
+  ordered = sorted(entries, key=lambda entry: -entry[1])
+  if not ordered:
+    return ''
+  most, width, height = math.log10(2 * ordered[0][1]), _WIDEST, 200
+  step = (width - _LEFT - _RIGHT) / len(ordered)
+  place = lambda value: height - _BOTTOM - math.log10(2 * value) / most * (height - _TOP - _BOTTOM)
+  grid = ''.join(
+    f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{place(10**k):.1f}" y2="{place(10**k):.1f}"/>'
+    f'<text x="{_LEFT - 6}" y="{place(10**k) + 3.5:.1f}" text-anchor="end">{10**k:,}</text>'
+    for k in range(int(math.log10(ordered[0][1])) + 1)
+  )
+  bars = ''.join(
+    f'<rect class="bar{kind}" x="{_LEFT + i * step:.2f}" y="{place(number):.1f}" '
+    f'width="{max(0.85 * step, step - 2):.2f}" height="{height - _BOTTOM - place(number):.1f}">'
+    f'<title>{escape(name)}: {number:,}</title></rect>'
+    for i, (name, number, kind) in enumerate(ordered)
+  )
+  foot = (
+    f'<text x="{_LEFT}" y="{height - 5}">most</text>'
+    f'<text x="{width - _RIGHT}" y="{height - 5}" text-anchor="end">least of {len(ordered):,}</text>'
+  )
+  kinds = sorted({kind for _, _, kind in ordered})
+  legend = ''.join(f'<span><i class="bar{kind}"></i>{escape(names[kind])}</span>' for kind in kinds if names[kind])
+  return (
+    f'<figure class="chart bars" style="width:{60 + width}px"><figcaption><b>{escape(title)}</b>'
+    f'<span class="legend">{legend}</span></figcaption><svg viewBox="0 0 {width} {height}" role="img" '
+    f'aria-label="{escape(title)}">{grid}{foot}{bars}</svg></figure>'
   )
 
 

@@ -94,6 +94,18 @@ figure { margin: 0; }
 .pair span { display: block; padding: 4px 2px 0; }
 .pair span, figcaption { font-size: 0.8rem; color: var(--soft); }
 .gallery figcaption { margin: 0 2px 6px; }
+.views { display: flex; flex-direction: column; gap: 20px; margin-top: 16px; }
+.views figure { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px; }
+.view { display: grid; gap: 10px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 240px), 1fr)); }
+.view div { max-width: 580px; }
+.view img { width: 100%; aspect-ratio: 1; object-fit: contain; display: block; border-radius: 6px;
+  background: color-mix(in srgb, var(--line) 45%, transparent); }
+.view span { display: block; padding: 4px 2px 0; font-size: 0.8rem; color: var(--soft); }
+.views figcaption { margin: 0 2px 6px; color: var(--ink); font-weight: 600; }
+.smells { list-style: none; margin: 0; padding: 0; display: grid; gap: 8px; }
+.smells li { background: var(--card); border: 1px solid var(--line); border-left: 4px solid var(--bar);
+  border-radius: 6px; padding: 9px 14px; font-size: 0.9rem; overflow-wrap: anywhere; }
+.smells li.grave { border-left-color: var(--novel); background: var(--novel-wash); }
 .shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); gap: 14px; }
 .crops { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; }
 .shots img, .crops img { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; display: block; border-radius: 6px;
