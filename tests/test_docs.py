@@ -7,17 +7,14 @@ import contextlib
 import io
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.pages import CONFIGS, PAGES, ROOT, blocks, docstring, inline_code, name, of_config, of_page, prose
 from vild_jax import cli
 from vild_jax import config as config_lib
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
-CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 FOLDERS = ('.ci', 'benchmarks', 'configs', 'constraints', 'docs', 'launch', 'tests', 'vild_jax')
 SOURCES = sorted(
   path
@@ -29,35 +26,8 @@ README_WORDS = 700
 MD = '.' + 'md'
 FORBIDDEN = tuple(stem + MD for stem in ('METHOD', 'SURFACE', 'HOUSE', 'STACK'))
 FORBIDDEN_WORDS = ('QUI' + 'RKS',)
-# Launchers that run a command of vild-jax, by the words before it.
-LAUNCHERS = (
-  ('launch/cpu_mesh.sh',),
-  ('launch/until_done.sh',),
-  ('launch/tpu_pod.sh', 'run'),
-  ('sbatch', 'launch/slurm.sbatch'),
-)
-_FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 _PLACEHOLDER = re.compile(r'[A-Z]+')
 _PATH = re.compile(r'(?:vild_jax|tests|configs|launch|benchmarks|docs|constraints)/[\w./-]*')
-
-
-def name(path: Path) -> str:
-  return path.relative_to(ROOT).as_posix()
-
-
-def blocks(text: str) -> list[tuple[str, str]]:
-  """(language, content) of each fenced code block."""
-  return _FENCE.findall(text)
-
-
-def prose(text: str) -> str:
-  """The text without its fenced code blocks."""
-  return _FENCE.sub('', text)
-
-
-def inline_code(text: str) -> list[str]:
-  """What stands in back quotes outside of code blocks, on one line each."""
-  return [' '.join(code.split()) for code in re.findall(r'`([^`]+)`', prose(text))]
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
@@ -130,28 +100,6 @@ def test_a_citation_of_an_absent_document_is_found():
 # --- command lines ----------------------------------------------------------------------------------------------------
 
 
-def command_lines(code: str) -> Iterator[list[str]]:
-  """The words after `vild-jax` of each line of a shell, continued lines joined; a launcher's command too."""
-  for line in code.replace('\\\n', ' ').splitlines():
-    if not re.match(r'\s*(vild-jax|launch/|sbatch )', line):
-      continue
-    words = shlex.split(line, comments=True)
-    prefix = next((p for p in (('vild-jax',), *LAUNCHERS) if tuple(words[: len(p)]) == p), None)
-    if prefix:
-      yield words[len(prefix) :]
-    elif words[0] == 'launch/demo.sh':
-      yield ['demo', '--workdir', *(words[1:] if words[1:] and words[1][0] != '-' else ['W', *words[1:]])]
-
-
-def of_page(text: str) -> Iterator[tuple[list[str], bool]]:
-  """(words, whether they may be a mere mention) of all command lines of a page."""
-  for language, code in blocks(text):
-    if language in ('', 'sh'):
-      yield from ((words, False) for words in command_lines(code))
-  for code in inline_code(text):
-    yield from ((words, True) for words in command_lines(code))
-
-
 def problem(words: list[str], mention: bool = False) -> str:
   """What is wrong with the words after `vild-jax`; empty for a line that runs, up to the files that it names.
 
@@ -192,10 +140,9 @@ def test_command_lines_of_pages_parse(page):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=name)
 def test_command_lines_of_configs_parse(path):
-  docstring = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8')))
-  lines = list(command_lines(docstring))
+  lines = of_config(path)
   wrong = [f'{shlex.join(words)}: {found}' for words in lines if (found := problem(words))]
-  assert lines or 'vild-jax' not in docstring or path.stem == 'vild_text_toy'
+  assert lines or 'vild-jax' not in docstring(path) or path.stem == 'vild_text_toy'
   assert not wrong, '\n'.join(wrong)
 
 

@@ -6,14 +6,12 @@ opened as the command would; what it would have written is made up for the lines
 
 from __future__ import annotations
 
-import ast
 import shlex
 from pathlib import Path
 
 import pytest
 
-from tests import test_docs
-from tests.helpers import official, planted_store
+from tests.helpers import official, pages, planted_store
 from tests.helpers.results import write_results
 from vild_jax import cli
 from vild_jax import config as config_lib
@@ -24,20 +22,20 @@ from vild_jax.train import checkpoint
 from vild_jax.workflows import training
 
 RUN = ('prepare', 'inspect', 'score')
-README = test_docs.ROOT / 'README.md'
+README = pages.ROOT / 'README.md'
 
 
 def lines_of(path: Path) -> list[list[str]]:
   """The commands of a page or config, in order, without patterns of use."""
-  text = path.read_text(encoding='utf-8')
   if path.suffix == '.py':
-    return list(test_docs.command_lines(ast.get_docstring(ast.parse(text))))
-  return [words for words, mention in test_docs.of_page(text) if not mention and '--help' not in words]
+    return pages.of_config(path)
+  lines = pages.of_page(path.read_text(encoding='utf-8'))
+  return [words for words, mention in lines if not mention and '--help' not in words]
 
 
 FOLLOWED = [
   path
-  for path in (*test_docs.PAGES, *test_docs.CONFIGS)
+  for path in (*pages.PAGES, *pages.CONFIGS)
   if any(words[0] in RUN or '--from-npy' in words for words in lines_of(path))
 ]
 
@@ -46,7 +44,7 @@ FOLLOWED = [
 def here(tmp_path, monkeypatch):
   """A folder with all official files, from which the commands run as from a clone."""
   official.write(tmp_path)
-  (tmp_path / 'configs').symlink_to(test_docs.ROOT / 'configs')
+  (tmp_path / 'configs').symlink_to(pages.ROOT / 'configs')
   monkeypatch.chdir(tmp_path)
   return tmp_path
 
@@ -63,6 +61,8 @@ def follow(words: list[str]) -> None:
     _results(Path(args.annotations), Path(args.results))
     for other in filter(None, (args.against, args.proposals)):
       _results(Path(args.annotations), Path(other))
+  elif args.command == 'inspect' and args.regions:
+    _store(Path(args.regions), args.data)
   elif args.command == 'embed-regions':
     _store(Path(args.out), args.data)
     return
@@ -106,11 +106,11 @@ def _open(args) -> None:
   (Path(args.workdir) / checkpoint.CONFIG_FILE).write_text(config_lib.to_text(config))
 
 
-@pytest.mark.parametrize('path', FOLLOWED, ids=test_docs.name)
+@pytest.mark.parametrize('path', FOLLOWED, ids=pages.name)
 def test_a_recipe_can_be_followed(path, here, capsys):
   lines = lines_of(path)
   if path.suffix == '.md' and path != README:  # a page goes on from the recipes of the README and of LVIS
-    for words in [*lines_of(README), *lines_of(test_docs.ROOT / 'configs' / 'vild_ensemble_r50_lvis.py')]:
+    for words in [*lines_of(README), *lines_of(pages.ROOT / 'configs' / 'vild_ensemble_r50_lvis.py')]:
       if words[0] in ('prepare', 'embed-text', 'embed-regions'):
         follow(words)
   for words in lines:
@@ -119,18 +119,18 @@ def test_a_recipe_can_be_followed(path, here, capsys):
 
 
 def test_all_recipes_are_followed():
-  names = {test_docs.name(path) for path in FOLLOWED}
+  names = {pages.name(path) for path in FOLLOWED}
   assert {'README.md', 'docs/data.md', 'docs/evaluation.md', 'docs/teachers.md'} <= names
   assert {name for name in names if name.startswith('configs/')} == {
-    test_docs.name(path) for path in test_docs.CONFIGS if path.stem != 'vild_text_toy'
+    pages.name(path) for path in pages.CONFIGS if path.stem != 'vild_text_toy'
   }
 
 
 def test_the_official_files_have_their_faults_dropped_with_a_count(here, capsys):
-  for words in lines_of(test_docs.ROOT / 'configs' / 'vild_ensemble_r50_coco_ovd.py')[:2]:
+  for words in lines_of(pages.ROOT / 'configs' / 'vild_ensemble_r50_coco_ovd.py')[:2]:
     follow(words)
   assert capsys.readouterr().err.count('2 annotations with a box of no size or outside the picture dropped') == 2
-  for words in lines_of(test_docs.ROOT / 'configs' / 'vild_r50_lvis.py')[:2]:
+  for words in lines_of(pages.ROOT / 'configs' / 'vild_r50_lvis.py')[:2]:
     follow(words)
   assert '1 annotation with a box of no size' in capsys.readouterr().err
   assert len(sources.open_dataset('data/lvis_v1', 'val')) == 4
