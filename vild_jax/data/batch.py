@@ -174,17 +174,11 @@ def _masks(example: Example, kept: np.ndarray, boxes: np.ndarray, flip: bool, sl
   size = transforms.MASK_SIZE
   masks, has_mask = np.zeros((slots, size, size), np.uint8), np.zeros(slots, bool)
   for slot, (index, box) in enumerate(zip(kept, boxes, strict=True)):
-    if example.objects.segmentations[index]:
-      mask, has_mask[slot] = _mask(example, index), True
+    if segmentation := example.objects.segmentations[index]:
+      mask = rle.decode_mask(segmentation, example.height, example.width)
       masks[slot] = np.round(255 * transforms.crop_mask(mask[:, ::-1] if flip else mask, box))
+      has_mask[slot] = True
   return {'masks': masks, 'has_mask': has_mask}
-
-
-def _mask(example: Example, index: int) -> np.ndarray:
-  try:
-    return rle.decode_mask(example.objects.segmentations[index], example.height, example.width)
-  except DataError as error:
-    raise DataError(f'image {example.image_id}, object {example.objects.ids[index]}: {error}') from None
 
 
 def _padding_example(image_size: int) -> Arrays:
