@@ -170,7 +170,7 @@ def _with_some_masks(share):
 @pytest.mark.parametrize('share', [0.0, 0.5, 1.0])
 def test_only_objects_with_a_mask_give_mask_targets(share):
   batch = _with_some_masks(share)
-  whole, targets = (_assign(b, _proposals(batch)) for b in (batch.replace(has_mask=None), batch))
+  whole, targets = (_assign(b, _proposals(batch)) for b in (tiny.batch(), batch))
   for name in ('rois', 'valid', 'foreground', 'labels', 'deltas'):  # boxes and classes are learnt of all
     np.testing.assert_array_equal(getattr(targets, name), getattr(whole, name))
   taken = 0
@@ -210,6 +210,13 @@ def test_the_mask_loss_is_the_mean_over_regions_that_have_a_mask(share):
   assert loss_of(logits, changed) == found
   np.testing.assert_allclose(gradient[rows], (1 / (1 + np.exp(-x)) - y) / max(x.size, 1), rtol=1e-4, atol=1e-8)
   assert not np.asarray(gradient)[~rows].any() and rows.any() == (share > 0)
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_say_has_all_masks():
+  batch = tiny.batch()
+  said, unsaid = (_assign(b, _proposals(batch)) for b in (batch, batch.replace(has_mask=None)))
+  jax.tree.map(np.testing.assert_array_equal, said, unsaid)
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def _has_masks(dataset: sources.PreparedDataset, labels: batches.LabelMap) -> bo
   """Tells whether an object to learn has a mask; stderr reports how many do, unless all objects have one."""
   if dataset.has_masks:
     return True
-  objects, masked = batches.count_learnt(dataset, labels)
+  objects, masked = batches.count_learnt(dataset.labels(), labels)
   if jax.process_index() == 0:
     what = 'the others train boxes alone' if masked else 'boxes alone are learnt, without the loss of masks'
     print(f'{dataset.folder}: {masked:,} of {objects:,} objects to learn have a mask; {what}', file=sys.stderr)
