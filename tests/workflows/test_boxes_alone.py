@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +15,7 @@ import vild_jax
 from tests.helpers import small_experiment, small_set, tiny
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
+from vild_jax import detector
 from vild_jax.train import checkpoint
 from vild_jax.workflows import training
 
@@ -56,6 +59,26 @@ def test_training_says_at_its_start_how_many_objects_have_masks(tmp_path, capsys
   stream.close()
   assert ('masks' in arrays) == ('has_mask' in arrays) == learnt
   assert not training.open_training(tiny.config(*settings, 'model.masks=false')).config.model.masks
+
+
+@pytest.mark.parametrize(('saved', 'given', 'found'), [(0, 1, False), (1, 0, False), (1, 1, True), (0, 0, False)])
+def test_a_detector_gives_masks_if_it_learnt_them_and_the_config_wants_them(tmp_path, saved, given, found):
+  of = lambda masks: tiny.config(f'model.masks={bool(masks)}')
+  checkpoint.claim_workdir(tmp_path, of(saved))
+  assert checkpoint.same_model(of(given), tmp_path).model.masks is found
+
+
+@pytest.mark.slow
+def test_without_masks_the_mask_head_is_in_no_program():
+  config = tiny.config('model.masks=false')
+  weights = jax.eval_shape(lambda: detector.init(config, jax.random.key(0)))
+  words, image = jax.tree.map(jnp.asarray, tiny.vocabulary()), jnp.zeros((64, 64, 3))
+  traced = jax.make_jaxpr(lambda v: detector.predict(config, v, image, (64, 64), words), return_shape=True)(weights)
+  assert traced[1].masks is None and 'mask_head' in weights['params']
+  used = {v for equation in traced[0].eqns for v in equation.invars if not hasattr(v, 'val')}
+  paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
+  unused = {path for path, v in zip(paths, traced[0].jaxpr.invars, strict=True) if v not in used}
+  assert unused == {path for path in paths if 'mask_head' in path}
 
 
 @pytest.fixture(scope='module')
