@@ -60,6 +60,13 @@ def _proposals(batch, count=30, valid=20, seed=1):
   return Proposals(mixed * mask[..., None], mask.astype(np.float32), mask)
 
 
+def _outputs(targets, logits, mask_logits):
+  """Outputs for the anchors and regions of `targets`: these logits, and zeros."""
+  zeros = lambda *more: {level: jnp.zeros((*x.shape, *more)) for level, x in targets.rpn_labels.items()}
+  first = detector.FirstStage({}, zeros(), zeros(4), None)
+  return objective.Outputs(first, detector.SecondStage(None, logits, jnp.zeros((8, 16, 4))), mask_logits)
+
+
 def _iou(a, b):
   return np.asarray(boxes.iou(jnp.asarray(a), jnp.asarray(b)))
 
@@ -99,19 +106,8 @@ def test_which_classes_are_in_the_softmax_is_a_setting():
   batch = tiny.batch()
   proposals = _proposals(batch)
   targets = _assign(batch, proposals)
-  levels = targets.rpn_labels
-  outputs = objective.Outputs(
-    detector.FirstStage(
-      {},
-      {level: jnp.zeros(x.shape) for level, x in levels.items()},
-      {level: jnp.zeros((*x.shape, 4)) for level, x in levels.items()},
-      proposals,
-    ),
-    detector.SecondStage(
-      None, jnp.asarray(rng.normal(size=(8, 16, tiny.CLASSES + 1)).astype(np.float32) * 5), jnp.zeros((8, 16, 4))
-    ),
-    jnp.zeros((8, 4, 28, 28)),
-  )
+  logits = jnp.asarray(rng.normal(size=(8, 16, tiny.CLASSES + 1)).astype(np.float32) * 5)
+  outputs = _outputs(targets, logits, jnp.zeros((8, 4, 28, 28)))
   targets = jax.tree.map(jnp.asarray, targets)
   logits = np.asarray(outputs.second.logits, np.float64)
   base = np.append(tiny.vocabulary().is_base, True)
@@ -164,6 +160,84 @@ def test_labels_boxes_and_quota_follow_the_overlaps():
         np.testing.assert_allclose(decoded[0], gt[best], atol=1e-3)
       else:
         assert overlap.max() < 0.5 and (targets.deltas[i, j] == 0).all()
+
+
+def _with_some_masks(share):
+  batch = tiny.batch()
+  return batch.replace(has_mask=batch.valid & (np.random.default_rng(5).random(batch.valid.shape) < share))
+
+
+@pytest.mark.parametrize('share', [0.0, 0.5, 1.0])
+def test_only_objects_with_a_mask_give_mask_targets(share):
+  batch = _with_some_masks(share)
+  whole, targets = (_assign(b, _proposals(batch)) for b in (tiny.batch(), batch))
+  for name in ('rois', 'valid', 'foreground', 'labels', 'deltas'):  # boxes and classes are learnt of all
+    np.testing.assert_array_equal(getattr(targets, name), getattr(whole, name))
+  taken = 0
+  for i in range(8):
+    regions = np.flatnonzero(whole.foreground[i])
+    if len(regions):
+      best = _iou(whole.rois[i, regions], np.where(batch.valid[i][:, None], batch.boxes[i], 0)).argmax(1)
+      regions = regions[batch.has_mask[i][best]]
+    learns = targets.mask_foreground[i]
+    np.testing.assert_array_equal(targets.mask_rois[i][learns], whole.rois[i, regions])
+    same = [int(np.flatnonzero((whole.mask_rois[i] == roi).all(1))[0]) for roi in whole.rois[i, regions]]
+    np.testing.assert_array_equal(targets.masks[i][learns], whole.masks[i][same])
+    taken += learns.sum()
+    assert targets.mask_valid[i].sum() == whole.mask_valid[i].sum()  # the others still enter batch statistics
+  counted = objective.count(jax.tree.map(jnp.asarray, targets))['mask']
+  assert taken == counted and (taken > 0) == (share > 0)
+  assert (taken == whole.foreground.sum()) == (share == 1)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.5])
+def test_the_mask_loss_is_the_mean_over_regions_that_have_a_mask(share):
+  config, batch = tiny.config(), _with_some_masks(share)
+  other = batch.replace(masks=np.where(batch.has_mask[..., None, None], batch.masks, 255 - batch.masks))
+  targets, changed = (jax.tree.map(jnp.asarray, _assign(b, _proposals(batch))) for b in (batch, other))
+  logits = np.random.default_rng(1).normal(0, 3, (8, 4, 28, 28)).astype(np.float32)
+
+  @jax.jit
+  def loss_of(mask_logits, targets):
+    outputs = _outputs(targets, jnp.zeros((8, 16, tiny.CLASSES + 1)), mask_logits)
+    return objective.losses(config, outputs, targets, tiny.vocabulary())['mask_loss']
+
+  rows = np.asarray(targets.mask_foreground)
+  x, y = logits[rows].astype(np.float64), np.asarray(targets.masks)[rows]
+  found, gradient = jax.value_and_grad(loss_of)(logits, targets)
+  expected = (np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0) - x * y).mean() if rows.any() else 0.0
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert loss_of(logits, changed) == found
+  np.testing.assert_allclose(gradient[rows], (1 / (1 + np.exp(-x)) - y) / max(x.size, 1), rtol=1e-4, atol=1e-8)
+  assert not np.asarray(gradient)[~rows].any() and rows.any() == (share > 0)
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_say_has_all_masks():
+  batch = tiny.batch()
+  said, unsaid = (_assign(b, _proposals(batch)) for b in (batch, batch.replace(has_mask=None)))
+  jax.tree.map(np.testing.assert_array_equal, said, unsaid)
+
+
+@pytest.mark.slow
+def test_without_any_mask_the_rest_learns_the_same_as_without_the_mask_head(variables):
+  none = _with_some_masks(0.0)
+
+  def gradients(config, batch):
+    loss = lambda params: objective.objective(
+      config, {**variables, 'params': params}, batch, tiny.vocabulary(), jax.random.PRNGKey(3)
+    )
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+
+  (total, (metrics, _)), grads = gradients(tiny.config(), none)
+  (alone, (fewer, statistics)), other = gradients(tiny.config('model.masks=false'), none.replace(masks=None))
+  assert metrics.keys() - fewer.keys() == {'mask_loss'} and metrics['mask_loss'] == 0
+  np.testing.assert_allclose(total, alone, rtol=1e-6)
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6, err_msg=str(path))
+  assert not any(np.any(g) for of in (grads, other) for g in jax.tree.leaves(of['mask_head']))
+  for a, b in zip(*(jax.tree.leaves(s['mask_head']) for s in (statistics, variables['batch_stats'])), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_anchor_targets_use_the_decoders_convention():

@@ -266,7 +266,7 @@ def choose(model: Model, rois: Array, valid: Array, scores: Array) -> Detections
   """Chooses the best detections of one image from boxes [R, 4], validity [R] and scores [R, C].
 
   Suppression is class-wise; a box that is invalid or without area gives no detection (docs/departures.md, 10 and 11).
-  The masks of the result are zeros; `masks` computes them.
+  The result is without masks; `masks` computes them.
   """
   post = model.postprocess
   index, label, score, valid = nms.classwise_nms(
@@ -278,14 +278,8 @@ def choose(model: Model, rois: Array, valid: Array, scores: Array) -> Detections
     valid=valid & (boxes.area(rois) > 0),
     pre_nms_top_k=post.pre_nms_top_k,
   )
-  size = 2 * model.mask_head.roi_size
-  return Detections(
-    boxes=jnp.where(valid[:, None], rois[index], 0),
-    labels=label,
-    scores=score,
-    valid=valid,
-    masks=jnp.zeros((post.max_detections, size, size), rois.dtype),
-  )
+  kept = jnp.where(valid[:, None], rois[index], 0)
+  return Detections(boxes=kept, labels=label, scores=score, valid=valid, masks=None)
 
 
 def masks(
@@ -297,8 +291,13 @@ def masks(
   *,
   train: bool,
   per_image: PerImage = jax.vmap,
-) -> tuple[Array, Any]:
-  """Returns (mask logits [B, K, 28, 28], variables as in `second_stage`) for boxes [B, K, 4], validity [B, K]."""
+) -> tuple[Array | None, Any]:
+  """Returns (mask logits [B, K, 28, 28], variables as in `second_stage`) for boxes [B, K, 4], validity [B, K].
+
+  The logits are None if the model has no masks (`model.masks=False`).
+  """
+  if not model.masks:
+    return None, variables
   pooled = _pool(features, rois, size=model.mask_head.roi_size, per_image=per_image)
   return _on_regions(model, variables, ViLD.masks, pooled, valid, train=train)
 
@@ -363,7 +362,7 @@ def predict(
     image_size: (height, width) in pixels of the rescaled picture inside the square.
     vocabulary: the classes to detect, C of them.
     return_intermediates: also returns `features`, `proposals`, `text_logits` [R, C + 1], `image_logits` [R, C] (None
-      without an image head), `box_deltas` [R, 4], `mask_logits` [K, 28, 28].
+      without an image head), `box_deltas` [R, 4], `mask_logits` [K, 28, 28] (or None).
 
   Returns:
     Detections in network pixels, K = config.model.postprocess.max_detections rows, best first.

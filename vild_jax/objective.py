@@ -37,8 +37,8 @@ class Targets:
     rois: [B, R, 4], the sampled regions, yxyx in pixels of the network input; valid and foreground: bool [B, R].
     labels: int32 [B, R], rows of the vocabulary, C for the background.
     deltas: [B, R, 4], 0 for regions that are not foreground.
-    mask_rois: [B, K, 4]; mask_valid and mask_foreground: bool [B, K].
-    masks: [B, K, 28, 28] in [0, 1].
+    mask_rois: [B, K, 4]; mask_valid and mask_foreground, those that learn a mask: bool [B, K].
+    masks: [B, K, 28, 28] in [0, 1]; this and the three before are None if no masks are learnt.
     regions: the teacher's embeddings of M further regions of each image; None without distillation.
   """
 
@@ -50,20 +50,23 @@ class Targets:
   foreground: Array
   labels: Array
   deltas: Array
-  mask_rois: Array
-  mask_valid: Array
-  mask_foreground: Array
-  masks: Array
+  mask_rois: Array | None = None
+  mask_valid: Array | None = None
+  mask_foreground: Array | None = None
+  masks: Array | None = None
   regions: RegionTargets | None = None
 
 
 @flax.struct.dataclass
 class Outputs:
-  """Holds the detector's outputs for the anchors and regions of `Targets`: both stages, mask logits [B, K, 28, 28]."""
+  """Holds the detector's outputs for the anchors and regions of `Targets`: both stages, mask logits [B, K, 28, 28].
+
+  The mask logits are None if no masks are learnt.
+  """
 
   first: FirstStage
   second: SecondStage
-  mask_logits: Array
+  mask_logits: Array | None
 
 
 def objective(
@@ -130,7 +133,7 @@ def count(targets: Targets) -> dict[str, Any]:
     'rpn_box': {level: number(mask) for level, mask in numbers.items()},
     'class': number(targets.valid),
     'box': number(targets.foreground),
-    'mask': number(targets.mask_foreground),
+    'mask': None if targets.mask_foreground is None else number(targets.mask_foreground),
     'distillation': None if targets.regions is None else number(targets.regions.valid),
   }
 
@@ -189,15 +192,22 @@ def assign(
   anchors = detector.model_anchors(config.model, batch.image.shape[1:3])
 
   def of_one_image(
-    found: Proposals, gt_boxes: Array, gt_labels: Array, gt_masks: Array, gt_valid: Array, key: Array
+    found: Proposals,
+    gt_boxes: Array,
+    gt_labels: Array,
+    gt_masks: Array | None,
+    gt_valid: Array,
+    gt_has_mask: Array | None,
+    key: Array,
   ) -> Targets:
     anchor_key, region_key = jax.random.split(key)
-    return Targets(
-      **_assign_anchors(rules, anchors, gt_boxes, gt_valid, anchor_key),
-      **_assign_regions(rules, config, found, gt_boxes, gt_labels, gt_masks, gt_valid, background, region_key),
-    )
+    regions, matched = _assign_regions(rules, found, gt_boxes, gt_labels, gt_valid, background, region_key)
+    if config.model.masks:
+      regions |= _assign_masks(config, regions, matched, gt_boxes, gt_masks, gt_has_mask)
+    return Targets(**_assign_anchors(rules, anchors, gt_boxes, gt_valid, anchor_key), **regions)
 
-  targets = per_image(of_one_image)(first.proposals, batch.boxes, batch.labels, batch.masks, batch.valid, keys)
+  ground_truth = (batch.boxes, batch.labels, batch.masks, batch.valid, batch.has_mask)
+  targets = per_image(of_one_image)(first.proposals, *ground_truth, keys)
   distils = config.distillation.weight > 0
   return jax.lax.stop_gradient(targets.replace(regions=batch.regions if distils else None))
 
@@ -206,6 +216,8 @@ def losses(
   config: Config, outputs: Outputs, targets: Targets, vocabulary: Vocabulary, counts: dict[str, Any] | None = None
 ) -> dict[str, Array]:
   """Returns the five losses of ViLD-text and, with distillation, the loss of ViLD-image (docs/method.md, 3).
+
+  Without masks (`model.masks=False`) there is no `mask_loss`.
 
   Each is normalised over the global batch, by `counts` (default: the counts of `targets`). The last one is multiplied
   by `distillation.weight`, the others have a weight of 1. ViLD-image (`model.background=False`) has no `class_loss`: it
@@ -232,8 +244,11 @@ def losses(
       logits, targets.labels, targets.valid, jnp.append(allowed, True), count=counts['class']
     ),
     'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground, count=counts['box']),
-    'mask_loss': core_losses.mask(outputs.mask_logits, targets.masks, targets.mask_foreground, count=counts['mask']),
   }
+  if config.model.masks:
+    parts['mask_loss'] = core_losses.mask(
+      outputs.mask_logits, targets.masks, targets.mask_foreground, count=counts['mask']
+    )
   if not config.model.background:
     del parts['class_loss']
   if targets.regions is not None:
@@ -289,15 +304,14 @@ def _assign_anchors(
 
 def _assign_regions(
   rules: Assignment,
-  config: Config,
   found: Proposals,
   gt_boxes: Array,
   gt_labels: Array,
-  gt_masks: Array,
   gt_valid: Array,
   background: int,
   key: Array,
-) -> dict[str, Array]:
+) -> tuple[dict[str, Array], Array]:
+  """Returns the targets of the regions, and the row of the ground truth [R] that each is matched with."""
   # Ground-truth boxes are candidates too, but their padding is not (docs/departures.md, 3).
   candidates = jnp.concatenate([found.boxes, gt_boxes.astype(found.boxes.dtype)])
   valid = jnp.concatenate([found.valid, gt_valid])
@@ -312,19 +326,34 @@ def _assign_regions(
   rois, matched = candidates[chosen], matched[chosen]
   foreground = valid & (iou[chosen] > rules.roi_positive_iou)
   deltas = boxes.encode(gt_boxes[matched], rois, weights=BOX_WEIGHTS)
-  index, mask_foreground, mask_valid = masks.select_mask_regions(foreground, valid, num=rules.mask_samples)
-  size = 2 * config.model.mask_head.roi_size
-  mask_targets = masks.mask_targets(_as_fraction(gt_masks), gt_boxes, rois[index], matched[index], size=size)
-  return {
+  targets = {
     'rois': rois,
     'valid': valid,
     'foreground': foreground,
     'labels': jnp.where(foreground, gt_labels[matched], background),
     'deltas': jnp.where(foreground[:, None], deltas, 0),
+  }
+  return targets, matched
+
+
+def _assign_masks(
+  config: Config,
+  regions: dict[str, Array],
+  matched: Array,
+  gt_boxes: Array,
+  gt_masks: Array,
+  gt_has_mask: Array | None,
+) -> dict[str, Array]:
+  rois, learns = regions['rois'], regions['foreground']
+  if gt_has_mask is not None:
+    learns &= gt_has_mask[matched]
+  index, foreground, valid = masks.select_mask_regions(learns, regions['valid'], num=config.assignment.mask_samples)
+  size = 2 * config.model.mask_head.roi_size
+  return {
     'mask_rois': rois[index],
-    'mask_valid': mask_valid,
-    'mask_foreground': mask_foreground,
-    'masks': mask_targets,
+    'mask_valid': valid,
+    'mask_foreground': foreground,
+    'masks': masks.mask_targets(_as_fraction(gt_masks), gt_boxes, rois[index], matched[index], size=size),
   }
 
 

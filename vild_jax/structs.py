@@ -37,8 +37,10 @@ class Batch:
     image_size: float32 [B, 2], (height, width) of the picture inside the square.
     boxes: float32 [B, N, 4] ground truth of base categories, clipped to the square.
     labels: int32 [B, N], rows of the vocabulary.
-    masks: uint8 [B, N, 112, 112], 255 times the soft mask inside its box, or float [B, N, 112, 112] in [0, 1].
+    masks: uint8 [B, N, 112, 112], 255 times the soft mask inside its box, or float [B, N, 112, 112] in [0, 1]; None if
+      no masks are learnt (`model.masks`).
     valid: bool [B, N], False on padding.
+    has_mask: bool [B, N], which objects have a mask to learn; None if all have.
     regions: what to distil from the teacher, M regions for each image; None without distillation.
   """
 
@@ -46,8 +48,9 @@ class Batch:
   image_size: Array
   boxes: Array
   labels: Array
-  masks: Array
+  masks: Array | None
   valid: Array
+  has_mask: Array | None = None
   regions: RegionTargets | None = None
 
 
@@ -83,14 +86,14 @@ class Detections:
     boxes: float32 [K, 4], clipped to the picture inside the square.
     labels: int32 [K], rows of the vocabulary.
     scores: float32 [K] in [0, 1].
-    masks: float32 [K, 28, 28], mask logits inside each box.
+    masks: float32 [K, 28, 28], mask logits inside each box; None if they are not computed, or were not learnt.
     valid: bool [K].
   """
 
   boxes: Array
   labels: Array
   scores: Array
-  masks: Array
+  masks: Array | None
   valid: Array
 
 

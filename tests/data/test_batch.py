@@ -124,10 +124,26 @@ def test_size_that_contradicts_the_annotation_is_an_error(labels):
     batch.train_example(wrong, labels, TINY, np.random.default_rng(0))
 
 
-def test_object_without_segmentation_names_itself(labels):
-  boxes_only = example(np.zeros((64, 64, 3), np.uint8), objects((3, (2, 2, 30, 30), False, [])), 8)
-  with pytest.raises(DataError, match='image 8, object 0'):
-    batch.train_example(boxes_only, labels, dataclasses.replace(TINY, scale_range=(1.0, 1.0)), np.random.default_rng(0))
+def test_an_object_without_segmentation_has_a_box_and_no_mask(labels):
+  found = objects((3, (2, 2, 30, 30), False, []), (9, (1, 1, 9, 9), False), (5, (4, 8, 40, 50), False))
+  mixed = example(np.zeros((64, 64, 3), np.uint8), found)
+  data = dataclasses.replace(TINY, scale_range=(1.0, 1.0), flip=False)
+  item = batch.train_example(mixed, labels, data, np.random.default_rng(0))
+  np.testing.assert_array_equal(item['valid'], [True, True, False, False])
+  np.testing.assert_array_equal(item['has_mask'], [False, True, False, False])
+  np.testing.assert_array_equal(item['boxes'][:2], [[2, 2, 30, 30], [4, 8, 40, 50]])
+  assert not item['masks'][0].any() and (item['masks'][1] > 250).mean() > 0.9
+  alone = batch.train_example(mixed, labels, data, np.random.default_rng(0), masks=False)
+  assert item.keys() - alone.keys() == {'masks', 'has_mask'} and same(alone, {k: item[k] for k in alone})
+
+
+def test_objects_to_learn_and_their_masks_are_counted(labels):
+  picture = np.zeros((8, 8, 3), np.uint8)
+  box = (1, 1, 5, 5)
+  entries = [(3, box, False), (5, box, False, []), (9, box, False), (77, box, False), (3, box, True), (3, box, False)]
+  found = [example(picture, objects(*entries)), example(picture, objects()), example(picture, objects(entries[1]))]
+  assert batch.count_learnt(found, labels) == (4, 2)
+  assert batch.count_learnt([], labels) == (0, 0)
 
 
 def test_the_stream_holds_its_examples(labels):
@@ -150,6 +166,7 @@ def test_batches_have_the_promised_shapes(labels):
     'boxes': (4, 4, 4),
     'labels': (4, 4),
     'masks': (4, 4, 112, 112),
+    'has_mask': (4, 4),
     'valid': (4, 4),
     'image_id': (4,),
   }
@@ -159,6 +176,7 @@ def test_batches_have_the_promised_shapes(labels):
     'boxes': 'float32',
     'labels': 'int32',
     'masks': 'uint8',
+    'has_mask': 'bool',
     'valid': 'bool',
     'image_id': 'int64',
   }

@@ -221,3 +221,24 @@ def test_a_split_is_read_from_a_vocabulary_a_list_of_names_or_the_published_one(
   (tmp_path / 'base.txt').write_text('dodo\n')
   with pytest.raises(DataError, match='none of its 1 base classes is a category'):
     protocols.split(of, tmp_path / 'base.txt')
+
+
+@pytest.mark.parametrize(
+  ('protocol', 'masks', 'learnt', 'why'),
+  [
+    ('coco', (True, True), True, ''),
+    ('coco', (True, True), False, 'the detector has learnt no masks'),
+    ('lvis', (True, False), True, '1 of 2 objects have no mask'),
+    ('coco', (), True, ''),
+    ('voc', (False, False), False, ''),  # a protocol of boxes
+  ],
+)
+def test_why_masks_are_not_scored(protocol, masks, learnt, why):
+  annotations = [
+    {'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 4, 4], 'area': 16}
+    | ({'segmentation': [[0, 0, 4, 0, 4, 4]]} if has else {})
+    for has in masks
+  ]
+  images, categories = [{'id': 1, 'height': 8, 'width': 8}], [{'id': 1, 'name': 'ant'}]
+  of = truth.read({'images': images, 'categories': categories, 'annotations': annotations})
+  assert protocols.boxes_alone(protocol, of, learnt=learnt) == why

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +18,12 @@ def run(*words: object) -> int:
   return cli.main([str(word) for word in words])
 
 
-def prepare(folder: Path, *, stems: Sequence[str] = ('small_train', 'small_val')) -> None:
-  """Writes FOLDER/data and FOLDER/v.npz, three classes of dimension 16."""
+def prepare(
+  folder: Path, tree: dict[str, Any] | None = None, *, stems: Sequence[str] = ('small_train', 'small_val')
+) -> None:
+  """Writes FOLDER/data, of `small_set` or of these annotations, and FOLDER/v.npz, three classes of dimension 16."""
   for stem in stems:
-    annotations, images = small_set.write(folder, stem=stem)
+    annotations, images = small_set.write(folder, tree, stem=stem)
     assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
   np.save(folder / 'rows.npy', np.random.default_rng(0).normal(size=(3, 16)))
   assert (

@@ -100,6 +100,7 @@ def batch(seed: int = 0, *, size: int = 8, side: int = 64, instances: int = 5, e
     labels=(rng.integers(0, BASE, (size, instances)) * valid).astype(np.int32),
     masks=(rng.uniform(size=(size, instances, 112, 112)) > 0.3).astype(np.uint8) * np.uint8(255),
     valid=valid,
+    has_mask=valid,
   )
 
 

@@ -18,6 +18,7 @@ from vild_jax.config.experiment import (
   load,
   to_text,
   with_embedding_dim,
+  with_masks,
 )
 from vild_jax.config.model import (
   Anchors,
@@ -58,4 +59,5 @@ __all__ = [
   'override',
   'to_text',
   'with_embedding_dim',
+  'with_masks',
 ]

@@ -293,6 +293,11 @@ def with_embedding_dim(config: Config, dim: int) -> Config:
   return dataclasses.replace(config, model=dataclasses.replace(config.model, region_head=head))
 
 
+def with_masks(config: Config, masks: bool) -> Config:
+  """Returns the config with `model.masks` off if `masks` is False, else the config itself."""
+  return config if masks else dataclasses.replace(config, model=dataclasses.replace(config.model, masks=False))
+
+
 def to_text(config: Config) -> str:
   """Returns the whole config as JSON text, from which `from_text` makes an equal object."""
   return json.dumps(dataclasses.asdict(config), indent=2) + '\n'

@@ -158,6 +158,7 @@ class Model:
   float32 products on accelerators, where 'default' rounds them to bfloat16 (TPU) or TF32 (GPU) and 'highest' does not;
   a checkpoint may be evaluated with another one than it was trained with.
   `image_head=True` makes it a ViLD-ensemble: a second region head, without boxes, learns from the teacher alone.
+  `masks=False` learns boxes alone and gives no masks; `vild-jax train` sets it where no object of its data has a mask.
   `background=False` makes it a ViLD-image: its one head learns classes from the teacher alone, no background is
   learned, and the scores are a softmax over the classes without the background. The parameter of the background still
   exists, unused, so that all variants without a second head have the same variables and can start from the same ones.
@@ -169,6 +170,7 @@ class Model:
   rpn: ProposalNetwork = field(default_factory=ProposalNetwork)
   region_head: RegionHead = field(default_factory=RegionHead)
   mask_head: MaskHead = field(default_factory=MaskHead)
+  masks: bool = True
   image_head: bool = False
   background: bool = True
   postprocess: Postprocess = field(default_factory=Postprocess)

@@ -52,7 +52,10 @@ def mask_targets(
 def select_mask_regions(
   foreground: Bool[Array, 'r'], valid: Bool[Array, 'r'], *, num: int
 ) -> tuple[Int[Array, '{num}'], Bool[Array, '{num}'], Bool[Array, '{num}']]:
-  """Selects the regions for the mask head: the first foreground regions, then valid background ones to fill up.
+  """Selects the regions for the mask head: the first foreground regions, then other valid ones to fill up.
+
+  Here `foreground` are the regions that learn a mask; those of an object without one are among the others, which take
+  part in batch statistics alone.
 
   Returns:
     (indices [num], foreground [num], valid [num]); an unused slot holds index 0, False and False.

@@ -15,7 +15,7 @@ import gc
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,6 +78,16 @@ def label_map(
   return LabelMap(rows)
 
 
+def count_learnt(examples: Iterable[Example], labels: LabelMap) -> tuple[int, int]:
+  """Returns how many objects there are to learn, and how many of them have a mask; crowds are none of them."""
+  total = masked = 0
+  for objects in (example.objects for example in examples):
+    learnt = np.flatnonzero((labels(objects.category_ids) >= 0) & ~objects.is_crowd)
+    total += len(learnt)
+    masked += sum(bool(objects.segmentations[i]) for i in learnt)
+  return total, masked
+
+
 # --- one example ----------------------------------------------------------------------------------------------------
 
 
@@ -87,6 +97,8 @@ def train_example(
   data: Data,
   rng: np.random.Generator,
   regions: region_targets.RegionDraw | None = None,
+  *,
+  masks: bool = True,
 ) -> Arrays:
   """Makes one training example: scaled at random, mirrored or not, cropped and padded (docs/method.md, 3).
 
@@ -96,8 +108,9 @@ def train_example(
 
   Returns:
     image float32 [S, S, 3], image_size float32 [2], boxes float32 [N, 4], labels int32 [N], masks uint8
-    [N, 112, 112] (255 times the soft mask), valid bool [N], image_id int64; N = `data.max_instances`. With `regions`
-    also `regions`: what `region_targets.region_targets` returns.
+    [N, 112, 112] (255 times the soft mask; zeros for an object without a segmentation), has_mask bool [N], valid bool
+    [N], image_id int64; N = `data.max_instances`. Without `masks`, neither masks nor has_mask. With `regions` also
+    `regions`: what `region_targets.region_targets` returns.
   """
   draw = transforms.draw_augmentation(rng, data.scale_range, data.flip)
   image, objects = decode(example), example.objects
@@ -110,22 +123,18 @@ def train_example(
   kept = np.flatnonzero((rows >= 0) & ~objects.is_crowd & transforms.is_visible(boxes))[: data.max_instances]
 
   slots = data.max_instances
-  size = transforms.MASK_SIZE
   item = {
     'image': resized.image,
     'image_size': resized.size,
     'boxes': np.zeros((slots, 4), np.float32),
     'labels': np.zeros(slots, np.int32),
-    'masks': np.zeros((slots, size, size), np.uint8),
     'valid': np.arange(slots) < len(kept),
     'image_id': np.int64(example.image_id),
   }
   item['boxes'][: len(kept)] = boxes[kept]
   item['labels'][: len(kept)] = rows[kept]
-  for slot, (index, box) in enumerate(zip(kept, transforms.from_square(boxes[kept], resized), strict=True)):
-    mask = _mask(example, index)
-    soft = transforms.crop_mask(mask[:, ::-1] if draw.flip else mask, box)
-    item['masks'][slot] = np.round(255 * soft)
+  if masks:
+    item |= _masks(example, kept, transforms.from_square(boxes[kept], resized), draw.flip, slots)
   if regions is not None:
     item['regions'] = region_targets.region_targets(regions, example.width, draw.flip, resized)
   return item
@@ -142,7 +151,7 @@ def stream_example(
   draw = None
   if regions is not None:
     draw = region_targets.draw_of(regions, config.distillation, example.image_id, config.seed, index)
-  return train_example(example, labels, config.data, rng, draw)
+  return train_example(example, labels, config.data, rng, draw, masks=config.model.masks)
 
 
 def eval_example(example: Example, image_size: int) -> Arrays:
@@ -174,11 +183,16 @@ def decode(example: Example) -> np.ndarray:
   return image
 
 
-def _mask(example: Example, index: int) -> np.ndarray:
-  try:
-    return rle.decode_mask(example.objects.segmentations[index], example.height, example.width)
-  except DataError as error:
-    raise DataError(f'image {example.image_id}, object {example.objects.ids[index]}: {error}') from None
+def _masks(example: Example, kept: np.ndarray, boxes: np.ndarray, flip: bool, slots: int) -> Arrays:
+  """Returns the entries masks and has_mask of objects `kept`, whose visible parts are `boxes`, in pixels."""
+  size = transforms.MASK_SIZE
+  masks, has_mask = np.zeros((slots, size, size), np.uint8), np.zeros(slots, bool)
+  for slot, (index, box) in enumerate(zip(kept, boxes, strict=True)):
+    if segmentation := example.objects.segmentations[index]:
+      mask = rle.decode_mask(segmentation, example.height, example.width)
+      masks[slot] = np.round(255 * transforms.crop_mask(mask[:, ::-1] if flip else mask, box))
+      has_mask[slot] = True
+  return {'masks': masks, 'has_mask': has_mask}
 
 
 def _padding_example(image_size: int) -> Arrays:
@@ -228,7 +242,7 @@ def train_batches(
     examples = grain.MapDataset.source(dataset).shuffle(seed=order_seed).repeat(None)
   item = functools.partial(stream_example, labels=labels, config=config, regions=regions)
   batches = examples.map_with_index(item).batch(local)[start_step * process_count + process_index :: process_count]
-  item_bytes = _image_bytes(config) + config.data.max_instances * transforms.MASK_SIZE**2
+  item_bytes = _image_bytes(config) + config.model.masks * config.data.max_instances * transforms.MASK_SIZE**2
   if regions is not None:
     item_bytes += 4 * config.distillation.regions_per_image * config.model.embedding_dim
   return _stream(batches, config.data.workers, local * item_bytes)

@@ -13,7 +13,7 @@ from vild_jax.data.schema import DataError
 def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
   """Turns polygons or a COCO RLE into bool [height, width], by the rule of COCO's own mask code.
 
-  Raises DataError if there is no segmentation: data sets with boxes only cannot train masks.
+  Raises DataError if there is no segmentation.
   """
   if not segmentation:
     raise DataError('an object without segmentation has no mask; expected polygons or an RLE')

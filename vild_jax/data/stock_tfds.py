@@ -7,8 +7,8 @@ They differ from the original JSON files:
 - `lvis` holds full-size masks, drawn from polygons of whole pixels: a mask may differ from that of the JSON along its
   border, and areas are whole numbers. Masks are kept as RLE.
 - `coco` has labels 0..79, which are mapped to COCO's ids by name, and NO masks. No rectangles take their place: the
-  objects stay without segmentation (`PreparedDataset.has_masks` is False), which is enough for evaluation by box and
-  for proposals, but not to train masks. Prepare from COCO's own JSON for that.
+  objects stay without segmentation (`PreparedDataset.has_masks` is False), and boxes alone are trained and scored.
+  Prepare from COCO's own JSON to train masks.
 - Boxes of no size (COCO 2017 has two) are dropped and counted.
 """
 
@@ -129,7 +129,7 @@ class StockSource:
     """Returns one line for each kind of thing that was left out of the examples read so far."""
     dropped = len(self._counts)
     notes = (f'{dropped} object{"s" * (dropped != 1)} with a box of no size dropped',) if dropped else ()
-    return notes if self._has_masks else (*notes, 'no segmentations: to be evaluated by box, no use for training masks')
+    return notes if self._has_masks else (*notes, 'no segmentations: boxes alone are trained and scored')
 
   def __len__(self) -> int:
     return len(self._records)

@@ -124,6 +124,19 @@ def masks(protocol: str, truth: Truth) -> Callable[[Found], np.ndarray] | None:
   return partial(rule, truth)
 
 
+def boxes_alone(protocol: str, truth: Truth, *, learnt: bool) -> str:
+  """Returns why a protocol that scores masks gives the scores of boxes alone; '' if it scores masks, or never does.
+
+  `learnt` says whether the detector gives masks.
+  """
+  if PROTOCOLS[protocol].masks is None:
+    return ''
+  if not learnt:
+    return 'the detector has learnt no masks'
+  lack = sum(not annotation.get('segmentation') for annotation in truth.annotations)
+  return f'{lack:,} of {len(truth.annotations):,} objects have no mask' if lack else ''
+
+
 def split(truth: Truth, source: str | Path) -> Split:
   """Reads which categories are base and which are novel; they are found by name.
 

@@ -1,6 +1,6 @@
 """Writes bundles: self-contained folders that any machine can load without the config file of the training.
 
-bundle.json      format version, teacher identity, preprocessing
+bundle.json      format version, teacher identity, whether masks were learnt, preprocessing
 config.json      the resolved config
 vocabulary.npz   the training vocabulary; its base classes decide base or novel at test time
 variables/       parameters and batch statistics (Orbax)
@@ -54,6 +54,7 @@ def export_bundle(
     'format': FORMAT,
     'name': config.name,
     'teacher': vocabulary_teacher,
+    'masks': config.model.masks,
     'preprocessing': {
       'image_size': config.data.image_size,
       'resize': 'bilinear, no half-pixel centres, no antialias',

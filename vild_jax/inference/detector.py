@@ -40,13 +40,13 @@ class PictureDetections:
     boxes: float32 [N, 4] yxyx, clipped to the picture.
     scores: float32 [N] in [0, 1], descending.
     labels: int32 [N], indices into the classes asked for.
-    masks: bool [N, H, W].
+    masks: bool [N, H, W]; None if the detector has learnt no masks (`config.model.masks`).
   """
 
   boxes: np.ndarray
   scores: np.ndarray
   labels: np.ndarray
-  masks: np.ndarray
+  masks: np.ndarray | None
 
 
 class Detector:
@@ -89,9 +89,10 @@ class Detector:
     keep = found.valid & (found.scores >= min_score)
     height, width = image.shape[:2]
     boxes = transforms.to_picture(found.boxes[keep], resized.scale, (height, width))
-    return PictureDetections(
-      boxes, found.scores[keep], found.labels[keep], paste.paste_masks(sigmoid(found.masks[keep]), boxes, height, width)
-    )
+    masks = found.masks
+    if masks is not None:
+      masks = paste.paste_masks(sigmoid(masks[keep]), boxes, height, width)
+    return PictureDetections(boxes, found.scores[keep], found.labels[keep], masks)
 
   def classes(self, classes: Sequence[str] | VocabularyFile | None = None) -> Vocabulary:
     """Turns names or a vocabulary file into the padded vocabulary of the forward pass.

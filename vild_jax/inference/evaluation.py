@@ -107,7 +107,9 @@ def evaluate(
   if protocol.startswith('lvis'):
     lvis.check_federated(truth['images'], truth['categories'], dataset.folder)  # before the detection, which takes long
   known = truth_lib.read(truth, str(whole.folder))
-  masks = protocols.masks(protocol, known)
+  masks = protocols.masks(protocol, known) if config.model.masks else None
+  if jax.process_index() == 0 and (why := protocols.boxes_alone(protocol, known, learnt=config.model.masks)):
+    print(f'boxes alone are scored: {why}', file=sys.stderr)
   out.mkdir(parents=True, exist_ok=True)
   timer = Timer()
   if logits:
@@ -325,12 +327,9 @@ def drawn_pair(
   novel = ~vocabulary_lib.is_base(classes.names, detector.vocabulary)
   row_of_id = {key: row for row, key in enumerate(category_ids(dataset.categories, classes).tolist())}
   objects = example.objects
-  shown = [
-    i
-    for i in range(len(objects.ids))
-    if not objects.is_crowd[i] and objects.segmentations[i] and int(objects.category_ids[i]) in row_of_id
-  ]
-  masks = [rle.decode_mask(objects.segmentations[i], example.height, example.width) for i in shown]
+  shown = [i for i in range(len(objects.ids)) if not objects.is_crowd[i] and int(objects.category_ids[i]) in row_of_id]
+  size = (example.height, example.width)
+  masks = [rle.decode_mask(s, *size) if (s := objects.segmentations[i]) else np.zeros(size, bool) for i in shown]
   labels = np.array([row_of_id[int(objects.category_ids[i])] for i in shown], np.int32)
   truth = drawing.draw(
     image, objects.boxes[shown], labels, None, np.array(masks).reshape(-1, *image.shape[:2]), classes.names, novel=novel
@@ -353,7 +352,7 @@ def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) 
     'boxes': transforms.to_picture(found.boxes[keep], row['scale'], (height, width)),
     'labels': found.labels[keep],
     'scores': found.scores[keep],
-    'masks': sigmoid(found.masks[keep]),
+    'masks': None if found.masks is None else sigmoid(found.masks[keep]),
   }
 
 

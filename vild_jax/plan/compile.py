@@ -58,8 +58,9 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
     image_size=of(np.float32, 2),
     boxes=of(np.float32, objects, 4),
     labels=of(np.int32, objects),
-    masks=of(np.uint8, objects, MASK_SIZE, MASK_SIZE),
+    masks=of(np.uint8, objects, MASK_SIZE, MASK_SIZE) if config.model.masks else None,
     valid=of(np.bool_, objects),
+    has_mask=of(np.bool_, objects) if config.model.masks else None,
     regions=regions,
   )
   return jax.tree.map(

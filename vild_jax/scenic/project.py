@@ -39,8 +39,8 @@ from vild_jax.data import batch as batches
 from vild_jax.data import sources
 from vild_jax.runtime import processes
 from vild_jax.scenic.config import NAME, from_scenic, to_scenic
-from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
-from vild_jax.train import optim
+from vild_jax.structs import Batch, TrainState, Vocabulary
+from vild_jax.train import loop, optim
 from vild_jax.workflows import evaluating, training
 
 _DATASET = 'opened'  # key in a Dataset's meta_data of the result of `training.open_training`
@@ -74,7 +74,7 @@ def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
   Batches are this process's part, without a device axis: `inputs` float32 [B, S, S, 3], `batch_mask` float32 [B], and
   in `label` the other fields of `structs.Batch` (boxes yxyx in pixels of the network input). `valid_iter` repeats
   `data.val` without end; it is None if `data.val` is empty. `meta_data` has Scenic's usual keys, the `vocabulary` (a
-  `VocabularyFile`) and the `class_names`.
+  `VocabularyFile`), the `class_names`, and `masks`: whether there are masks to learn.
 
   Args:
     scenic_config: the experiment.
@@ -99,6 +99,7 @@ def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
       'num_classes': len(opened.vocabulary.names),
       'class_names': opened.vocabulary.names,
       'vocabulary': opened.vocabulary,
+      'masks': config.model.masks,
       _DATASET: opened,
     },
   )
@@ -143,14 +144,6 @@ def from_scenic_batch(batch: Mapping[str, Any]) -> batches.Arrays:
       f'{int((mask == 0).sum())} of {mask.size} pictures of a training batch are padding by batch_mask; expected none'
     )
   return {'image': image, **batch['label']}
-
-
-def _struct(batch: Mapping[str, Any]) -> Batch:
-  arrays = from_scenic_batch(batch)
-  fields = {key: arrays[key] for key in Batch.__dataclass_fields__ if arrays.get(key) is not None}
-  if isinstance(fields.get('regions'), Mapping):
-    fields['regions'] = RegionTargets(**fields['regions'])
-  return Batch(**fields)
 
 
 # --- model ----------------------------------------------------------------------------------------------------------
@@ -205,9 +198,10 @@ def _model_cls() -> type:
 
     @functools.cached_property
     def experiment(self) -> Config:
-      """Returns our config with the embedding dimension of the vocabulary."""
+      """Returns our config with the embedding dimension of the vocabulary, and without masks if the data has none."""
       dim = self.dataset_meta_data['vocabulary'].embeddings.shape[1]
-      return config_lib.with_embedding_dim(from_scenic(self.config), dim)
+      config = config_lib.with_embedding_dim(from_scenic(self.config), dim)
+      return config_lib.with_masks(config, self.dataset_meta_data.get('masks', True))
 
     def build_flax_model(self) -> Network:
       """Returns the module with the parameters of the detector."""
@@ -238,7 +232,9 @@ def _model_cls() -> type:
       Returns:
         (the argument `logits` of `loss_function`, the variables with updated batch statistics).
       """
-      return forward(self.experiment, variables, _struct(batch), vocabulary, key, per_image=per_image)
+      return forward(
+        self.experiment, variables, loop.to_batch(from_scenic_batch(batch)), vocabulary, key, per_image=per_image
+      )
 
     def losses(self, logits: dict[str, Any]) -> dict[str, jax.Array]:
       """Returns {name: loss}; each loss is multiplied by its weight."""

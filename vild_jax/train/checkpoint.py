@@ -139,15 +139,18 @@ def read_config(workdir: Path) -> Config:
 def same_model(config: Config, folder: Path) -> Config:
   """Returns the config with the embedding dimension of `folder`, a work directory or a bundle.
 
+  `model.masks` is off if no masks were learnt there; it may be off in the config alone, which then gives boxes alone.
   Raises ValueError if the folder was trained with another model. Weights of equal shapes are not enough: settings such
   as anchors, temperature and input size change what the weights mean, so they must be equal too.
   """
   parts, saved = ('model.', 'data.image_size'), read_config(folder)
   config = config_lib.with_embedding_dim(config, saved.model.embedding_dim)
+  config = config_lib.with_masks(config, saved.model.masks)
   differences = [
     d
     for d in config_lib.difference(saved, config)
-    if d.startswith(parts) and not d.startswith(('model.postprocess.', 'model.backbone.remat:', 'model.precision:'))
+    if d.startswith(parts)
+    and not d.startswith(('model.masks:', 'model.postprocess.', 'model.backbone.remat:', 'model.precision:'))
   ]
   if differences:
     raise ValueError(

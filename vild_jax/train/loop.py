@@ -23,8 +23,6 @@ from vild_jax.train.recorder import Recorder
 from vild_jax.train.step import make_train_step
 from vild_jax.train.writers import WorkdirWriter
 
-_BATCH_FIELDS = tuple(Batch.__dataclass_fields__)
-
 
 def train(
   config: Config,
@@ -44,8 +42,9 @@ def train(
       TensorBoard files.
     vocabulary: the training vocabulary.
     batches: takes the start step and returns an iterator over this process's part of each global batch from that step
-      on. A batch is a dictionary of NumPy arrays with the names of `structs.Batch` (other names are ignored); its entry
-      `regions`, for distillation, is a dictionary of its own. The same start step must give the same batches.
+      on. A batch is a dictionary of NumPy arrays with the names of `structs.Batch`, of which those that may be None may
+      be left out (other names are ignored); its entry `regions`, for distillation, is a dictionary of its own. The same
+      start step must give the same batches.
     mesh: devices to train on; the batch must split evenly over them (`sharding.check_batch_size`).
     writer: an object with the methods of clu's MetricWriter; by default a `WorkdirWriter`. Only the first process
       writes.
@@ -91,7 +90,7 @@ def train(
     ):
       for step in range(start + 1, config.train.steps + 1):
         arrays = next(iterator)
-        state, metrics = train_step(state, sharding.put_batch(mesh, _batch(arrays)), vocabulary)
+        state, metrics = train_step(state, sharding.put_batch(mesh, to_batch(arrays)), vocabulary)
         if summary := recorder.add(step, metrics, arrays.get('image_id')):
           bar.set_postfix_str(
             f'loss {summary.get("loss", np.nan):.3f}, {summary.get("images_per_second", 0):.1f} images/s', refresh=False
@@ -130,8 +129,9 @@ def train(
   return state
 
 
-def _batch(arrays: Mapping[str, Any]) -> Batch:
-  fields = {field: arrays[field] for field in _BATCH_FIELDS if field in arrays}
+def to_batch(arrays: Mapping[str, Any]) -> Batch:
+  """Returns the batch of a dictionary as `train` takes it."""
+  fields = {'masks': None} | {key: arrays[key] for key in Batch.__dataclass_fields__ if arrays.get(key) is not None}
   if isinstance(regions := fields.get('regions'), Mapping):
     fields['regions'] = RegionTargets(**regions)
   return Batch(**fields)

@@ -57,13 +57,9 @@ def detect(
         'height': picture.shape[0],
         'width': picture.shape[1],
         'detections': [
-          {
-            'class': names[label],
-            'score': float(score),
-            'box_yxyx': [float(v) for v in box],
-            'mask': rle.encode_mask(mask),
-          }
-          for label, score, box, mask in zip(result.labels, result.scores, result.boxes, result.masks, strict=True)
+          {'class': names[label], 'score': float(score), 'box_yxyx': [float(v) for v in box]}
+          | ({} if result.masks is None else {'mask': rle.encode_mask(result.masks[i])})
+          for i, (label, score, box) in enumerate(zip(result.labels, result.scores, result.boxes, strict=True))
         ],
       }
     )

@@ -121,7 +121,9 @@ def _seen(
     f'As trained on: {width} × {height} of {size} × {size} pixels, {_plural(int(valid.sum()), "object")}'
     f'{"; left out: " + ", ".join(left_out) if left_out else ""}'
   )
-  masks = paste.paste_masks(item['masks'][valid].astype(np.float32) / 255, boxes, *picture.shape[:2])
+  masks = None
+  if config.model.masks:
+    masks = paste.paste_masks(item['masks'][valid].astype(np.float32) / 255, boxes, *picture.shape[:2])
   drawn = drawing.draw(
     picture,
     boxes,

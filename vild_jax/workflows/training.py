@@ -14,7 +14,7 @@ import numpy as np
 
 from vild_jax import objective
 from vild_jax import vocabulary as vocabulary_lib
-from vild_jax.config import Config, given, with_embedding_dim
+from vild_jax.config import Config, given, with_embedding_dim, with_masks
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources
 from vild_jax.data.regions import targets as region_targets
@@ -41,7 +41,8 @@ class Training:
   """Holds what a training reads; made by `open_training`, which checks that the parts fit together.
 
   Attributes:
-    config: the experiment, with the embedding dimension of the vocabulary.
+    config: the experiment, with the embedding dimension of the vocabulary, and with `model.masks` off if no object to
+      learn has a mask.
     dataset: the prepared split.
     shown: the pictures of it that are trained on: all, or with `data.only_with_objects` those that show an object.
     vocabulary: the training vocabulary.
@@ -79,8 +80,7 @@ def open_training(config: Config) -> Training:
   labels = batches.label_map(
     dataset.categories, vocabulary.names, vocabulary.is_base, novel=config.assignment.novel_labels
   )
-  if not dataset.has_masks:
-    raise ValueError(f'{config.data.train} holds objects without a segmentation; expected one for each to train masks')
+  config = with_masks(config, not config.model.masks or _has_masks(dataset, labels))
   shown = dataset
   if config.data.only_with_objects:
     what = 'a class that training may use (data.only_with_objects)'
@@ -135,6 +135,17 @@ def train_on(
       writer=writer,
       pictures=pictures,
     )
+
+
+def _has_masks(dataset: sources.PreparedDataset, labels: batches.LabelMap) -> bool:
+  """Tells whether an object to learn has a mask; stderr reports how many do, unless all objects have one."""
+  if dataset.has_masks:
+    return True
+  objects, masked = batches.count_learnt(dataset.labels(), labels)
+  if jax.process_index() == 0:
+    what = 'the others train boxes alone' if masked else 'boxes alone are learnt, without the loss of masks'
+    print(f'{dataset.folder}: {masked:,} of {objects:,} objects to learn have a mask; {what}', file=sys.stderr)
+  return masked > 0
 
 
 def _open_regions(
