@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import small_set, tiny
+from vild_jax import config as config_lib
 from vild_jax.data import prepare
 from vild_jax.data.schema import DataError
 from vild_jax.vocabulary import VocabularyFile, save
@@ -49,3 +50,22 @@ def test_pictures_without_a_base_object_are_trained_on_unless_the_config_says_ot
 def test_without_any_such_picture_the_data_set_is_refused(tmp_path):
   with pytest.raises(DataError, match='none of the 4 pictures shows an object of a class that training may use'):
     _opened(tmp_path, {'red mug'}, 'data.only_with_objects=true', without=RED_MUG)
+
+
+def test_classes_that_are_no_categories_of_the_data_are_known_as_unlabelled(tmp_path):
+  opened = _opened(tmp_path / 'all', {'tree', 'ant'})
+  assert opened.classes().labelled is None and not len(opened.unlabelled)
+  words = opened.vocabulary
+  names, rows = (*words.names, 'cup', 'fox'), np.eye(5, 16, dtype=np.float32)
+  for base, novel, expected in (
+    (['cup'], False, [True, True, True, False, True]),  # a novel class takes no part anyway
+    (['cup'], True, [True, True, True, False, False]),
+    ([], False, None),
+  ):
+    larger = VocabularyFile(rows, names, np.array([n in ('tree', *base) for n in names]), 'made up', '')
+    save(tmp_path / 'all' / 'v.npz', larger)
+    again = training.open_training(
+      config_lib.override(opened.config, [f'assignment.novel_labels={str(novel).lower()}'])
+    )
+    found = again.classes().labelled
+    assert (found.tolist() if found is not None else None) == expected

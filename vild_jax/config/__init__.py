@@ -29,7 +29,7 @@ from vild_jax.config.model import (
   Pyramid,
   RegionHead,
 )
-from vild_jax.config.settings import ConfigError, difference, flatten, given, override
+from vild_jax.config.settings import ConfigError, difference, flatten, given, matches, override
 
 __all__ = [
   'Anchors',
@@ -55,6 +55,7 @@ __all__ = [
   'from_text',
   'given',
   'load',
+  'matches',
   'override',
   'to_text',
   'with_embedding_dim',
