@@ -142,8 +142,8 @@ def train_on(
       )
     if len(opened.unlabelled):
       notes.append(
-        f'{len(opened.unlabelled)} of {len(vocabulary.names)} classes of the vocabulary are not categories of the data, '
-        f'{vocabulary.names[opened.unlabelled[0]]!r} for one; regions without a label may show them, and do not '
+        f'{len(opened.unlabelled)} of {len(vocabulary.names)} classes of the vocabulary are not categories of the '
+        f'data, {vocabulary.names[opened.unlabelled[0]]!r} for one; regions without a label may show them, and do not '
         'teach that they are background (docs/finetuning.md)'
       )
     if notes and jax.process_index() == 0:
