@@ -228,6 +228,13 @@ def test_a_head_without_a_teacher_is_refused(overrides, regions, message):
     objective.objective(config, {}, batch() if regions else tiny.batch(), tiny.vocabulary(), jax.random.PRNGKey(0))
 
 
+def test_an_image_head_that_is_frozen_as_a_whole_needs_no_teacher():
+  frozen = 'model.image_head=true', 'train.freeze=backbone/*,image_head/*'
+  objective.check_distillation(tiny.config(*frozen), has_regions=False)
+  with pytest.raises(ValueError, match=r'one that stays as it is \(train\.freeze=image_head/\*\)'):
+    objective.check_distillation(tiny.config(frozen[0], 'train.freeze=image_head/fc1/*'), has_regions=False)
+
+
 @pytest.mark.parametrize('base_weight', [2 / 3, 0.9])
 def test_the_ensemble_weighs_both_heads_by_what_is_base(base_weight):
   config = tiny.config('model.image_head=true', f'model.postprocess.base_weight={base_weight}')

@@ -121,6 +121,15 @@ def test_which_classes_are_in_the_softmax_is_a_setting():
   np.testing.assert_allclose(found, expected(logits[..., base]), rtol=1e-5)
   found = objective.losses(zero, outputs, targets, tiny.vocabulary())['class_loss']
   np.testing.assert_allclose(found, expected(logits * base[None, None]), rtol=1e-5)
+  # A class without labels in the data is what a region without a label may show.
+  words = tiny.vocabulary().replace(labelled=np.arange(tiny.CLASSES) != 1)
+  others = np.where(np.arange(tiny.CLASSES + 1) == 1, 0, np.exp(logits) * base)
+  background = np.asarray(targets.labels == tiny.CLASSES)
+  picked = np.take_along_axis(np.exp(logits), np.asarray(targets.labels)[..., None], -1)[..., 0]
+  picked = np.where(background, np.exp(logits[..., 1]) + np.exp(logits[..., -1]), picked)
+  total = others.sum(-1) + np.exp(logits[..., 1])
+  found = objective.losses(config, outputs, targets, words)['class_loss']
+  np.testing.assert_allclose(found, np.log(total / picked)[targets.valid].mean(), rtol=1e-5)
   # The supervised baseline learns of all classes but padding.
   words = tiny.vocabulary().replace(valid=np.arange(tiny.CLASSES) < tiny.CLASSES - 1)
   supervised = tiny.config('assignment.novel_labels=true')

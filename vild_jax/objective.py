@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vild_jax import detector
-from vild_jax.config import Assignment, Config
+from vild_jax.config import Assignment, Config, matches
 from vild_jax.core import boxes, masks, matching, sampling
 from vild_jax.core import losses as core_losses
 from vild_jax.detector import BOX_WEIGHTS, FirstStage, PerImage, SecondStage
@@ -226,6 +226,9 @@ def losses(
   counts = count(targets) if counts is None else counts
   logits, novel = outputs.second.logits, config.assignment.novel_labels
   allowed = vocabulary.valid if novel else vocabulary.valid & vocabulary.is_base
+  unlabelled = None
+  if vocabulary.labelled is not None:
+    unlabelled = jnp.append(allowed & ~vocabulary.labelled, False)
   if config.assignment.novel_logits_zero:
     # The reference keeps novel classes in the softmax with logit 0 (docs/departures.md, 6).
     trained = jnp.append(allowed, True).reshape(1, 1, -1)
@@ -241,7 +244,12 @@ def losses(
       outputs.first.deltas, targets.rpn_deltas, targets.rpn_positive, counts=counts['rpn_box']
     ),
     'class_loss': core_losses.region_class(
-      logits, targets.labels, targets.valid, jnp.append(allowed, True), count=counts['class']
+      logits,
+      targets.labels,
+      targets.valid,
+      jnp.append(allowed, True),
+      unlabelled=unlabelled,
+      count=counts['class'],
     ),
     'box_loss': core_losses.region_box(outputs.second.deltas, targets.deltas, targets.foreground, count=counts['box']),
   }
@@ -269,10 +277,11 @@ def check_distillation(config: Config, *, has_regions: bool) -> None:
       f'distillation.weight is {weight}, but the data holds no regions with embeddings of the teacher; '
       'expected a region store (distillation.store), or a weight of 0 (ViLD-text)'
     )
-  if config.model.image_head and weight == 0:
+  # The name that only a pattern of the whole head matches.
+  if config.model.image_head and weight == 0 and not matches(config.train.freeze, 'image_head/'):
     raise ValueError(
       'model.image_head is true, but distillation.weight is 0, so that nothing would train that head; '
-      'expected a positive weight, or no image head'
+      'expected a positive weight, no image head, or one that stays as it is (train.freeze=image_head/*)'
     )
   if not config.model.background and weight == 0:
     raise ValueError(

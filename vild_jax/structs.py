@@ -62,11 +62,13 @@ class Vocabulary:
     embeddings: float32 [C, D], one row for each class; the forward pass normalises them.
     is_base: bool [C], True for the classes of the training vocabulary's base set.
     valid: bool [C], False on padding rows, which are never detected and are left out of every softmax.
+    labelled: bool [C], in training: False for classes whose objects have no labels in the data; None: all have.
   """
 
   embeddings: Array
   is_base: Array
   valid: Array
+  labelled: Array | None = None
 
 
 @flax.struct.dataclass

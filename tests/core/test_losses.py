@@ -138,6 +138,31 @@ def test_disallowed_classes_leave_the_softmax_whatever_their_logits():
     assert np.isfinite(gradient).all() and np.any(gradient != 0)
 
 
+def test_the_background_stands_for_what_nobody_labels():
+  """arXiv 2002.00718, equation 2: its probability is a sum; objects with labels are scored as always."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(0, 2, (2, 6, 6))
+  labels = np.array([[5, 5, 0, 3, 5, 0], [5, 0, 0, 3, 3, 5]])
+  allowed, unlabelled = np.array([1, 1, 1, 1, 0, 1], bool), np.array([0, 1, 1, 0, 0, 0], bool)
+  probability = np.exp(logits) * allowed
+  probability /= probability.sum(-1, keepdims=True)
+  picked = np.take_along_axis(probability, labels[..., None], -1)[..., 0]
+  summed = probability[..., 1] + probability[..., 2] + probability[..., 5]
+  expected = -np.log(np.where(labels == 5, summed, picked)).mean()
+  everyone = jnp.ones((2, 6), bool)
+  loss, gradient = _value_and_grad(
+    lambda x: losses.region_class(
+      x, jnp.asarray(labels, jnp.int32), everyone, jnp.asarray(allowed), unlabelled=jnp.asarray(unlabelled)
+    )
+  )(jnp.asarray(logits, jnp.float32))
+  _close(loss, expected)
+  assert np.isfinite(gradient).all()
+  # Where nothing is labelled, classes without labels are never pushed down against the background.
+  gradient = np.asarray(gradient)[labels == 5]
+  assert (gradient[:, unlabelled] < 0).all() and (gradient[:, [0, 3]] > 0).all()
+  _close(gradient[:, 1] / gradient[:, 5], np.exp(logits[..., 1] - logits[..., 5])[labels == 5])
+
+
 _F = jnp.float32
 # Each loss as a function of (predictions, mask of what takes part), with padding of NaN where it takes no part.
 _CASES = {
@@ -146,6 +171,13 @@ _CASES = {
   'region_class': (
     (2, 9, 5),
     lambda x, m: losses.region_class(x, jnp.full((2, 9), 4, jnp.int32), m, jnp.ones(5, bool)),
+    (2, 9),
+  ),
+  'region_class of unlabelled ones': (
+    (2, 9, 5),
+    lambda x, m: losses.region_class(
+      x, jnp.full((2, 9), 4, jnp.int32), m, jnp.ones(5, bool), unlabelled=jnp.arange(5) == 2
+    ),
     (2, 9),
   ),
   'region_box': ((2, 9, 4), lambda x, m: losses.region_box(x, jnp.full((2, 9, 4), 0.3), m), (2, 9)),

@@ -14,7 +14,7 @@ from vild_jax import cli, detector, vocabulary
 from vild_jax import config as config_lib
 from vild_jax.data import class_lists
 from vild_jax.interop import tf_vild
-from vild_jax.train import checkpoint
+from vild_jax.train import checkpoint, sharding, state
 
 VARIANTS = {
   'r50_text': (425, 'vild_r50'),
@@ -168,6 +168,9 @@ def test_round_trip_through_a_tensorflow_checkpoint(computed, layout, tmp_path, 
   assert file.names == lvis.names and file.is_base.tolist() == list(lvis.is_base)
   np.testing.assert_allclose(file.embeddings, tf_vild.class_embeddings(weights), rtol=1e-6)
   assert vild_jax.load(out).vocabulary.teacher == file.teacher
+  start = config_lib.override(config, [f'train.init={out}'])
+  count = len(jax.tree.leaves(variables))
+  assert f'{count} of {count} arrays' in state.check_start(start, sharding.make_mesh(start.mesh))
   if variant == 'r50_vanilla':
     bundle = str(tmp_path / 'model_bundle')
     assert cli.main(['export', str(out / 'config.json'), '--checkpoint', str(out), '--out', bundle]) == 0

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import tiny
 from vild_jax import detector
-from vild_jax.config import Config, Optimizer
+from vild_jax.config import Config, Optimizer, Train
 from vild_jax.train import optim
 
 
@@ -72,6 +72,53 @@ def test_adamw_is_that_of_its_paper_with_our_schedule_and_mask():
       values[name] -= 0.5 * (step + decay * values[name])
   for name, value in values.items():
     np.testing.assert_allclose(params['a'][name], value, rtol=1e-5)
+
+
+PARAMS = {'body': {'conv': {'kernel': (3, 3, 4, 8), 'bias': (8,)}}, 'head': {'kernel': (8, 5)}, 'background': (5,)}
+
+
+@pytest.mark.parametrize('rule', ['sgd', 'adamw', 'muon'])
+def test_frozen_parameters_get_neither_update_nor_decay_nor_momentum_and_the_others_what_they_always_got(rule):
+  settings = Optimizer(rule=rule, warmup_learning_rate=0.32, weight_decay=0.1)
+  rng = np.random.default_rng(0)
+  params, gradient = (
+    jax.tree.map(lambda s: rng.normal(size=s).astype(np.float32), PARAMS, is_leaf=lambda s: isinstance(s, tuple))
+    for _ in range(2)
+  )
+  found = {}
+  for freeze in ((), ('body/*',), ('*/bias', 'head/*')):
+    update = optim.optimizer(Config(optimizer=settings, train=Train(freeze=freeze)))
+    state = update.init(params)
+    for _ in range(2):
+      updates, state = update.update(gradient, state, params)
+    found[freeze] = jax.device_get(updates), {leaf.shape for leaf in jax.tree.leaves(state)}
+  whole = found[()][0]
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # Muon's order of sums varies
+  updates, shapes = found['body/*',]
+  assert not updates['body']['conv']['kernel'].any() and not updates['body']['conv']['bias'].any()
+  close(updates['head']['kernel'], whole['head']['kernel'])
+  close(updates['background'], whole['background'])
+  assert (3, 3, 4, 8) not in shapes and (8,) not in shapes and (8, 5) in shapes
+  updates, _ = found['*/bias', 'head/*']
+  close(updates['body']['conv']['kernel'], whole['body']['conv']['kernel'])
+  assert not updates['body']['conv']['bias'].any() and not updates['head']['kernel'].any()
+  assert all(leaf.any() for leaf in jax.tree.leaves(whole))
+
+
+def test_patterns_that_freeze_nothing_or_everything_are_one_line():
+  params = jax.tree.map(np.zeros, PARAMS, is_leaf=lambda s: isinstance(s, tuple))
+  assert optim.frozen(('b*/kernel', 'background'), params) == {
+    'body': {'conv': {'kernel': True, 'bias': False}},
+    'head': {'kernel': False},
+    'background': True,
+  }
+  with pytest.raises(
+    ValueError, match=r"train\.freeze: 'neck/\*' matches no .* as background, body/\*, head/\*, or"
+  ) as e:
+    optim.frozen(('body/*', 'neck/*'), params)
+  assert '\n' not in str(e.value)
+  with pytest.raises(ValueError, match='which is every parameter; expected some that learn'):
+    optim.frozen(('*/*', 'background'), params)
 
 
 def test_an_unknown_rule_is_one_line():

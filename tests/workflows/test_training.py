@@ -1,15 +1,21 @@
-"""What a training reads: which pictures it is shown."""
+"""What a training reads, and starts from: which pictures it is shown, which classes are labelled, whose weights."""
 
 from __future__ import annotations
 
 import itertools
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from tests.helpers import small_set, tiny
+from tests.helpers.small_experiment import run
+from vild_jax import config as config_lib
+from vild_jax import vocabulary
 from vild_jax.data import prepare
 from vild_jax.data.schema import DataError
+from vild_jax.train import checkpoint
 from vild_jax.vocabulary import VocabularyFile, save
 from vild_jax.workflows import training
 
@@ -49,3 +55,56 @@ def test_pictures_without_a_base_object_are_trained_on_unless_the_config_says_ot
 def test_without_any_such_picture_the_data_set_is_refused(tmp_path):
   with pytest.raises(DataError, match='none of the 4 pictures shows an object of a class that training may use'):
     _opened(tmp_path, {'red mug'}, 'data.only_with_objects=true', without=RED_MUG)
+
+
+def test_classes_that_are_no_categories_of_the_data_are_known_as_unlabelled(tmp_path):
+  opened = _opened(tmp_path / 'all', {'tree', 'ant'})
+  assert opened.classes().labelled is None and not len(opened.unlabelled)
+  words = opened.vocabulary
+  names, rows = (*words.names, 'cup', 'fox'), np.eye(5, 16, dtype=np.float32)
+  for base, novel, expected in (
+    (['cup'], False, [True, True, True, False, True]),  # a novel class takes no part anyway
+    (['cup'], True, [True, True, True, False, False]),
+    ([], False, None),
+  ):
+    larger = VocabularyFile(rows, names, np.array([n in ('tree', *base) for n in names]), 'made up', '')
+    save(tmp_path / 'all' / 'v.npz', larger)
+    again = training.open_training(
+      config_lib.override(opened.config, [f'assignment.novel_labels={str(novel).lower()}'])
+    )
+    found = again.classes().labelled
+    assert (found.tolist() if found is not None else None) == expected
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_a_bundle_leaves_what_is_frozen_and_resumes_without_the_bundle(made, tmp_path, capsys):
+  bundle = shutil.copytree(made / 'bundle', tmp_path / 'bundle')
+  known = vocabulary.load(made / 'v.npz')
+  cup = np.eye(1, 16, dtype=np.float32)
+  larger = VocabularyFile(
+    np.concatenate([known.embeddings, cup]), (*known.names, 'cup'), np.append(known.is_base, True), 'other', ''
+  )
+  save(tmp_path / 'v.npz', larger)
+  words = ('train', made / 'config.json', '--workdir', tmp_path / 'w', f'--train.init={bundle}')
+  words += ('--train.freeze=backbone/*,fpn/*,rpn_head/*,mask_head/*', f'--vocabulary={tmp_path / "v.npz"}')
+  words += ('--distillation.weight=0', '--distillation.store=', '--train.pictures=0', '--model.temperature=0.02')
+  capsys.readouterr()
+  assert run(*words) == 0
+  told = capsys.readouterr().err
+  before = jax.device_get(checkpoint.load_variables(bundle, checkpoint.read_config(bundle)))
+  count = len(jax.tree.leaves(before))
+  assert f'train.init: {count} of {count} arrays' in told
+  assert '  settings differ: model.temperature: 0.01 and 0.02' in told
+  assert f'  its classes are embedded by another teacher: {known.teacher}, here other' in told
+  assert "1 of 4 classes of the vocabulary are not categories of the data, 'cup' for one" in told
+  config = checkpoint.read_config(tmp_path / 'w')
+  after = jax.device_get(checkpoint.load_variables(tmp_path / 'w', config))
+  for kind, tree in after.items():
+    for part, values in tree.items():
+      same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), values, before[kind][part])
+      frozen = part in ('backbone', 'fpn', 'rpn_head', 'mask_head')
+      assert all(jax.tree.leaves(same)) if frozen else not all(jax.tree.leaves(same)), (kind, part)
+  shutil.rmtree(bundle)
+  assert run(*words) == 0
+  assert 'train.init' not in capsys.readouterr().err
+  jax.tree.map(np.testing.assert_array_equal, checkpoint.load_variables(tmp_path / 'w', config), after)

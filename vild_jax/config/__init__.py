@@ -30,7 +30,7 @@ from vild_jax.config.model import (
   Pyramid,
   RegionHead,
 )
-from vild_jax.config.settings import ConfigError, difference, flatten, given, override
+from vild_jax.config.settings import ConfigError, difference, flatten, given, matches, override
 
 __all__ = [
   'Anchors',
@@ -56,6 +56,7 @@ __all__ = [
   'from_text',
   'given',
   'load',
+  'matches',
   'override',
   'to_text',
   'with_embedding_dim',

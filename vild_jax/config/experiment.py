@@ -166,7 +166,10 @@ class Train:
   `accumulate` microbatches make one batch (`data.batch_size`), which takes less memory for the same losses (see
   `train.accumulate`). `init_backbone` is a folder of `vild-jax convert resnet`: its weights are the initial ones of
   the backbone. `init_first_stage` is a work directory or a bundle: it gives the initial weights of backbone, pyramid
-  and proposal network. If both are empty, training starts from scratch.
+  and proposal network. `init` is a work directory, a bundle or a folder of `vild-jax convert tf-vild`: every parameter
+  and batch statistic of it that fits is an initial one. If all three are empty, training starts from scratch.
+  `freeze` holds patterns of the names of parameters, such as `backbone/*`, that training leaves as they are; their
+  batch statistics are frozen too (docs/finetuning.md).
   """
 
   steps: int = 180_000
@@ -180,6 +183,8 @@ class Train:
   accumulate: int = 1
   init_backbone: str = ''
   init_first_stage: str = ''
+  init: str = ''
+  freeze: tuple[str, ...] = ()
 
   def __post_init__(self):
     require(self.on_nan in ('stop', 'skip'), 'train.on_nan', self.on_nan, 'stop or skip')
@@ -199,6 +204,18 @@ class Train:
       'train.init_first_stage',
       self.init_first_stage,
       "'' if train.init_backbone is set, because each of them sets the backbone",
+    )
+    require(
+      not (self.init and (self.init_backbone or self.init_first_stage)),
+      'train.init',
+      self.init,
+      "'' if train.init_backbone or train.init_first_stage is set, because each of them sets the backbone",
+    )
+    require(
+      isinstance(self.freeze, tuple) and all(isinstance(pattern, str) and pattern for pattern in self.freeze),
+      'train.freeze',
+      self.freeze,
+      'patterns of names of parameters separated by commas, such as backbone/*,fpn/*',
     )
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import functools
 import json
+import re
 import types
 import typing
 from typing import Any, TypeVar
@@ -49,6 +51,11 @@ def given(value: str, key: str) -> str:
   if not value:
     raise ConfigError(f'{key} is empty; expected --{key.removeprefix("--")}=PATH or a value in the config')
   return value
+
+
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+  """Says whether one of the patterns (`backbone/*`; a star stands for any text, `/` too) matches the whole `name`."""
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
@@ -104,10 +111,9 @@ def _parse(text: str, current: Any) -> Any:
   """Parses a command-line value as JSON; a value that is not JSON stays text, which `_coerce` then checks."""
   if isinstance(current, str):
     return text
-  if isinstance(current, tuple):
-    text = '[' + text.strip('()[]').rstrip(',') + ']'
+  listed = '[' + text.strip('()[]').rstrip(',') + ']' if isinstance(current, tuple) else text
   try:
-    return json.loads(text.lower())
+    return json.loads(listed.lower())
   except json.JSONDecodeError:
     return text
 
@@ -119,6 +125,9 @@ def _coerce(kind: Any, value: Any, key: str) -> Any:
     return None
   if typing.get_origin(kind) is tuple:
     inner = typing.get_args(kind)
+    if inner[0] is str and isinstance(value, str):  # words of a command line; `[` at one end alone is part of a word
+      bare = re.fullmatch(r'[(\[](.*)[)\]]', value)
+      value = [word.strip(' \'"') for word in (bare[1] if bare else value).rstrip(',').split(',')]
     if isinstance(value, list | tuple) and (inner[-1] is Ellipsis or len(value) == len(inner)):
       return tuple(_coerce(inner[0], v, key) for v in value)
   elif float in (kind, *typing.get_args(kind)) and isinstance(value, int | float) and not isinstance(value, bool):
@@ -139,5 +148,6 @@ def _kind_name(kind: Any) -> str:
     return f'{_kind_name(typing.get_args(kind)[0])}, or null'
   if typing.get_origin(kind) is tuple:
     inner = typing.get_args(kind)
-    return f'{"" if inner[-1] is Ellipsis else f"{len(inner)} "}numbers separated by commas'
+    what = 'names' if inner[0] is str else 'numbers'
+    return f'{"" if inner[-1] is Ellipsis else f"{len(inner)} "}{what} separated by commas'
   return {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}.get(kind, str(kind))

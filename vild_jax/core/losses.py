@@ -85,19 +85,29 @@ def region_class(
   valid: Bool[Array, 'b r'],
   allowed: Bool[Array, 'columns'],
   *,
+  unlabelled: Bool[Array, 'columns'] | None = None,
   count: Float[Array, ''] | None = None,
 ) -> Float[Array, '']:
   """Returns the classification loss L_text: softmax cross-entropy, mean over valid regions.
+
+  A region without a label shows the background, or an object of a class that nobody labels: its probability is the sum
+  over the background and the `unlabelled` classes (arXiv 2002.00718), so that these are not taught to be background.
 
   Args:
     logits: background in the last column; logits of classes that are not allowed may be -inf.
     labels: class index 0..C-1, background C; the label of a valid region is always allowed.
     allowed: the columns in the softmax; novel and padding classes are left out (docs/departures.md, 6).
+    unlabelled: those of the allowed classes whose objects have no labels in the data; None: all have.
   """
   logits = jnp.where(valid[..., None] & allowed[None, None, :], at_least_float32(logits), -jnp.inf)
   # A padding row adds nothing to the loss, but it must stay finite: otherwise its gradient would be NaN.
   logits = jnp.where(valid[..., None], logits, 0.0)
   label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+  if unlabelled is not None:
+    background = logits.shape[-1] - 1
+    unknown = unlabelled | (jnp.arange(background + 1) == background)
+    of_unknown = jax.nn.logsumexp(jnp.where(unknown[None, None, :], logits, -jnp.inf), axis=-1)
+    label_logit = jnp.where(labels == background, of_unknown, label_logit)
   return _mean(jax.nn.logsumexp(logits, axis=-1) - label_logit, valid, count)
 
 

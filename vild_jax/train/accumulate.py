@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from vild_jax import detector, objective
 from vild_jax.config import Config
 from vild_jax.structs import Batch, TrainState, Vocabulary
-from vild_jax.train import sharding
+from vild_jax.train import freezing, sharding
 from vild_jax.train.state import SAMPLING, step_key
 
 Result = tuple[Any, dict[str, jax.Array], Any]
@@ -29,16 +29,16 @@ def gradients(config: Config, mesh: Mesh, state: TrainState, batch: Batch, vocab
   """Returns (gradients, metrics, batch statistics after the step) of a global batch, inside a program on `mesh`."""
   params, key = sharding.gathered(mesh, state.params), step_key(state, SAMPLING)
   variables = {'params': params, 'batch_stats': state.batch_stats}
-  if config.train.accumulate > 1:
-    return _in_parts(config, mesh, variables, batch, vocabulary, key)
+  with freezing.stored_statistics(config.train.freeze):
+    if config.train.accumulate > 1:
+      return _in_parts(config, mesh, variables, batch, vocabulary, key)
 
-  def loss(params):
-    return objective.objective(
-      config, {**variables, 'params': params}, batch, vocabulary, key, per_image=sharding.per_image(mesh)
-    )
+    def loss(params):
+      learning = {**variables, 'params': freezing.stopped(config.train.freeze, params)}
+      return objective.objective(config, learning, batch, vocabulary, key, per_image=sharding.per_image(mesh))
 
-  (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-  return sharding.split_like_params(mesh, grads), metrics, batch_stats
+    (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return sharding.split_like_params(mesh, grads), metrics, batch_stats
 
 
 def _in_parts(
@@ -64,7 +64,7 @@ def _in_parts(
     image, targets = part
 
     def loss(params):
-      first, after = first_stage(params, image)
+      first, after = first_stage(freezing.stopped(config.train.freeze, params), image)
       return objective.loss_of(config, after, first, targets, vocabulary, counts, per_image=per_image)
 
     (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(variables['params'])
@@ -74,7 +74,11 @@ def _in_parts(
   parts = parts[0].image, targets
   shapes = jax.eval_shape(lambda: gradients_of(jax.tree.map(lambda x: x[0], parts)))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradients_of(part)), None), zeros, parts)[0]
+  add = lambda total, part: (jax.tree.map(jnp.add, total, gradients_of(part)), None)
+  (grads, metrics, batch_stats), _ = jax.lax.scan(add, zeros, parts)
+  # A sum of equal shares may differ from their whole in its last bit.
+  batch_stats = freezing.kept_statistics(config.train.freeze, variables['batch_stats'], batch_stats)
+  return grads, metrics, batch_stats
 
 
 def _split(tree: Any, number: int) -> Any:

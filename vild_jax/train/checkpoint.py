@@ -143,21 +143,34 @@ def same_model(config: Config, folder: Path) -> Config:
   Raises ValueError if the folder was trained with another model. Weights of equal shapes are not enough: settings such
   as anchors, temperature and input size change what the weights mean, so they must be equal too.
   """
-  parts, saved = ('model.', 'data.image_size'), read_config(folder)
+  saved = read_config(folder)
   config = config_lib.with_embedding_dim(config, saved.model.embedding_dim)
   config = config_lib.with_masks(config, saved.model.masks)
-  differences = [
-    d
-    for d in config_lib.difference(saved, config)
-    if d.startswith(parts)
-    and not d.startswith(('model.masks:', 'model.postprocess.', 'model.backbone.remat:', 'model.precision:'))
-  ]
-  if differences:
+  if differences := model_differences(saved, config):
     raise ValueError(
       f'{folder} was trained with another model: {differences[0]} differ; expected the config that it '
       'was trained with, overrides included (its config.json can be given as CONFIG)'
     )
   return config
+
+
+def model_differences(saved: Config, config: Config) -> list[str]:
+  """Returns a line for each setting that differs and changes what weights mean, such as anchors and temperature."""
+  return [
+    d
+    for d in config_lib.difference(saved, config)
+    if d.startswith(('model.', 'data.image_size'))
+    and not d.startswith(('model.masks:', 'model.postprocess.', 'model.backbone.remat:', 'model.precision:'))
+  ]
+
+
+def has_checkpoint(workdir: Path) -> bool:
+  """Says whether a training in `workdir` would resume: whether it holds a complete checkpoint."""
+  try:
+    weights.locate(workdir)
+  except ValueError:
+    return False
+  return True
 
 
 def load_variables(folder: Path, config: Config, mesh: Mesh | None = None, step: int | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from vild_jax.config import Config, Optimizer
+from vild_jax.config import Config, Optimizer, matches
 
 _BETA2 = 0.99  # of AdamW: averages over about 100 steps, which suits trainings of a few hundred steps
 # Muon's own coefficients, once for each of its five rounds: the rounds are then a loop, which compiles faster and runs
@@ -48,8 +48,18 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
   'sgd' is TensorFlow's Momentum: weight decay is added to the gradient, and the learning rate is not in the
   accumulator. 'adamw' applies weight decay separately from the gradient. 'muon' gives kernels Muon's orthogonal updates
-  and decay (https://kellerjordan.github.io/posts/muon/), and everything else Adam with Nesterov's momentum.
+  and decay (https://kellerjordan.github.io/posts/muon/), and everything else Adam with Nesterov's momentum. Parameters
+  that `train.freeze` names get no update.
   """
+  rule, patterns = _rule(config), config.train.freeze
+  if not patterns:
+    return rule
+  # Frozen parameters have no momentum: their part of the optimiser's state is empty.
+  groups = lambda params: jax.tree.map(lambda x: 'frozen' if x else 'trained', frozen(patterns, params))
+  return optax.partition({'trained': rule, 'frozen': optax.set_to_zero()}, groups)
+
+
+def _rule(config: Config) -> optax.GradientTransformation:
   settings = config.optimizer
   decay = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
   rate = optax.scale_by_learning_rate(schedule(settings, config.train.steps))
@@ -85,6 +95,23 @@ def decay_mask(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
     lambda path, _: first_match(DECAY_RULES, path_name(path), 'weight decay'), params
   )
+
+
+def frozen(patterns: tuple[str, ...], params: Any) -> Any:
+  """Returns {parameter: True if a pattern of `train.freeze` matches its name}.
+
+  Raises ValueError for a pattern that matches no parameter, and if nothing would be left to train.
+  """
+  names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+  if idle := [pattern for pattern in patterns if not any(matches((pattern,), name) for name in names)]:
+    tops = dict.fromkeys(name if '/' not in name else f'{name.split("/")[0]}/*' for name in names)
+    raise ValueError(
+      f'train.freeze: {idle[0]!r} matches no parameter; expected patterns such as {", ".join(tops)}, or of names below '
+      f'them, such as {names[-1]}'
+    )
+  if all(matches(patterns, name) for name in names):
+    raise ValueError(f'train.freeze is {",".join(patterns)}, which is every parameter; expected some that learn')
+  return jax.tree_util.tree_map_with_path(lambda path, _: matches(patterns, path_name(path)), params)
 
 
 def path_name(path: tuple) -> str:

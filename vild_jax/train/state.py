@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from vild_jax import detector
 from vild_jax.config import Config
 from vild_jax.structs import TrainState
-from vild_jax.train import optim, sharding, weights
+from vild_jax.train import fitting, optim, sharding, weights
 
 # The purposes of random numbers: each key is derived from (root key, purpose, step).
 INIT, SAMPLING = 0, 1
@@ -43,12 +43,15 @@ def abstract(config: Config, mesh: Mesh) -> Any:
 def create_on(config: Config, mesh: Mesh) -> TrainState:
   """Creates the state at step 0, each leaf on the devices that hold it.
 
-  With `train.init_backbone` or `train.init_first_stage` these modules get the weights of another model.
+  With `train.init_backbone` or `train.init_first_stage` these modules get the weights of another model, and with
+  `train.init` all that fits.
 
   Raises ValueError if those weights are of another architecture.
   """
-  shardings = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
-  state = jax.jit(lambda: create(config), out_shardings=shardings)()
+  expected = abstract(config, mesh)
+  state = jax.jit(lambda: create(config), out_shardings=jax.tree.map(lambda x: x.sharding, expected))()
+  if config.train.init:
+    return state.replace(**fitting.filled(Path(config.train.init), variables(expected), variables(state)))
   if not (given := _given(config, mesh)):
     return state
   path, expected, parts = given
@@ -58,11 +61,20 @@ def create_on(config: Config, mesh: Mesh) -> TrainState:
   )
 
 
-def check_start(config: Config, mesh: Mesh) -> None:
-  """Raises ValueError if `create_on` would; creates nothing."""
+def check_start(config: Config, mesh: Mesh) -> str:
+  """Raises ValueError if `create_on` would, or if `train.freeze` does not fit the model; creates nothing.
+
+  Returns a report of what `train.init` gives, lines of text; '' without it.
+  """
+  if config.train.freeze:
+    optim.frozen(config.train.freeze, abstract(config, mesh).params)
+  if config.train.init:
+    folder = Path(config.train.init)
+    return fitting.report(folder, fitting.fit(folder, variables(abstract(config, mesh))))
   if given := _given(config, mesh):
     path, expected, parts = given
     weights.check(path, expected, parts=parts)
+  return ''
 
 
 def _given(config: Config, mesh: Mesh) -> tuple[Path, Any, tuple[str, ...]] | None:

@@ -64,7 +64,12 @@ def _of_the_program(config: Config) -> Config:
     data=Data(),
     evaluation=Evaluation(),
     distillation=Distillation(config.distillation.weight),
-    train=Train(steps=config.train.steps, on_nan=config.train.on_nan, accumulate=config.train.accumulate),
+    train=Train(
+      steps=config.train.steps,
+      on_nan=config.train.on_nan,
+      accumulate=config.train.accumulate,
+      freeze=config.train.freeze,
+    ),
   )
 
 

@@ -65,6 +65,11 @@ def restore(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> Any:
   Raises ValueError, naming the first difference, unless both have the same weights with the same shapes.
   """
   check(path, expected, parts=parts)
+  return read(path, expected)
+
+
+def read(path: Path, expected: Any) -> Any:
+  """Reads the arrays of `expected` from the checkpoint at `path`, which has all of them with the same shapes."""
   restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
   args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
   with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
@@ -73,12 +78,9 @@ def restore(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> Any:
 
 def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
   """Raises ValueError, naming the first difference, unless the checkpoint has the weights that `restore` expects."""
-  with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
-    found = checkpointer.metadata(path.absolute()).item_metadata.tree
-  found = {key: found.get(key, {}) for key in expected}
+  found = stored(path)
   if parts:
     found = {key: {part: tree.get(part, {}) for part in parts} for key, tree in found.items()}
-  shapes = lambda tree: {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
   there, here = shapes(found), shapes(expected)
   differences = [f'{name} is missing' for name in here if name not in there]
   differences += [f'{name} has no place in the model' for name in there if name not in here]
@@ -90,6 +92,18 @@ def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
       f'the checkpoint {path} is of another architecture: {differences[0]} ({len(differences)} differences); '
       'expected the config that it was trained with'
     )
+
+
+def stored(path: Path) -> dict[str, Any]:
+  """Returns what the checkpoint at `path` holds, as {'params', 'batch_stats'} of leaves with a `shape`."""
+  with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
+    found = checkpointer.metadata(path.absolute()).item_metadata.tree
+  return {key: found.get(key, {}) for key in ('params', 'batch_stats')}
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Returns {name of a leaf: shape}."""
+  return {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def identity(tree: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vild_jax import objective
+from vild_jax import objective, structs
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, given, with_embedding_dim, with_masks
 from vild_jax.data import batch as batches
@@ -56,6 +57,19 @@ class Training:
   vocabulary: vocabulary_lib.VocabularyFile
   regions: RegionStore | None
   labels: batches.LabelMap
+
+  def classes(self) -> structs.Vocabulary:
+    """Returns the vocabulary for the training step; `labelled` says which classes the data set has as categories."""
+    classes = vocabulary_lib.to_struct(self.vocabulary)
+    if not len(self.unlabelled):
+      return classes
+    return classes.replace(labelled=~np.isin(np.arange(len(classes.valid)), self.unlabelled))
+
+  @functools.cached_property
+  def unlabelled(self) -> np.ndarray:
+    """Returns the rows of the vocabulary that training would use, but that are not categories of the data set."""
+    trained = self.vocabulary.is_base | self.config.assignment.novel_labels
+    return np.setdiff1d(np.flatnonzero(trained), list(self.labels.rows.values()))
 
   def stream(self, start_step: int) -> Iterator[batches.Arrays]:
     """Yields this process's part of each training batch, from the one after `start_step` steps on."""
@@ -106,7 +120,7 @@ def train_on(
   config, vocabulary = opened.config, opened.vocabulary
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
-  state.check_start(config, mesh)
+  report = '' if checkpoint.has_checkpoint(workdir) else state.check_start(config, mesh)
   pictures = None
   if config.train.pictures:
     shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else opened.dataset
@@ -120,16 +134,24 @@ def train_on(
     categories = opened.dataset.categories
     names = set(vocabulary.names)
     dropped = sorted({c.name for c in categories if class_lists.known_as(c.name, names) is None})
-    if dropped and jax.process_index() == 0:
-      print(
+    notes = [report, *_meaning(config, vocabulary)] if report else []
+    if dropped:
+      notes.append(
         f'{len(dropped)} of {len(categories)} categories of the data are not in the vocabulary, '
-        f'{dropped[0]!r} for one; nothing is learnt of them',
-        file=sys.stderr,
+        f'{dropped[0]!r} for one; nothing is learnt of them'
       )
+    if len(opened.unlabelled):
+      notes.append(
+        f'{len(opened.unlabelled)} of {len(vocabulary.names)} classes of the vocabulary are not categories of the '
+        f'data, {vocabulary.names[opened.unlabelled[0]]!r} for one; regions without a label may show them, and do not '
+        'teach that they are background (docs/finetuning.md)'
+      )
+    if notes and jax.process_index() == 0:
+      print(*notes, sep='\n', file=sys.stderr)
     return loop.train(
       config,
       workdir,
-      vocabulary_lib.to_struct(vocabulary),
+      opened.classes(),
       stream or opened.stream,
       mesh=mesh,
       writer=writer,
@@ -146,6 +168,19 @@ def _has_masks(dataset: sources.PreparedDataset, labels: batches.LabelMap) -> bo
     what = 'the others train boxes alone' if masked else 'boxes alone are learnt, without the loss of masks'
     print(f'{dataset.folder}: {masked:,} of {objects:,} objects to learn have a mask; {what}', file=sys.stderr)
   return masked > 0
+
+
+def _meaning(config: Config, vocabulary: vocabulary_lib.VocabularyFile) -> list[str]:
+  """Returns lines about what differs between `config` and the detector of `train.init` and no shape shows."""
+  folder, lines = Path(config.train.init), []
+  if (folder / checkpoint.CONFIG_FILE).is_file():
+    saved = checkpoint.read_config(folder)
+    lines += [f'  settings differ: {d}, that of the folder first' for d in checkpoint.model_differences(saved, config)]
+  if (folder / checkpoint.VOCABULARY_FILE).is_file():
+    teacher = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE).teacher
+    if teacher != vocabulary.teacher:
+      lines.append(f'  its classes are embedded by another teacher: {teacher}, here {vocabulary.teacher}')
+  return lines
 
 
 def _open_regions(
