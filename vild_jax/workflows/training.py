@@ -19,6 +19,7 @@ from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.regions.store import RegionStore
+from vild_jax.data.schema import DataError
 from vild_jax.inference import evaluation
 from vild_jax.runtime import files
 from vild_jax.structs import TrainState
@@ -85,6 +86,7 @@ def open_training(config: Config) -> Training:
   if config.data.only_with_objects:
     what = 'a class that training may use (data.only_with_objects)'
     shown = sources.showing(dataset, labels.rows, what, quiet=jax.process_index() > 0)
+  _check_objects(dataset, labels)
   return Training(config, dataset, shown, vocabulary, store, labels)
 
 
@@ -135,6 +137,20 @@ def train_on(
       writer=writer,
       pictures=pictures,
     )
+
+
+def _check_objects(dataset: sources.PreparedDataset, labels: batches.LabelMap) -> None:
+  """Refuses a split without an object to learn: every picture would train as background."""
+  objects = crowds = 0
+  for example in dataset.labels():
+    usable = labels(example.objects.category_ids) >= 0
+    if (usable & ~example.objects.is_crowd).any():
+      return
+    objects, crowds = objects + len(usable), crowds + int(usable.sum())
+  raise DataError(
+    f'{dataset.folder}, split {dataset.split!r}: nothing to learn; of {objects} objects, {objects - crowds} are of no '
+    f'class that training may use and {crowds} are crowds; expected at least one of a base class that is no crowd'
+  )
 
 
 def _open_regions(
