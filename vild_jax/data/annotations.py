@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,11 +179,13 @@ def _categories(entries: list[dict[str, Any]], problems: Problems) -> dict[int, 
       problems.add('category', f'category name {shown(name)} appears twice; expected each name once')
     elif not isinstance(synonyms, list):
       problems.add('category', f'category {shown(name)} has the synonyms {shown(synonyms)}; expected a list')
+    elif not _is_unicode(texts := (name, str(entry.get('synset') or ''), *map(str, synonyms))):
+      problems.add('category', f'category {shown(name)} has half a surrogate pair in {shown(texts)}; expected Unicode')
     elif frequency not in (None, '', 'r', 'c', 'f'):
       problems.add('category', f'category {shown(name)} has frequency {shown(frequency)}; expected r, c or f')
     else:
       names.add(name)
-      categories[key] = Category(key, name, frequency or '', str(entry.get('synset') or ''), tuple(map(str, synonyms)))
+      categories[key] = Category(key, name, frequency or '', texts[1], texts[2:])
   if not entries:
     problems.add('category', 'the list of categories is empty; expected at least one')
   return dict(sorted(categories.items()))
@@ -336,6 +338,14 @@ class _Objects:
       objects = f'no object but {self._crowds} crowd{"s" * (self._crowds != 1)}' if self._crowds else 'no object'
       notes.append(f'{objects}: nothing to learn from this split')
     return tuple(notes)
+
+
+def _is_unicode(texts: Iterable[str]) -> bool:
+  """Tells whether texts can be written as UTF-8: JSON can hold one half of what takes two, and no file can."""
+  try:
+    return all(isinstance(text.encode(), bytes) for text in texts)
+  except UnicodeEncodeError:
+    return False
 
 
 def _whole(value: object) -> int | None:
