@@ -308,7 +308,7 @@ class _Objects:
     """Turns xywh into yxyx inside the picture."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(rle.is_number, bbox)):
       expected = 'expected four finite numbers [x, y, width, height]'
-      left_out = 'annotation{s} without a box of four finite numbers dropped'
+      left_out = 'annotation{s} with a bbox that is not four finite numbers dropped'
       raise _Refused('field', f'{who} has bbox {shown(bbox)}; {expected}', left_out)
     x, y, w, h = bbox
     limits = (picture.height, picture.width, picture.height, picture.width)

@@ -82,7 +82,9 @@ class PictureFolder:
         return Path(found)
     lacks = f'is not in {self._root}; expected it there'
     tried = (self._find(folder + last, _composed) for last in name.last for folder in _FOLDERS)
-    guesses = {self.real(Path(guess)): guess for guess in tried if guess}
+    guesses: dict[str, str] = {}  # by the path behind links: folders may be links to one another
+    for guess in filter(None, tried):
+      guesses.setdefault(self.real(Path(guess)), guess)
     if not guesses:
       alike = next((a for place in name.places if (a := self._find(place, _folded))), None)
       return lacks + (f'. There is {shown(alike)}, which differs in case alone' if alike else '')

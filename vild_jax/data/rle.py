@@ -106,7 +106,7 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
   try:
     lengths = counts if isinstance(counts, list) else _run_lengths(counts)
     valid = all(type(n) is int and 0 <= n < 2**32 for n in lengths) and sum(lengths) == height * width
-  except (TypeError, IndexError, AttributeError):
+  except (TypeError, IndexError):
     valid = False
   if not valid:
     raise DataError(f'an RLE whose counts do not add up; expected run lengths with the sum {height * width}')
@@ -115,15 +115,17 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
   return {'size': size, 'counts': _text(counts)}
 
 
-def _run_lengths(text: str) -> list[int]:
+def _run_lengths(text: Any) -> list[int]:
   """Decodes COCO's compressed counts: base 32 with a continuation bit, from the fourth on less the one two before."""
+  if not isinstance(text, str):
+    raise TypeError('no text')
   lengths, at = [], 0
   while at < len(text):
     value, shift, more = 0, 0, True
     while more:
       digit = ord(text[at]) - 48
       if not 0 <= digit < 64 or shift >= 5 * _LONGEST_RUN:
-        raise TypeError(f'no compressed counts: {digit}')
+        raise TypeError('no compressed counts')
       value |= (digit & 31) << shift
       more = bool(digit & 32)
       at, shift = at + 1, shift + 5
