@@ -243,7 +243,7 @@ def _try(tmp_path: Path, seeds: range) -> collections.Counter[str]:
 
 
 def test_what_is_accepted_can_be_used(tmp_path):
-  outcomes = _try(tmp_path, range(300))
+  outcomes = _try(tmp_path, range(250))
   assert min(outcomes['accepted'], outcomes['refused']) > 50, outcomes  # both are tried
 
 
