@@ -2,8 +2,8 @@
 
 Only the text embeddings of the teacher are used, in the classifier, as in ViLD-text:
 
-  vild-jax prepare --annotations lvis_v1_train.json --images coco --out data --name lvis_v1 --drop-bad-boxes
-  vild-jax prepare --annotations lvis_v1_val.json --images coco --out data --name lvis_v1 --drop-bad-boxes
+  vild-jax prepare --annotations lvis_v1_train.json --images coco --out data --name lvis_v1 --drop-unusable
+  vild-jax prepare --annotations lvis_v1_val.json --images coco --out data --name lvis_v1 --drop-unusable
   vild-jax embed-text --teacher clip-vit-base-patch32 --classes lvis --out data/lvis_v1_vocabulary.npz
   vild-jax train configs/supervised_rfs_r50_lvis.py --workdir workdir/supervised_rfs_r50_lvis
 """

@@ -6,8 +6,8 @@ choice: the paper states no schedule for COCO that we know of.
 
 The proposals must also come from COCO, from a ViLD-text trained on its base categories:
 
-  vild-jax prepare --annotations instances_train2017.json --images train2017 --out data --name coco --drop-bad-boxes
-  vild-jax prepare --annotations instances_val2017.json --images val2017 --out data --name coco --drop-bad-boxes
+  vild-jax prepare --annotations instances_train2017.json --images train2017 --out data --name coco --drop-unusable
+  vild-jax prepare --annotations instances_val2017.json --images val2017 --out data --name coco --drop-unusable
   vild-jax embed-text --teacher clip-vit-base-patch32 --classes coco-ovd --out data/coco_ovd_vocabulary.npz
   vild-jax train configs/vild_ensemble_r50_coco_ovd.py --workdir workdir/vild_text_r50_coco_ovd \
     --model.image_head=false --distillation.weight=0

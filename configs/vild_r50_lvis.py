@@ -2,8 +2,8 @@ r"""Trains ViLD, ResNet-50, on the base categories of LVIS v1: one head learns l
 
 Prepare data and vocabulary, train ViLD-text for its proposals, embed these with the teacher, then train this config:
 
-  vild-jax prepare --annotations lvis_v1_train.json --images coco --out data --name lvis_v1 --drop-bad-boxes
-  vild-jax prepare --annotations lvis_v1_val.json --images coco --out data --name lvis_v1 --drop-bad-boxes
+  vild-jax prepare --annotations lvis_v1_train.json --images coco --out data --name lvis_v1 --drop-unusable
+  vild-jax prepare --annotations lvis_v1_val.json --images coco --out data --name lvis_v1 --drop-unusable
   vild-jax embed-text --teacher clip-vit-base-patch32 --classes lvis --out data/lvis_v1_vocabulary.npz
   vild-jax train configs/vild_text_r50_lvis.py --workdir workdir/vild_text_r50_lvis
   vild-jax propose configs/vild_text_r50_lvis.py --checkpoint workdir/vild_text_r50_lvis --data data/lvis_v1 \

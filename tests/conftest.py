@@ -35,6 +35,7 @@ _TESTS = Path(__file__).resolve().parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption('--kills', type=int, default=10, help='how often a test marked soak stops what it has started')
+  parser.addoption('--files', type=int, default=20_000, help='how many annotation files a test marked soak changes')
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

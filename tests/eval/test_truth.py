@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from vild_jax.data import rle
 from vild_jax.data.schema import DataError
-from vild_jax.eval import truth
+from vild_jax.eval import coco, truth
 from vild_jax.eval.truth import Split
 
 NAN, INFINITY = float('nan'), float('inf')
@@ -33,6 +35,7 @@ def _tree():
     ('images', {'id': 2**64}, 'a whole number of 64 bits'),
     ('images', {'id': 3}, 'id 3 stands twice'),
     ('images', {'height': 0}, 'height is 0; expected a positive whole number'),
+    ('images', {'height': 2**31}, '50 wide and 2147483648 high; expected fewer than 2'),
     ('images', {'neg_category_ids': 5}, 'neg_category_ids is 5; expected a list'),
     ('images', {'neg_category_ids': [[1]]}, r'neg_category_ids is \[\[1\]\]'),
     ('categories', {'id': None}, 'id is None'),
@@ -46,6 +49,10 @@ def _tree():
     ('annotations', {'bbox': [1, 2, NAN, 4]}, 'expected four finite numbers'),
     ('annotations', {'bbox': [1, 2, -3, 4]}, 'not negative'),
     ('annotations', {'bbox': 5}, 'bbox is 5'),
+    ('annotations', {'iscrowd': 'yes'}, "iscrowd is 'yes'; expected 0, 1 or none"),
+    ('annotations', {'iscrowd': 2}, 'iscrowd is 2'),
+    ('annotations', {'segmentation': [[1, 2, 3.5e8, 4, 5, 6]]}, 'to reach outside by no more than that width'),
+    ('annotations', {'segmentation': {'size': [40.0, 50.0], 'counts': '0'}}, 'no run-length code of size'),
     ('annotations', {'segmentation': {'size': [40, 50], 'counts': [5, 6]}}, 'counts do not add up'),
     ('annotations', {'segmentation': {'size': [50, 50], 'counts': '0'}}, r'no run-length code of size \[40, 50\]'),
     ('annotations', {'segmentation': {'size': [40, 50], 'counts': 'PT\\o0'}}, 'no run-length code'),
@@ -82,6 +89,26 @@ def test_what_exports_leave_out_is_taken():
   assert of.by_frequency() == Split(frozenset({1}), frozenset())
   assert truth.read(_tree()).by_frequency() == Split(frozenset({1}), frozenset({2}))
   assert of.digest != truth.read(_tree()).digest
+
+
+@pytest.mark.parametrize(
+  ('given', 'taken'),
+  [
+    ([[]], []),
+    ([[1, 2], [1, 2, 4, 2, 4, 6], []], [[1, 2, 4, 2, 4, 6]]),
+    ({'size': [40.0, 50.0], 'counts': [0, 2000]}, rle.encode_mask(np.ones((40, 50), bool))),
+  ],
+)
+def test_a_segmentation_is_brought_into_the_form_that_the_evaluator_takes(given, taken):
+  tree = _tree()
+  tree['annotations'][0]['segmentation'] = given
+  found = truth.read(tree).annotations[0]
+  assert found == _tree()['annotations'][0] | {'segmentation': taken}
+  if not taken:
+    assert coco.evaluate(tree, [])['mask'] is None
+    return
+  mask = rle.encode_mask(rle.decode_mask(taken, 40, 50))
+  assert coco.evaluate(tree, [found | {'score': 0.5, 'segmentation': mask}])['mask']['AP'] == pytest.approx(1)
 
 
 def test_nesting_that_no_parser_follows_is_one_line(tmp_path):

@@ -108,3 +108,26 @@ def test_a_training_starts_from_a_bundle_leaves_what_is_frozen_and_resumes_witho
   assert run(*words) == 0
   assert 'train.init' not in capsys.readouterr().err
   jax.tree.map(np.testing.assert_array_equal, checkpoint.load_variables(tmp_path / 'w', config), after)
+
+
+@pytest.mark.parametrize(
+  ('base', 'options', 'found'),
+  [
+    ({'ant', 'tree', 'red mug'}, {'crowds': (5, 7, 11)}, 'of 4 objects, 0 are of no class .* and 4 are crowds'),
+    ({'ant', 'tree'}, {'crowds': (5, 7, 11)}, 'of 4 objects, 1 are of no class .* and 3 are crowds'),
+    ({'red mug'}, {'without': RED_MUG}, 'of 3 objects, 3 are of no class .* and 0 are crowds'),
+  ],
+)
+def test_a_split_without_an_object_to_learn_is_refused(tmp_path, base, options, found):
+  with pytest.raises(DataError, match=f"split 'train': nothing to learn; {found}") as error:
+    _opened(tmp_path, base, **options)
+  assert '\n' not in str(error.value)
+
+
+def test_so_is_one_without_annotations(tmp_path):
+  tree = small_set.annotations() | {'annotations': []}
+  prepare.prepare(*small_set.write(tmp_path, tree), tmp_path / 'data')
+  words = VocabularyFile(np.eye(1, 16, dtype=np.float32), ('ant',), np.array([True]), 'made up', '')
+  save(tmp_path / 'v.npz', words)
+  with pytest.raises(DataError, match='nothing to learn; of 0 objects'):
+    training.open_training(tiny.config(f'data.train={tmp_path / "data"}', f'vocabulary={tmp_path / "v.npz"}'))

@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--split', help="name of the split (default: train or val, whichever the file's name contains)")
   parser.add_argument('--overwrite', action='store_true', help='replace the split if it exists with other content')
   parser.add_argument(
-    '--drop-bad-boxes',
+    '--drop-unusable',
+    '--drop-bad-boxes',  # its name when it left out boxes alone
     action='store_true',
-    help='leave out boxes without size or outside their picture; by default the file is refused',
+    help='leave out objects whose box has no size or is outside the picture, or whose segmentation cannot be decoded; '
+    'by default the file is refused',
   )
   parser.add_argument('--vocabulary', metavar='V.npz', help='the summary counts base and novel objects by it')
   arguments.add_json(parser)
@@ -40,12 +42,12 @@ def run(args: argparse.Namespace) -> None:
   how = {'name': args.name, 'split': args.split, 'overwrite': args.overwrite, 'told': summaries.add}
   if args.from_tfds:
     arguments.require(
-      not (args.annotations or args.images or args.drop_bad_boxes),
-      '--from-tfds takes no --annotations, --images or --drop-bad-boxes; expected one source',
+      not (args.annotations or args.images or args.drop_unusable),
+      '--from-tfds takes no --annotations, --images or --drop-unusable; expected one source',
     )
     folder = prepare.from_tfds(args.from_tfds, args.out, data_dir=args.data_dir, **how)
   else:
     arguments.require(args.annotations and args.images, 'prepare takes --annotations and --images, or --from-tfds')
-    folder = prepare.prepare(args.annotations, args.images, args.out, drop_bad_boxes=args.drop_bad_boxes, **how)
+    folder = prepare.prepare(args.annotations, args.images, args.out, drop_unusable=args.drop_unusable, **how)
   arguments.write_json(args.json, {'folder': str(folder), 'splits': summaries.splits})
   print(folder)

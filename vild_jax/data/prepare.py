@@ -56,7 +56,7 @@ def prepare(
   name: str | None = None,
   split: str | None = None,
   overwrite: bool = False,
-  drop_bad_boxes: bool = False,
+  drop_unusable: bool = False,
   told: Callable[[str, Contents, tuple[str, ...]], Any] | None = None,
 ) -> Path:
   """Stores a LVIS- or COCO-format file and its pictures as one split of the data set OUT/NAME/1.0.0.
@@ -71,8 +71,8 @@ def prepare(
     name: name of the data set; default: the stem of the file without train or val (`lvis_v1_train` -> `lvis_v1`).
     split: default: 'train' or 'val', whichever the stem contains, else 'train'.
     overwrite: replaces the split if it exists with other content.
-    drop_bad_boxes: leaves out annotations whose box has no size or lies outside its picture; without it they are an
-      error.
+    drop_unusable: leaves out annotations whose box or segmentation is of no use (`annotations.read_annotations` says
+      which); without it they are an error.
     told: called with (split, what it holds, notes of what was repaired) when the split is stored.
 
   Returns:
@@ -85,7 +85,7 @@ def prepare(
   split = split or ('val' if 'val' in stem and 'train' not in stem else 'train')
   name = name or re.sub(r'_+', '_', re.sub(r'train|val(idation)?', '_', stem)).strip('_') or 'dataset'
   _check_names(name, split)
-  source = JsonSource(annotations, images, drop_bad_boxes=drop_bad_boxes)
+  source = JsonSource(annotations, images, drop_unusable=drop_unusable)
   return store(source, out, name, split, overwrite=overwrite, told=told)
 
 

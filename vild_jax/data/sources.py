@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vild_jax.data.annotations import Problems, read_annotations
+from vild_jax.data.annotations import Picture, Problems, read_annotations
+from vild_jax.data.picture_files import PictureFolder
 from vild_jax.data.rle import decode_mask
-from vild_jax.data.schema import Category, DataError, Example
+from vild_jax.data.schema import Category, DataError, Example, shown
 from vild_jax.runtime import progress
 
 __all__ = [
@@ -38,27 +39,38 @@ class JsonSource:
   """Reads a LVIS- or COCO-format file and its image folder, as an indexable of `schema.Example`, ordered by image id.
 
   The constructor checks everything except the content of the pictures: see `annotations.read_annotations` for what is
-  repaired (`notes`) and what raises DataError. A picture that is not in the folder raises DataError too. The places to
-  look for a picture are, in this order: its file_name; the last folder and the file name of its coco_url; the file
-  name of either; that file name in train2017/ and in val2017/.
+  repaired (`notes`) and what raises DataError. A picture that is not in the folder raises DataError too, and so do two
+  entries with one file. The places to look for a picture are, in this order: its file_name; the last folder and the
+  file name of its coco_url; the file name of either, also in train2017/ and in val2017/, where that is unambiguous
+  (`picture_files`).
   """
 
-  def __init__(self, annotations: str | Path, images: str | Path, *, drop_bad_boxes: bool = False):
+  def __init__(self, annotations: str | Path, images: str | Path, *, drop_unusable: bool = False):
     if not Path(images).is_dir():
       raise DataError(f'{images} is not a folder; expected the folder of the pictures')
-    self._annotations = read_annotations(annotations, drop_bad_boxes=drop_bad_boxes)
+    self._annotations = read_annotations(annotations, drop_unusable=drop_unusable)
     self.categories: tuple[Category, ...] = self._annotations.categories
     self.info: dict[str, Any] = self._annotations.info
     self.notes: tuple[str, ...] = self._annotations.notes
-    problems = Problems(annotations)
-    self.files: list[Path] = []
-    for picture in self._annotations.pictures:
-      found = next((p for p in (Path(images, f) for f in picture.files) if p.is_file()), None)
-      if found is None:
-        problems.add('file', f'image {picture.id} ({picture.files[0]}) is not in {images}; expected it there')
-      else:
-        self.files.append(found)
+    self.files: list[Path] = self._find(annotations, images)
+
+  def _find(self, annotations: str | Path, images: str | Path) -> list[Path]:
+    problems, folder = Problems(annotations), PictureFolder(images)
+    pictures = self._annotations.pictures
+    files: list[Path] = []
+    owners: dict[str, Picture] = {}
+    for picture, found in zip(pictures, folder.locate(p.name for p in pictures), strict=True):
+      who = f'image {picture.id} ({shown(picture.name.given)})'
+      if isinstance(found, str):
+        problems.add('file', f'{who} {found}')
+        continue
+      files.append(found)
+      first = owners.setdefault(folder.real(found), picture)
+      if first is not picture:
+        one = f'{who} and image {first.id} ({shown(first.name.given)}) are one file, {shown(str(found))}'
+        problems.add('file', f'{one}; expected one entry of "images" for each')
     problems.raise_if_any()
+    return files
 
   def __len__(self) -> int:
     return len(self.files)

@@ -19,7 +19,7 @@ import numpy as np
 
 from vild_jax.data import rle
 from vild_jax.data.rle import is_number
-from vild_jax.data.schema import DataError
+from vild_jax.data.schema import DataError, shown
 from vild_jax.eval import jsonfile
 
 _FIELDS = {
@@ -163,19 +163,25 @@ def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') ->
       if missing:
         raise DataError(f'{name}, {key}[{i}]: no {min(missing)!r}; expected {", ".join(sorted(expected))}')
   images, categories = (_by_id(tree[key], key, name) for key in ('images', 'categories'))
+  annotations = []
   for i, annotation in enumerate(tree['annotations']):
     where = f'{name}, annotations[{i}]'
     for field, known in (('image_id', images), ('category_id', categories)):
       if not isinstance(annotation[field], int) or annotation[field] not in known:
         raise DataError(f'{where}: {field} {annotation[field]!r} is unknown; expected one of {len(known)}')
-    if problem := _problem(annotation, images[annotation['image_id']]):
+    image = images[annotation['image_id']]
+    if problem := _problem(annotation):
       raise DataError(f'{where}: {problem}')
+    try:
+      annotations.append(_with_checked_mask(annotation, image['height'], image['width']))
+    except DataError as error:
+      raise DataError(f'{where}: {error}') from None
   by_id = lambda entry: entry['id']
   return Truth(
     name,
     sorted(tree['images'], key=by_id),
     sorted(tree['categories'], key=by_id),
-    tree['annotations'],
+    annotations,
     hashlib.sha256(content).hexdigest(),
   )
 
@@ -198,6 +204,8 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
       for side in ('height', 'width'):
         if type(entry[side]) is not int or entry[side] <= 0:
           raise DataError(f'{where}: {side} is {entry[side]!r}; expected a positive whole number')
+      if not rle.is_size(entry['height'], entry['width']):
+        raise DataError(f'{where}: {entry["width"]} wide and {entry["height"]} high; expected fewer than 2^32 pixels')
       for field in ('neg_category_ids', 'not_exhaustive_category_ids'):
         ids = entry.get(field) or []
         if not isinstance(ids, list) or not all(type(k) is int for k in ids):
@@ -208,28 +216,36 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
   return found
 
 
-def _problem(annotation: dict[str, Any], image: dict[str, Any]) -> str:
-  """Why an object cannot be scored; empty if it can."""
-  box, area = annotation['bbox'], annotation['area']
+def _problem(annotation: dict[str, Any]) -> str:
+  """Why the numbers of an object cannot be scored; empty if they can."""
+  box, area, crowd = annotation['bbox'], annotation['area'], annotation.get('iscrowd')
   if not is_number(area) or area < 0:
     return f'area is {area!r}; expected a finite number that is not negative'
+  if crowd not in (None, 0, 1):
+    return f'iscrowd is {shown(crowd)}; expected 0, 1 or none'
   if box is not None and not (
     isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
   ):
     return f'bbox is {box}; expected four finite numbers [x, y, width, height], the last two not negative'
-  shape = annotation.get('segmentation')
+  return ''
+
+
+def _with_checked_mask(annotation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+  """Returns an object whose segmentation the evaluator can take, without polygons of fewer than three points.
+
+  Raises DataError if its segmentation cannot be decoded.
+  """
+  shape, size = annotation.get('segmentation'), [height, width]
   if not shape:
-    return ''
-  size = [image['height'], image['width']]
+    return annotation
   if isinstance(shape, dict) and isinstance(shape.get('counts'), str):
     # `check_segmentation` takes compressed codes apart in Python: too slow for as many as these may be.
     try:
       whole = shape.get('size') == size and hotcoco.mask.area(shape) >= 0
-    except ValueError:
+    except (ValueError, TypeError):
       whole = False
-    return '' if whole else f'segmentation is no run-length code of size {size}'
-  try:
-    rle.check_segmentation(shape, *size)
-  except DataError as error:
-    return str(error)
-  return ''
+    if not whole:
+      raise DataError(f'segmentation is no run-length code of size {size}')
+    return annotation
+  checked, _ = rle.check_segmentation(shape, height, width)
+  return annotation if checked == shape else annotation | {'segmentation': checked}

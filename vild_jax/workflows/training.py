@@ -20,6 +20,7 @@ from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.regions.store import RegionStore
+from vild_jax.data.schema import DataError
 from vild_jax.inference import evaluation
 from vild_jax.runtime import files
 from vild_jax.structs import TrainState
@@ -94,6 +95,7 @@ def open_training(config: Config) -> Training:
   labels = batches.label_map(
     dataset.categories, vocabulary.names, vocabulary.is_base, novel=config.assignment.novel_labels
   )
+  _check_objects(dataset, labels)
   config = with_masks(config, not config.model.masks or _has_masks(dataset, labels))
   shown = dataset
   if config.data.only_with_objects:
@@ -181,6 +183,20 @@ def _meaning(config: Config, vocabulary: vocabulary_lib.VocabularyFile) -> list[
     if teacher != vocabulary.teacher:
       lines.append(f'  its classes are embedded by another teacher: {teacher}, here {vocabulary.teacher}')
   return lines
+
+
+def _check_objects(dataset: sources.PreparedDataset, labels: batches.LabelMap) -> None:
+  """Refuses a split without an object to learn: every picture would train as background."""
+  objects = crowds = 0
+  for example in dataset.labels():
+    usable = labels(example.objects.category_ids) >= 0
+    if (usable & ~example.objects.is_crowd).any():
+      return
+    objects, crowds = objects + len(usable), crowds + int(usable.sum())
+  raise DataError(
+    f'{dataset.folder}, split {dataset.split!r}: nothing to learn; of {objects} objects, {objects - crowds} are of no '
+    f'class that training may use and {crowds} are crowds; expected at least one of a base class that is no crowd'
+  )
 
 
 def _open_regions(
