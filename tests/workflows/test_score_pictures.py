@@ -76,3 +76,26 @@ def test_a_truth_without_file_names_is_shown_by_id(case):
   )
   shots = score_pictures.shots(arguments | {'truth': plain}, None, None)
   assert shots.best[0].name == 'picture 3'
+
+
+def test_a_picture_is_turned_where_the_annotations_say_so(case, tmp_path):
+  arguments, _, _ = case
+  of = truth.read(
+    {
+      'images': [{'id': 3, 'height': 200, 'width': 100, 'file_name': 'a.png'}],
+      'categories': list(arguments['truth'].categories),
+      'annotations': [{'image_id': 3, 'category_id': 4, 'bbox': [0, 0, 50, 50], 'area': 2500}],
+    }
+  )
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  stored = np.zeros((100, 200, 3), np.uint8)
+  stored[50:, :50] = 255  # at the bottom left; turned clockwise, at the top left
+  Image.fromarray(stored).save(tmp_path / 'a.png', exif=exif)
+  found = detections.read([], of)
+  (shot,) = score_pictures.shots({'truth': of, 'found': found, **ARGUMENTS}, None, tmp_path).best
+  assert shot.drawn[0].shape == (480, 240, 3)
+  assert (shot.drawn[0][30:90, 30:90] > 200).all() and (shot.drawn[0][300:] < 10).all()
+  Image.fromarray(stored).save(tmp_path / 'a.png')
+  with pytest.raises(DataError, match=r'a\.png is 200 wide and 100 high; expected 100 and 200 as the annotations say'):
+    score_pictures.shots({'truth': of, 'found': found, **ARGUMENTS}, None, tmp_path)

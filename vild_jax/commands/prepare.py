@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vild_jax.commands import arguments
+from vild_jax.config import defaults
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +30,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='leave out objects whose box has no size or is outside the picture, or whose segmentation cannot be decoded; '
     'by default the file is refused',
   )
+  parser.add_argument(
+    '--max-megapixels',
+    type=int,
+    metavar='N',
+    default=defaults.MAX_MEGAPIXELS,
+    help='refuse pictures of more than N million pixels; training and evaluation read all that is accepted here',
+  )
 
 
 def run(args: argparse.Namespace) -> None:
   """Prepares one split and prints the folder of the data set."""
   from vild_jax.data import prepare
 
-  how = {'name': args.name, 'split': args.split, 'overwrite': args.overwrite}
+  arguments.require(args.max_megapixels > 0, f'--max-megapixels is {args.max_megapixels}; expected 1 or more')
+  how = {
+    'name': args.name,
+    'split': args.split,
+    'overwrite': args.overwrite,
+    'max_megapixels': args.max_megapixels,
+  }
   if args.from_tfds:
     arguments.require(
       not (args.annotations or args.images or args.drop_unusable),

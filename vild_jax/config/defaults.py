@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Data sets (`vild-jax prepare`).
+MAX_MEGAPIXELS = 179  # larger pictures may be files made to fill the memory; also Pillow's limit
+
 # Region stores (`vild-jax propose`, `vild-jax embed-regions`).
 MAX_PROPOSALS = 1000  # kept for each picture; the paper's CLIP baseline scores the same number
 PROPOSAL_IMAGES_PER_SHARD = 256

@@ -38,7 +38,7 @@ class Annotations:
   """Holds a whole file after the checks.
 
   `objects[i]` belong to `pictures[i]`. Pictures are ordered by id, and so are the objects of a picture. Each of `notes`
-  is one line that says what was repaired, and how often.
+  is one line that says what was repaired, and how often. `clipped` are the ids of the pictures that boxes reach beyond.
   """
 
   categories: tuple[Category, ...]
@@ -46,6 +46,7 @@ class Annotations:
   objects: tuple[Objects, ...]
   info: dict[str, Any]
   notes: tuple[str, ...]
+  clipped: frozenset[int]
 
 
 class Problems:
@@ -117,6 +118,7 @@ def read_annotations(path: str | Path, *, drop_unusable: bool = False) -> Annota
     tuple(map(reader.objects, pictures)),
     info if isinstance(info, dict) else {},
     reader.notes(),
+    frozenset(reader.clipped),
   )
 
 
@@ -242,6 +244,7 @@ class _Objects:
     self._of: dict[int, list[tuple]] = collections.defaultdict(list)
     self._counts: collections.Counter[str] = collections.Counter()
     self._kept = self._crowds = 0
+    self.clipped: set[int] = set()
 
   def read(self, entries: list[dict[str, Any]]) -> None:
     seen: dict[int, dict[str, Any]] = {}
@@ -314,6 +317,9 @@ class _Objects:
     limits = (picture.height, picture.width, picture.height, picture.width)
     box = [y, x, y + h, x + w]
     inside = [min(max(v, 0.0), limit) for v, limit in zip(box, limits, strict=True)]
+    moved = max(abs(a - b) for a, b in zip(box, inside, strict=True)) > _ROUNDING
+    if moved:
+      self.clipped.add(picture.id)
     top, left, bottom, right = np.array(inside, np.float32).tolist()  # as they are stored
     if w <= 0 or h <= 0 or top >= bottom or left >= right:
       outside = x >= picture.width or y >= picture.height or x + w <= 0 or y + h <= 0
@@ -324,20 +330,23 @@ class _Objects:
         'expected a positive size inside it',
         'annotation{s} with a box of no size or outside the picture dropped',
       )
-    self._counts['box{es} partly outside the picture clipped'] += (
-      max(abs(a - b) for a, b in zip(box, inside, strict=True)) > _ROUNDING
-    )
+    self._counts['box{es} partly outside the picture clipped'] += moved
     return inside
 
   def objects(self, image_id: int) -> Objects:
     return make_objects(self._of.pop(image_id, []))
 
   def notes(self) -> tuple[str, ...]:
-    notes = [f'{n} ' + text.format(s='s' * (n != 1), es='es' * (n != 1)) for text, n in self._counts.items() if n]
+    notes = in_words(self._counts)
     if self._kept == self._crowds:
       objects = f'no object but {self._crowds} crowd{"s" * (self._crowds != 1)}' if self._crowds else 'no object'
-      notes.append(f'{objects}: nothing to learn from this split')
-    return tuple(notes)
+      notes = (*notes, f'{objects}: nothing to learn from this split')
+    return notes
+
+
+def in_words(counts: collections.Counter[str]) -> tuple[str, ...]:
+  """Returns a line for each thing that was counted; {s} and {es} in its text become the ending of the plural."""
+  return tuple(f'{n} ' + text.format(s='s' * (n != 1), es='es' * (n != 1)) for text, n in counts.items() if n)
 
 
 def _is_unicode(texts: Iterable[str]) -> bool:

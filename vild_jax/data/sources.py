@@ -52,6 +52,8 @@ class JsonSource:
     self.categories: tuple[Category, ...] = self._annotations.categories
     self.info: dict[str, Any] = self._annotations.info
     self.notes: tuple[str, ...] = self._annotations.notes
+    self.upright = False
+    self.clipped = self._annotations.clipped
     self.files: list[Path] = self._find(annotations, images)
 
   def _find(self, annotations: str | Path, images: str | Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vild_jax.data import transforms
+from vild_jax.data import pictures
 from vild_jax.data.annotations import picture_files
 from vild_jax.data.schema import DataError
 from vild_jax.eval import per_picture
@@ -119,7 +119,7 @@ def check_folder(truth: Truth, folder: Path) -> None:
 
 
 def _picture(entry: dict[str, Any], folder: Path) -> np.ndarray:
-  return transforms.decode(_file(entry, folder))
+  return pictures.decode_annotated(_file(entry, folder), entry['height'], entry['width'])
 
 
 def _file(entry: dict[str, Any], folder: Path) -> Path:
