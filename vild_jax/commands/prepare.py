@@ -13,8 +13,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   arguments.add_example(
     parser, 'vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis'
   )
-  parser.add_argument('--annotations', help='the JSON file, in LVIS or COCO format')
+  parser.add_argument(
+    '--annotations',
+    help='the JSON file, in LVIS or COCO format; yolo: the folder of label files; voc: the folder of XML files; cvat: '
+    'the XML file',
+  )
   parser.add_argument('--images', help='the folder of its pictures')
+  parser.add_argument(
+    '--format', choices=defaults.FORMATS, default=defaults.COCO, help='the format of the annotations; coco is also LVIS'
+  )
+  parser.add_argument(
+    '--names',
+    metavar='FILE',
+    help="names of the classes: YOLO's data.yaml, or a text file with one name a line; yolo needs them, voc may have "
+    'them',
+  )
   parser.add_argument(
     '--from-tfds', metavar='NAME', help='instead of both: a stock TFDS data set, lvis or coco, or its folder'
   )
@@ -52,11 +65,19 @@ def run(args: argparse.Namespace) -> None:
   }
   if args.from_tfds:
     arguments.require(
-      not (args.annotations or args.images or args.drop_unusable),
-      '--from-tfds takes no --annotations, --images or --drop-unusable; expected one source',
+      not (args.annotations or args.images or args.names or args.drop_unusable) and args.format == defaults.COCO,
+      '--from-tfds takes no --annotations, --images, --format, --names or --drop-unusable; expected one source',
     )
     folder = prepare.from_tfds(args.from_tfds, args.out, data_dir=args.data_dir, **how)
   else:
     arguments.require(args.annotations and args.images, 'prepare takes --annotations and --images, or --from-tfds')
-    folder = prepare.prepare(args.annotations, args.images, args.out, drop_unusable=args.drop_unusable, **how)
+    folder = prepare.prepare(
+      args.annotations,
+      args.images,
+      args.out,
+      drop_unusable=args.drop_unusable,
+      format=args.format,
+      names=args.names,
+      **how,
+    )
   print(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,13 @@ class Problems:
     raise DataError(f'{self._source}: {self._first}' + (f' ({" and ".join(more)})' if more else ''))
 
 
-def read_annotations(path: str | Path, *, drop_unusable: bool = False) -> Annotations:
+def read_annotations(
+  path: str | Path,
+  *,
+  drop_unusable: bool = False,
+  tree: dict[str, Any] | None = None,
+  name: Callable[[int], str] = 'annotation {}'.format,
+) -> Annotations:
   """Reads and checks a LVIS- or COCO-format file; what passes can be trained on and evaluated.
 
   These are repaired and counted in `notes`: a repeated annotation (same id, same content) is dropped; an annotation
@@ -91,17 +97,20 @@ def read_annotations(path: str | Path, *, drop_unusable: bool = False) -> Annota
     path: the JSON file.
     drop_unusable: whether to leave out annotations whose segmentation cannot be decoded, or whose box has no size or
       lies wholly outside its picture, instead of refusing the file. (LVIS v1 and COCO 2017 have a few such boxes.)
+    tree: the content, if `path` is of another format and was converted.
+    name: what messages call the annotation of an id.
 
   Raises:
     DataError: one line with the first problem and the number of others, after ALL annotations were checked.
   """
-  tree = _load(path)
+  tree = _load(path) if tree is None else tree
   problems = Problems(path)
   try:
     categories = _categories(tree['categories'], problems)
     pictures = _pictures(tree['images'], _Known(tree['categories'], categories), problems)
     known = _Known(tree['images'], pictures), _Known(tree['categories'], categories)
     reader = _Objects(pictures, *known, problems, drop_unusable)
+    reader.name = name
     reader.read(tree['annotations'])
     deep = _depth(tree.get('info')) > _DEEPEST
   except RecursionError:
@@ -244,6 +253,7 @@ class _Objects:
     self._of: dict[int, list[tuple]] = collections.defaultdict(list)
     self._counts: collections.Counter[str] = collections.Counter()
     self._kept = self._crowds = 0
+    self.name: Callable[[int], str] = str
     self.clipped: set[int] = set()
 
   def read(self, entries: list[dict[str, Any]]) -> None:
@@ -265,7 +275,7 @@ class _Objects:
         key, fresh = fresh, fresh + 1
       seen[key] = entry
       try:
-        self._read_one(f'annotation entry {at}' if given is None else f'annotation {given}', key, entry)
+        self._read_one(f'annotation entry {at}' if given is None else self.name(given), key, entry)
       except _Refused as refused:
         if refused.left_out and self._drop:
           self._counts[refused.left_out] += 1

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from absl import logging
 
 from vild_jax.config import defaults
-from vild_jax.data import pictures
+from vild_jax.data import formats, pictures
 from vild_jax.data.annotations import Problems, in_words
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.data.sources import JsonSource, read_metadata
@@ -57,15 +57,17 @@ def prepare(
   split: str | None = None,
   overwrite: bool = False,
   drop_unusable: bool = False,
+  format: str = defaults.COCO,
+  names: str | Path | None = None,
   max_megapixels: int = defaults.MAX_MEGAPIXELS,
 ) -> Path:
-  """Stores a LVIS- or COCO-format file and its pictures as one split of the data set OUT/NAME/1.0.0.
+  """Stores annotations and their pictures as one split of the data set OUT/NAME/1.0.0.
 
   Another split of a data set that exists is added to it; it must have the same categories. Storing a split again with
   the same content changes nothing. The same content gives the same bytes.
 
   Args:
-    annotations: the JSON file.
+    annotations: a LVIS- or COCO-format JSON, or what `formats.read` takes of another format.
     images: the folder of the pictures; see `pictures.stored` for what is kept of them.
     out: folder of data sets.
     name: name of the data set; default: the stem of the file without train or val (`lvis_v1_train` -> `lvis_v1`).
@@ -73,6 +75,8 @@ def prepare(
     overwrite: replaces the split if it exists with other content.
     drop_unusable: leaves out annotations whose box or segmentation is of no use (`annotations.read_annotations` says
       which); without it they are an error.
+    format: of the annotations, one of `defaults.FORMATS`.
+    names: the file of the classes' names, for formats without them; see `formats.read`.
     max_megapixels: larger pictures are refused. Training and evaluation later read what was accepted here.
 
   Returns:
@@ -85,7 +89,12 @@ def prepare(
   split = split or ('val' if 'val' in stem and 'train' not in stem else 'train')
   name = name or re.sub(r'_+', '_', re.sub(r'train|val(idation)?', '_', stem)).strip('_') or 'dataset'
   _check_names(name, split)
-  source = JsonSource(annotations, images, drop_unusable=drop_unusable)
+  source = JsonSource(
+    annotations,
+    images,
+    drop_unusable=drop_unusable,
+    converted=formats.read(format, annotations, images, names),
+  )
   return store(source, out, name, split, overwrite=overwrite, max_megapixels=max_megapixels)
 
 
