@@ -31,7 +31,8 @@ setup(
     'opencv-python-headless>=4.10.0.84',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
-    'pillow>=10.3',  # TFDS decodes pictures with it, and does not declare it
+    'pillow>=10.3',
+    'pyyaml>=6.0',
     'safetensors>=0.4.3',
     'tensorboardX>=2.6.2.2',
     'tensorflow-datasets>=4.9.10',  # all that we call of it works without TensorFlow
@@ -56,7 +57,6 @@ setup(
       'faster-coco-eval>=1.8.0',
       'pytest>=8.2',
       'pytest-xdist>=3.6.1',
-      'pyyaml>=6.0',
       'ruff>=0.17',
       'tensorboard>=2.19',
     ],

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vild_jax.data import transforms
+from vild_jax.data import pictures as pictures_lib
 from vild_jax.data.regions.records import Job, Regions
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.regions.writer import StoreWriter
@@ -179,14 +179,14 @@ def compare(folder: Path, scratch: Path, count: int | None, regions: int) -> dic
   encode = jax.jit(rows_of)
   encode_bytes = jax.jit(lambda params, squares: rows_of(params, (squares.astype(jnp.float32) * factor - mean) / std))
 
-  first = transforms.decode(pictures[0].image)
+  first = pictures_lib.decode(pictures[0].image)
   encode(params, plain_pixels(preprocess, first, proposals[0].boxes))  # compiles
   encode_bytes(params, tower.pixels(first, proposals[0].boxes))
   tower.embed(first, proposals[0].boxes)
   plain, ours, plain_rows = Clock(), Clock(), []
   plain_many, ours_many, rng = Clock(), Clock(), np.random.default_rng(2)
   for i in range(len(pictures)):
-    image = plain('read', lambda i=i: transforms.decode(pictures[i].image))
+    image = plain('read', lambda i=i: pictures_lib.decode(pictures[i].image))
     pixels = plain('crop_resize', plain_pixels, preprocess, image, proposals[i].boxes)
     plain_rows.append(summed(np.asarray(plain('encode', encode, params, pixels))))
     pixels = ours('crop_resize', tower.pixels, image, proposals[i].boxes)  # now, so that both have the same machine

@@ -22,6 +22,7 @@ from PIL import Image
 
 from vild_jax.config import Config, Data
 from vild_jax.data import batch, rle, sources, transforms
+from vild_jax.data import pictures as pictures_lib
 
 
 def milliseconds(function: Callable, items: list, repeats: int = 3) -> float:
@@ -53,7 +54,7 @@ def pad(image: np.ndarray, size: int) -> np.ndarray:
 
 def stages(dataset: sources.PreparedDataset, size: int, pictures: int) -> dict[str, float]:
   examples = [dataset[i] for i in range(min(pictures, len(dataset)))]
-  images = [(transforms.decode(e.image), size) for e in examples]
+  images = [(pictures_lib.decode(e.image), size) for e in examples]
   segmented = [(s, e.height, e.width) for e in examples for s in e.objects.segmentations]
   masks = [
     (rle.decode_mask(*s), b) for s, b in zip(segmented, (b for e in examples for b in e.objects.boxes), strict=True)
@@ -66,7 +67,7 @@ def stages(dataset: sources.PreparedDataset, size: int, pictures: int) -> dict[s
   return {
     'objects': round(objects, 1),
     'read': milliseconds(dataset.__getitem__, [(i,) for i in range(len(examples))]),
-    'decode': milliseconds(transforms.decode, [(e.image,) for e in examples]),
+    'decode': milliseconds(pictures_lib.decode, [(e.image,) for e in examples]),
     'resize': milliseconds(transforms.resize_and_pad, images),
     **{name: round(objects * value, 2) for name, value in per_object.items()},
     'resize with PIL': milliseconds(with_pil, images),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.examples import CATEGORIES, IS_BASE, NAMES, TINY, configured, example, examples, objects, same, take
-from vild_jax.data import batch, rle, transforms
+from vild_jax.data import batch, pictures, rle, transforms
 from vild_jax.data.schema import DataError
 
 
@@ -306,7 +306,7 @@ def test_evaluation_takes_every_picture_once_in_order():
   np.testing.assert_array_equal(whole['image_id'], [100, 101, 102, 103, 104, -1, -1, -1])
   assert whole['original_size'].dtype == np.int32 and whole['original_size'][1].tolist() == [23, 43]
   np.testing.assert_allclose(whole['image_size'][:5] / whole['original_size'][:5], whole['scale'][:5], rtol=1e-6)
-  plain = transforms.resize_and_pad(transforms.decode(source[3].image), 64)
+  plain = transforms.resize_and_pad(pictures.decode(source[3].image), 64)
   np.testing.assert_array_equal(whole['image'][3], plain.image)
   assert not whole['image'][5:].any()
 

@@ -19,7 +19,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.helpers import examples, small_set
-from vild_jax.data import annotations, batch, prepare, rle, sources
+from vild_jax.data import annotations, batch, pictures, prepare, rle, sources
 from vild_jax.data.schema import DataError, Example
 from vild_jax.data.tfds_builders import detection
 from vild_jax.eval import coco, lvis, truth
@@ -209,7 +209,7 @@ def _outcome(path: Path, images: Path, text: bytes, *, drop: bool) -> str:
   try:
     source = sources.JsonSource(path, images, drop_unusable=drop)
     for i in range(len(source)):
-      batch.decode(source[i])  # `prepare` compares the size of the picture
+      pictures.stored(source[i], source.where(i))  # `prepare` compares the size of the picture
   except DataError as error:
     assert len(str(error).splitlines()) == 1 and len(str(error)) < 2000, str(error)
     return 'refused'

@@ -48,6 +48,14 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
     sources.JsonSource(path, images)
 
 
+def test_a_name_is_found_by_its_last_folder_as_the_archives_of_objects365_put_it(tmp_path):
+  _files(tmp_path, 'patch0/a.jpg', 'patch1/b.jpg', 'patch1/c.jpg', 'c.jpg')
+  names = [f'images/v1/patch{i}/{name}.jpg' for i, name in enumerate('ab')]
+  assert _found(tmp_path, *names) == ['patch0/a.jpg', 'patch1/b.jpg']
+  assert 'it could be' in _found(tmp_path, 'images/v1/patch1/c.jpg')[0]
+  assert all('it could be' in found for found in _found(tmp_path, 'v1/patch0/a.jpg', 'v2/patch0/a.jpg'))
+
+
 def test_a_url_never_leads_out_of_the_folder(tmp_path):
   folder = _files(tmp_path, 'a.jpg', 'in/b.jpg') / 'in'
   assert 'is not in' in _found(folder, {'coco_url': 'http://x/../a.jpg'})[0]

@@ -255,7 +255,9 @@ def test_a_picture_of_unknown_format_is_one_line_without_addresses(tmp_path):
   StockLvis(
     json.loads(path.read_text()), images, ['train'], data_dir=str(tmp_path), file_format='array_record'
   ).download_and_prepare()
-  with pytest.raises(DataError, match=r'the picture of record \d is of unknown format; expected') as error:
+  with pytest.raises(
+    DataError, match=r'the picture of record \d: no readable picture \(unknown format\); expected'
+  ) as error:
     prepare.from_tfds(tmp_path / 'lvis' / '1.4.0', tmp_path / 'out')
   assert '0x' not in str(error.value)
 

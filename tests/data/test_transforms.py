@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from vild_jax.data import transforms
-from vild_jax.data.schema import DataError
-
-
-def encode(image: np.ndarray, kind: str = 'PNG', **options) -> bytes:
-  buffer = io.BytesIO()
-  (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
-  return buffer.getvalue()
 
 
 def naive_square(image: np.ndarray, rescaled: tuple[int, int], offset: tuple[int, int], side: int) -> np.ndarray:
@@ -170,48 +160,3 @@ def test_draws_depend_on_the_generator_alone():
   scales = [d.scale for d in draws]
   assert 0.5 <= min(scales) < 0.55 and 1.45 < max(scales) < 1.5
   assert 150 < sum(d.flip for d in draws) < 250
-
-
-# --- decoding -------------------------------------------------------------------------------------------------------
-
-
-def test_decode_every_colour_model(picture):
-  np.testing.assert_array_equal(transforms.decode(encode(picture)), picture)
-  grey = picture[:, :, 0]
-  np.testing.assert_array_equal(transforms.decode(encode(grey)), np.repeat(grey[:, :, None], 3, 2))
-  deep = transforms.decode(encode(grey.astype(np.uint16) * 257))
-  np.testing.assert_array_equal(deep, np.repeat(grey[:, :, None], 3, 2))
-  with_alpha = np.concatenate([picture, grey[:, :, None]], axis=2)
-  np.testing.assert_array_equal(transforms.decode(encode(with_alpha)), picture)
-  palette = Image.fromarray(picture).convert('P')
-  np.testing.assert_array_equal(transforms.decode(encode(palette)), np.asarray(palette.convert('RGB')))
-  flat = Image.new('RGB', (32, 32), (200, 30, 90)).convert('CMYK')
-  decoded = transforms.decode(encode(flat, 'JPEG', quality=95))
-  assert decoded.shape == (32, 32, 3) and abs(decoded.mean((0, 1)) - [200, 30, 90]).max() < 6
-
-
-def test_decode_ignores_exif_orientation(picture, tmp_path):
-  exif = Image.Exif()
-  exif[0x0112] = 6  # "rotate by 90 degrees to show"
-  path = tmp_path / 'turned.jpg'
-  path.write_bytes(encode(picture, 'JPEG', exif=exif))
-  assert transforms.decode(path).shape == picture.shape
-
-
-@pytest.mark.parametrize(
-  ('broken', 'word'),
-  [
-    (lambda data: b'', 'unknown format'),
-    (lambda data: b'no picture', 'unknown format'),
-    (lambda data: data[: len(data) // 2], 'truncated'),
-  ],
-)
-def test_broken_pictures_give_one_line(picture, broken, word):
-  with pytest.raises(DataError, match='image 17') as caught:
-    transforms.decode(broken(encode(picture, 'JPEG')), 'image 17')
-  assert word in str(caught.value) and '\n' not in str(caught.value)
-
-
-def test_missing_file_names_the_path(tmp_path):
-  with pytest.raises(DataError, match=r'gone\.jpg'):
-    transforms.decode(tmp_path / 'gone.jpg')

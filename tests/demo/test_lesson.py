@@ -8,7 +8,8 @@ import types
 import numpy as np
 import pytest
 
-from vild_jax.data import prepare, sources, transforms
+from vild_jax.data import pictures as pictures_lib
+from vild_jax.data import prepare, sources
 from vild_jax.data.schema import DataError
 from vild_jax.demo import lesson
 from vild_jax.demo import world as toy_world
@@ -52,7 +53,7 @@ class _Detector:
     self._known, self._call, self._score = {}, call, score
     for example in (dataset[i] for i in range(len(dataset))):
       true = [names[int(i)] for i in example.objects.category_ids]
-      self._known[transforms.decode(example.image).tobytes()] = example.objects.boxes, true
+      self._known[pictures_lib.decode(example.image).tobytes()] = example.objects.boxes, true
 
   def __call__(self, picture):
     boxes, true = self._known[picture.tobytes()]

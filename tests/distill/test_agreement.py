@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import small_set, tiny
 from vild_jax import detector
 from vild_jax.core import roi_align
-from vild_jax.data import prepare, sources, transforms
+from vild_jax.data import pictures, prepare, sources, transforms
 from vild_jax.distill import agreement
 from vild_jax.train import sharding
 from vild_jax.vocabulary import VocabularyFile
@@ -82,7 +82,7 @@ def test_the_mean_cosine_of_each_group(dataset, store, image_head):
   cosines = {group: [] for group in ('base', 'novel', 'other', 'all')}
   for i in range(len(dataset)):
     example = dataset[i]
-    resized = transforms.resize_and_pad(transforms.decode(example.image), 64)
+    resized = transforms.resize_and_pad(pictures.decode(example.image), 64)
     regions = store[example.image_id]
     count = min(len(regions.boxes), 7)
     boxes = np.zeros((7, 4), np.float32)

@@ -15,7 +15,8 @@ from tests.helpers.planted_store import boxes_of, content, write_proposals
 from tests.helpers.processes import as_process
 from tests.helpers.small_experiment import run
 from vild_jax import vocabulary
-from vild_jax.data import sources, transforms
+from vild_jax.data import pictures as pictures_lib
+from vild_jax.data import sources
 from vild_jax.data.regions.records import Regions
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.regions.writer import StoreWriter
@@ -65,7 +66,7 @@ def test_the_embeddings_are_those_of_the_best_boxes(store, teacher, proposals):
     np.testing.assert_array_equal(found.scores, expected.scores[:MOST])
     assert found.embeddings.dtype == np.float16 and found.embeddings.shape == (len(found.boxes), 8)
     if len(found.boxes):
-      picture = transforms.decode(small_set.picture(height, width, seed=i, kind='.png'))
+      picture = pictures_lib.decode(small_set.picture(height, width, seed=i, kind='.png'))
       rows = plain_embeddings(teacher, plain_pixels(picture, found.boxes))
       np.testing.assert_allclose(found.embeddings, rows, atol=5e-3)
   assert len(made[97].boxes) == 0

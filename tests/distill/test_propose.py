@@ -17,6 +17,7 @@ from tests.helpers.planted_store import content
 from tests.helpers.processes import as_process
 from vild_jax import cli, detector
 from vild_jax import config as config_lib
+from vild_jax.data import pictures as pictures_lib
 from vild_jax.data import prepare, transforms
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.regions.writer import StoreWriter
@@ -62,7 +63,7 @@ def test_the_proposals_are_those_of_the_first_stage_in_the_pictures_own_pixels(s
   assert made.kind == 'proposals' and made.dataset == 'd' * 64 and made.split == 'train'
   np.testing.assert_array_equal(made.image_ids, [100, 99, 98, 97, 96, 95, 94])
   for i, (height, width) in enumerate(SIZES):
-    resized = transforms.resize_and_pad(transforms.decode(small_set.picture(height, width, seed=i, kind='.png')), 64)
+    resized = transforms.resize_and_pad(pictures_lib.decode(small_set.picture(height, width, seed=i, kind='.png')), 64)
     found = jax.device_get(first(jnp.asarray(resized.image[None])))
     expected = []
     for (y1, x1, y2, x2), score, valid in zip(found.boxes[0], found.scores[0], found.valid[0], strict=True):

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.helpers import small_set, small_teacher, tiny
 from vild_jax import cli, detector, vocabulary
 from vild_jax import config as config_lib
-from vild_jax.data import prepare, rle, sources, transforms
+from vild_jax.data import pictures, prepare, rle, sources, transforms
 from vild_jax.inference import crop_baselines
 from vild_jax.structs import Vocabulary
 from vild_jax.teacher import checkpoint as teacher_checkpoint
@@ -108,7 +108,7 @@ def regions(made):
     )[0]
   )
   for i in range(len(dataset)):
-    picture = transforms.decode(dataset[i].image)
+    picture = pictures.decode(dataset[i].image)
     resized = transforms.resize_and_pad(picture, 64)
     inside = jax.device_get(predict(resized.image, resized.size))
     last = np.tile(resized.size - 1, 2)

@@ -40,7 +40,7 @@ def _has(picture, color):
 
 def test_boxes_are_drawn_in_the_colours_of_right_and_wrong(case):
   arguments, other, folder = case
-  shots = score_pictures.shots(arguments, other, folder)
+  shots = score_pictures.shots(arguments, other, score_pictures.Pictures(arguments['truth'], folder))
   assert [[shot.name for shot in part] for part in (shots.best, shots.worst)] == [['a.png'], ['b.png']]
   assert [[shot.image_id for shot in part] for part in (shots.better, shots.worse)] == [[3], [9]]
   (best,), (worst,) = shots.best[0].drawn, shots.worst[0].drawn
@@ -61,7 +61,7 @@ def test_without_a_folder_pictures_are_named(case):
 def test_a_missing_picture_is_named(case, tmp_path):
   arguments, _, _ = case
   with pytest.raises(DataError, match='no picture of image 3'):
-    score_pictures.shots(arguments, None, tmp_path)
+    score_pictures.Pictures(arguments['truth'], tmp_path)
 
 
 def test_a_truth_without_file_names_is_shown_by_id(case):
@@ -76,3 +76,41 @@ def test_a_truth_without_file_names_is_shown_by_id(case):
   )
   shots = score_pictures.shots(arguments | {'truth': plain}, None, None)
   assert shots.best[0].name == 'picture 3'
+
+
+def test_a_picture_is_turned_where_the_annotations_say_so(case, tmp_path):
+  arguments, _, _ = case
+  of = truth.read(
+    {
+      'images': [{'id': 3, 'height': 200, 'width': 100, 'file_name': 'a.png'}],
+      'categories': list(arguments['truth'].categories),
+      'annotations': [{'image_id': 3, 'category_id': 4, 'bbox': [0, 0, 50, 50], 'area': 2500}],
+    }
+  )
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  stored = np.zeros((100, 200, 3), np.uint8)
+  stored[50:, :50] = 255  # at the bottom left; turned clockwise, at the top left
+  Image.fromarray(stored).save(tmp_path / 'a.png', exif=exif)
+  found = detections.read([], of)
+  pictures = score_pictures.Pictures(of, tmp_path)
+  (shot,) = score_pictures.shots({'truth': of, 'found': found, **ARGUMENTS}, None, pictures).best
+  assert shot.drawn[0].shape == (480, 240, 3)
+  assert (shot.drawn[0][30:90, 30:90] > 200).all() and (shot.drawn[0][300:] < 10).all()
+  Image.fromarray(stored).save(tmp_path / 'a.png')
+  with pytest.raises(DataError, match=r'a\.png is 200 wide and 100 high; expected 100 and 200 as the annotations say'):
+    score_pictures.shots({'truth': of, 'found': found, **ARGUMENTS}, None, pictures)
+
+
+def test_a_picture_whose_name_could_be_two_files_is_not_shown(case, tmp_path):
+  """As `prepare` refuses it: both entries end alike, and there is one file."""
+  arguments, _, folder = case
+  of = truth.read(
+    {
+      'images': [{'id': i, 'height': 200, 'width': 100, 'file_name': f'cam{i}/a.png'} for i in (3, 9)],
+      'categories': list(arguments['truth'].categories),
+      'annotations': [],
+    }
+  )
+  with pytest.raises(DataError, match=r'image 3, which is not in .* it could be .*a\.png'):
+    score_pictures.Pictures(of, folder)

@@ -16,6 +16,7 @@ from vild_jax import vocabulary
 from vild_jax.data import class_lists
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import prompts, text, zero_shot
+from vild_jax.workflows import classifying
 
 
 @pytest.fixture(scope='module')
@@ -67,6 +68,18 @@ def test_classify_prints_the_best_names_of_each_picture(made, tmp_path, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert lines[0] == str(made / 'a.png') and lines[1].split() == ['class', 'probability', 'cosine']
   assert lines[2].startswith(f'  {found["images"][0]["scores"][0]["class"]} ') and len(lines) == 8
+
+
+def test_classify_sees_a_picture_as_viewers_show_it(made, tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  picture = Image.open(made / 'a.png')
+  picture.save(tmp_path / 'a.png', exif=exif)
+  picture.transpose(Image.Transpose.ROTATE_270).save(tmp_path / 'b.png')
+  find = lambda name: classifying.classify(
+    str(made / 'teacher'), [name], 'red mug, toy elephant', which='single', top=2
+  )['images'][0]['scores']
+  assert find(tmp_path / 'a.png') == find(tmp_path / 'b.png') != find(made / 'a.png')
 
 
 def test_classify_takes_the_lists_that_embed_text_takes(made, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# Data sets (`vild-jax prepare`).
+FORMATS = COCO, YOLO, VOC, CVAT = ('coco', 'yolo', 'voc', 'cvat')  # of annotations; `data.formats` reads them
+MAX_MEGAPIXELS = 179  # larger pictures may be files made to fill the memory; also Pillow's limit
+
 # Region stores (`vild-jax propose`, `vild-jax embed-regions`).
 MAX_PROPOSALS = 1000  # kept for each picture; the paper's CLIP baseline scores the same number
 PROPOSAL_IMAGES_PER_SHARD = 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Annotations:
   """Holds a whole file after the checks.
 
   `objects[i]` belong to `pictures[i]`. Pictures are ordered by id, and so are the objects of a picture. Each of `notes`
-  is one line that says what was repaired, and how often.
+  is one line that says what was repaired, and how often. `clipped` are the ids of the pictures that boxes reach beyond.
   """
 
   categories: tuple[Category, ...]
@@ -46,6 +46,7 @@ class Annotations:
   objects: tuple[Objects, ...]
   info: dict[str, Any]
   notes: tuple[str, ...]
+  clipped: frozenset[int]
 
 
 class Problems:
@@ -76,7 +77,13 @@ class Problems:
     raise DataError(f'{self._source}: {self._first}' + (f' ({" and ".join(more)})' if more else ''))
 
 
-def read_annotations(path: str | Path, *, drop_unusable: bool = False) -> Annotations:
+def read_annotations(
+  path: str | Path,
+  *,
+  drop_unusable: bool = False,
+  tree: dict[str, Any] | None = None,
+  name: Callable[[int], str] = 'annotation {}'.format,
+) -> Annotations:
   """Reads and checks a LVIS- or COCO-format file; what passes can be trained on and evaluated.
 
   These are repaired and counted in `notes`: a repeated annotation (same id, same content) is dropped; an annotation
@@ -90,17 +97,20 @@ def read_annotations(path: str | Path, *, drop_unusable: bool = False) -> Annota
     path: the JSON file.
     drop_unusable: whether to leave out annotations whose segmentation cannot be decoded, or whose box has no size or
       lies wholly outside its picture, instead of refusing the file. (LVIS v1 and COCO 2017 have a few such boxes.)
+    tree: the content, if `path` is of another format and was converted.
+    name: what messages call the annotation of an id.
 
   Raises:
     DataError: one line with the first problem and the number of others, after ALL annotations were checked.
   """
-  tree = _load(path)
+  tree = _load(path) if tree is None else tree
   problems = Problems(path)
   try:
     categories = _categories(tree['categories'], problems)
     pictures = _pictures(tree['images'], _Known(tree['categories'], categories), problems)
     known = _Known(tree['images'], pictures), _Known(tree['categories'], categories)
     reader = _Objects(pictures, *known, problems, drop_unusable)
+    reader.name = name
     reader.read(tree['annotations'])
     deep = _depth(tree.get('info')) > _DEEPEST
   except RecursionError:
@@ -117,6 +127,7 @@ def read_annotations(path: str | Path, *, drop_unusable: bool = False) -> Annota
     tuple(map(reader.objects, pictures)),
     info if isinstance(info, dict) else {},
     reader.notes(),
+    frozenset(reader.clipped),
   )
 
 
@@ -242,6 +253,8 @@ class _Objects:
     self._of: dict[int, list[tuple]] = collections.defaultdict(list)
     self._counts: collections.Counter[str] = collections.Counter()
     self._kept = self._crowds = 0
+    self.name: Callable[[int], str] = str
+    self.clipped: set[int] = set()
 
   def read(self, entries: list[dict[str, Any]]) -> None:
     seen: dict[int, dict[str, Any]] = {}
@@ -262,7 +275,7 @@ class _Objects:
         key, fresh = fresh, fresh + 1
       seen[key] = entry
       try:
-        self._read_one(f'annotation entry {at}' if given is None else f'annotation {given}', key, entry)
+        self._read_one(f'annotation entry {at}' if given is None else self.name(given), key, entry)
       except _Refused as refused:
         if refused.left_out and self._drop:
           self._counts[refused.left_out] += 1
@@ -314,6 +327,9 @@ class _Objects:
     limits = (picture.height, picture.width, picture.height, picture.width)
     box = [y, x, y + h, x + w]
     inside = [min(max(v, 0.0), limit) for v, limit in zip(box, limits, strict=True)]
+    moved = max(abs(a - b) for a, b in zip(box, inside, strict=True)) > _ROUNDING
+    if moved:
+      self.clipped.add(picture.id)
     top, left, bottom, right = np.array(inside, np.float32).tolist()  # as they are stored
     if w <= 0 or h <= 0 or top >= bottom or left >= right:
       outside = x >= picture.width or y >= picture.height or x + w <= 0 or y + h <= 0
@@ -324,20 +340,23 @@ class _Objects:
         'expected a positive size inside it',
         'annotation{s} with a box of no size or outside the picture dropped',
       )
-    self._counts['box{es} partly outside the picture clipped'] += (
-      max(abs(a - b) for a, b in zip(box, inside, strict=True)) > _ROUNDING
-    )
+    self._counts['box{es} partly outside the picture clipped'] += moved
     return inside
 
   def objects(self, image_id: int) -> Objects:
     return make_objects(self._of.pop(image_id, []))
 
   def notes(self) -> tuple[str, ...]:
-    notes = [f'{n} ' + text.format(s='s' * (n != 1), es='es' * (n != 1)) for text, n in self._counts.items() if n]
+    notes = in_words(self._counts)
     if self._kept == self._crowds:
       objects = f'no object but {self._crowds} crowd{"s" * (self._crowds != 1)}' if self._crowds else 'no object'
-      notes.append(f'{objects}: nothing to learn from this split')
-    return tuple(notes)
+      notes = (*notes, f'{objects}: nothing to learn from this split')
+    return notes
+
+
+def in_words(counts: collections.Counter[str]) -> tuple[str, ...]:
+  """Returns a line for each thing that was counted; {s} and {es} in its text become the ending of the plural."""
+  return tuple(f'{n} ' + text.format(s='s' * (n != 1), es='es' * (n != 1)) for text, n in counts.items() if n)
 
 
 def _is_unicode(texts: Iterable[str]) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from vild_jax.config import Config, Data
-from vild_jax.data import class_lists, repeats, rle, transforms
+from vild_jax.data import class_lists, pictures, repeats, rle, transforms
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.runtime import workers as worker_processes
@@ -113,7 +113,7 @@ def train_example(
     `regions`: what `region_targets.region_targets` returns.
   """
   draw = transforms.draw_augmentation(rng, data.scale_range, data.flip)
-  image, objects = decode(example), example.objects
+  image, objects = pictures.decode_example(example), example.objects
   rows = labels(objects.category_ids)
   boxes = objects.boxes
   if draw.flip:
@@ -161,7 +161,7 @@ def eval_example(example: Example, image_size: int) -> Arrays:
     image float32 [S, S, 3], image_size float32 [2], scale float32 [2] (square / picture along y, x), original_size
     int32 [2], image_id int64, real bool: True.
   """
-  resized = transforms.resize_and_pad(decode(example), image_size)
+  resized = transforms.resize_and_pad(pictures.decode_example(example), image_size)
   return {
     'image': resized.image,
     'image_size': resized.size,
@@ -170,17 +170,6 @@ def eval_example(example: Example, image_size: int) -> Arrays:
     'image_id': np.int64(example.image_id),
     'real': np.bool_(True),
   }
-
-
-def decode(example: Example) -> np.ndarray:
-  """Decodes the picture, uint8 [H, W, 3]. Raises DataError if it is not readable or not of the annotated size."""
-  image = transforms.decode(example.image, f'image {example.image_id}')
-  if image.shape[:2] != (example.height, example.width):
-    raise DataError(
-      f'image {example.image_id}: the picture has {image.shape[0]} x {image.shape[1]} pixels; expected '
-      f'{example.height} x {example.width} as annotated (height x width)'
-    )
-  return image
 
 
 def _masks(example: Example, kept: np.ndarray, boxes: np.ndarray, flip: bool, slots: int) -> Arrays:

@@ -24,7 +24,8 @@ class PictureName:
   Attributes:
     given: the file_name, or else the URL, for messages.
     places: paths in the folder that the entry itself gives, best first.
-    last: the last parts of its file_name and URL: a guess, if nothing is at `places`.
+    last: ends of its file_name and URL, of one or two parts: a guess, if nothing is at `places`. (Objects365 v2 says
+      images/v1/patch0/NAME of a picture that its archives put into patch0/.)
   """
 
   given: str
@@ -44,7 +45,8 @@ def picture_name(entry: dict[str, Any]) -> PictureName:
     raise DataError(f'names the file {shown(name)}, outside the folder of the pictures; expected a path inside it')
   in_url = '/'.join(part for part in url.split('/')[-2:] if part not in ('', '.', '..'))
   places = dict.fromkeys(p for p in (posixpath.normpath(name) if name else '', path, in_url) if p not in ('', '.'))
-  last = dict.fromkeys(p.rsplit('/', 1)[-1] for p in (path, in_url) if p in places)
+  two = ['/'.join(path.split('/')[-2:])] if path.count('/') > 1 else []
+  last = dict.fromkeys([*two, *(p.rsplit('/', 1)[-1] for p in (path, in_url) if p in places)])
   if not places:
     raise DataError('names no file; expected "file_name" or "coco_url"')
   return PictureName(name or url, tuple(places), tuple(last))

@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import PIL.Image
 from absl import logging
 
+from vild_jax.config import defaults
 from vild_jax.data import contents as contents_lib
-from vild_jax.data import transforms
-from vild_jax.data.annotations import Problems
+from vild_jax.data import formats, pictures
+from vild_jax.data.annotations import Problems, in_words
 from vild_jax.data.contents import Contents
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.data.sources import JsonSource, read_metadata
@@ -42,6 +42,8 @@ class Source(Protocol):
   categories: tuple[Category, ...]
   info: dict[str, Any]
   notes: tuple[str, ...]
+  upright: bool  # whether annotations refer to pictures as viewers show them, rather than as stored
+  clipped: frozenset[int]  # ids of the pictures that boxes reach beyond
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> Example: ...
@@ -57,22 +59,28 @@ def prepare(
   split: str | None = None,
   overwrite: bool = False,
   drop_unusable: bool = False,
+  format: str = defaults.COCO,
+  names: str | Path | None = None,
+  max_megapixels: int = defaults.MAX_MEGAPIXELS,
   told: Callable[[str, Contents, tuple[str, ...]], Any] | None = None,
 ) -> Path:
-  """Stores a LVIS- or COCO-format file and its pictures as one split of the data set OUT/NAME/1.0.0.
+  """Stores annotations and their pictures as one split of the data set OUT/NAME/1.0.0.
 
   Another split of a data set that exists is added to it; it must have the same categories. Storing a split again with
   the same content changes nothing. The same content gives the same bytes.
 
   Args:
-    annotations: the JSON file.
-    images: the folder of the pictures (JPEG or PNG; their bytes are kept as they are).
+    annotations: a LVIS- or COCO-format JSON, or what `formats.read` takes of another format.
+    images: the folder of the pictures; see `pictures.stored` for what is kept of them.
     out: folder of data sets.
     name: name of the data set; default: the stem of the file without train or val (`lvis_v1_train` -> `lvis_v1`).
     split: default: 'train' or 'val', whichever the stem contains, else 'train'.
     overwrite: replaces the split if it exists with other content.
     drop_unusable: leaves out annotations whose box or segmentation is of no use (`annotations.read_annotations` says
       which); without it they are an error.
+    format: of the annotations, one of `defaults.FORMATS`.
+    names: the file of the classes' names, for formats without them; see `formats.read`.
+    max_megapixels: larger pictures are refused. Training and evaluation later read what was accepted here.
     told: called with (split, what it holds, notes of what was repaired) when the split is stored.
 
   Returns:
@@ -85,8 +93,13 @@ def prepare(
   split = split or ('val' if 'val' in stem and 'train' not in stem else 'train')
   name = name or re.sub(r'_+', '_', re.sub(r'train|val(idation)?', '_', stem)).strip('_') or 'dataset'
   _check_names(name, split)
-  source = JsonSource(annotations, images, drop_unusable=drop_unusable)
-  return store(source, out, name, split, overwrite=overwrite, told=told)
+  source = JsonSource(
+    annotations,
+    images,
+    drop_unusable=drop_unusable,
+    converted=formats.read(format, annotations, images, names),
+  )
+  return store(source, out, name, split, overwrite=overwrite, max_megapixels=max_megapixels, told=told)
 
 
 def from_tfds(
@@ -97,13 +110,14 @@ def from_tfds(
   name: str | None = None,
   split: str | None = None,
   overwrite: bool = False,
+  max_megapixels: int = defaults.MAX_MEGAPIXELS,
   told: Callable[[str, Contents, tuple[str, ...]], Any] | None = None,
 ) -> Path:
   """Stores a stock TFDS `lvis` or `coco` data set that is on this machine already; see `stock_tfds` for what it holds.
 
   Args:
     name_or_dir: 'lvis', 'lvis:1.4.0', 'coco/2017' and the like, or the folder of the data set.
-    out, overwrite, told: as in `prepare`; `told` is called for each split.
+    out, overwrite, max_megapixels, told: as in `prepare`; `told` is called for each split.
     data_dir: folder in which TFDS keeps its data sets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.
     name: default: the name of the stock data set.
     split: one split of the stock data set; default: all except those without annotations ('test…'). Its `validation`
@@ -116,7 +130,15 @@ def from_tfds(
   stock = stock_tfds.open_stock(name_or_dir, data_dir)
   for part in stock.splits(split):
     stored_as = 'val' if part == 'validation' else part
-    version = store(stock.source(part), out, name or stock.name, stored_as, overwrite=overwrite, told=told)
+    version = store(
+      stock.source(part),
+      out,
+      name or stock.name,
+      stored_as,
+      overwrite=overwrite,
+      max_megapixels=max_megapixels,
+      told=told,
+    )
   return version
 
 
@@ -127,6 +149,7 @@ def store(
   split: str,
   *,
   overwrite: bool = False,
+  max_megapixels: int = defaults.MAX_MEGAPIXELS,
   told: Callable[[str, Contents, tuple[str, ...]], Any] | None = None,
 ) -> Path:
   """Stores every example of `source` as a split; returns the folder. Details and errors are those of `prepare`."""
@@ -136,7 +159,7 @@ def store(
   version = Path(out) / name / detection.VERSION
   _check_against(version, source, split)
   with files.temporary_folder(Path(out) / f'{name}-{split}') as staging:
-    content = _Content(source)
+    content = _Content(source, max_megapixels * 10**6)
     with progress.bar(len(source), f'prepare {name}/{split}', unit='img') as bar, _quiet_tfds():
       builder = detection.Detection(name, split, content.examples(bar.update), str(staging))
       builder.download_and_prepare()
@@ -146,10 +169,10 @@ def store(
     with locks.locked(out, wait_seconds=_WAIT_SECONDS):
       _check_against(version, source, split)
       _commit(staging / name / detection.VERSION, version, split, content, overwrite)
-  for note in source.notes:
+  for note in content.notes():
     print(f'{name}/{split}: {note}', file=sys.stderr)
   if told is not None:
-    told(split, content.counter.contents(), source.notes)
+    told(split, content.counter.contents(), content.notes())
   return version
 
 
@@ -183,10 +206,11 @@ def _short(category: Category | None) -> str:
 
 
 class _Content:
-  """Yields the examples of a source and checks each picture; collects the split's identity and what it holds."""
+  """Yields the examples of a source with checked pictures; collects notes, the split's identity and what it holds."""
 
-  def __init__(self, source: Source):
-    self.source = source
+  def __init__(self, source: Source, max_pixels: int):
+    self.source, self._max_pixels = source, max_pixels
+    self._remarks: collections.Counter[str] = collections.Counter()
     self.has_masks = True
     self.counter = contents_lib.Counter(source.categories)
     self._digests: list[tuple[int, bytes]] = []
@@ -198,23 +222,38 @@ class _Content:
   def examples(self, done: Callable[[], Any]) -> Iterator[Example]:
     """Yields all examples, with pictures checked in threads; raises DataError at the end if any picture is bad."""
     problems = Problems(f'{len(self.source)} pictures')
-    for example, problem, digest in _map_in_threads(self._load, range(len(self.source))):
+    for example, problem, digest, remarks in _map_in_threads(self._load, range(len(self.source))):
       done()
       if problem:
         problems.add('picture', problem)
       elif not len(problems):
         self._digests.append((example.image_id, digest))
+        self._remarks.update(remarks)
         self.has_masks &= all(example.objects.segmentations)
         self.counter.add(example)
         yield example
     problems.raise_if_any()
 
-  def _load(self, index: int) -> tuple[Example | None, str, bytes]:
+  def _load(self, index: int) -> tuple[Example | None, str, bytes, tuple[str, ...]]:
+    source = self.source
     try:
-      example = self.source[index]
+      example = source[index]
+      image, remarks = pictures.stored(
+        example,
+        source.where(index),
+        prefer_upright=source.upright,
+        boxes_fit=example.image_id not in source.clipped,
+        max_pixels=self._max_pixels,
+      )
     except DataError as error:
-      return None, str(error), b''
-    return example, _picture_problem(self.source.where(index), example), _digest(example)
+      return None, str(error), b'', ()
+    # Of the given bytes: those of a PNG made here may differ from one machine to another.
+    digest = _digest(example, turned=pictures.TURNED in remarks)
+    return dataclasses.replace(example, image=image), '', digest, remarks
+
+  def notes(self) -> tuple[str, ...]:
+    """Returns the notes of the source, and what was done to pictures so far."""
+    return (*self.source.notes, *in_words(self._remarks))
 
   def identity(self) -> str:
     """Returns the sha256 of categories and examples, in order of image id; it is the same on every machine."""
@@ -224,24 +263,7 @@ class _Content:
     return total.hexdigest()
 
 
-def _picture_problem(name: str, example: Example) -> str:
-  """Decodes the picture called `name`; returns what is wrong with it and what was expected, or ''."""
-  try:
-    height, width, _ = transforms.decode(example.image, name).shape
-  except DataError as error:
-    return str(error)
-  with PIL.Image.open(io.BytesIO(example.image)) as picture:  # reads the header alone
-    kind = picture.format
-  if kind not in ('JPEG', 'PNG', 'MPO'):  # MPO: a JPEG that further pictures follow, as some cameras write
-    return f'{name} is {kind}; expected JPEG or PNG'
-  if (height, width) != (example.height, example.width):
-    return (
-      f'{name} is {width} wide and {height} high; expected {example.width} and {example.height} as the annotations say'
-    )
-  return ''
-
-
-def _digest(example: Example) -> bytes:
+def _digest(example: Example, *, turned: bool) -> bytes:
   o = example.objects
   total = hashlib.sha256(hashlib.sha256(example.image).digest())
   total.update(
@@ -258,6 +280,7 @@ def _digest(example: Example) -> bytes:
         o.areas.astype('float32').tolist(),
         o.is_crowd.tolist(),
         list(o.segmentations),
+        *(['turned'] if turned else []),
       ],
       sort_keys=True,
     ).encode()
@@ -320,7 +343,7 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
   metadata['contents'][f'{split}-{tag}'] = {
     'identity': identity,
     'info': content.source.info,
-    'notes': list(content.source.notes),
+    'notes': list(content.notes()),
     'has_masks': content.has_masks,
   }
   files.write(built / 'metadata.json', json.dumps(metadata))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vild_jax.data.annotations import Picture, Problems, read_annotations
+from vild_jax.data.formats.converted import Converted
 from vild_jax.data.picture_files import PictureFolder
 from vild_jax.data.rle import decode_mask
 from vild_jax.data.schema import Category, DataError, Example, shown
@@ -42,16 +43,26 @@ class JsonSource:
   repaired (`notes`) and what raises DataError. A picture that is not in the folder raises DataError too, and so do two
   entries with one file. The places to look for a picture are, in this order: its file_name; the last folder and the
   file name of its coco_url; the file name of either, also in train2017/ and in val2017/, where that is unambiguous
-  (`picture_files`).
+  (`picture_files`). `converted` is the content of a file or folder of another format (`formats.read`).
   """
 
-  def __init__(self, annotations: str | Path, images: str | Path, *, drop_unusable: bool = False):
+  def __init__(
+    self,
+    annotations: str | Path,
+    images: str | Path,
+    *,
+    drop_unusable: bool = False,
+    converted: Converted | None = None,
+  ):
     if not Path(images).is_dir():
       raise DataError(f'{images} is not a folder; expected the folder of the pictures')
-    self._annotations = read_annotations(annotations, drop_unusable=drop_unusable)
+    other = {} if converted is None else {'tree': converted.tree, 'name': converted.where}
+    self._annotations = read_annotations(annotations, drop_unusable=drop_unusable, **other)
     self.categories: tuple[Category, ...] = self._annotations.categories
     self.info: dict[str, Any] = self._annotations.info
-    self.notes: tuple[str, ...] = self._annotations.notes
+    self.notes: tuple[str, ...] = (() if converted is None else converted.notes) + self._annotations.notes
+    self.upright = converted is not None and converted.upright
+    self.clipped = self._annotations.clipped
     self.files: list[Path] = self._find(annotations, images)
 
   def _find(self, annotations: str | Path, images: str | Path) -> list[Path]:

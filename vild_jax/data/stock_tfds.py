@@ -15,16 +15,14 @@ They differ from the original JSON files:
 from __future__ import annotations
 
 import collections
-import io
 import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
-from vild_jax.data import rle
+from vild_jax.data import pictures, rle
 from vild_jax.data.annotations import make_objects
 from vild_jax.data.class_lists import coco_categories, lvis_categories
 from vild_jax.data.schema import Category, DataError, Example
@@ -117,6 +115,8 @@ class StockSource:
     self._name, self._has_masks = f'{folder}, split {split}', dataset.has_masks
     self._features, self._counts = builder.info.features, collections.deque()
     # Masks are decoded: they lie in a Sequence, where only TensorFlow can skip that.
+    # Boxes are fractions of the stored picture, whatever its EXIF orientation.
+    self.upright, self.clipped = False, frozenset()
     self._decoders = {'image': tfds.decode.SkipDecoding()}
     files = [Path(f) for f in builder.info.splits[split].filepaths]
     missing = [f for f in files if not f.is_file()]
@@ -141,10 +141,9 @@ class StockSource:
   def __getitem__(self, index: int) -> Example:
     try:
       record = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
-      with PIL.Image.open(io.BytesIO(record['image'])) as picture:
-        width, height = picture.size
-    except PIL.UnidentifiedImageError:  # its text contains a memory address
-      raise DataError(f'{self.where(index)} is of unknown format; expected a JPEG or PNG') from None
+      height, width = pictures.size(record['image'], self.where(index))
+    except DataError:
+      raise
     except Exception as error:  # damaged bytes can raise anything in the parsers
       reason = (str(error).splitlines() or [''])[0]
       raise DataError(

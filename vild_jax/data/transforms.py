@@ -1,6 +1,6 @@
-"""Turns an encoded picture, its boxes and its masks into the square that the network sees.
+"""Turns a picture, its boxes and its masks into the square that the network sees.
 
-Plain functions on NumPy arrays, one picture at a time: decode, resize, crop, pad, flip (docs/method.md, 2 and 3). The
+Plain functions on NumPy arrays, one picture at a time: resize, crop, pad, flip (docs/method.md, 2 and 3). The
 resize is that of the reference: legacy bilinear (source position = target position · in / out, without half-pixel
 centres and without antialiasing). Sizes are rounded twice. Padding follows the normalisation, so that the zeros of the
 padding are the mean colour. Random numbers are arguments.
@@ -8,24 +8,14 @@ padding are the mean colour. Random numbers are arguments.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
-
-from vild_jax.data.schema import DataError
 
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pictures in [0, 1]
 MEAN, STD = np.array(RGB_MEAN, np.float32), np.array(RGB_STD, np.float32)
 MASK_SIZE = 112  # side of a ground-truth mask crop
-
-# PIL warns about pictures that it can read (odd EXIF data, many pixels). The filter is set once for the whole process:
-# pictures are decoded in threads, and `catch_warnings` in one thread would disturb the filters of the others.
-warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 @dataclass(frozen=True)
@@ -68,32 +58,6 @@ def draw_augmentation(rng: np.random.Generator, scale_range: tuple[float, float]
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
-
-
-def decode(source: bytes | str | Path, name: str = 'the picture', *, upright: bool = False) -> np.ndarray:
-  """Decodes bytes or a file to uint8 [H, W, 3] RGB, from any colour model; an alpha channel is dropped.
-
-  EXIF orientation is ignored unless `upright`: annotations of COCO and LVIS refer to the stored pixels, but a user's
-  own picture should appear as viewers show it. `name` is what messages call a picture that is given as bytes. Raises
-  DataError if the picture cannot be decoded to its last pixel.
-  """
-  if not isinstance(source, bytes):
-    name = str(source)
-    try:
-      source = Path(source).read_bytes()
-    except OSError as error:
-      raise DataError(f'{name}: cannot be read ({error.strerror}); expected a picture file') from None
-  try:
-    with Image.open(io.BytesIO(source)) as picture:
-      if upright:
-        picture = ImageOps.exif_transpose(picture)
-      if picture.mode.startswith('I;16'):  # PIL would clip 16-bit grey at 255
-        grey = (np.asarray(picture) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-      return np.array(picture.convert('RGB'))
-  except Exception as error:  # PIL raises many unrelated types for broken files
-    reason = ' '.join(str(error).split()) if not isinstance(error, Image.UnidentifiedImageError) else 'unknown format'
-    raise DataError(f'{name}: no readable picture ({reason}); expected a whole JPEG or PNG file') from None
 
 
 def normalize(image: np.ndarray) -> np.ndarray:

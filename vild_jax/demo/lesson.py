@@ -15,7 +15,7 @@ from PIL import Image
 
 from vild_jax.config import defaults
 from vild_jax.core import boxes as box_lib
-from vild_jax.data import transforms
+from vild_jax.data import pictures as pictures_lib
 from vild_jax.data.schema import DataError, Example
 from vild_jax.data.sources import PreparedDataset
 from vild_jax.demo import world
@@ -152,7 +152,7 @@ class _Object:
   @functools.cached_property
   def image(self) -> np.ndarray:
     """Returns the whole picture, uint8 [H, W, 3]."""
-    return transforms.decode(self.example.image, f'image {self.image_id}')
+    return pictures_lib.decode_example(self.example)
 
   def shot(self, split: str, marks: Sequence[Mark] = ()) -> Shot:
     """Returns the window, enlarged."""

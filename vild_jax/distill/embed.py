@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vild_jax.config import defaults
-from vild_jax.data import batch as batches
+from vild_jax.data import pictures as pictures_lib
 from vild_jax.data import sources
 from vild_jax.data.regions.imported import ImportedRegions
 from vild_jax.data.regions.records import EMBEDDINGS, Job, Regions
@@ -220,7 +220,8 @@ def _read(
   """Returns (image id, picture uint8 [H, W, 3], its best regions)."""
   example = dataset[index]
   regions = proposals[example.image_id]
-  return example.image_id, batches.decode(example), Regions(regions.boxes[:max_regions], regions.scores[:max_regions])
+  kept = Regions(regions.boxes[:max_regions], regions.scores[:max_regions])
+  return example.image_id, pictures_lib.decode_example(example), kept
 
 
 def _ahead(function: Callable[[int], Any], items: Iterable[int]) -> Iterator[Any]:

@@ -28,7 +28,7 @@ from vild_jax import detector
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, Model, defaults
 from vild_jax.core import boxes, openvocab
-from vild_jax.data import batch as batches
+from vild_jax.data import pictures as pictures_lib
 from vild_jax.data import sources
 from vild_jax.detector import PerImage
 from vild_jax.inference import evaluation, waits
@@ -185,7 +185,7 @@ def predictions(
     for number, arrays in enumerate(timer.each(evaluation.local_batches(dataset, config), waits.PICTURES)):
       real = np.flatnonzero(arrays['real'])
       first = number * size + jax.process_index() * local
-      pictures = [batches.decode(dataset[first + int(i)]) for i in real]
+      pictures = [pictures_lib.decode_example(dataset[first + int(i)]) for i in real]
       put = sharding.put_batch(mesh, {key: arrays[key] for key in ('image', 'image_size')})
       if not timer.started:  # compiles, outside of the measured time
         tower.embed(np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 1, 1]], np.float32))

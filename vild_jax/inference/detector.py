@@ -16,7 +16,7 @@ import numpy as np
 from vild_jax import detector as detector_lib
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, defaults
-from vild_jax.data import transforms
+from vild_jax.data import pictures, transforms
 from vild_jax.eval import paste
 from vild_jax.inference import bundle as bundle_lib
 from vild_jax.runtime import compiler
@@ -173,7 +173,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def _as_picture(image: np.ndarray | str | Path) -> np.ndarray:
   if isinstance(image, str | Path):
-    return transforms.decode(image, upright=True)
+    return pictures.decode(image, upright=True)
   if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
     raise ValueError(f'the image is {found}; expected uint8 [H, W, 3] RGB or a path')

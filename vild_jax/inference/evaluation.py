@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, defaults
 from vild_jax.data import batch as batches
-from vild_jax.data import class_lists, rle, sources, transforms
+from vild_jax.data import class_lists, pictures, rle, sources, transforms
 from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.eval import counted, detections, lvis, protocols, results, summary
 from vild_jax.eval import shards as shards_lib
@@ -323,7 +323,7 @@ def drawn_pair(
 
   Novel classes are marked.
   """
-  image = transforms.decode(example.image, f'image {example.image_id}')
+  image = pictures.decode_example(example)
   novel = ~vocabulary_lib.is_base(classes.names, detector.vocabulary)
   row_of_id = {key: row for row, key in enumerate(category_ids(dataset.categories, classes).tolist())}
   objects = example.objects

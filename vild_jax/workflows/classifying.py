@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vild_jax.data import class_lists, transforms
+from vild_jax.data import class_lists
+from vild_jax.data import pictures as pictures_lib
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import prompts, zero_shot
 
@@ -31,7 +32,7 @@ def classify(teacher: str, images: list[Path], classes: str, *, which: str, top:
   names, templates = class_lists.names(classes), prompts.load_templates(which)
   if top < 1:
     raise ValueError(f'--top is {top}; expected at least 1')
-  pictures = [transforms.decode(image) for image in images]
+  pictures = [pictures_lib.decode(image, upright=True) for image in images]
   loaded = teacher_checkpoint.load_teacher(teacher)
   scores = zero_shot.classify(loaded, pictures, names, templates)
   best = np.argsort(-scores.cosine, axis=1, kind='stable')[:, :top]

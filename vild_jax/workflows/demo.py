@@ -24,7 +24,7 @@ import vild_jax
 from vild_jax import config as config_lib
 from vild_jax import vocabulary
 from vild_jax.config import Config, defaults
-from vild_jax.data import class_lists, prepare, sources, transforms
+from vild_jax.data import class_lists, pictures, prepare, sources
 from vild_jax.demo import crops as toy_crops
 from vild_jax.demo import lesson as toy_lesson
 from vild_jax.demo import teacher as toy_teacher
@@ -328,7 +328,7 @@ def _teacher_accuracy(teacher: teacher_checkpoint.Teacher, data: Path) -> dict[s
   crops, labels = [], []
   for i in range(len(dataset)):
     example = dataset[i]
-    picture = transforms.decode(example.image)
+    picture = pictures.decode_example(example)
     for (y1, x1, y2, x2), category in zip(
       np.rint(example.objects.boxes).astype(int), example.objects.category_ids, strict=True
     ):

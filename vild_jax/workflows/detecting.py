@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from vild_jax import vocabulary as vocabulary_lib
-from vild_jax.data import class_lists, rle, transforms
+from vild_jax.data import class_lists, pictures, rle
 from vild_jax.inference import drawing
 from vild_jax.inference.detector import Detector
 from vild_jax.runtime import files, progress
@@ -37,12 +37,12 @@ def detect(
   # could take too much memory.
   detector.classes(names)
   for image in images:
-    transforms.decode(image)
+    pictures.decode(image)
   out.mkdir(parents=True, exist_ok=True)
   novel = ~vocabulary_lib.is_base(names, detector.vocabulary)
   found = []
   for number, path in enumerate(progress.track(images, 'detect', unit='image')):
-    picture = transforms.decode(path, upright=True)
+    picture = pictures.decode(path, upright=True)
     result = detector.detect(picture, names, min_score=min_score)
     drawn = out / f'{path.stem}{f"_{number}" if path.stem in twice else ""}_detections.png'
     picture_with_objects = drawing.draw(

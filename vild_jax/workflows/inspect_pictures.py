@@ -10,7 +10,7 @@ import numpy as np
 
 from vild_jax.config import Config
 from vild_jax.data import batch as batches
-from vild_jax.data import rle, transforms
+from vild_jax.data import pictures, rle, transforms
 from vild_jax.data.contents import NOVEL, UNKNOWN
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import Category, Example
@@ -67,7 +67,7 @@ def resized(picture: np.ndarray, side: int = _SMALL) -> np.ndarray:
 def _annotated(example: Example, categories: Sequence[Category], kinds: Sequence[str]) -> tuple[str, np.ndarray]:
   """The picture with all of its boxes and masks; crowds are grey."""
   found = example.objects
-  picture = resized(batches.decode(example), _SIDE)
+  picture = resized(pictures.decode_example(example), _SIDE)
   height, width = picture.shape[:2]
   rows = {category.id: row for row, category in enumerate(categories)}
   labels = np.array([rows[int(key)] for key in found.category_ids], np.int64)

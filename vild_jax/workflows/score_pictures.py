@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vild_jax.data import transforms
-from vild_jax.data.annotations import picture_files
+from vild_jax.data import pictures as pictures_lib
+from vild_jax.data.picture_files import PictureFolder, picture_name
 from vild_jax.data.schema import DataError
 from vild_jax.eval import per_picture
 from vild_jax.eval.diagnosis import Confusion
@@ -26,21 +27,52 @@ _BEST, _DIFFERENT = 4, 4  # pictures at either end
 _INK, _PAPER = (32, 33, 36), (255, 255, 255)
 
 
-def shots(arguments: dict[str, Any], other: Found | None, folder: Path | None) -> Shots:
+class Pictures:
+  """Gives the pictures of a ground truth, from their folder; files are found as `vild-jax prepare` finds them.
+
+  Raises DataError if the folder lacks the first picture: then it is likely another one.
+  """
+
+  def __init__(self, truth: Truth, folder: Path):
+    self._folder = folder
+    ids, names = [], []
+    for entry in truth.images:
+      with contextlib.suppress(DataError):  # it names no file that may be opened
+        names.append(picture_name(entry))
+        ids.append(entry['id'])
+    self._files = dict(zip(ids, PictureFolder(folder).locate(names), strict=True))
+    if truth.images:
+      self._file(truth.images[0])
+
+  def of(self, entry: dict[str, Any]) -> np.ndarray:
+    """Returns a picture, uint8 [H, W, 3]; raises DataError if the folder lacks it, or it has another size."""
+    return pictures_lib.decode_annotated(self._file(entry), entry['height'], entry['width'])
+
+  def _file(self, entry: dict[str, Any]) -> Path:
+    found = self._files.get(entry['id'], 'names no file')
+    if isinstance(found, str):
+      raise DataError(
+        f'{self._folder} holds no picture of image {entry["id"]}, which {found}; expected the folder of the '
+        "annotations' pictures"
+      )
+    return found
+
+
+def shots(arguments: dict[str, Any], other: Found | None, pictures: Pictures | None) -> Shots:
   """Returns the best and the worst pictures, and those on which two detectors differ most.
 
   Args:
     arguments: what `diagnosis.diagnose` matches.
     other: the detections of another detector that count, with boxes, or None.
-    folder: of the pictures, or None: then they are only named.
+    pictures: of the truth, or None: then they are only named.
 
   Raises:
-    DataError: the folder lacks a picture.
+    DataError: a picture is not there.
   """
   truth, found = arguments['truth'], arguments['found']
   this = per_picture.outcome(**arguments)
   detectors = [(found, this)]
-  made = lambda places, of: tuple(_shot(int(i), truth, of, folder) for i in places)
+  made = lambda places, of: tuple(_shot(int(i), truth, of, pictures) for i in places)
   best, worst = per_picture.best_and_worst(this, _BEST)
   better = worse = ()
   if other is not None:
@@ -54,17 +86,24 @@ def shots(arguments: dict[str, Any], other: Found | None, folder: Path | None) -
   )
 
 
-def _shot(place: int, truth: Truth, detectors: Sequence[tuple[Found, Outcome]], folder: Path | None) -> Shot:
+def _shot(place: int, truth: Truth, detectors: Sequence[tuple[Found, Outcome]], pictures: Pictures | None) -> Shot:
   entry = truth.images[place]
-  picture = None if folder is None else _resized(_picture(entry, folder), _WHOLE)
+  picture = None if pictures is None else _resized(pictures.of(entry), _WHOLE)
   outcomes = [of for _, of in detectors]
   return Shot(
     int(entry['id']),
-    next(iter(picture_files(entry)), f'picture {entry["id"]}'),
+    _name(entry),
     int(outcomes[0].objects[place]),
     tuple((int(of.found[place]), int(of.wrong[place]), float(of.f1[place])) for of in outcomes),
     () if picture is None else tuple(_drawn(*picture, place, truth, *detector) for detector in detectors),
   )
+
+
+def _name(entry: dict[str, Any]) -> str:
+  try:
+    return picture_name(entry).places[0]
+  except DataError:
+    return f'picture {entry["id"]}'
 
 
 def _drawn(picture: np.ndarray, scale: float, place: int, truth: Truth, found: Found, of: Outcome) -> np.ndarray:
@@ -92,17 +131,17 @@ def _drawn(picture: np.ndarray, scale: float, place: int, truth: Truth, found: F
   )
 
 
-def examples(confusion: Confusion, truth: Truth, folder: Path | None) -> Sequence[np.ndarray]:
+def examples(confusion: Confusion, truth: Truth, pictures: Pictures | None) -> Sequence[np.ndarray]:
   """Returns the examples of a confusion, uint8 [H, W, 3], each cut out with half of its size around it.
 
-  Without a folder there are none. Raises DataError if it lacks a picture.
+  Without pictures there are none. Raises DataError if one is not there.
   """
-  if folder is None:
+  if pictures is None:
     return ()
   by_id = {int(image['id']): image for image in truth.images}
   shown = []
   for image_id, (x, y, w, h), _ in confusion.examples:
-    picture = _picture(by_id[image_id], folder)
+    picture = pictures.of(by_id[image_id])
     margin = 0.5 * max(w, h, 8)
     top, left = max(int(y - margin), 0), max(int(x - margin), 0)
     part = picture[top : int(np.ceil(y + h + margin)), left : int(np.ceil(x + w + margin))].copy()
@@ -110,26 +149,6 @@ def examples(confusion: Confusion, truth: Truth, folder: Path | None) -> Sequenc
     cv2.rectangle(part, corner, (corner[0] + int(w), corner[1] + int(h)), (255, 179, 102), max(1, len(part) // 80))
     shown.append(_resized(part, _PART)[0])
   return shown
-
-
-def check_folder(truth: Truth, folder: Path) -> None:
-  """Raises DataError if the folder lacks the first picture: then it is likely another one."""
-  if truth.images:
-    _file(truth.images[0], folder)
-
-
-def _picture(entry: dict[str, Any], folder: Path) -> np.ndarray:
-  return transforms.decode(_file(entry, folder))
-
-
-def _file(entry: dict[str, Any], folder: Path) -> Path:
-  places = [folder / name for name in picture_files(entry)]
-  path = next((place for place in places if place.is_file()), None)
-  if path is None:
-    raise DataError(
-      f"{folder} holds no picture of image {entry['id']}; expected the folder of the annotations' pictures"
-    )
-  return path
 
 
 def _resized(picture: np.ndarray, side: int) -> tuple[np.ndarray, float]:

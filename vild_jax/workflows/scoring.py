@@ -59,8 +59,7 @@ def score(
   """
   with collector.off():
     truth = truth_lib.read(annotations)
-    if images is not None:
-      score_pictures.check_folder(truth, images)  # before what takes long
+    pictures = None if images is None else score_pictures.Pictures(truth, images)  # before what takes long
     split = _split(truth, protocol, base)
     read = lambda path: _read(path, truth, protocol, ignore_unknown)
     found = read(results)
@@ -80,7 +79,7 @@ def score(
       metrics['against'] = _compare(truth, found, other, protocol, split, resamples) | {'file': str(against)}
     if out:
       summary.write_reports(out, {key: value for key, value in metrics.items() if key != 'against'})
-      write_page(out, truth, found, metrics, split, images=images, other=other, proposals=boxes)
+      write_page(out, truth, found, metrics, split, pictures=pictures, other=other, proposals=boxes)
     return metrics
 
 
@@ -127,7 +126,7 @@ def write_page(
   metrics: dict[str, Any],
   split: Split | None,
   *,
-  images: Path | None = None,
+  pictures: score_pictures.Pictures | None = None,
   other: Found | None = None,
   proposals: Found | None = None,
 ) -> None:
@@ -136,7 +135,7 @@ def write_page(
   Args:
     out: the folder.
     truth, found, metrics, split: of `protocols.score`; metrics may hold a comparison under 'against'.
-    images: folder of the pictures, or None.
+    pictures: of the truth, or None.
     other: the detections that `found` was compared with, or None.
     proposals: boxes without classes, or None.
   """
@@ -150,10 +149,12 @@ def write_page(
     objects = dataclasses.replace(truth, annotations=arguments['truth'].annotations)
     if len(arguments['found']):
       of = diagnosis.diagnose(per_category=metrics['per_category'], split=base, **arguments)
-      shots = score_pictures.shots(arguments, None if other is None else matching(truth, other, split)['found'], images)
+      shots = score_pictures.shots(
+        arguments, None if other is None else matching(truth, other, split)['found'], pictures
+      )
       named = of.recall
       numbers = of.as_json() | {'pictures': shots.as_json()}
-      content = _explained(of, truth, images) | {'shots': shots}
+      content = _explained(of, truth, pictures) | {'shots': shots}
   if metrics['protocol'] != 'proposals':
     numbers['recall'] = content['recall'] = _recalls(objects, found if metrics['box'] else None, proposals, base, named)
   if against := metrics.get('against'):
@@ -170,7 +171,7 @@ def write_page(
   report_lib.write_html(out / PAGE, report_lib.Scores(metrics, command=command, **content))
 
 
-def _explained(of: diagnosis.Diagnosis, truth: Truth, images: Path | None) -> dict[str, Any]:
+def _explained(of: diagnosis.Diagnosis, truth: Truth, pictures: score_pictures.Pictures | None) -> dict[str, Any]:
   """What the page shows of a diagnosis."""
   rows = lambda chosen: [(row['name'], row['instances'], row['box_AP']) for row in chosen]
   return {
@@ -178,7 +179,7 @@ def _explained(of: diagnosis.Diagnosis, truth: Truth, images: Path | None) -> di
     'calibration': of.calibration,
     'calibration_error': of.calibration_error,
     'confusions': [
-      (c.category, c.called, c.count, c.share, score_pictures.examples(c, truth, images)) for c in of.confusions
+      (c.category, c.called, c.count, c.share, score_pictures.examples(c, truth, pictures)) for c in of.confusions
     ],
     'best': rows(of.best),
     'worst': rows(of.worst),

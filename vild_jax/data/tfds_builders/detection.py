@@ -32,7 +32,7 @@ def features() -> tfds.features.FeaturesDict:
   """
   return tfds.features.FeaturesDict(
     {
-      'image': tfds.features.Image(doc='JPEG or PNG, the bytes of the given file'),
+      'image': tfds.features.Image(doc='JPEG or PNG'),
       'image/id': np.int64,
       'height': np.int64,
       'width': np.int64,
