@@ -134,3 +134,11 @@ def test_the_official_files_have_their_faults_dropped_with_a_count(here, capsys)
     follow(words)
   assert '1 annotation with a box of no size' in capsys.readouterr().err
   assert len(sources.open_dataset('data/lvis_v1', 'val')) == 4
+
+
+@pytest.mark.parametrize('name', ['yolo', 'voc', 'cvat'])
+def test_the_formats_of_annotation_tools_give_the_same_box(here, name):
+  (line,) = [words for words in lines_of(pages.ROOT / 'docs' / 'data.md') if words[:3] == ['prepare', '--format', name]]
+  follow(line)
+  (example,) = sources.open_dataset(f'data/{name}', 'train').labels()
+  assert example.objects.boxes.tolist() == [[6, 4, 22, 24]]

@@ -139,3 +139,26 @@ def _own(folder: Path) -> None:
   (folder / 'base.txt').write_text('cat\ndog\n')
   (folder / 'names.txt').write_text('cat\ndog\ncow\n')
   rows(folder / 'rows.npy', class_lists.class_list(folder / 'names.txt'))
+  _annotation_tools(folder)
+
+
+def _annotation_tools(folder: Path) -> None:
+  """One picture as annotated for YOLO, PASCAL VOC and CVAT."""
+  x, y, w, h = _BOX
+  height, width = SIZE
+  pictures(folder, {'images/train': [1], 'JPEGImages': [1]})
+  for name in ('labels/train', 'Annotations'):
+    (folder / name).mkdir(parents=True)
+  (folder / 'data.yaml').write_text('names: [cat, dog, cow]\n')
+  row = [0, (x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
+  (folder / 'labels' / 'train' / '000000000001.txt').write_text(' '.join(map(str, row)) + '\n')
+  corners = f'<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>'
+  (folder / 'Annotations' / '000000000001.xml').write_text(
+    f'<annotation><filename>000000000001.jpg</filename><size><width>{width}</width><height>{height}</height></size>'
+    f'<object><name>cat</name><bndbox>{corners}</bndbox></object></annotation>'
+  )
+  box = f'<box label="cat" xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}" occluded="0" z_order="0"/>'
+  (folder / 'annotations.xml').write_text(
+    '<annotations><version>1.1</version><meta><task><labels><label><name>cat</name></label></labels></task></meta>'
+    f'<image id="0" name="train/000000000001.jpg" width="{width}" height="{height}">{box}</image></annotations>'
+  )

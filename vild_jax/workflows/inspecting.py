@@ -13,7 +13,8 @@ from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config
 from vild_jax.data import batch as batches
 from vild_jax.data import contents as contents_lib
-from vild_jax.data import duplicates, pictures, smells, sources
+from vild_jax.data import duplicates, smells, sources
+from vild_jax.data import pictures as pictures_lib
 from vild_jax.data.contents import Contents
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.regions.store import RegionStore
@@ -81,7 +82,7 @@ def inspect(
     [
       (
         f'Images {dataset[i].image_id} and {dataset[j].image_id}',
-        *(inspect_pictures.resized(pictures.decode_example(dataset[k])) for k in (i, j)),
+        *(inspect_pictures.resized(pictures_lib.decode_example(dataset[k])) for k in (i, j)),
       )
       for i, j in twins[:_TWINS]
     ],
@@ -120,7 +121,7 @@ def _look(dataset: PreparedDataset) -> tuple[int, list[Smell], list[tuple[int, i
   copies, misfitting, masks = [], {}, 0
   for index in progress.track(indices, 'look at pictures', unit='img'):
     example = dataset[index]
-    copies.append(duplicates.small_copy(pictures.decode_example(example)))
+    copies.append(duplicates.small_copy(pictures_lib.decode_example(example)))
     masks += sum(map(bool, example.objects.segmentations))
     if ids := smells.misfits(example):
       misfitting[example.image_id] = ids
