@@ -233,10 +233,10 @@ def test_without_any_mask_the_rest_learns_the_same_as_without_the_mask_head(vari
   none = _with_some_masks(0.0)
 
   def gradients(config, batch):
-    loss = lambda params: objective.objective(
-      config, {**variables, 'params': params}, batch, tiny.vocabulary(), jax.random.PRNGKey(3)
+    loss = lambda params, batch, words: objective.objective(
+      config, {**variables, 'params': params}, batch, words, jax.random.PRNGKey(3)
     )
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'], batch, tiny.vocabulary())
 
   (total, (metrics, _)), grads = gradients(tiny.config(), none)
   (alone, (fewer, statistics)), other = gradients(tiny.config('model.masks=false'), none.replace(masks=None))
