@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -76,3 +78,14 @@ def test_a_truth_without_file_names_is_shown_by_id(case):
   )
   shots = score_pictures.shots(arguments | {'truth': plain}, None, None)
   assert shots.best[0].name == 'picture 3'
+
+
+def test_a_picture_is_not_guessed_by_the_last_part_of_its_name(case, tmp_path):
+  arguments, _, folder = case
+  of = arguments['truth']
+  images = [image | {'file_name': f'cam{image["id"]}/1.png'} for image in of.images]
+  (tmp_path / '1.png').write_bytes((folder / 'a.png').read_bytes())
+  with pytest.raises(
+    DataError, match=r'holds no picture of image 3: it is not in .* and 1 other name in the file ends'
+  ):
+    score_pictures.shots(arguments | {'truth': dataclasses.replace(of, images=images)}, None, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 
 from vild_jax.data import transforms
-from vild_jax.data.annotations import picture_files
+from vild_jax.data.picture_files import PictureFolder, picture_name
 from vild_jax.data.schema import DataError
 from vild_jax.eval import per_picture
 from vild_jax.eval.diagnosis import Confusion
@@ -40,7 +41,8 @@ def shots(arguments: dict[str, Any], other: Found | None, folder: Path | None) -
   truth, found = arguments['truth'], arguments['found']
   this = per_picture.outcome(**arguments)
   detectors = [(found, this)]
-  made = lambda places, of: tuple(_shot(int(i), truth, of, folder) for i in places)
+  pictures = None if folder is None else _opened(truth, folder)
+  made = lambda places, of: tuple(_shot(int(i), truth, of, pictures) for i in places)
   best, worst = per_picture.best_and_worst(this, _BEST)
   better = worse = ()
   if other is not None:
@@ -54,13 +56,16 @@ def shots(arguments: dict[str, Any], other: Found | None, folder: Path | None) -
   )
 
 
-def _shot(place: int, truth: Truth, detectors: Sequence[tuple[Found, Outcome]], folder: Path | None) -> Shot:
+def _shot(place: int, truth: Truth, detectors: Sequence[tuple[Found, Outcome]], pictures: PictureFolder | None) -> Shot:
   entry = truth.images[place]
-  picture = None if folder is None else _resized(_picture(entry, folder), _WHOLE)
+  picture = None if pictures is None else _resized(_picture(entry, pictures), _WHOLE)
+  name = f'picture {entry["id"]}'
+  with contextlib.suppress(DataError):  # results can be scored without a name
+    name = picture_name(entry).places[0]
   outcomes = [of for _, of in detectors]
   return Shot(
     int(entry['id']),
-    next(iter(picture_files(entry)), f'picture {entry["id"]}'),
+    name,
     int(outcomes[0].objects[place]),
     tuple((int(of.found[place]), int(of.wrong[place]), float(of.f1[place])) for of in outcomes),
     () if picture is None else tuple(_drawn(*picture, place, truth, *detector) for detector in detectors),
@@ -100,9 +105,9 @@ def examples(confusion: Confusion, truth: Truth, folder: Path | None) -> Sequenc
   if folder is None:
     return ()
   by_id = {int(image['id']): image for image in truth.images}
-  shown = []
+  pictures, shown = _opened(truth, folder), []
   for image_id, (x, y, w, h), _ in confusion.examples:
-    picture = _picture(by_id[image_id], folder)
+    picture = _picture(by_id[image_id], pictures)
     margin = 0.5 * max(w, h, 8)
     top, left = max(int(y - margin), 0), max(int(x - margin), 0)
     part = picture[top : int(np.ceil(y + h + margin)), left : int(np.ceil(x + w + margin))].copy()
@@ -115,21 +120,29 @@ def examples(confusion: Confusion, truth: Truth, folder: Path | None) -> Sequenc
 def check_folder(truth: Truth, folder: Path) -> None:
   """Raises DataError if the folder lacks the first picture: then it is likely another one."""
   if truth.images:
-    _file(truth.images[0], folder)
+    _file(truth.images[0], _opened(truth, folder))
 
 
-def _picture(entry: dict[str, Any], folder: Path) -> np.ndarray:
-  return transforms.decode(_file(entry, folder))
+def _opened(truth: Truth, folder: Path) -> PictureFolder:
+  names = []
+  for entry in truth.images:
+    with contextlib.suppress(DataError):  # raised for those that are to be shown
+      names.append(picture_name(entry))
+  return PictureFolder(folder, names)
 
 
-def _file(entry: dict[str, Any], folder: Path) -> Path:
-  places = [folder / name for name in picture_files(entry)]
-  path = next((place for place in places if place.is_file()), None)
-  if path is None:
-    raise DataError(
-      f"{folder} holds no picture of image {entry['id']}; expected the folder of the annotations' pictures"
-    )
-  return path
+def _picture(entry: dict[str, Any], pictures: PictureFolder) -> np.ndarray:
+  return transforms.decode(_file(entry, pictures))
+
+
+def _file(entry: dict[str, Any], pictures: PictureFolder) -> Path:
+  try:
+    found = pictures.locate(picture_name(entry))
+  except DataError as error:
+    found = str(error)
+  if isinstance(found, str):
+    raise DataError(f'{pictures.root} holds no picture of image {entry["id"]}: it {found}')
+  return found
 
 
 def _resized(picture: np.ndarray, side: int) -> tuple[np.ndarray, float]:
