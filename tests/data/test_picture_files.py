@@ -15,7 +15,8 @@ from vild_jax.data.schema import DataError
 def _found(folder: Path, *names: str | dict) -> list[str]:
   """The place of each entry's file below the folder, or what is said instead."""
   entries = [name if isinstance(name, dict) else {'file_name': name} for name in names]
-  found = picture_files.PictureFolder(folder).locate(map(picture_files.picture_name, entries))
+  given = [picture_files.picture_name(entry) for entry in entries]
+  found = map(picture_files.PictureFolder(folder, given).locate, given)
   return [f if isinstance(f, str) else f.relative_to(folder).as_posix() for f in found]
 
 

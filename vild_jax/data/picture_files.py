@@ -53,22 +53,44 @@ def picture_name(entry: dict[str, Any]) -> PictureName:
 
 
 class PictureFolder:
-  """Finds files below a folder by their names in annotation files. It lists each folder once, and follows links."""
+  """Finds files below a folder by their names in an annotation file. It lists each folder once, and follows links.
 
-  def __init__(self, root: str | Path):
-    self._root = str(root)
+  Args:
+    root: the folder.
+    names: all names in the annotation file: the last part of a name finds a file only if no other name has it.
+  """
+
+  def __init__(self, root: str | Path, names: Iterable[PictureName]):
+    self.root = str(root)
+    self._sharing = collections.Counter(last for given in {(n.places, n.last) for n in names} for last in given[1])
     self._listings: dict[tuple[str, Callable[[str], str]], dict[str, list[str]]] = {}
     self._real: dict[str, str] = {}
 
-  def locate(self, names: Iterable[PictureName]) -> list[Path | str]:
-    """Finds the file of each entry: at one of its places, or by the last part of its name where that is unambiguous.
+  def locate(self, name: PictureName) -> Path | str:
+    """Finds the file of an entry: at one of its places, or by the last part of its name where that is unambiguous.
 
     That is where no other entry has a name with this last part, and only one file in the folder, in train2017/ and in
     val2017/. A text in the place of a path ends the sentence "image 1 ..." and says why there is no file.
     """
-    names = list(names)
-    sharing = collections.Counter(last for given in {(n.places, n.last) for n in names} for last in given[1])
-    return [self._locate(name, sharing) for name in names]
+    for place in name.places:
+      if found := self._find(place, _composed):
+        return Path(found)
+    lacks = f'is not in {self.root}; expected it there'
+    tried = (self._find(folder + last, _composed) for last in name.last for folder in _FOLDERS)
+    guesses: dict[str, str] = {}  # by the path behind links: folders may be links to one another
+    for guess in filter(None, tried):
+      guesses.setdefault(self.real(Path(guess)), guess)
+    if not guesses:
+      alike = next((a for place in name.places if (a := self._find(place, _folded))), None)
+      return lacks + (f'. There is {shown(alike)}, which differs in case alone' if alike else '')
+    others = max(self._sharing[last] for last in name.last) - 1
+    if others or len(guesses) > 1:
+      found = ' or '.join(shown(guess) for guess in sorted(guesses.values()))
+      why = (
+        f', and {others} other name{"s" * (others != 1)} in the file end{"s" * (others == 1)} alike' if others else ''
+      )
+      return f'{lacks}. By the last part of its name alone it could be {found}{why}'
+    return Path(*guesses.values())
 
   def real(self, path: Path) -> str:
     """Returns the path of a file behind all links: two names of one file have the same."""
@@ -78,30 +100,9 @@ class PictureFolder:
     found = os.path.join(self._real[folder], path.name)
     return os.path.realpath(found) if os.path.islink(found) else found
 
-  def _locate(self, name: PictureName, sharing: collections.Counter[str]) -> Path | str:
-    for place in name.places:
-      if found := self._find(place, _composed):
-        return Path(found)
-    lacks = f'is not in {self._root}; expected it there'
-    tried = (self._find(folder + last, _composed) for last in name.last for folder in _FOLDERS)
-    guesses: dict[str, str] = {}  # by the path behind links: folders may be links to one another
-    for guess in filter(None, tried):
-      guesses.setdefault(self.real(Path(guess)), guess)
-    if not guesses:
-      alike = next((a for place in name.places if (a := self._find(place, _folded))), None)
-      return lacks + (f'. There is {shown(alike)}, which differs in case alone' if alike else '')
-    others = max(sharing[last] for last in name.last) - 1
-    if others or len(guesses) > 1:
-      found = ' or '.join(shown(guess) for guess in sorted(guesses.values()))
-      why = (
-        f', and {others} other name{"s" * (others != 1)} in the file end{"s" * (others == 1)} alike' if others else ''
-      )
-      return f'{lacks}. By the last part of its name alone it could be {found}{why}'
-    return Path(*guesses.values())
-
   def _find(self, place: str, alike: Callable[[str], str]) -> str | None:
     """Returns the file at a place: of exactly this name, or the only one whose name is the same after `alike`."""
-    found = self._root
+    found = self.root
     for part in place.split('/'):
       exact = part in self._names(found, str)
       same = [part] if exact else self._names(found, alike).get(alike(part), [])

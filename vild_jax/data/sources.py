@@ -66,11 +66,12 @@ class JsonSource:
     self.files: list[Path] = self._find(annotations, images)
 
   def _find(self, annotations: str | Path, images: str | Path) -> list[Path]:
-    problems, folder = Problems(annotations), PictureFolder(images)
     pictures = self._annotations.pictures
+    problems, folder = Problems(annotations), PictureFolder(images, (p.name for p in pictures))
     files: list[Path] = []
     owners: dict[str, Picture] = {}
-    for picture, found in zip(pictures, folder.locate(p.name for p in pictures), strict=True):
+    for picture in pictures:
+      found = folder.locate(picture.name)
       who = f'image {picture.id} ({shown(picture.name.given)})'
       if isinstance(found, str):
         problems.add('file', f'{who} {found}')

@@ -34,13 +34,11 @@ class Pictures:
   """
 
   def __init__(self, truth: Truth, folder: Path):
-    self._folder = folder
-    ids, names = [], []
+    self._names = {}
     for entry in truth.images:
       with contextlib.suppress(DataError):  # it names no file that may be opened
-        names.append(picture_name(entry))
-        ids.append(entry['id'])
-    self._files = dict(zip(ids, PictureFolder(folder).locate(names), strict=True))
+        self._names[entry['id']] = picture_name(entry)
+    self._folder = PictureFolder(folder, self._names.values())
     if truth.images:
       self._file(truth.images[0])
 
@@ -49,10 +47,11 @@ class Pictures:
     return pictures_lib.decode_annotated(self._file(entry), entry['height'], entry['width'])
 
   def _file(self, entry: dict[str, Any]) -> Path:
-    found = self._files.get(entry['id'], 'names no file')
+    name = self._names.get(entry['id'])
+    found = 'names no file' if name is None else self._folder.locate(name)
     if isinstance(found, str):
       raise DataError(
-        f'{self._folder} holds no picture of image {entry["id"]}, which {found}; expected the folder of the '
+        f"{self._folder.root} holds no picture of image {entry['id']}, which {found}; expected the folder of the "
         "annotations' pictures"
       )
     return found
