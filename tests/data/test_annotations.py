@@ -12,7 +12,7 @@ from tests.helpers.small_experiment import run
 from vild_jax.data import annotations, rle, sources
 from vild_jax.data.schema import DataError
 
-NO_MASK = 'object without segmentation: to be evaluated by box, no use for training masks'
+NO_MASK = 'object without segmentation: boxes alone are trained and scored'
 NOTHING = 'nothing to learn from this split'
 
 

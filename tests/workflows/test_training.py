@@ -22,12 +22,14 @@ from vild_jax.workflows import training
 RED_MUG = 3  # its id
 
 
-def _opened(folder, base, *more, crowds=(), without=None):
+def _opened(folder, base, *more, crowds=(), without=None, masks=True):
   """Pictures 5 (an ant), 7 (a tree), 11 (a mug and a tree) and 300 (nothing), with these classes as base."""
   tree = small_set.annotations()
   tree['annotations'] = [a for a in tree['annotations'] if a['category_id'] != without]
   for annotation in tree['annotations']:
     annotation['iscrowd'] = int(annotation['image_id'] in crowds)
+    if not masks:
+      del annotation['segmentation']
   prepare.prepare(*small_set.write(folder, tree), folder / 'data')
   names = tuple(category['name'] for category in tree['categories'])
   words = VocabularyFile(np.eye(3, 16, dtype=np.float32), names, np.array([n in base for n in names]), 'made up', '')
@@ -74,6 +76,17 @@ def test_classes_that_are_no_categories_of_the_data_are_known_as_unlabelled(tmp_
     )
     found = again.classes().labelled
     assert (found.tolist() if found is not None else None) == expected
+
+
+def test_boxes_alone_keep_the_mask_head_that_they_start_from_if_it_is_frozen(tmp_path, capsys):
+  start, frozen = 'train.init=bundle', 'train.freeze=backbone/*,mask_head/*'
+  for number, (more, masks) in enumerate((((), False), ((start,), False), ((frozen,), False), ((start, frozen), True))):
+    opened = _opened(tmp_path / str(number), {'tree'}, *more, masks=False)
+    assert opened.config.model.masks is masks
+    said = capsys.readouterr().err
+    assert '0 of 2 objects to learn have a mask; ' in said and ('the frozen mask head stays' in said) is masks
+    batch = next(opened.stream(0))
+    assert ('masks' in batch) is masks and not (masks and batch['has_mask'].any())
 
 
 @pytest.mark.slow

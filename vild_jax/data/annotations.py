@@ -310,9 +310,7 @@ class _Objects:
       y1, x1, y2, x2 = box
       area = rle.area(segmentation, picture.height, picture.width) if segmentation else (y2 - y1) * (x2 - x1)
     self._counts['polygon{s} of fewer than three points left out'] += short
-    self._counts[
-      'object{s} without segmentation: to be evaluated by box, no use for training masks'
-    ] += not segmentation
+    self._counts['object{s} without segmentation: boxes alone are trained and scored'] += not segmentation
     self._kept += 1
     self._crowds += bool(crowd)
     self._of[picture.id].append((key, _whole(category), box, float(area), bool(crowd), segmentation))

@@ -51,7 +51,7 @@ class Pictures:
     found = 'names no file' if name is None else self._folder.locate(name)
     if isinstance(found, str):
       raise DataError(
-        f"{self._folder.root} holds no picture of image {entry['id']}, which {found}; expected the folder of the "
+        f'{self._folder.root} holds no picture of image {entry["id"]}, which {found}; expected the folder of the '
         "annotations' pictures"
       )
     return found

@@ -15,7 +15,7 @@ import numpy as np
 
 from vild_jax import objective, structs
 from vild_jax import vocabulary as vocabulary_lib
-from vild_jax.config import Config, given, with_embedding_dim, with_masks
+from vild_jax.config import Config, given, matches, with_embedding_dim, with_masks
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, sources
 from vild_jax.data.regions import targets as region_targets
@@ -95,12 +95,12 @@ def open_training(config: Config) -> Training:
   labels = batches.label_map(
     dataset.categories, vocabulary.names, vocabulary.is_base, novel=config.assignment.novel_labels
   )
-  _check_objects(dataset, labels)
-  config = with_masks(config, not config.model.masks or _has_masks(dataset, labels))
   shown = dataset
   if config.data.only_with_objects:
     what = 'a class that training may use (data.only_with_objects)'
     shown = sources.showing(dataset, labels.rows, what, quiet=jax.process_index() > 0)
+  _check_objects(dataset, labels)
+  config = with_masks(config, not config.model.masks or _has_masks(config, dataset, labels))
   return Training(config, dataset, shown, vocabulary, store, labels)
 
 
@@ -161,15 +161,20 @@ def train_on(
     )
 
 
-def _has_masks(dataset: sources.PreparedDataset, labels: batches.LabelMap) -> bool:
-  """Tells whether an object to learn has a mask; stderr reports how many do, unless all objects have one."""
+def _has_masks(config: Config, dataset: sources.PreparedDataset, labels: batches.LabelMap) -> bool:
+  """Tells whether the detector will have masks; stderr reports how many objects do, unless all have one.
+
+  It will if an object to learn has one, or if it keeps the mask head of the detector that it starts from.
+  """
   if dataset.has_masks:
     return True
+  kept = bool(config.train.init) and matches(config.train.freeze, 'mask_head/')
   objects, masked = batches.count_learnt(dataset.labels(), labels)
   if jax.process_index() == 0:
-    what = 'the others train boxes alone' if masked else 'boxes alone are learnt, without the loss of masks'
+    without = 'the frozen mask head stays' if kept else 'boxes alone are learnt, without the loss of masks'
+    what = 'the others train boxes alone' if masked else without
     print(f'{dataset.folder}: {masked:,} of {objects:,} objects to learn have a mask; {what}', file=sys.stderr)
-  return masked > 0
+  return masked > 0 or kept
 
 
 def _meaning(config: Config, vocabulary: vocabulary_lib.VocabularyFile) -> list[str]:
