@@ -19,10 +19,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.helpers import examples, small_set
-from vild_jax.data import annotations, batch, pictures, prepare, rle, sources
+from vild_jax.data import batch, contents, pictures, prepare, rle, smells, sources
 from vild_jax.data.schema import DataError, Example
 from vild_jax.data.tfds_builders import detection
 from vild_jax.eval import coco, lvis, truth
+from vild_jax.workflows import inspect_pictures, inspecting
 
 SIZES = {5: (24, 20), 9: (16, 16), 12: (1, 30)}  # image id -> height, width
 ODD = [
@@ -170,20 +171,13 @@ class _Stored:
 
 
 def _trains(dataset: Any) -> None:
-  """Two steps' worth of examples, drawn as a stream of batches draws them, of the objects that have a mask."""
+  """Two steps' worth of examples, drawn as a stream of batches draws them."""
   labels = batch.LabelMap({c.id: row for row, c in enumerate(dataset.categories)})
   data, rng = dataclasses.replace(examples.TINY, max_instances=3), np.random.default_rng(0)
   for _ in range(2):
-    made = [
-      batch.train_example(_masked(example), labels, data, rng) for example in map(dataset.__getitem__, (0, 1, -1))
-    ]
+    made = [batch.train_example(example, labels, data, rng) for example in map(dataset.__getitem__, (0, 1, -1))]
     for arrays in (np.stack([item[key] for item in made]) for key in made[0]):
       assert np.isfinite(arrays).all()
-
-
-def _masked(example: Example) -> Example:
-  rows = zip(*(getattr(example.objects, field.name) for field in dataclasses.fields(example.objects)), strict=True)
-  return dataclasses.replace(example, objects=annotations.make_objects([row for row in rows if row[-1]]))
 
 
 def _is_evaluated(dataset: Any) -> None:
@@ -201,7 +195,19 @@ def _is_evaluated(dataset: Any) -> None:
   protocol.evaluate(tree, found if whole else [{k: d[k] for k in d if k != 'segmentation'} for d in found])
 
 
-USES = (_trains, _is_evaluated)  # whatever reads a prepared data set goes here
+def _is_inspected(dataset: Any) -> None:
+  """The page of a data set on disk; of one in memory, what it counts, warns of and draws."""
+  if isinstance(dataset, sources.PreparedDataset):
+    inspecting.inspect(dataset.folder, dataset.folder.with_suffix('.html'), split=dataset.split, pictures=2)
+    return
+  found = contents.count(dataset.categories, dataset.labels())
+  contents.summary(found, None, ())
+  contents.histograms(found)
+  smells.of_contents(found, None, 64)
+  inspect_pictures.view(dataset[0], 0, dataset.categories, found.kinds(None), None)
+
+
+USES = (_trains, _is_evaluated, _is_inspected)  # whatever reads a prepared data set goes here
 
 
 def _outcome(path: Path, images: Path, text: bytes, *, drop: bool) -> str:
@@ -232,9 +238,8 @@ def _try(tmp_path: Path, seeds: range) -> collections.Counter[str]:
         dataset = sources.open_dataset(tmp_path / 'out', 'train')
         for use in USES:
           use(dataset)
-        if dataset.has_masks:
-          labels = batch.LabelMap({c.id: row for row, c in enumerate(dataset.categories)})
-          assert len(examples.take(batch.train_batches(dataset, labels, examples.configured()), 2)) == 2
+        labels = batch.LabelMap({c.id: row for row, c in enumerate(dataset.categories)})
+        assert len(examples.take(batch.train_batches(dataset, labels, examples.configured()), 2)) == 2
         shutil.rmtree(tmp_path / 'out')
     except Exception as error:
       pytest.fail(f'file {seed} (drop_unusable={drop}): {type(error).__name__}: {error}\n{text[:3000]!r}')
