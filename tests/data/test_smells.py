@@ -14,10 +14,10 @@ CATEGORIES = (Category(1, 'ant'), Category(2, 'mug'), Category(3, 'tree'), Categ
 SIZE = (100, 160)  # height, width
 
 
-def found_in(*pictures: list[tuple], classes=None, image_size=None) -> dict[str, smells.Smell]:
+def found_in(*pictures: list[tuple], classes=None, **limits: int) -> dict[str, smells.Smell]:
   """The smells of pictures of SIZE, by their kind."""
   made = [Example(i, b'', *SIZE, examples.objects(*entries)) for i, entries in enumerate(pictures)]
-  found = smells.of_contents(contents.count(CATEGORIES, made), classes, image_size)
+  found = smells.of_contents(contents.count(CATEGORIES, made), classes, **limits)
   return {smell.kind: smell for smell in found}
 
 
@@ -88,6 +88,24 @@ def test_base_classes_without_objects():
   found = found_in(fine()[:2], classes=classes)['base']
   assert found.text == '2 of 3 base classes have no object: tree, yak' and not found.grave
   assert found_in(fine()[1:2], classes=classes)['base'].grave
+
+
+def test_one_fact_is_said_once():
+  classes = ClassList(('ant', 'mug', 'zebra'), (True, True, False), (1, 2, 4))
+  found = found_in(fine()[1:2], classes=classes)
+  assert found['base'].text == '1 of 2 base classes have no object: ant'
+  assert found['categories'].text == '2 of 2 categories that are no base classes have no object: tree, zebra'
+  assert 'categories' not in found_in(fine()[1:], classes=classes)
+
+
+def test_more_objects_than_training_uses():
+  crowd = (1, (5, 5, 30, 30), True)
+  pictures = fine() + [crowd], fine()[:3] + [crowd] * 3, fine() * 2
+  assert found_in(*pictures, max_instances=3)['many'].text.startswith('2 of 3 pictures have more than 3 objects')
+  assert 'many' not in found_in(*pictures, max_instances=8) and 'many' not in found_in(*pictures)
+  classes = ClassList(('ant', 'mug'), (True, False), (1, 2))  # of the last picture two objects train
+  assert found_in(*pictures, max_instances=1, classes=classes)['many'].text.startswith('1 of 3 pictures')
+  assert 'many' not in found_in(*pictures, max_instances=2, classes=classes)
 
 
 def test_objects_that_become_tiny():

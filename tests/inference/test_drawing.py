@@ -88,6 +88,25 @@ def test_a_pair_holds_both_pictures():
   assert (pair[-1, 75] == (255, 0, 0)).all() and (pair[-1, -40] == (0, 0, 255)).all()
 
 
+@pytest.mark.parametrize('name', ['red\nmug', 'red\t mug', ' red\u2028mug', 'red\x00mug\x07', 'red_mug', 'red mug\x85'])
+def test_a_name_of_several_lines_is_drawn_in_one(name):
+  image, boxes, labels, _ = _scene()
+  plain = drawing.draw(image, boxes, labels, None, None, ['cup', 'red mug'])
+  np.testing.assert_array_equal(drawing.draw(image, boxes, labels, None, None, ['cup', name]), plain)
+
+
+def test_an_empty_mask_leaves_the_box_alone():
+  image, boxes, labels, masks = _scene()
+  masks[1] = False
+  both = drawing.draw(image, boxes, labels, None, masks, NAMES)
+  assert (both[300, 450] == 90).all() and (both[200, 200] != 90).any() and (both[400, 475] != 90).any()
+
+
+def test_a_picture_is_resized_by_its_longer_side():
+  assert drawing.resized(np.zeros((40, 100, 3), np.uint8), 50).shape == (20, 50, 3)
+  assert drawing.resized(np.zeros((100, 1, 3), np.uint8), 20).shape == (20, 1, 3)
+
+
 def test_input_that_does_not_fit_is_named():
   image, boxes, labels, _ = _scene()
   with pytest.raises(ValueError, match=r'float64 \[480, 640, 3\]; expected uint8'):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -9,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers import bad_input, planted_store, small_experiment, small_set, tiny
+from tests.helpers import bad_input, examples, planted_store, small_experiment, small_set, tiny
 from tests.helpers.bad_input import BadInput
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
@@ -93,6 +94,46 @@ def test_drawn_are_the_objects_and_regions_of_the_batch(small, monkeypatch):
   assert len(plain) and (plain == [124, 116, 104]).all()
 
 
+def test_objects_that_training_leaves_out_are_told_apart(small, monkeypatch):
+  dataset, words = sources.open_dataset(small / 'data', 'train'), vocabulary.load(small / 'v.npz')
+  labels = batches.label_map(dataset.categories, words.names, words.is_base)
+  config = config_lib.load(small / 'config.json', ['data.scale_range=[2.0, 2.0]', 'data.max_instances=2'])
+  index = next(i for i in range(4) if dataset[i].image_id == 11)
+  example = dataset[index]
+  usable = next(int(key) for key in example.objects.category_ids if int(key) in labels.rows)
+  # Seven objects at the corners: the crop of a picture twice as large cannot hold them all.
+  h, w = example.height, example.width
+  places = [(y, x) for y in (0, h - 4) for x in (0, w - 4)] + [(h / 2, w / 2)] * 3
+  many = dataclasses.replace(
+    example, objects=examples.objects(*[(usable, (y, x, y + 4, x + 4), False, []) for y, x in places])
+  )
+  view = lambda of: inspect_pictures.view(of, 5, dataset.categories, ('base',) * 3, training)
+  training = inspect_pictures.Training(config, labels)
+  roomy = dataclasses.replace(config, data=dataclasses.replace(config.data, max_instances=9))
+  item = batches.stream_example(5, many, labels=labels, config=roomy, regions=None)
+  inside = int(item['valid'].sum())
+  assert 2 < inside < 7
+  said = view(many).shots[1][0]
+  assert said.endswith(f'2 objects; left out: {7 - inside} outside the crop, {inside - 2} beyond data.max_instances')
+  monkeypatch.setattr(inspect_pictures, '_MOST', 1)
+  annotated, trained = (line for line, _ in view(many).shots)
+  assert annotated.endswith('7 objects, 7 without a mask; the 1 largest are drawn')
+  assert trained.endswith('beyond data.max_instances; the 1 largest are drawn')
+
+
+def test_of_many_objects_the_largest_are_drawn(small, monkeypatch):
+  dataset = sources.open_dataset(small / 'data', 'train')
+  key = dataset.categories[0].id
+  boxes = [(0, 0, 9, 9), (1, 1, 3, 3), (0, 0, 9, 12)]
+  many = dataclasses.replace(dataset[0], objects=examples.objects(*[(key, box, False) for box in boxes]))
+  drawn = []
+  monkeypatch.setattr(inspect_pictures, '_MOST', 2)
+  monkeypatch.setattr(inspect_pictures.drawing, 'draw', lambda *args, **kwargs: drawn.append(args) or args[0])
+  inspect_pictures.view(many, 0, dataset.categories, ('',) * 3, None)
+  scale = 512 / max(many.height, many.width)
+  np.testing.assert_allclose(drawn[0][1], scale * np.array([boxes[0], boxes[2]]), rtol=0.02)
+
+
 @pytest.mark.parametrize('annotated', ['nothing', 'crowds', 'boxes'])
 def test_sets_without_objects_or_masks_have_a_page(tmp_path, annotated):
   def change(tree):
@@ -171,6 +212,7 @@ def test_prepare_says_what_it_stored(small, tmp_path, capsys):
   BadInput('no data', 'inspect {tmp} --out {tmp}/p.html', '{tmp} holds no data set'),
   BadInput('no split', 'inspect {data} --out {tmp}/p.html --split test', "no split 'test'; expected one of train, val"),
   BadInput('no folder', 'inspect {data} --out {tmp}/x/p.html', 'expected a file in a folder that exists'),
+  BadInput('a folder as page', 'inspect {data} --out {tmp}', '--out is a folder'),
   BadInput('regions alone', 'inspect {data} --out {tmp}/p.html --regions {data}', 'expected --config too'),
   BadInput('setting alone', 'inspect {data} --out {tmp}/p.html --data.flip=false', '--data.flip=false is for a config'),
   BadInput('less than none', 'inspect {data} --out {tmp}/p.html --pictures -1', 'expected 0 or more'),

@@ -77,12 +77,17 @@ class Contents:
     return tuple(UNKNOWN if name is None else BASE if base[name] else NOVEL for name in known)
 
 
+def rows(categories: Sequence[Category]) -> dict[int, int]:
+  """Returns {id: place in the list} of categories."""
+  return {category.id: row for row, category in enumerate(categories)}
+
+
 class Counter:
   """Collects the annotations of examples one by one; their pictures are not kept."""
 
   def __init__(self, categories: Sequence[Category]):
     self._categories = tuple(categories)
-    self._rows = {category.id: row for row, category in enumerate(self._categories)}
+    self._rows = rows(self._categories)
     self._count = 0
     self._parts: list[_Columns] = [_NOTHING]
     self._recent: list[_Columns] = []

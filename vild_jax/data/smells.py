@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from hotcoco import mask as mask_api
 
-from vild_jax.data.contents import Classes, Contents
+from vild_jax.data.contents import BASE, Classes, Contents
 from vild_jax.data.schema import Example
 
 _LEAVES = 0.1  # the share of boxes that leave their picture from which on they may be corners rather than sizes
@@ -43,13 +43,19 @@ def share_of_corners(boxes: np.ndarray, limits: np.ndarray) -> float:
   return float(leaving) if leaving > _LEAVES else 0.0
 
 
-def of_contents(contents: Contents, classes: Classes | None = None, image_size: int | None = None) -> list[Smell]:
+def of_contents(
+  contents: Contents,
+  classes: Classes | None = None,
+  image_size: int | None = None,
+  max_instances: int | None = None,
+) -> list[Smell]:
   """Returns what smells in the annotations of a data set, grave things first.
 
   Args:
     contents: what was counted.
     classes: the vocabulary of the training, or None.
     image_size: side of the network's input in pixels, or None.
+    max_instances: the most objects of a picture that training uses, or None.
   """
   crowds = contents.is_crowd
   boxes, picture = contents.boxes[~crowds], contents.picture[~crowds]
@@ -59,17 +65,27 @@ def of_contents(contents: Contents, classes: Classes | None = None, image_size: 
   if not len(boxes):
     return [smell for smell in found if smell]
   of = contents.objects_of()
-  absent = [category.name for category, n in zip(contents.categories, of, strict=True) if n == 0]
+  is_base = np.array([kind == BASE for kind in contents.kinds(classes)])
+  absent = [contents.categories[row].name for row in np.flatnonzero((of == 0) & ~is_base)]  # `_base` names the others
   largest = int(of.argmax())
   if len(of) >= _SEVERAL and of[largest] > _GIANT * of.sum():
     share = 100 * of[largest] / of.sum()
     text = f'{share:.0f} % of all objects are of one category, {contents.categories[largest].name!r}'
     found.append(Smell('giant', text))
   if absent:
-    found.append(Smell('categories', f'{len(absent):,} of {len(of):,} categories have no object: {_named(absent)}'))
+    which = 'categories' if classes is None else 'categories that are no base classes'
+    found.append(
+      Smell('categories', f'{len(absent):,} of {(~is_base).sum():,} {which} have no object: {_named(absent)}')
+    )
   if empty := int((contents.objects_in() == 0).sum()):
     text = f'{empty:,} of {len(contents.sizes):,} pictures show no object; they train as background'
     found.append(Smell('empty', text))
+  if max_instances is not None:
+    trained = ~crowds & (True if classes is None else is_base[contents.category])
+    many = int((np.bincount(contents.picture[trained], minlength=1) > max_instances).sum())
+    if many:
+      text = f'{many:,} of {len(contents.sizes):,} pictures have more than {max_instances} objects to train on '
+      found.append(Smell('many', text + '(data.max_instances): the first ones inside the crop are used'))
   if image_size is not None:
     shorter = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) * (image_size / contents.sizes[picture].max(axis=1))
     if tiny := int((shorter < _TINY).sum()):

@@ -9,6 +9,7 @@ import colorsys
 import functools
 import importlib.util
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def draw(
   for i in order:
     _draw_box(canvas, boxes[i], colors[i], line, dashed=is_novel[i])
   texts = [
-    names[label].replace('_', ' ') + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
+    _one_line(names[label]) + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
     for i, label in enumerate(labels)
   ]
   text_size = round(float(np.clip(12 * unit * weight, 11, 40)))
@@ -102,6 +103,13 @@ def enlargement(image: np.ndarray) -> int:
   return int(np.clip(np.ceil(_LEGIBLE / max(image.shape[:2])), 1, 4))
 
 
+def resized(picture: np.ndarray, side: int) -> np.ndarray:
+  """Returns a picture, uint8 [H, W, 3], with a longer side of `side` pixels."""
+  scale = side / max(picture.shape[:2])
+  size = [max(1, round(n * scale)) for n in picture.shape[1::-1]]
+  return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
 def side_by_side(
   left: np.ndarray, right: np.ndarray, titles: Sequence[str] = ('ground truth', 'prediction')
 ) -> np.ndarray:
@@ -118,8 +126,15 @@ def side_by_side(
   return np.asarray(sheet)
 
 
+def _one_line(name: str) -> str:
+  """A class name as a label shows it: neither underscores nor line ends, which a label has no room for."""
+  return ' '.join(re.sub(r'[_\x00-\x1f\x7f-\x9f]', ' ', name).split())
+
+
 def _draw_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, thickness: int) -> None:
   """Tints the mask (bool, at the picture's own size) and traces its edge."""
+  if not np.any(mask):  # an object with a box alone: there may be hundreds
+    return
   soft = cv2.resize(np.asarray(mask, np.float32), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
   mask = (soft > 0.5).astype(np.uint8)
   if not mask.any():
@@ -139,10 +154,14 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, color: Color, thickness: int,
     pieces = round(np.abs(end - start).max() / (4 + 3 * thickness)) | 1 if dashed else 1
     cuts = np.round(start + (end - start) * np.linspace(0, 1, pieces + 1)[:, None]).astype(int).tolist()
     strokes += zip(cuts[::2], cuts[1::2], strict=True)
-  seam = canvas.copy()
-  for start, end in strokes:
-    cv2.line(seam, start, end, _INK, thickness + 2)
-  cv2.addWeighted(seam, 0.3, canvas, 0.7, 0, dst=canvas)
+  # Only the part around the box is copied, so that thousands of small boxes take little time.
+  reach = thickness + 2
+  top, left = max(y1 - reach, 0), max(x1 - reach, 0)
+  part = canvas[top : y2 + reach + 1, left : x2 + reach + 1]
+  seam = part.copy()
+  for (xa, ya), (xb, yb) in strokes:
+    cv2.line(seam, (xa - left, ya - top), (xb - left, yb - top), _INK, thickness + 2)
+  part[:] = cv2.addWeighted(seam, 0.3, part, 0.7, 0)
   for start, end in strokes:
     cv2.line(canvas, start, end, color, thickness)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from vild_jax.config import Config
 from vild_jax.data import batch as batches
-from vild_jax.data import pictures, rle, transforms
+from vild_jax.data import contents, pictures, rle, transforms
 from vild_jax.data.contents import NOVEL, UNKNOWN
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import Category, Example
@@ -18,7 +19,8 @@ from vild_jax.eval import paste
 from vild_jax.inference import drawing
 from vild_jax.report.inspection import View
 
-_SIDE, _SMALL = 512, 256  # pixels of the longer side, of a drawn picture and of one of a pair
+_SIDE = 512  # pixels of the longer side of a drawn picture
+_MOST = 300  # objects that are drawn: of more, none could be told from another
 _FEW = 12  # objects of a picture, so that large labels find room
 _CROWD = (150, 150, 150)  # RGB
 _REGION = (255, 179, 102)
@@ -57,44 +59,47 @@ def view(
   return View(f'Image {example.image_id}', shots)
 
 
-def resized(picture: np.ndarray, side: int = _SMALL) -> np.ndarray:
-  """Returns a picture, uint8 [H, W, 3], with a longer side of `side` pixels."""
-  scale = side / max(picture.shape[:2])
-  size = [max(1, round(n * scale)) for n in picture.shape[1::-1]]
-  return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-
-
 def _annotated(example: Example, categories: Sequence[Category], kinds: Sequence[str]) -> tuple[str, np.ndarray]:
   """The picture with all of its boxes and masks; crowds are grey."""
   found = example.objects
-  picture = resized(pictures.decode_example(example), _SIDE)
+  picture = drawing.resized(pictures.decode_example(example), _SIDE)
   height, width = picture.shape[:2]
-  rows = {category.id: row for row, category in enumerate(categories)}
-  labels = np.array([rows[int(key)] for key in found.category_ids], np.int64)
+  rows = contents.rows(categories)
+  drawn = _largest(found.boxes)
+  crowd = found.is_crowd[drawn]
+  labels = np.array([rows[int(key)] for key in found.category_ids[drawn]], np.int64)
   masks = np.zeros((len(labels), height, width), bool)
-  for mask, segmentation in zip(masks, found.segmentations, strict=True):
-    if segmentation:  # else the object has a box alone
+  for mask, i in zip(masks, drawn, strict=True):
+    if segmentation := found.segmentations[i]:  # else the object has a box alone
       whole = rle.decode_mask(segmentation, example.height, example.width).astype(np.uint8)
       mask[:] = cv2.resize(whole, (width, height), interpolation=cv2.INTER_NEAREST)
   names = [category.name for category in categories]
-  drawn = drawing.draw(
+  shot = drawing.draw(
     picture,
-    found.boxes * np.tile([height / example.height, width / example.width], 2),
-    labels + found.is_crowd * len(names),
+    found.boxes[drawn] * np.tile([height / example.height, width / example.width], 2),
+    labels + crowd * len(names),
     None,
     masks,
     names + [f'crowd: {name}' for name in names],
     novel=np.array([kind == NOVEL for kind in kinds] * 2),
-    colors=[
-      _CROWD if crowd else drawing.class_color(int(label)) for label, crowd in zip(labels, found.is_crowd, strict=True)
-    ],
+    colors=[_CROWD if grey else drawing.class_color(int(label)) for label, grey in zip(labels, crowd, strict=True)],
     bold=len(labels) <= _FEW,
   )
   crowds = int(found.is_crowd.sum())
-  line = f'As annotated: {example.width} × {example.height} pixels, {_plural(len(labels) - crowds, "object")}'
+  line = f'As annotated: {example.width} × {example.height} pixels, {_plural(len(found.ids) - crowds, "object")}'
   line += f', {_plural(crowds, "crowd")}' if crowds else ''
   boxes_alone = sum(not segmentation for segmentation in found.segmentations)
-  return line + (f', {boxes_alone} without a mask' if boxes_alone else ''), drawn
+  return line + (f', {boxes_alone} without a mask' if boxes_alone else '') + _cut(found.boxes), shot
+
+
+def _largest(boxes: np.ndarray) -> np.ndarray:
+  """The rows of the largest boxes [N, 4], as many as are drawn, in their order."""
+  sizes = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+  return np.sort(np.argsort(-sizes, kind='stable')[:_MOST])
+
+
+def _cut(boxes: np.ndarray) -> str:
+  return f'; the {_MOST} largest are drawn' if len(boxes) > _MOST else ''
 
 
 def _seen(
@@ -104,41 +109,56 @@ def _seen(
   config = training.config
   item = batches.stream_example(index, example, labels=training.labels, config=config, regions=training.regions)
   size = config.data.image_size
-  picture = resized(transforms.displayed(item['image']), _SIDE)
+  picture = drawing.resized(transforms.displayed(item['image']), _SIDE)
   scale = len(picture) / size
-  valid = item['valid']
-  boxes = item['boxes'][valid] * scale
-  row_of = {category.id: row for row, category in enumerate(categories)}
+  used = int(item['valid'].sum())
+  boxes = item['boxes'][:used] * scale
+  drawn = _largest(boxes)
+  row_of = contents.rows(categories)
   shown = {label: row_of[key] for key, label in training.labels.rows.items()}
   kind_of = [kinds[row_of[int(key)]] for key in example.objects.category_ids[~example.objects.is_crowd]]
   dropped = {kind: kind_of.count(kind) for kind in (NOVEL, UNKNOWN) if kind_of.count(kind)}
   if config.assignment.novel_labels:
     dropped.pop(NOVEL, None)
-  outside = len(kind_of) - sum(dropped.values()) - int(valid.sum())
+  usable = len(kind_of) - sum(dropped.values())
+  beyond = _inside(example, index, training) - used if used == config.data.max_instances < usable else 0
+  counts = dropped | {'outside the crop': usable - used - beyond, 'beyond data.max_instances': beyond}
+  left_out = ', '.join(f'{n} {why}' for why, n in counts.items() if n)
   height, width = (round(float(side)) for side in item['image_size'])
-  left_out = [f'{n} {kind}' for kind, n in dropped.items()] + ([f'{outside} outside the crop'] if outside else [])
   line = (
-    f'As trained on: {width} × {height} of {size} × {size} pixels, {_plural(int(valid.sum()), "object")}'
-    f'{"; left out: " + ", ".join(left_out) if left_out else ""}'
+    f'As trained on: {width} × {height} of {size} × {size} pixels, {_plural(used, "object")}'
+    f'{"; left out: " + left_out if left_out else ""}{_cut(boxes)}'
   )
   masks = None
   if config.model.masks:
-    masks = paste.paste_masks(item['masks'][valid].astype(np.float32) / 255, boxes, *picture.shape[:2])
-  drawn = drawing.draw(
+    masks = paste.paste_masks(item['masks'][drawn].astype(np.float32) / 255, boxes[drawn], *picture.shape[:2])
+  shot = drawing.draw(
     picture,
-    boxes,
-    np.array([shown[int(label)] for label in item['labels'][valid]], int),
+    boxes[drawn],
+    np.array([shown[int(label)] for label in item['labels'][drawn]], int),
     None,
     masks,
     [category.name for category in categories],
     bold=len(example.objects.ids) <= _FEW,
   )
-  shots = [(line, drawn)]
+  shots = [(line, shot)]
   if training.regions is not None:
     regions = item['regions']
     kept = regions['boxes'][regions['valid']] * scale
     shots.append((f'To distil: {_plural(len(kept), "region")}', _outlined(picture, kept)))
   return shots
+
+
+def _inside(example: Example, index: int, training: Training) -> int:
+  """How many objects the same training picture would have without `data.max_instances`."""
+  config = training.config
+  roomy = dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, max_instances=len(example.objects.ids)),
+    model=dataclasses.replace(config.model, masks=False),
+  )
+  item = batches.stream_example(index, example, labels=training.labels, config=roomy, regions=None)
+  return int(item['valid'].sum())
 
 
 def _outlined(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:

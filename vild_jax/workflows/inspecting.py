@@ -20,6 +20,7 @@ from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.smells import Smell
 from vild_jax.data.sources import PreparedDataset
+from vild_jax.inference import drawing
 from vild_jax.report import inspection as report_lib
 from vild_jax.report.inspection import Inspection
 from vild_jax.runtime import progress
@@ -28,7 +29,7 @@ from vild_jax.workflows import inspect_pictures
 from vild_jax.workflows.inspect_pictures import Training
 
 MOST_LOOKED_AT = 2000  # pictures that are decoded, to compare them and their masks
-_TWINS = 6  # pairs that the page shows
+_TWINS, _SMALL = 6, 256  # pairs that the page shows, and pixels of their longer sides
 
 
 def inspect(
@@ -64,7 +65,8 @@ def inspect(
   training = None if config is None else _training(dataset, config, words, regions, seed)
   labels = progress.track(dataset.labels(), 'count', total=len(dataset), unit='img')
   found = contents_lib.count(dataset.categories, labels)
-  smelt = smells.of_contents(found, words, config.data.image_size if config else None)
+  limits = {} if config is None else {'image_size': config.data.image_size, 'max_instances': config.data.max_instances}
+  smelt = smells.of_contents(found, words, **limits)
   looked_at, more, twins = _look(dataset)
   kinds = found.kinds(words)
   views = [
@@ -72,22 +74,24 @@ def inspect(
     for index in progress.track(_chosen(found, pictures, seed), 'draw', unit='img')
   ]
   page = Inspection(
-    f'{dataset.folder.parent.name}/{dataset.split}: what is in it',
-    contents_lib.summary(found, words, dataset.notes),
-    [(smell.text, smell.grave) for smell in [*smelt, *more]],
-    [(c.name, int(n), kind) for c, n, kind in zip(dataset.categories, found.objects_of(), kinds, strict=True)],
-    contents_lib.histograms(found),
-    views,
-    _how(training, len(views), seed),
-    [
+    title=f'{dataset.folder.parent.name}/{dataset.split}: what is in it',
+    summary=contents_lib.summary(found, words, dataset.notes),
+    smells=[(smell.text, smell.grave) for smell in [*smelt, *more]],
+    categories=[
+      (c.name, int(n), kind) for c, n, kind in zip(dataset.categories, found.objects_of(), kinds, strict=True)
+    ],
+    histograms=contents_lib.histograms(found),
+    views=views,
+    how=_how(training, len(views), seed),
+    twins=[
       (
         f'Images {dataset[i].image_id} and {dataset[j].image_id}',
-        *(inspect_pictures.resized(pictures_lib.decode_example(dataset[k])) for k in (i, j)),
+        *(drawing.resized(pictures_lib.decode_example(dataset[k]), _SMALL) for k in (i, j)),
       )
       for i, j in twins[:_TWINS]
     ],
-    len(twins),
-    _facts(dataset, looked_at, words, training),
+    twins_found=len(twins),
+    facts=_facts(dataset, looked_at, words, training),
   )
   report_lib.write_html(out, page)
   return page

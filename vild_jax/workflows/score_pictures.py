@@ -146,13 +146,5 @@ def examples(confusion: Confusion, truth: Truth, pictures: Pictures | None) -> S
     part = picture[top : int(np.ceil(y + h + margin)), left : int(np.ceil(x + w + margin))].copy()
     corner = (int(x) - left, int(y) - top)
     cv2.rectangle(part, corner, (corner[0] + int(w), corner[1] + int(h)), (255, 179, 102), max(1, len(part) // 80))
-    shown.append(_resized(part, _PART)[0])
+    shown.append(drawing.resized(part, _PART))
   return shown
-
-
-def _resized(picture: np.ndarray, side: int) -> tuple[np.ndarray, float]:
-  """The picture with a longer side of `side` pixels, and the factor."""
-  scale = side / max(picture.shape[:2])
-  size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-  how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-  return cv2.resize(picture, size, interpolation=how), scale
