@@ -100,7 +100,7 @@ def test_one_fact_is_said_once():
 
 def test_more_objects_than_training_uses():
   crowd = (1, (5, 5, 30, 30), True)
-  pictures = fine() + [crowd], fine()[:3] + [crowd] * 3, fine() * 2
+  pictures = [*fine(), crowd], fine()[:3] + [crowd] * 3, fine() * 2
   assert found_in(*pictures, max_instances=3)['many'].text.startswith('2 of 3 pictures have more than 3 objects')
   assert 'many' not in found_in(*pictures, max_instances=8) and 'many' not in found_in(*pictures)
   classes = ClassList(('ant', 'mug'), (True, False), (1, 2))  # of the last picture two objects train

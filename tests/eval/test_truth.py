@@ -46,6 +46,9 @@ def _tree():
     ('annotations', {'area': NAN}, 'area is nan'),
     ('annotations', {'area': -5}, 'area is -5'),
     ('annotations', {'area': INFINITY}, 'area is inf'),
+    ('images', {'id': 7.5}, 'id is 7.5; expected a whole number'),
+    ('images', {'height': 40.5}, 'height is 40.5; expected a positive whole number'),
+    ('annotations', {'image_id': 7.5}, 'image_id 7.5 is unknown'),
     ('annotations', {'bbox': [1, 2, NAN, 4]}, 'expected four finite numbers'),
     ('annotations', {'bbox': [1, 2, -3, 4]}, 'not negative'),
     ('annotations', {'bbox': 5}, 'bbox is 5'),
@@ -89,6 +92,45 @@ def test_what_exports_leave_out_is_taken():
   assert of.by_frequency() == Split(frozenset({1}), frozenset())
   assert truth.read(_tree()).by_frequency() == Split(frozenset({1}), frozenset({2}))
   assert of.digest != truth.read(_tree()).digest
+
+
+def test_whole_numbers_may_be_written_with_a_point():
+  tree, plain = _tree(), _tree()
+  for each in (tree, plain):
+    each['images'][0] |= {'neg_category_ids': [1], 'not_exhaustive_category_ids': [2]}
+  tree['images'][0] |= {'id': 7.0, 'height': 40.0, 'width': 50.0, 'neg_category_ids': [1.0]}
+  tree['categories'][0]['id'] = 2.0
+  tree['annotations'][0] |= {'image_id': 7.0, 'category_id': 2.0}
+  found, expected = truth.read(tree), truth.read(plain)
+  assert json.dumps([found.images, found.categories, found.annotations]) == json.dumps(
+    [expected.images, expected.categories, expected.annotations]
+  )
+  assert coco.evaluate(tree, [])['box'] == coco.evaluate(plain, [])['box']
+
+
+@pytest.mark.parametrize(
+  ('changes', 'area'),
+  [
+    ({'segmentation': [[10, 10, 20, 10, 20, 16, 10, 16]]}, 60),  # the box has 12
+    ({'segmentation': rle.encode_mask(np.eye(40, 50, dtype=bool))}, 40),
+    ({'segmentation': []}, 12),
+    ({'segmentation': None, 'bbox': [-2, 30, 10, 20.5]}, 80),  # 8 x 10 of it lie in the picture
+    ({'segmentation': None, 'bbox': [60, 3, 10, 2]}, 0),
+  ],
+)
+def test_a_missing_area_is_that_of_the_segmentation_or_of_the_box(changes, area):
+  tree = _tree()
+  tree['annotations'][0] |= changes
+  del tree['annotations'][0]['area']
+  assert truth.read(tree).annotations[0]['area'] == area
+
+
+def test_an_object_without_any_area_is_refused():
+  tree = _tree()
+  tree['annotations'][0] |= {'bbox': None, 'segmentation': None}
+  del tree['annotations'][0]['area']
+  with pytest.raises(DataError, match=r"annotations\[0\]: no 'area'; expected one, or a bbox"):
+    truth.read(tree)
 
 
 @pytest.mark.parametrize(

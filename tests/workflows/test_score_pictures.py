@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from vild_jax.data.schema import DataError
-from vild_jax.eval import detections, truth
+from vild_jax.eval import detections, protocols, truth
 from vild_jax.report.shots import RIGHT, WRONG
-from vild_jax.workflows import score_pictures
+from vild_jax.workflows import score_pictures, scoring
 
 ARGUMENTS = {'federated': False, 'max_detections': 100}
 
@@ -97,9 +97,31 @@ def test_a_picture_is_turned_where_the_annotations_say_so(case, tmp_path):
   (shot,) = score_pictures.shots({'truth': of, 'found': found, **ARGUMENTS}, None, pictures).best
   assert shot.drawn[0].shape == (480, 240, 3)
   assert (shot.drawn[0][30:90, 30:90] > 200).all() and (shot.drawn[0][300:] < 10).all()
+  assert pictures.lacking == {}
   Image.fromarray(stored).save(tmp_path / 'a.png')
-  with pytest.raises(DataError, match=r'a\.png is 200 wide and 100 high; expected 100 and 200 as the annotations say'):
-    score_pictures.shots({'truth': of, 'found': found, **ARGUMENTS}, None, pictures)
+  (shot,) = score_pictures.shots({'truth': of, 'found': found, **ARGUMENTS}, None, pictures).best
+  assert 'a.png is 200 wide and 100 high; expected 100 and 200 as the annotations say' in pictures.lacking[3]
+  # In its place stands a grey one of the annotated shape, with the object that was missed.
+  assert shot.drawn[0].shape == (480, 240, 3) and (shot.drawn[0][200:400] == 150).all()
+  assert (shot.drawn[0][120, 10:110] > 200).all()
+
+
+@pytest.mark.parametrize(
+  ('how', 'named'), [('gone', 'image 9, which is not in'), ('damaged', 'b.png: no readable picture')]
+)
+def test_the_page_is_written_without_a_picture_that_cannot_be_read(case, tmp_path, capsys, how, named):
+  arguments, _, folder = case
+  of, images = arguments['truth'], tmp_path / 'images'
+  images.mkdir()
+  for name in ('a.png', 'b.png'):
+    (images / name).write_bytes((folder / name).read_bytes())
+  pictures = score_pictures.Pictures(of, images)
+  (images / 'b.png').unlink() if how == 'gone' else (images / 'b.png').write_bytes(b'no picture')
+  metrics = protocols.score('coco', of, arguments['found'])
+  scoring.write_page(tmp_path, of, arguments['found'], metrics, None, pictures=pictures)
+  assert (tmp_path / 'report.html').read_text().count('data:image/jpeg') == 2  # the best, and grey the worst
+  said = capsys.readouterr().err
+  assert said.startswith('pictures that the page cannot show: 1; ') and named in said and said.count('\n') == 1
 
 
 def test_a_picture_whose_name_could_be_two_files_is_not_shown(case, tmp_path):

@@ -109,7 +109,8 @@ def decode_example(example: Example) -> np.ndarray:
 
 def decode_annotated(path: Path, height: int, width: int) -> np.ndarray:
   """Decodes the file of an annotated picture to uint8 [H, W, 3], turned only if it has the annotated size so."""
-  return _decoded(_bytes(path), str(path), MAX_PIXELS).as_annotated(str(path), height, width)[0]
+  found = _decoded(_bytes(path), str(path), max(MAX_PIXELS, height * width))
+  return found.as_annotated(str(path), height, width)[0]
 
 
 def stored(

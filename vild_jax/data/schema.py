@@ -22,6 +22,11 @@ def shown(value: Any) -> str:
   return _REPR.repr(value)
 
 
+def whole(value: Any) -> Any:
+  """Returns the int of a whole number that a file writes as 7.0, and any other value as it is."""
+  return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
+
+
 @dataclass(frozen=True)
 class Category:
   """Describes one category of a data set. `frequency` is 'r', 'c' or 'f' (LVIS), or '' if the data set has none."""
@@ -44,7 +49,7 @@ class Objects:
     areas: float64 [N], pixels squared, of the segmentation.
     is_crowd: bool [N].
     segmentations: N entries: a list of polygons [x, y, x, y, ...] or a COCO RLE {'size': [h, w], 'counts': ...}
-      (compressed counts as str).
+      (compressed counts as str); [] for an object with a box alone.
   """
 
   ids: np.ndarray

@@ -101,7 +101,8 @@ class JsonSource:
 
   def where(self, index: int) -> str:
     """Returns what messages call example `index`: the path of its picture."""
-    return str(self.files[index])
+    name = str(self.files[index])
+    return name if name.isprintable() else shown(name)
 
 
 def prepared_folder(path: str | Path) -> Path:

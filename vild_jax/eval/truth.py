@@ -19,13 +19,13 @@ import numpy as np
 
 from vild_jax.data import rle
 from vild_jax.data.rle import is_number
-from vild_jax.data.schema import DataError, shown
+from vild_jax.data.schema import DataError, shown, whole
 from vild_jax.eval import jsonfile
 
 _FIELDS = {
   'images': ('id', 'height', 'width'),
   'categories': ('id', 'name'),
-  'annotations': ('image_id', 'category_id', 'bbox', 'area'),
+  'annotations': ('image_id', 'category_id', 'bbox'),
 }
 _EXPECTED = 'LVIS- or COCO-format ground truth'
 
@@ -144,6 +144,9 @@ class Truth:
 def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') -> Truth:
   """Reads ground truth from a file or a dictionary; `name` is what messages call a dictionary.
 
+  As in `vild-jax prepare`, ids and sizes may be written as 7.0, and a missing area is that of the segmentation, or else
+  of the box inside the picture.
+
   Raises:
     DataError: the file is not JSON, a field is missing, an id repeats, or an object names an unknown id; the message
       names the first one.
@@ -166,6 +169,7 @@ def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') ->
   annotations = []
   for i, annotation in enumerate(tree['annotations']):
     where = f'{name}, annotations[{i}]'
+    annotation = _in_whole_numbers(annotation, ('image_id', 'category_id'))
     for field, known in (('image_id', images), ('category_id', categories)):
       if not isinstance(annotation[field], int) or annotation[field] not in known:
         raise DataError(f'{where}: {field} {annotation[field]!r} is unknown; expected one of {len(known)}')
@@ -173,14 +177,15 @@ def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') ->
     if problem := _problem(annotation):
       raise DataError(f'{where}: {problem}')
     try:
-      annotations.append(_with_checked_mask(annotation, image['height'], image['width']))
+      annotation = _with_checked_mask(annotation, image['height'], image['width'])
+      annotations.append(_with_area(annotation, image['height'], image['width']))
     except DataError as error:
       raise DataError(f'{where}: {error}') from None
   by_id = lambda entry: entry['id']
   return Truth(
     name,
-    sorted(tree['images'], key=by_id),
-    sorted(tree['categories'], key=by_id),
+    sorted(images.values(), key=by_id),
+    sorted(categories.values(), key=by_id),
     annotations,
     hashlib.sha256(content).hexdigest(),
   )
@@ -196,6 +201,7 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
   found: dict[int, dict[str, Any]] = {}
   for i, entry in enumerate(entries):
     where = f'{name}, {key}[{i}]'
+    entry = _in_whole_numbers(entry, ('id', 'height', 'width'))
     if type(entry['id']) is not int or not -(2**63) <= entry['id'] < 2**63:
       raise DataError(f'{where}: id is {entry["id"]!r}; expected a whole number of 64 bits')
     if entry['id'] in found:
@@ -208,6 +214,9 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
         raise DataError(f'{where}: {entry["width"]} wide and {entry["height"]} high; expected fewer than 2^32 pixels')
       for field in ('neg_category_ids', 'not_exhaustive_category_ids'):
         ids = entry.get(field) or []
+        if isinstance(ids, list) and any(type(k) is float for k in ids):
+          ids = [whole(k) for k in ids]
+          entry = entry | {field: ids}
         if not isinstance(ids, list) or not all(type(k) is int for k in ids):
           raise DataError(f'{where}: {field} is {str(ids)[:60]}; expected a list of category ids')
     elif entry.get('frequency') not in (None, '', 'r', 'c', 'f'):
@@ -216,9 +225,14 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
   return found
 
 
+def _in_whole_numbers(entry: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+  changed = {field: whole(entry[field]) for field in fields if type(entry.get(field)) is float}
+  return entry | changed if changed else entry
+
+
 def _problem(annotation: dict[str, Any]) -> str:
   """Why the numbers of an object cannot be scored; empty if they can."""
-  box, area, crowd = annotation['bbox'], annotation['area'], annotation.get('iscrowd')
+  box, area, crowd = annotation['bbox'], annotation.get('area', 0), annotation.get('iscrowd')
   if not is_number(area) or area < 0:
     return f'area is {area!r}; expected a finite number that is not negative'
   if crowd not in (None, 0, 1):
@@ -249,3 +263,16 @@ def _with_checked_mask(annotation: dict[str, Any], height: int, width: int) -> d
     return annotation
   checked, _ = rle.check_segmentation(shape, height, width)
   return annotation if checked == shape else annotation | {'segmentation': checked}
+
+
+def _with_area(annotation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+  """Returns an object with an area, in pixels; raises DataError if nothing gives one."""
+  if 'area' in annotation:
+    return annotation
+  if annotation.get('segmentation'):
+    return annotation | {'area': rle.area(annotation['segmentation'], height, width)}
+  if annotation['bbox'] is None:
+    raise DataError("no 'area'; expected one, or a bbox or segmentation that has one")
+  x, y, w, h = annotation['bbox']
+  inside = [max(min(start + side, limit) - max(start, 0), 0) for start, side, limit in ((x, w, width), (y, h, height))]
+  return annotation | {'area': float(inside[0] * inside[1])}

@@ -89,7 +89,7 @@ def _annotated(example: Example, categories: Sequence[Category], kinds: Sequence
   line = f'As annotated: {example.width} × {example.height} pixels, {_plural(len(found.ids) - crowds, "object")}'
   line += f', {_plural(crowds, "crowd")}' if crowds else ''
   boxes_alone = sum(not segmentation for segmentation in found.segmentations)
-  return line + (f', {boxes_alone} without a mask' if boxes_alone else '') + _cut(found.boxes), shot
+  return line + (f', {boxes_alone:,} without a mask' if boxes_alone else '') + _cut(found.boxes), shot
 
 
 def _largest(boxes: np.ndarray) -> np.ndarray:
@@ -123,7 +123,7 @@ def _seen(
   usable = len(kind_of) - sum(dropped.values())
   beyond = _inside(example, index, training) - used if used == config.data.max_instances < usable else 0
   counts = dropped | {'outside the crop': usable - used - beyond, 'beyond data.max_instances': beyond}
-  left_out = ', '.join(f'{n} {why}' for why, n in counts.items() if n)
+  left_out = ', '.join(f'{n:,} {why}' for why, n in counts.items() if n)
   height, width = (round(float(side)) for side in item['image_size'])
   line = (
     f'As trained on: {width} × {height} of {size} × {size} pixels, {_plural(used, "object")}'

@@ -25,15 +25,21 @@ from vild_jax.report.shots import Shot, Shots
 _PART, _WHOLE = 160, 480  # pixels of the longer side, of a part of a picture and of a whole one
 _BEST, _DIFFERENT = 4, 4  # pictures at either end
 _INK, _PAPER = (32, 33, 36), (255, 255, 255)
+_ABSENT = 150  # the grey of a picture that cannot be shown
 
 
 class Pictures:
   """Gives the pictures of a ground truth, from their folder; files are found as `vild-jax prepare` finds them.
 
-  Raises DataError if the folder lacks the first picture: then it is likely another one.
+  Raises DataError if the folder lacks the first picture: then it is likely another one. A picture that cannot be shown
+  later is no error, since the scores are known by then.
+
+  Attributes:
+    lacking: {image id: why its picture cannot be shown}, of those that were asked for.
   """
 
   def __init__(self, truth: Truth, folder: Path):
+    self.lacking: dict[int, str] = {}
     self._names = {}
     for entry in truth.images:
       with contextlib.suppress(DataError):  # it names no file that may be opened
@@ -42,9 +48,13 @@ class Pictures:
     if truth.images:
       self._file(truth.images[0])
 
-  def of(self, entry: dict[str, Any]) -> np.ndarray:
-    """Returns a picture, uint8 [H, W, 3]; raises DataError if the folder lacks it, or it has another size."""
-    return pictures_lib.decode_annotated(self._file(entry), entry['height'], entry['width'])
+  def of(self, entry: dict[str, Any]) -> np.ndarray | None:
+    """Returns a picture, uint8 [H, W, 3]; None if the folder lacks it, it is damaged, or it has another size."""
+    try:
+      return pictures_lib.decode_annotated(self._file(entry), entry['height'], entry['width'])
+    except DataError as error:
+      self.lacking[entry['id']] = str(error)
+      return None
 
   def _file(self, entry: dict[str, Any]) -> Path:
     name = self._names.get(entry['id'])
@@ -63,10 +73,8 @@ def shots(arguments: dict[str, Any], other: Found | None, pictures: Pictures | N
   Args:
     arguments: what `diagnosis.diagnose` matches.
     other: the detections of another detector that count, with boxes, or None.
-    pictures: of the truth, or None: then they are only named.
-
-  Raises:
-    DataError: a picture is not there.
+    pictures: of the truth, or None: then they are only named. In the place of one that cannot be shown, boxes are drawn
+      on a grey one.
   """
   truth, found = arguments['truth'], arguments['found']
   this = per_picture.outcome(**arguments)
@@ -87,15 +95,26 @@ def shots(arguments: dict[str, Any], other: Found | None, pictures: Pictures | N
 
 def _shot(place: int, truth: Truth, detectors: Sequence[tuple[Found, Outcome]], pictures: Pictures | None) -> Shot:
   entry = truth.images[place]
-  picture = None if pictures is None else _resized(pictures.of(entry), _WHOLE)
+  drawn: tuple[np.ndarray, ...] = ()
+  if pictures is not None:
+    scale = _WHOLE / max(entry['height'], entry['width'])
+    found = pictures.of(entry)
+    picture = _placeholder(entry, scale) if found is None else drawing.resized(found, _WHOLE)
+    drawn = tuple(_drawn(picture, scale, place, truth, *detector) for detector in detectors)
   outcomes = [of for _, of in detectors]
   return Shot(
     int(entry['id']),
     _name(entry),
     int(outcomes[0].objects[place]),
     tuple((int(of.found[place]), int(of.wrong[place]), float(of.f1[place])) for of in outcomes),
-    () if picture is None else tuple(_drawn(*picture, place, truth, *detector) for detector in detectors),
+    drawn,
   )
+
+
+def _placeholder(entry: dict[str, Any], scale: float) -> np.ndarray:
+  height, width = (max(1, round(scale * entry[side])) for side in ('height', 'width'))
+  grey = np.full((height, width, 3), _ABSENT, np.uint8)
+  return cv2.putText(grey, 'no picture', (12, height - 12), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _PAPER, 1, cv2.LINE_AA)
 
 
 def _name(entry: dict[str, Any]) -> str:
@@ -133,7 +152,7 @@ def _drawn(picture: np.ndarray, scale: float, place: int, truth: Truth, found: F
 def examples(confusion: Confusion, truth: Truth, pictures: Pictures | None) -> Sequence[np.ndarray]:
   """Returns the examples of a confusion, uint8 [H, W, 3], each cut out with half of its size around it.
 
-  Without pictures there are none. Raises DataError if one is not there.
+  There are none without pictures, and none of a picture that cannot be shown.
   """
   if pictures is None:
     return ()
@@ -141,6 +160,8 @@ def examples(confusion: Confusion, truth: Truth, pictures: Pictures | None) -> S
   shown = []
   for image_id, (x, y, w, h), _ in confusion.examples:
     picture = pictures.of(by_id[image_id])
+    if picture is None:
+      continue
     margin = 0.5 * max(w, h, 8)
     top, left = max(int(y - margin), 0), max(int(x - margin), 0)
     part = picture[top : int(np.ceil(y + h + margin)), left : int(np.ceil(x + w + margin))].copy()

@@ -169,6 +169,8 @@ def write_page(
     files.write(out / DIAGNOSIS, json.dumps(numbers, indent=2, allow_nan=False) + '\n')
   command = shlex.join(['vild-jax', *sys.argv[1:]])
   report_lib.write_html(out / PAGE, report_lib.Scores(metrics, command=command, **content))
+  if pictures is not None and pictures.lacking:
+    _say(f'pictures that the page cannot show: {len(pictures.lacking):,}; {next(iter(pictures.lacking.values()))}')
 
 
 def _explained(of: diagnosis.Diagnosis, truth: Truth, pictures: score_pictures.Pictures | None) -> dict[str, Any]:

@@ -87,8 +87,8 @@ def test_a_size_that_is_not_there_is_that_of_the_picture(tmp_path, size):
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ('<annotation>', 'xml/1.xml is not XML'),
-    ('', 'xml/1.xml is not XML'),
+    ('<annotation>', 'xml: 1.xml is not XML'),
+    ('', 'xml: 1.xml is not XML'),
     (
       '<annotations></annotations>',
       'has the root <annotations>; expected an annotation of PASCAL VOC, with <annotation>',

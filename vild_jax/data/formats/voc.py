@@ -33,7 +33,7 @@ def read(folder: Path, images: Path, names: Sequence[str] | None) -> Converted:
     try:
       trees.append((name, parse(folder / name, 'annotation', 'an annotation of PASCAL VOC')))
     except DataError as error:
-      collector.problems.add('file', str(error))
+      collector.problems.add('file', str(error).removeprefix(f'{folder}/'))  # which names the folder already
   if not trees and not len(collector.problems):
     raise DataError(f'{folder} holds no XML files; expected one for each picture')
   if names is None:
