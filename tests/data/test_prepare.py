@@ -40,12 +40,47 @@ def _changed(tmp_path: Path, stem: str = 'small_train', **changes) -> tuple[Path
     ('train', 'dataset', 'train'),
     ('My-Photos.v2', 'my_photos_v2', 'train'),
     ('x_validation', 'x', 'val'),
+    ('valves', 'valves', 'train'),
+    ('trainees-valid', 'trainees', 'val'),
+    ('rivals_training_2', 'rivals_2', 'train'),
   ],
 )
 def test_name_and_split_come_from_the_stem(tmp_path, stem, name, split):
   version = prepare.prepare(*small_set.write(tmp_path, stem=stem), tmp_path / 'out')
   assert version == tmp_path / 'out' / name / '1.0.0'
   assert sources.open_dataset(version, split).splits == (split,)
+
+
+@pytest.mark.parametrize(
+  ('path', 'split'),
+  [
+    ('valid/_annotations.coco.json', 'val'),
+    ('val2017/photos.json', 'val'),
+    ('valid/photos_train.json', 'train'),
+    ('valves/photos.json', 'train'),
+    ('val_images/photos.json', 'train'),
+    ('val/trainval.json', 'train'),
+    ('val/labels', 'val'),
+  ],
+)
+def test_the_folder_names_the_split_where_the_file_does_not(path, split):
+  assert prepare._default_split(Path(path)) == split
+
+
+def test_a_name_that_no_data_set_can_have_is_refused_with_the_option(tmp_path):
+  with pytest.raises(DataError, match=r"the name '2017' is not a name of a data set; .*--name"):
+    prepare.prepare(*small_set.write(tmp_path, stem='2017_val'), tmp_path / 'out')
+
+
+def test_one_bad_picture_of_one_is_said_in_one_line(tmp_path):
+  tree = small_set.annotations()
+  tree['images'] = [tree['images'][0] | {'file_name': 'a\nb.jpg'}]
+  tree['annotations'] = []
+  path, images = small_set.write(tmp_path, tree)
+  (images / 'a\nb.jpg').write_bytes(b'no picture')
+  with pytest.raises(DataError, match=r"^1 picture: '.*a\\nb\.jpg'.* no readable picture") as error:
+    prepare.prepare(path, images, tmp_path / 'out')
+  assert '\n' not in str(error.value)
 
 
 def test_same_content_same_bytes_in_another_process(tmp_path):

@@ -73,8 +73,9 @@ def prepare(
     annotations: a LVIS- or COCO-format JSON, or what `formats.read` takes of another format.
     images: the folder of the pictures; see `pictures.stored` for what is kept of them.
     out: folder of data sets.
-    name: name of the data set; default: the stem of the file without train or val (`lvis_v1_train` -> `lvis_v1`).
-    split: default: 'train' or 'val', whichever the stem contains, else 'train'.
+    name: name of the data set; default: the stem of the file without the words train and val (`lvis_v1_train` ->
+      `lvis_v1`). Training, valid and validation are such words too, between separators or digits.
+    split: default: 'train' or 'val', whichever word the stem contains, or else is the name of its folder; else 'train'.
     overwrite: replaces the split if it exists with other content.
     drop_unusable: leaves out annotations whose box or segmentation is of no use (`annotations.read_annotations` says
       which); without it they are an error.
@@ -89,9 +90,7 @@ def prepare(
   Raises:
     DataError: annotations, pictures, names or an existing data set do not fit; one line, and nothing is written.
   """
-  stem = re.sub(r'[^a-z0-9]+', '_', Path(annotations).stem.lower())
-  split = split or ('val' if 'val' in stem and 'train' not in stem else 'train')
-  name = name or re.sub(r'_+', '_', re.sub(r'train|val(idation)?', '_', stem)).strip('_') or 'dataset'
+  split, name = split or _default_split(Path(annotations)), name or _default_name(Path(annotations))
   _check_names(name, split)
   source = JsonSource(
     annotations,
@@ -176,9 +175,31 @@ def store(
   return version
 
 
+_TRAIN, _VAL = 'train(?:ing|val)?', 'val(?:id|idation)?'
+
+
+def _default_split(annotations: Path) -> str:
+  stem, folder = annotations.stem.lower(), annotations.absolute().parent.name.lower()
+  in_stem = [bool(re.search(_word(word), stem)) for word in (_TRAIN, _VAL)]
+  return (
+    'val' if in_stem == [False, True] or (not any(in_stem) and re.fullmatch(rf'{_VAL}[\W\d_]*', folder)) else 'train'
+  )
+
+
+def _default_name(annotations: Path) -> str:
+  rest = re.sub(_word(f'{_TRAIN}|{_VAL}'), '_', annotations.stem.lower())
+  return re.sub(r'[^a-z0-9]+', '_', rest).strip('_') or 'dataset'
+
+
+def _word(words: str) -> str:
+  return f'(?<![a-z])(?:{words})(?![a-z])'
+
+
 def _check_names(name: str, split: str) -> None:
   if not re.fullmatch(r'[a-zA-Z][a-zA-Z0-9_]*', name):
-    raise DataError(f'the name {name!r} is not a name of a data set; expected letters, digits and _, a letter first')
+    raise DataError(
+      f'the name {name!r} is not a name of a data set; expected letters, digits and _, a letter first: --name gives one'
+    )
   if not re.fullmatch(r'[a-zA-Z][a-zA-Z0-9_]*', split) or split.lower() == 'all':
     raise DataError(
       f'the split {split!r} is not a name of a split; expected letters, digits and _, such as train or val'
@@ -221,7 +242,8 @@ class _Content:
 
   def examples(self, done: Callable[[], Any]) -> Iterator[Example]:
     """Yields all examples, with pictures checked in threads; raises DataError at the end if any picture is bad."""
-    problems = Problems(f'{len(self.source)} pictures')
+    total = len(self.source)
+    problems = Problems(f'{total} picture{"s" * (total != 1)}')
     for example, problem, digest, remarks in _map_in_threads(self._load, range(len(self.source))):
       done()
       if problem:
