@@ -102,6 +102,13 @@ def test_an_area_left_out_is_that_of_the_segmentation_or_of_the_box(tmp_path, se
     assert read.notes[0] == '1 annotation without an area: that of the segmentation taken, or else of the box'
 
 
+def test_a_crowd_is_no_object_without_segmentation(tmp_path):
+  tree = small_set.annotations()
+  for entry, crowd in zip(tree['annotations'], (0, 1, 0), strict=False):
+    entry |= {'segmentation': [], 'iscrowd': crowd}
+  assert _read(tmp_path, tree).notes == ('2 objects without segmentation: boxes alone are trained and scored',)
+
+
 def test_an_annotation_without_an_id_is_numbered(tmp_path):
   tree = small_set.annotations()
   tree['annotations'][0]['id'] = None

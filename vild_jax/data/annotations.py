@@ -13,7 +13,7 @@ import numpy as np
 
 from vild_jax.data import rle
 from vild_jax.data.picture_files import PictureName, picture_name
-from vild_jax.data.schema import Category, DataError, Objects, shown, whole
+from vild_jax.data.schema import Category, DataError, Objects, shown
 from vild_jax.runtime import progress
 
 # LVIS and COCO round to two decimals: a box that exceeds the picture by no more than this is not reported as clipped.
@@ -182,7 +182,7 @@ def _categories(entries: list[dict[str, Any]], problems: Problems) -> dict[int, 
     synonyms = entry.get('synonyms') or []
     if key is None or not isinstance(name, str) or not name.strip():
       found = f'id {shown(entry.get("id"))} and name {shown(name)}'
-      problems.add('category', f'category entry {at} has {found}; expected a whole number below 2^62 and text')
+      problems.add('category', f'category entry {at} has {found}; expected a number and text')
     elif key in categories:
       both = f'{shown(categories[key].name)}, {shown(name)}'
       problems.add('category', f'category id {key} appears twice ({both}); expected once')
@@ -209,9 +209,9 @@ def _pictures(entries: list[dict[str, Any]], known: _Known, problems: Problems) 
     lists = [entry.get(k) or [] for k in ('neg_category_ids', 'not_exhaustive_category_ids')]
     if None in numbers or not rle.is_size(height, width):
       found = 'id {}, height {} and width {}'.format(*(shown(entry.get(k)) for k in ('id', 'height', 'width')))
-      bound = ' below 2^62' if key is None else ''
-      expected = f'expected whole numbers{bound}, and a positive size below 2^32 pixels'
-      problems.add('image', f'image entry {at} has {found}; {expected}')
+      problems.add(
+        'image', f'image entry {at} has {found}; expected whole numbers, and a positive size below 2^32 pixels'
+      )
     elif key in pictures:
       problems.add('image', f'image id {key} appears twice; expected once')
     elif not all(isinstance(ids, list) for ids in lists):
@@ -226,7 +226,7 @@ def _pictures(entries: list[dict[str, Any]], known: _Known, problems: Problems) 
       except DataError as error:
         problems.add('image', f'image {key} {error}')
         continue
-      ids = (tuple(number for c in ids if (number := _whole(c)) is not None) for ids in lists)
+      ids = (tuple(whole for c in ids if (whole := _whole(c)) is not None) for ids in lists)
       pictures[key] = Picture(key, height, width, name, *ids)
   return dict(sorted(pictures.items()))
 
@@ -264,7 +264,7 @@ class _Objects:
       given = entry.get('id')
       key = _whole(given)
       if key is None and given is not None:
-        self._problems.add('field', f'annotation entry {at} has id {shown(given)}; expected a whole number below 2^62')
+        self._problems.add('field', f'annotation entry {at} has id {shown(given)}; expected a whole number')
         continue
       if key is None or key in seen:
         if key is not None and seen[key] == entry:
@@ -367,7 +367,8 @@ def _is_unicode(texts: Iterable[str]) -> bool:
 
 def _whole(value: object) -> int | None:
   """Returns a whole number, also one written as 7.0; None for anything else, and for what 64 bits do not hold."""
-  value = whole(value)
+  if type(value) is float and value.is_integer() and abs(value) < 2**53:
+    value = int(value)
   return value if type(value) is int and abs(value) < 2**62 else None
 
 

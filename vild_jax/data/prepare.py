@@ -29,7 +29,7 @@ from vild_jax.data import contents as contents_lib
 from vild_jax.data import formats, pictures
 from vild_jax.data.annotations import Problems, in_words
 from vild_jax.data.contents import Contents
-from vild_jax.data.schema import Category, DataError, Example
+from vild_jax.data.schema import Category, DataError, Example, counted
 from vild_jax.data.sources import JsonSource, read_metadata
 from vild_jax.runtime import files, locks, progress
 
@@ -242,8 +242,7 @@ class _Content:
 
   def examples(self, done: Callable[[], Any]) -> Iterator[Example]:
     """Yields all examples, with pictures checked in threads; raises DataError at the end if any picture is bad."""
-    total = len(self.source)
-    problems = Problems(f'{total} picture{"s" * (total != 1)}')
+    problems = Problems(counted(len(self.source), 'picture'))
     for example, problem, digest, remarks in _map_in_threads(self._load, range(len(self.source))):
       done()
       if problem:

@@ -22,9 +22,9 @@ def shown(value: Any) -> str:
   return _REPR.repr(value)
 
 
-def whole(value: Any) -> Any:
-  """Returns the int of a whole number that a file writes as 7.0, and any other value as it is."""
-  return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
+def counted(number: int, what: str) -> str:
+  """Returns '1 object' or '2,000 objects' for a message; `what` is a noun that takes an s."""
+  return f'{number:,} {what}{"s" * (number != 1)}'
 
 
 @dataclass(frozen=True)

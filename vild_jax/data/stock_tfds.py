@@ -25,7 +25,7 @@ import numpy as np
 from vild_jax.data import pictures, rle
 from vild_jax.data.annotations import make_objects
 from vild_jax.data.class_lists import coco_categories, lvis_categories
-from vild_jax.data.schema import Category, DataError, Example
+from vild_jax.data.schema import Category, DataError, Example, counted
 from vild_jax.data.sources import prepared_folder
 
 
@@ -128,7 +128,7 @@ class StockSource:
   def notes(self) -> tuple[str, ...]:
     """Returns one line for each kind of thing that was left out of the examples read so far."""
     dropped = len(self._counts)
-    notes = (f'{dropped} object{"s" * (dropped != 1)} with a box of no size dropped',) if dropped else ()
+    notes = (f'{counted(dropped, "object")} with a box of no size dropped',) if dropped else ()
     return notes if self._has_masks else (*notes, 'no segmentations: boxes alone are trained and scored')
 
   def __len__(self) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 from vild_jax.data import rle
 from vild_jax.data.rle import is_number
-from vild_jax.data.schema import DataError, shown, whole
+from vild_jax.data.schema import DataError, shown
 from vild_jax.eval import jsonfile
 
 _FIELDS = {
@@ -215,7 +215,7 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
       for field in ('neg_category_ids', 'not_exhaustive_category_ids'):
         ids = entry.get(field) or []
         if isinstance(ids, list) and any(type(k) is float for k in ids):
-          ids = [whole(k) for k in ids]
+          ids = [_whole(k) for k in ids]
           entry = entry | {field: ids}
         if not isinstance(ids, list) or not all(type(k) is int for k in ids):
           raise DataError(f'{where}: {field} is {str(ids)[:60]}; expected a list of category ids')
@@ -225,8 +225,13 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
   return found
 
 
+def _whole(value: Any) -> Any:
+  """The int of a whole number that a file writes as 7.0, and any other value as it is."""
+  return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
+
+
 def _in_whole_numbers(entry: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-  changed = {field: whole(entry[field]) for field in fields if type(entry.get(field)) is float}
+  changed = {field: _whole(entry[field]) for field in fields if type(entry.get(field)) is float}
   return entry | changed if changed else entry
 
 

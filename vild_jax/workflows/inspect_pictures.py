@@ -14,7 +14,7 @@ from vild_jax.data import batch as batches
 from vild_jax.data import contents, pictures, rle, transforms
 from vild_jax.data.contents import NOVEL, UNKNOWN
 from vild_jax.data.regions.store import RegionStore
-from vild_jax.data.schema import Category, Example
+from vild_jax.data.schema import Category, Example, counted
 from vild_jax.eval import paste
 from vild_jax.inference import drawing
 from vild_jax.report.inspection import View
@@ -86,8 +86,8 @@ def _annotated(example: Example, categories: Sequence[Category], kinds: Sequence
     bold=len(labels) <= _FEW,
   )
   crowds = int(found.is_crowd.sum())
-  line = f'As annotated: {example.width} × {example.height} pixels, {_plural(len(found.ids) - crowds, "object")}'
-  line += f', {_plural(crowds, "crowd")}' if crowds else ''
+  line = f'As annotated: {example.width} × {example.height} pixels, {counted(len(found.ids) - crowds, "object")}'
+  line += f', {counted(crowds, "crowd")}' if crowds else ''
   boxes_alone = sum(not segmentation for segmentation in found.segmentations)
   return line + (f', {boxes_alone:,} without a mask' if boxes_alone else '') + _cut(found.boxes), shot
 
@@ -126,7 +126,7 @@ def _seen(
   left_out = ', '.join(f'{n:,} {why}' for why, n in counts.items() if n)
   height, width = (round(float(side)) for side in item['image_size'])
   line = (
-    f'As trained on: {width} × {height} of {size} × {size} pixels, {_plural(used, "object")}'
+    f'As trained on: {width} × {height} of {size} × {size} pixels, {counted(used, "object")}'
     f'{"; left out: " + left_out if left_out else ""}{_cut(boxes)}'
   )
   masks = None
@@ -145,7 +145,7 @@ def _seen(
   if training.regions is not None:
     regions = item['regions']
     kept = regions['boxes'][regions['valid']] * scale
-    shots.append((f'To distil: {_plural(len(kept), "region")}', _outlined(picture, kept)))
+    shots.append((f'To distil: {counted(len(kept), "region")}', _outlined(picture, kept)))
   return shots
 
 
@@ -168,7 +168,3 @@ def _outlined(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
   for y1, x1, y2, x2 in np.round(boxes).astype(int).tolist():
     cv2.rectangle(lines, (x1, y1), (x2, y2), _REGION, 1)
   return cv2.addWeighted(lines, 0.7, dark, 0.3, 0)
-
-
-def _plural(number: int, what: str) -> str:
-  return f'{number:,} {what}{"s" * (number != 1)}'

@@ -77,6 +77,17 @@ def test_the_picture_is_named_or_has_the_name_of_the_xml(tmp_path, filename, pic
   assert read.tree['images'][0]['file_name'] == found
 
 
+def test_pictures_without_an_xml_file_are_counted(tmp_path):
+  names = ('x/1.jpg', 'x/2.jpg', 'y/1.jpg', 'y/a\u0308.png', 'z/3.jpg')
+  texts = {
+    'x/1.xml': xml(entry('cat'), filename='<filename>1.jpg</filename>'),
+    'y/5.xml': xml(entry('cat'), filename='<filename>\xe4.png</filename>'),
+    '3.xml': xml(entry('cat'), filename='<filename>3.jpg</filename>'),
+  }
+  read = formats.read('voc', *write(tmp_path, texts, names))
+  assert read.notes == ('2 pictures without an XML file left out',)  # x/2.jpg and y/1.jpg
+
+
 @pytest.mark.parametrize('size', ['', '<size><width>0</width><height>0</height></size>'])
 def test_a_size_that_is_not_there_is_that_of_the_picture(tmp_path, size):
   read = formats.read('voc', *write(tmp_path, {'1.xml': xml(entry('cat'), size=size)}))

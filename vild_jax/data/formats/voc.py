@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
@@ -18,7 +19,7 @@ def read(folder: Path, images: Path, names: Sequence[str] | None) -> Converted:
 
   A picture is the file that `filename` names, in `images` or in the XML's place below it, else the one with the name of
   the XML. Objects marked difficult are ordinary objects: they are counted, and trained on as other programs do. Boxes
-  have no mask; parts of objects and polygons are left out.
+  have no mask; parts of objects and polygons are left out. So are pictures without an XML file.
 
   Args:
     folder: of the XML files.
@@ -39,6 +40,7 @@ def read(folder: Path, images: Path, names: Sequence[str] | None) -> Converted:
   if names is None:
     names = sorted({_text(of, 'name') for _, tree in trees for of in tree.iterfind('object')} - {''})
   index = {name: i for i, name in enumerate(names)}
+  named: set[str] = set()
   for name, tree in trees:
     try:
       file_name = _picture(tree, PurePosixPath(name), images)
@@ -47,12 +49,21 @@ def read(folder: Path, images: Path, names: Sequence[str] | None) -> Converted:
       collector.problems.add('file', f'{name}: {error}')
       continue
     collector.picture(file_name, height, width)
+    named.add(_composed(file_name))
     for element in tree.iterfind('object'):
       try:
         _object(element, (name, line_of(element)), index, collector)
       except ValueError as error:
         collector.problems.add('object', f'{line(name, line_of(element))}: {error}')
+  there = {_composed(name) for name in files_below(images, pictures.SUFFIXES)}
+  elsewhere = {PurePosixPath(name).name for name in named - there}  # `PictureFolder` may find them by their last part
+  alone = sum(PurePosixPath(name).name not in elsewhere for name in there - named)
+  collector.notes['picture{s} without an XML file left out'] += alone
   return collector.converted(names)
+
+
+def _composed(name: str) -> str:
+  return unicodedata.normalize('NFC', name)
 
 
 def _picture(tree: Element, name: PurePosixPath, images: Path) -> str:
