@@ -16,7 +16,7 @@ from types import ModuleType
 # {name: summary}. The module `commands/NAME.py` declares the options of a command and runs it.
 COMMANDS = {
   'demo': 'run the whole pipeline on the built-in toy world, offline, on a CPU',
-  'prepare': 'convert LVIS- or COCO-format JSON and pictures into a TFDS data set in ArrayRecord',
+  'prepare': 'convert pictures with annotations of LVIS, COCO, YOLO, VOC or CVAT into a TFDS data set in ArrayRecord',
   'inspect': 'show on a page what is in a data set, and what the network will see of it',
   'embed-text': 'embed class names with the text tower of a teacher, into a vocabulary file',
   'classify': 'classify pictures with a teacher alone, among any names',

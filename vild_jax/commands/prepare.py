@@ -1,4 +1,4 @@
-"""`vild-jax prepare`: writes a prepared data set, from JSON and pictures or from a data set of TFDS."""
+"""`vild-jax prepare`: writes a prepared data set, from annotations and pictures or from a data set of TFDS."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--data-dir', help="folder in which TFDS keeps that data set (default: TFDS's own folder)")
   parser.add_argument('--out', required=True, help='folder of data sets; this one goes to OUT/NAME/1.0.0')
-  parser.add_argument('--name', help="name of the data set (default: from the file's name)")
-  parser.add_argument('--split', help="name of the split (default: train or val, whichever the file's name contains)")
+  parser.add_argument('--name', help="name of the data set (default: the file's name without the words train and val)")
+  parser.add_argument(
+    '--split',
+    help='name of the split (default: train or val, by the word in the name of the file, or else of its folder)',
+  )
   parser.add_argument('--overwrite', action='store_true', help='replace the split if it exists with other content')
   parser.add_argument(
     '--drop-unusable',
