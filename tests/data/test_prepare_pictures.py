@@ -68,14 +68,11 @@ def test_tfds_reads_the_pixels_that_training_does(tmp_path):
 
 def test_turned_where_only_the_upright_size_fits_and_the_boxes_lie_inside(tmp_path, capfd):
   # Picture 11 is annotated 60 wide and 40 high; the file holds 40 x 60 and says how to turn it.
-  path, images = _write(
-    tmp_path, {11: encode(_pixels(60, 40), exif=oriented(6)), 7: encode(_pixels(64, 64), exif=oriented(6))}
-  )
+  path, images = _write(tmp_path, {11: encode(_pixels(60, 40), exif=oriented(6))})
   version = prepare.prepare(path, images, tmp_path / 'out')
   assert pictures.decode_example(_stored(version)[11]).shape == (40, 60, 3)
   err = capfd.readouterr().err
   assert 'small/train: 1 picture turned as the EXIF orientation says, to fit the annotations (stored as PNG' in err
-  assert 'small/train: 1 picture with an EXIF orientation left as stored, whose size is the annotated one' in err
   tree = small_set.annotations()
   tree['annotations'][0]['bbox'] = [5, 5, 30, 50]  # inside the stored picture, not the annotated one
   path, _ = small_set.write(tmp_path / 'second', tree)
@@ -83,6 +80,39 @@ def test_turned_where_only_the_upright_size_fits_and_the_boxes_lie_inside(tmp_pa
     DataError, match=r'000000000011.jpg has the annotated size, .* boxes of its annotations reach beyond'
   ):
     prepare.prepare(path, images, tmp_path / 'second' / 'out')
+
+
+def test_what_fits_both_ways_is_turned_if_all_that_fits_one_way_is(tmp_path, capfd):
+  square, half = (encode(_pixels(*size), exif=oriented(n)) for size, n in (((64, 64), 6), ((20, 30), 3)))
+  upright, as_stored = encode(_pixels(60, 40), exif=oriented(6)), encode(_pixels(33, 21), exif=oriented(6))
+  both_ways = {7: square, 300: half}
+
+  def turned(name: str, given: dict[int, bytes], *notes: str) -> list[bool]:
+    version = prepare.prepare(*_write(tmp_path / name, given), tmp_path / name / 'out')
+    stored, err = _stored(version), capfd.readouterr().err
+    assert all(f'small/train: {note}' in err for note in notes), err
+    return [stored[key].image != both_ways[key] for key in both_ways]
+
+  left = '2 pictures with an EXIF orientation left as stored, whose size is the annotated one; look with vild-jax insp'
+  both = 'pictures with an EXIF orientation that fit the annotations both ways are turned too: all 1 that fit one way'
+  assert turned('upright', {**both_ways, 11: upright}, both, '3 pictures turned') == [True, True]
+  assert turned('no_proof', both_ways, left) == [False, False]
+  mixed = {**both_ways, 11: upright, 5: as_stored}
+  assert turned('mixed', mixed, '1 picture turned', left.replace('2', '3', 1)) == [False, False]
+  stored = _stored(tmp_path / 'upright' / 'out' / 'small' / '1.0.0')
+  np.testing.assert_array_equal(pictures.decode_example(stored[7]), np.rot90(_pixels(64, 64), -1))
+  np.testing.assert_array_equal(pictures.decode_example(stored[300]), _pixels(20, 30)[::-1, ::-1])
+
+
+def test_dark_16_bit_grey_is_named(tmp_path, capfd):
+  ramp = np.linspace(0, 4095, 40 * 60).reshape(40, 60).astype(np.uint16)  # 12 bits
+  path, images = _write(tmp_path, {11: encode(ramp), 300: encode(np.full((20, 30), 8192, np.uint16))})
+  prepare.prepare(path, images, tmp_path / 'out')
+  err = capfd.readouterr().err
+  assert 'small/train: 1 picture of 16-bit grey: the upper 8 bits are used' in err
+  assert (
+    'small/train: 1 picture of 16-bit grey almost black, such as ' in err and '000000000011.jpg: no value rea' in err
+  )
 
 
 def test_turning_changes_the_identity(tmp_path):

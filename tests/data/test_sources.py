@@ -155,9 +155,10 @@ def test_the_line_says_how_many_more_problems_there_are(tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (lambda t: t['images'].append(t['images'][0]), 'image id 11 appears twice'),
+    (lambda t: t['images'].append(t['images'][0] | {'width': 61}), 'image id 11 appears twice'),
     (lambda t: t['categories'].append(t['categories'][0]), 'category id 3 appears twice'),
-    (lambda t: t['categories'].append({'id': 55, 'name': 'ant'}), "category name 'ant' appears twice"),
+    (lambda t: t['categories'][0].update(name='tree'), "category name 'tree' appears twice"),
+    (lambda t: t['categories'].extend({'id': i, 'name': 'x'} for i in (55, 56)), "category name 'x' appears twice"),
     (lambda t: t['categories'][0].update(frequency='often'), "frequency 'often'"),
     (lambda t: t['images'][0].update(height='40'), "height '40'"),
     (lambda t: t['images'][0].pop('coco_url'), 'names no file'),

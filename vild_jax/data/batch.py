@@ -180,7 +180,7 @@ def _masks(example: Example, kept: np.ndarray, boxes: np.ndarray, flip: bool, sl
     if segmentation := example.objects.segmentations[index]:
       mask = rle.decode_mask(segmentation, example.height, example.width)
       masks[slot] = np.round(255 * transforms.crop_mask(mask[:, ::-1] if flip else mask, box))
-      has_mask[slot] = True
+      has_mask[slot] = mask.any()  # polygons beside the picture, or too thin, cover nothing: they are no target
   return {'masks': masks, 'has_mask': has_mask}
 
 

@@ -11,7 +11,7 @@ import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,9 +31,18 @@ MAX_PIXELS = defaults.MAX_MEGAPIXELS * 10**6
 
 # What `stored` did to a picture; {s} is the plural.
 TURNED = 'picture{s} turned as the EXIF orientation says, to fit the annotations (stored as PNG, without loss)'
-NOT_TURNED = 'picture{s} with an EXIF orientation left as stored, whose size is the annotated one'
+NOT_TURNED = (
+  'picture{s} with an EXIF orientation left as stored, whose size is the annotated one; look with vild-jax inspect '
+  'whether the boxes fit'
+)
+DEEP = 'picture{s} of 16-bit grey: the upper 8 bits are used'
+DARK = (
+  'picture{s} of 16-bit grey almost black, such as {first}: no value reaches an eighth of the range; expected values '
+  'that fill the 16 bits'
+)
 CONVERTED = 'WebP, BMP or TIFF picture{s} stored as PNG, without loss'
 FIRST_OF_SEVERAL = 'picture{s} of several pages or frames: the first is used'
+_DARK_PEAK = 1 / 8  # 13 of 16 bits
 
 # PIL warns about pictures that it can read (odd EXIF data, many pixels). The filter is set once for the whole process:
 # pictures are decoded in threads, and `catch_warnings` in one thread would disturb the filters of the others.
@@ -51,6 +60,7 @@ class _Decoded:
   format: str
   orientation: int
   several: bool
+  peak: float | None = None  # of 16-bit grey, the share of its range that the largest value reaches
 
   def upright(self) -> np.ndarray:
     """Returns the pixels as viewers show them."""
@@ -60,18 +70,23 @@ class _Decoded:
     )
     return np.ascontiguousarray(pixels[::down, ::right])
 
-  def as_annotated(self, name: str, height: int, width: int, prefer_upright: bool = False) -> tuple[np.ndarray, bool]:
-    """Returns the pixels that annotations of this size refer to, and whether they were turned.
+  def as_annotated(
+    self, name: str, height: int, width: int, prefer_upright: bool | Callable[[], bool] = False
+  ) -> tuple[np.ndarray, bool, bool]:
+    """Returns the pixels that annotations of this size refer to, whether they were turned, and if either way fits.
 
     Where the pixels as stored and as shown both have the size, the stored ones are meant, as in COCO and LVIS, unless
     `prefer_upright`. Raises DataError if neither has it.
     """
     wanted, stored = (height, width), self.pixels.shape[:2]
-    shown = stored[::-1] if self.orientation >= 5 else stored
-    if self.orientation != 1 and shown == wanted and (prefer_upright or stored != wanted):
-      return self.upright(), True
+    shown = _as_shown(*stored, self.orientation)
+    either = self.orientation != 1 and shown == stored == wanted
+    if either and (prefer_upright() if callable(prefer_upright) else prefer_upright):
+      return self.upright(), True, either
     if stored == wanted:
-      return self.pixels, False
+      return self.pixels, False, either
+    if shown == wanted:
+      return self.upright(), True, either
     exif = '' if shown == stored else f' ({shown[1]} and {shown[0]} as its EXIF orientation turns it)'
     raise DataError(
       f'{name} is {stored[1]} wide and {stored[0]} high{exif}; expected {width} and {height} as the annotations say'
@@ -114,7 +129,12 @@ def decode_annotated(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def stored(
-  example: Example, name: str, *, prefer_upright: bool = False, boxes_fit: bool = True, max_pixels: int = MAX_PIXELS
+  example: Example,
+  name: str,
+  *,
+  prefer_upright: bool | Callable[[], bool] = False,
+  boxes_fit: bool = True,
+  max_pixels: int = MAX_PIXELS,
 ) -> tuple[bytes, tuple[str, ...]]:
   """Returns the bytes that a data set keeps of the picture of an example, and what was done to it or must be known.
 
@@ -124,22 +144,25 @@ def stored(
   Args:
     example: its size is that of the annotations; the picture is the file's content.
     name: what messages call the picture.
-    prefer_upright: whether the annotations refer to the picture as viewers show it, also where both ways fit.
+    prefer_upright: whether the annotations refer to the picture as viewers show it, also where both ways fit; it is
+      called only for such a picture.
     boxes_fit: whether all boxes lay inside the annotated size. If not, the annotations may refer to the stored pixels
-      and only their size to the upright picture: such a picture is refused, not turned.
+      and only their size to the upright picture: a picture that fits only turned is refused then.
     max_pixels: larger pictures are refused.
 
   Raises DataError if the picture is not readable or does not fit the annotations.
   """
   found = _decoded(example.image, name, max_pixels)
-  pixels, turned = found.as_annotated(name, example.height, example.width, prefer_upright)
-  if turned and not (prefer_upright or boxes_fit):
+  pixels, turned, either = found.as_annotated(name, example.height, example.width, prefer_upright)
+  if turned and not (either or boxes_fit):
     raise DataError(
       f'{name} has the annotated size, {example.width} wide and {example.height} high, only as its EXIF orientation '
       'turns it, but boxes of its annotations reach beyond that; expected annotations of the turned picture, or the '
       'size of the stored one'
     )
   remarks = [FIRST_OF_SEVERAL] if found.several else []
+  if found.peak is not None:
+    remarks.append(DARK if found.peak < _DARK_PEAK else DEEP)
   if turned:
     remarks.append(TURNED)
   elif found.orientation != 1:
@@ -162,8 +185,26 @@ def size(source: bytes | Path, name: str = 'the picture', *, upright: bool = Fal
     except OSError as error:
       raise _unreadable(source, error) from None
   with file, _opened(file, name, None) as picture:
-    height, width = picture.height, picture.width
-    return (width, height) if upright and _orientation(picture) >= 5 else (height, width)
+    return _as_shown(picture.height, picture.width, _orientation(picture) if upright else 1)
+
+
+def fits_turned(path: Path, height: int, width: int) -> bool | None:
+  """Tells from the header whether a picture has a size only as viewers turn it (True) or only as stored (False).
+
+  None is the answer where it has the size both ways or neither, and where the file is not readable.
+  """
+  try:
+    with path.open('rb') as file, _opened(file, str(path), None) as picture:
+      stored = picture.height, picture.width
+      shown = _as_shown(*stored, _orientation(picture))
+  except (DataError, OSError):
+    return None
+  wanted = height, width
+  return None if shown == stored or wanted not in (shown, stored) else wanted == shown
+
+
+def _as_shown(height: int, width: int, orientation: int) -> tuple[int, int]:
+  return (width, height) if orientation >= 5 else (height, width)
 
 
 def _bytes(source: bytes | str | Path) -> bytes:
@@ -180,8 +221,8 @@ def _unreadable(source: object, error: OSError) -> DataError:
 def _decoded(data: bytes, name: str, max_pixels: int) -> _Decoded:
   with _opened(io.BytesIO(data), name, max_pixels) as picture:
     several = picture.format != 'MPO' and getattr(picture, 'n_frames', 1) > 1
-    pixels = _rgb(picture, name)
-    return _Decoded(pixels, picture.format, _orientation(picture), several)
+    pixels, peak = _rgb(picture, name)
+    return _Decoded(pixels, picture.format, _orientation(picture), several, peak)
 
 
 @contextlib.contextmanager
@@ -239,16 +280,20 @@ def _orientation(picture: Image.Image) -> int:
   return found if found in range(1, 9) else 1
 
 
-def _rgb(picture: Image.Image, name: str) -> np.ndarray:
-  """Returns uint8 [H, W, 3] RGB of a picture in any mode; raises DataError if its values have no known range."""
+def _rgb(picture: Image.Image, name: str) -> tuple[np.ndarray, float | None]:
+  """Returns uint8 [H, W, 3] RGB of a picture in any mode, and of 16-bit grey the peak, see `_Decoded`.
+
+  Raises DataError if its values have no known range.
+  """
   mode = picture.mode
   tags = getattr(picture, 'tag_v2', {})  # of TIFF
   if mode.startswith('I;16') or (mode == 'I' and picture.format == 'PNG'):  # older Pillow opens 16-bit PNG as I
     bits = (tags.get(258) or (16,))[0]  # Pillow leaves 12 bits as they are
-    grey = (np.asarray(picture) >> (bits - 8)).astype(np.uint8)
+    values = np.asarray(picture)
+    grey, peak = (values >> (bits - 8)).astype(np.uint8), float(values.max() / (2**bits - 1))
     grey = 255 - grey if tags.get(262) == 0 else grey  # white is zero: Pillow turns that around for 8 bits only
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.repeat(grey[:, :, None], 3, axis=2), peak
   if mode in ('I', 'F'):
     kind = 'whole' if mode == 'I' else 'floating-point'
     raise DataError(f'{name} is 32-bit grey, {kind} numbers of no known range; expected 8 or 16 bits a channel')
-  return np.array(picture.convert('RGB'))
+  return np.array(picture.convert('RGB')), None

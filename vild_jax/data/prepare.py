@@ -27,8 +27,8 @@ from absl import logging
 from vild_jax.config import defaults
 from vild_jax.data import contents as contents_lib
 from vild_jax.data import formats, pictures
-from vild_jax.data.annotations import Problems, in_words
 from vild_jax.data.contents import Contents
+from vild_jax.data.problems import Problems, in_words
 from vild_jax.data.schema import Category, DataError, Example, counted
 from vild_jax.data.sources import JsonSource, read_metadata
 from vild_jax.runtime import files, locks, progress
@@ -43,7 +43,7 @@ class Source(Protocol):
   info: dict[str, Any]
   notes: tuple[str, ...]
   upright: bool  # whether annotations refer to pictures as viewers show them, rather than as stored
-  clipped: frozenset[int]  # ids of the pictures that boxes reach beyond
+  clipped: frozenset[int]  # ids of the pictures that boxes reach beyond, where `upright` is not certain
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> Example: ...
@@ -96,7 +96,7 @@ def prepare(
     annotations,
     images,
     drop_unusable=drop_unusable,
-    converted=formats.read(format, annotations, images, names),
+    converted=formats.read(format, annotations, images, names, drop_unusable=drop_unusable),
   )
   return store(source, out, name, split, overwrite=overwrite, max_megapixels=max_megapixels, told=told)
 
@@ -232,6 +232,7 @@ class _Content:
   def __init__(self, source: Source, max_pixels: int):
     self.source, self._max_pixels = source, max_pixels
     self._remarks: collections.Counter[str] = collections.Counter()
+    self._first: dict[str, str] = {}  # what the first picture of a remark is called
     self.has_masks = True
     self.counter = contents_lib.Counter(source.categories)
     self._digests: list[tuple[int, bytes]] = []
@@ -250,6 +251,8 @@ class _Content:
       elif not len(problems):
         self._digests.append((example.image_id, digest))
         self._remarks.update(remarks)
+        for remark in remarks:
+          self._first.setdefault(remark, self.source.where(len(self._digests) - 1))
         self.has_masks &= all(example.objects.segmentations)
         self.counter.add(example)
         yield example
@@ -262,7 +265,7 @@ class _Content:
       image, remarks = pictures.stored(
         example,
         source.where(index),
-        prefer_upright=source.upright,
+        prefer_upright=lambda: source.upright,
         boxes_fit=example.image_id not in source.clipped,
         max_pixels=self._max_pixels,
       )
@@ -274,7 +277,7 @@ class _Content:
 
   def notes(self) -> tuple[str, ...]:
     """Returns the notes of the source, and what was done to pictures so far."""
-    return (*self.source.notes, *in_words(self._remarks))
+    return (*self.source.notes, *in_words(self._remarks, self._first))
 
   def identity(self) -> str:
     """Returns the sha256 of categories and examples, in order of image id; it is the same on every machine."""

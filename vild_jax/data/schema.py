@@ -27,6 +27,16 @@ def counted(number: int, what: str) -> str:
   return f'{number:,} {what}{"s" * (number != 1)}'
 
 
+def is_number(value: Any) -> bool:
+  """Tells whether a value from a JSON file can be a coordinate or an area: a finite number below 1e15."""
+  return type(value) in (int, float) and abs(value) < 1e15
+
+
+def is_size(height: int, width: int) -> bool:
+  """Tells whether whole numbers can be the size of a picture: positive, and fewer pixels than an RLE can count."""
+  return height > 0 and width > 0 and height * width < 2**32
+
+
 @dataclass(frozen=True)
 class Category:
   """Describes one category of a data set. `frequency` is 'r', 'c' or 'f' (LVIS), or '' if the data set has none."""
@@ -71,3 +81,17 @@ class Example:
   objects: Objects
   neg_category_ids: tuple[int, ...] = ()
   not_exhaustive_category_ids: tuple[int, ...] = ()
+
+
+def make_objects(rows: list[tuple]) -> Objects:
+  """Turns rows (id, category id, box yxyx, area, is crowd, segmentation) into Objects, ordered by id."""
+  rows = sorted(rows, key=lambda row: row[0])
+  ids, categories, boxes, areas, crowds, segmentations = zip(*rows, strict=True) if rows else ((),) * 6
+  return Objects(
+    np.array(ids, np.int64),
+    np.array(categories, np.int64),
+    np.array(boxes, np.float32).reshape(-1, 4),
+    np.array(areas, np.float64),
+    np.array(crowds, np.bool_),
+    tuple(segmentations),
+  )

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vild_jax.data.annotations import Picture, Problems, read_annotations
-from vild_jax.data.formats.converted import Converted
-from vild_jax.data.picture_files import PictureFolder
+from vild_jax.data.json_source import JsonSource
 from vild_jax.data.rle import decode_mask
-from vild_jax.data.schema import Category, DataError, Example, shown
+from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.runtime import progress
 
 __all__ = [
@@ -34,75 +32,6 @@ __all__ = [
 # Only one thread at a time may import TFDS. During its import TFDS replaces `import` in the whole process by a lazy
 # one; a second thread that imports it at that time and the first would wait for each other.
 _OPENING = threading.Lock()
-
-
-class JsonSource:
-  """Reads a LVIS- or COCO-format file and its image folder, as an indexable of `schema.Example`, ordered by image id.
-
-  The constructor checks everything except the content of the pictures: see `annotations.read_annotations` for what is
-  repaired (`notes`) and what raises DataError. A picture that is not in the folder raises DataError too, and so do two
-  entries with one file. The places to look for a picture are, in this order: its file_name; the last folder and the
-  file name of its coco_url; the file name of either, also in train2017/ and in val2017/, where that is unambiguous
-  (`picture_files`). `converted` is the content of a file or folder of another format (`formats.read`).
-  """
-
-  def __init__(
-    self,
-    annotations: str | Path,
-    images: str | Path,
-    *,
-    drop_unusable: bool = False,
-    converted: Converted | None = None,
-  ):
-    if not Path(images).is_dir():
-      raise DataError(f'{images} is not a folder; expected the folder of the pictures')
-    other = {} if converted is None else {'tree': converted.tree, 'name': converted.where}
-    self._annotations = read_annotations(annotations, drop_unusable=drop_unusable, **other)
-    self.categories: tuple[Category, ...] = self._annotations.categories
-    self.info: dict[str, Any] = self._annotations.info
-    self.notes: tuple[str, ...] = (() if converted is None else converted.notes) + self._annotations.notes
-    self.upright = converted is not None and converted.upright
-    self.clipped = self._annotations.clipped
-    self.files: list[Path] = self._find(annotations, images)
-
-  def _find(self, annotations: str | Path, images: str | Path) -> list[Path]:
-    pictures = self._annotations.pictures
-    problems, folder = Problems(annotations), PictureFolder(images, (p.name for p in pictures))
-    files: list[Path] = []
-    owners: dict[str, Picture] = {}
-    for picture in pictures:
-      found = folder.locate(picture.name)
-      who = f'image {picture.id} ({shown(picture.name.given)})'
-      if isinstance(found, str):
-        problems.add('file', f'{who} {found}')
-        continue
-      files.append(found)
-      first = owners.setdefault(folder.real(found), picture)
-      if first is not picture:
-        one = f'{who} and image {first.id} ({shown(first.name.given)}) are one file, {shown(str(found))}'
-        problems.add('file', f'{one}; expected one entry of "images" for each')
-    problems.raise_if_any()
-    return files
-
-  def __len__(self) -> int:
-    return len(self.files)
-
-  def __getitem__(self, index: int) -> Example:
-    picture = self._annotations.pictures[index]
-    return Example(
-      picture.id,
-      self.files[index].read_bytes(),
-      picture.height,
-      picture.width,
-      self._annotations.objects[index],
-      picture.neg_category_ids,
-      picture.not_exhaustive_category_ids,
-    )
-
-  def where(self, index: int) -> str:
-    """Returns what messages call example `index`: the path of its picture."""
-    name = str(self.files[index])
-    return name if name.isprintable() else shown(name)
 
 
 def prepared_folder(path: str | Path) -> Path:

@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from vild_jax.data import pictures, rle
-from vild_jax.data.annotations import make_objects
 from vild_jax.data.class_lists import coco_categories, lvis_categories
-from vild_jax.data.schema import Category, DataError, Example, counted
+from vild_jax.data.schema import Category, DataError, Example, counted, make_objects
 from vild_jax.data.sources import prepared_folder
 
 

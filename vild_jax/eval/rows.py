@@ -14,8 +14,7 @@ import hotcoco
 import msgspec
 import numpy as np
 
-from vild_jax.data.rle import is_number
-from vild_jax.data.schema import DataError
+from vild_jax.data.schema import DataError, is_number
 from vild_jax.eval.found import Codes
 from vild_jax.eval.truth import Truth
 from vild_jax.runtime import collector

@@ -18,8 +18,7 @@ import hotcoco
 import numpy as np
 
 from vild_jax.data import rle
-from vild_jax.data.rle import is_number
-from vild_jax.data.schema import DataError, shown
+from vild_jax.data.schema import DataError, is_number, is_size, shown
 from vild_jax.eval import jsonfile
 
 _FIELDS = {
@@ -210,7 +209,7 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
       for side in ('height', 'width'):
         if type(entry[side]) is not int or entry[side] <= 0:
           raise DataError(f'{where}: {side} is {entry[side]!r}; expected a positive whole number')
-      if not rle.is_size(entry['height'], entry['width']):
+      if not is_size(entry['height'], entry['width']):
         raise DataError(f'{where}: {entry["width"]} wide and {entry["height"]} high; expected fewer than 2^32 pixels')
       for field in ('neg_category_ids', 'not_exhaustive_category_ids'):
         ids = entry.get(field) or []

@@ -38,13 +38,13 @@ def test_boxes_polygons_and_masks(tmp_path):
   assert found.tree['categories'] == [{'id': 1, 'name': 'cat'}, {'id': 2, 'name': 'dog'}]
   assert found.tree['images'] == [{'id': 1, 'file_name': 'a.png', 'height': 20, 'width': 40}]
   box, outline, pixels = found.tree['annotations']
-  assert (box['category_id'], box['bbox'], box['area'], box['segmentation']) == (2, [2.5, 1, 10, 10], 100, [])
-  assert (outline['category_id'], outline['bbox'], outline['area']) == (1, [4, 4, 16, 8], 64)
+  assert (box['category_id'], box['bbox'], box['segmentation']) == (2, [2.5, 1, 10, 10], [])
+  assert (outline['category_id'], outline['bbox']) == (1, [4, 4, 16, 8])
   assert outline['segmentation'] == [[4, 4, 20, 4, 20, 12]]
   expected = np.zeros((20, 40), bool)
   expected[6:9, 5:8] = np.array([[0, 1, 1], [0, 0, 1], [0, 0, 0]])
   np.testing.assert_array_equal(rle.decode_mask(pixels['segmentation'], 20, 40), expected)
-  assert (pixels['bbox'], pixels['area'], pixels['iscrowd']) == ([6, 6, 2, 2], 3, 0)
+  assert (pixels['bbox'], pixels['iscrowd']) == ([6, 6, 2, 2], 0)
   assert found.upright and found.notes == () and found.where(3) == 'line 5'
 
 
@@ -58,7 +58,6 @@ def test_a_mask_at_the_corners_is_right(tmp_path):
   code = ', '.join(map(str, lengths))
   found = read(tmp_path, f'<mask label="cat" rle="{code}" left="0" top="0" width="40" height="20"/>')
   np.testing.assert_array_equal(rle.decode_mask(found.tree['annotations'][0]['segmentation'], 20, 40), runs)
-  assert found.tree['annotations'][0]['area'] == runs.sum()
 
 
 def test_what_is_left_out_is_counted(tmp_path):

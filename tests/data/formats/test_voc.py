@@ -39,11 +39,9 @@ def test_boxes_count_from_one_and_include_their_end(tmp_path):
   read = formats.read('voc', *write(tmp_path, {'1.xml': text}))
   assert read.tree['categories'] == [{'id': 1, 'name': 'cat'}, {'id': 2, 'name': 'dog'}]
   assert read.tree['images'] == [{'id': 1, 'file_name': 'a.jpg', 'height': 20, 'width': 40}]
-  assert [
-    (a['category_id'], a['bbox'], a['area'], a['iscrowd'], a['segmentation']) for a in read.tree['annotations']
-  ] == [
-    (2, [2, 0, 10, 20], 200, 0, []),
-    (1, [2, 0, 10, 20], 200, 0, []),
+  assert [(a['category_id'], a['bbox'], a['iscrowd'], a['segmentation']) for a in read.tree['annotations']] == [
+    (2, [2, 0, 10, 20], 0, []),
+    (1, [2, 0, 10, 20], 0, []),
   ]
   assert read.notes == ('1 object marked difficult kept as ordinary ones', '1 part of objects left out')
   assert not read.upright and read.where(2) == '1.xml, line 4'

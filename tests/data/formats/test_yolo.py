@@ -31,8 +31,7 @@ def write(folder: Path, labels: dict[str, str], names: str = NAMES, files: tuple
 
 def objects(read: formats.Converted) -> list[tuple]:
   return [
-    (a['image_id'], a['category_id'], pytest.approx(a['bbox']), pytest.approx(a['area']), a['segmentation'])
-    for a in read.tree['annotations']
+    (a['image_id'], a['category_id'], pytest.approx(a['bbox']), a['segmentation']) for a in read.tree['annotations']
   ]
 
 
@@ -46,8 +45,8 @@ def test_boxes_and_polygons_of_pictures_in_folders(tmp_path):
     (3, 'x/c.d.JPG', 20, 40),
   ]
   assert objects(read) == [
-    (3, 2, [15, 5, 10, 10], 100, []),  # centre (20, 10), 10 wide and high
-    (3, 1, [4, 4, 16, 8], 64, [pytest.approx([4, 4, 20, 4, 20, 12])]),  # a triangle: half of 16 x 8
+    (3, 2, [15, 5, 10, 10], []),  # centre (20, 10), 10 wide and high
+    (3, 1, [4, 4, 16, 8], [pytest.approx([4, 4, 20, 4, 20, 12])]),  # a triangle
   ]
   assert read.notes == ('2 pictures without a label file: taken to show no object',)
   assert read.upright and read.where(2) == 'x/c.d.txt, line 3'
@@ -132,7 +131,7 @@ def test_what_is_left_out_is_counted(tmp_path):
   pose = 'names: [cat]\nkpt_shape: [2, 3]\n'
   rows = f'{row} 0.1 0.1 2 0.2 0.2 1'
   read = formats.read('yolo', *write(tmp_path / '2', {'a.txt': rows, 'b.txt': ''}, pose))
-  assert objects(read) == [(1, 1, [10, 5, 20, 10], 200, [])]
+  assert objects(read) == [(1, 1, [10, 5, 20, 10], [])]
   assert read.notes == ('1 object whose keypoints are left out',)
   with pytest.raises(DataError, match='5 columns; expected 11: class x y width height and the keypoints'):
     formats.read('yolo', *write(tmp_path / '3', {'a.txt': row}, pose))

@@ -15,7 +15,14 @@ from vild_jax.data.formats.names import read_names
 from vild_jax.data.schema import DataError
 
 
-def read(format: str, annotations: str | Path, images: str | Path, names: str | Path | None = None) -> Converted | None:
+def read(
+  format: str,
+  annotations: str | Path,
+  images: str | Path,
+  names: str | Path | None = None,
+  *,
+  drop_unusable: bool = False,
+) -> Converted | None:
   """Returns converted annotations, or None for COCO's own format.
 
   Args:
@@ -24,6 +31,7 @@ def read(format: str, annotations: str | Path, images: str | Path, names: str | 
     images: the folder of the pictures.
     names: the classes' names: YOLO's data.yaml or a text file with one name a line. YOLO needs it; for VOC it gives the
       categories and their order, else they are the names that occur, sorted. The other formats hold their names.
+    drop_unusable: whether to leave out and count objects that cannot be read, instead of refusing all.
 
   Raises:
     DataError: one line with the first problem and the number of others, after everything was read.
@@ -33,11 +41,12 @@ def read(format: str, annotations: str | Path, images: str | Path, names: str | 
   if format == defaults.YOLO:
     if names is None:
       raise DataError('the format yolo needs --names; expected data.yaml or a text file with one name a line')
-    return yolo.read(Path(annotations), Path(images), Path(names))
+    return yolo.read(Path(annotations), Path(images), Path(names), drop_unusable=drop_unusable)
   if format == defaults.VOC:
-    return voc.read(Path(annotations), Path(images), None if names is None else read_names(Path(names))[0])
+    listed = None if names is None else read_names(Path(names))[0]
+    return voc.read(Path(annotations), Path(images), listed, drop_unusable=drop_unusable)
   if format == defaults.CVAT:
-    return cvat.read(Path(annotations))
+    return cvat.read(Path(annotations), drop_unusable=drop_unusable)
   if format != defaults.COCO:
     raise DataError(f'the format {format!r} is unknown; expected one of ' + ', '.join(defaults.FORMATS))
   return None

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vild_jax.data.annotations import Problems, in_words
+from vild_jax.data.picture_files import walk
+from vild_jax.data.problems import Problems, in_words
 from vild_jax.data.schema import DataError
 
 
@@ -20,7 +21,8 @@ class Converted:
   """Holds annotations that were converted.
 
   Attributes:
-    tree: the content of a COCO-format file; categories have the ids 1, 2, ... in the order of the names.
+    tree: the content of a COCO-format file, without areas: they are those of the objects as they are kept. Categories
+      have the ids 1, 2, ... in the order of the names.
     notes: what was left out or taken for granted, one line each.
     where: from the id of an annotation to the place in the given files, for messages.
     upright: whether the annotations refer to pictures as viewers show them, rather than as stored.
@@ -32,20 +34,32 @@ class Converted:
   upright: bool
 
 
+class Unusable(ValueError):
+  """Says why one object cannot be read, where the rest of its file is of use without it."""
+
+
 class Collector:
   """Collects pictures, objects, notes and problems, and gives them their ids.
 
   Attributes:
     problems: of everything read.
-    notes: how often something was left out or taken for granted; see `annotations.in_words`.
+    notes: how often something was left out or taken for granted; see `problems.in_words`.
   """
 
-  def __init__(self, source: Path):
-    self.problems = Problems(source)
+  def __init__(self, source: Path, *, drop_unusable: bool):
+    self.problems, self._drop = Problems(source), drop_unusable
     self.notes: collections.Counter[str] = collections.Counter()
     self._images: list[dict[str, Any]] = []
     self._annotations: list[dict[str, Any]] = []
     self._places: list[tuple[str, int]] = []
+
+  def bad_object(self, place: tuple[str, int], error: ValueError) -> None:
+    """Adds a problem with an object, or counts it where unusable ones are left out and it is one."""
+    unusable = isinstance(error, Unusable)
+    if unusable and self._drop:
+      self.notes['object{s} that cannot be read dropped'] += 1
+      return
+    self.problems.add('object', f'{line(*place)}: {error}' + (', or --drop-unusable to leave such out' * unusable))
 
   def picture(self, file_name: str, height: int, width: int) -> None:
     """Adds a picture; the objects that follow are its."""
@@ -53,21 +67,19 @@ class Collector:
 
   def box(self, place: tuple[str, int], category: int, x: float, y: float, width: float, height: float) -> None:
     """Adds an object without a mask. `place` is file and line, see `line`; `category` counts from 0."""
-    self._add(place, category, [x, y, width, height], width * height, [])
+    self._add(place, category, [x, y, width, height], [])
 
   def polygon(self, place: tuple[str, int], category: int, points: np.ndarray) -> None:
     """Adds an object with the outline `points`, float [n, 2] of (x, y) in pixels."""
-    x, y = points.T
-    area = abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
     (left, top), (right, bottom) = points.min(0), points.max(0)
     box = [float(left), float(top), float(right - left), float(bottom - top)]
-    self._add(place, category, box, area, [points.reshape(-1).tolist()])
+    self._add(place, category, box, [points.reshape(-1).tolist()])
 
-  def mask(self, place: tuple[str, int], category: int, box: Sequence[float], area: int, code: dict[str, Any]) -> None:
-    """Adds an object with a mask: its box (x, y, width, height), its pixels and its COCO RLE."""
-    self._add(place, category, list(box), area, code)
+  def mask(self, place: tuple[str, int], category: int, box: Sequence[float], code: dict[str, Any]) -> None:
+    """Adds an object with a mask: its box (x, y, width, height) and its COCO RLE."""
+    self._add(place, category, list(box), code)
 
-  def _add(self, place: tuple[str, int], category: int, box: list[float], area: float, segmentation: Any) -> None:
+  def _add(self, place: tuple[str, int], category: int, box: list[float], segmentation: Any) -> None:
     self._places.append(place)
     self._annotations.append(
       {
@@ -75,7 +87,6 @@ class Collector:
         'image_id': len(self._images),
         'category_id': category + 1,
         'bbox': box,
-        'area': area,
         'iscrowd': 0,
         'segmentation': segmentation,
       }
@@ -105,12 +116,8 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[str]:
   """
   if not folder.is_dir():
     raise DataError(f'{folder} is not a folder; expected the folder of the {"/".join(sorted(suffixes))} files')
-  found, seen = [], set()
-  for where, folders, names in os.walk(folder, followlinks=True):
-    seen.add(os.path.realpath(where))
-    folders[:] = [
-      name for name in folders if not name.startswith('.') and os.path.realpath(os.path.join(where, name)) not in seen
-    ]
+  found = []
+  for where, names in walk(folder, hidden=False):
     below = Path(where).relative_to(folder)
     found += [
       (below / name).as_posix()

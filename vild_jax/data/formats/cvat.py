@@ -8,16 +8,16 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from vild_jax.data import rle
-from vild_jax.data.formats.converted import Collector, Converted, line
+from vild_jax.data.formats.converted import Collector, Converted, Unusable, line
 from vild_jax.data.formats.xml_tree import line_of, parse
-from vild_jax.data.schema import DataError
+from vild_jax.data.schema import DataError, is_number
 from vild_jax.runtime import progress
 
 _LEFT_OUT = ('polyline', 'points', 'ellipse', 'cuboid', 'skeleton', 'tag')
 _EXPECTED = "a file of the format 'CVAT for images 1.1'"
 
 
-def read(path: Path) -> Converted:
+def read(path: Path, *, drop_unusable: bool) -> Converted:
   """Reads a file; categories are its labels, in their order.
 
   Rotated boxes, polylines, points, ellipses, cuboids, skeletons, tags and empty masks are left out and counted. CVAT
@@ -34,7 +34,7 @@ def read(path: Path) -> Converted:
   index = {name: i for i, name in enumerate(dict.fromkeys(names))}
   if not index:
     raise DataError(f'{path} has no labels; expected {_EXPECTED}, which lists them in <meta>')
-  collector = Collector(path)
+  collector = Collector(path, drop_unusable=drop_unusable)
   for image in progress.track(tree.findall('image'), 'read pictures', unit='img'):
     try:
       height, width = (int(image.get(side, '')) for side in ('height', 'width'))
@@ -50,7 +50,7 @@ def read(path: Path) -> Converted:
       try:
         _shape(shape, ('', line_of(shape)), height, width, index, collector)
       except ValueError as error:
-        collector.problems.add('shape', f'{line("", line_of(shape))}: {error}')
+        collector.bad_object(('', line_of(shape)), error)
   return collector.converted(list(index), upright=True)
 
 
@@ -74,7 +74,7 @@ def _shape(
   elif shape.tag == 'polygon':
     points = [_numbers(point.split(',')) for point in shape.get('points', '').split(';')]
     if len(points) < 3 or any(len(point) != 2 for point in points):
-      raise ValueError(f'a polygon of {len(points)} points; expected "x,y;x,y;x,y", three points or more')
+      raise Unusable(f'a polygon of {len(points)} points; expected "x,y;x,y;x,y", three points or more')
     collector.polygon(place, category, np.array(points))
   else:
     mask, left, top = _mask(shape, height, width)
@@ -89,7 +89,7 @@ def _shape(
     bounds = np.stack([at[begins], at[ends] + 1], axis=1).reshape(-1)
     code = {'size': [height, width], 'counts': np.diff(bounds, prepend=0, append=height * width).tolist()}
     box = [float(v) for v in (x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1)]
-    collector.mask(place, category, box, len(at), rle.check_segmentation(code, height, width)[0])
+    collector.mask(place, category, box, rle.check_segmentation(code, height, width)[0])
 
 
 def _mask(shape: Element, height: int, width: int) -> tuple[np.ndarray, int, int]:
@@ -99,11 +99,11 @@ def _mask(shape: Element, height: int, width: int) -> tuple[np.ndarray, int, int
     left, top, w, h = map(int, sides.values())
     runs = np.array([int(word) for word in shape.get('rle', '').split(',')])
   except (ValueError, OverflowError):
-    raise ValueError(f'a mask with {sides} and its rle; expected whole numbers') from None
+    raise Unusable(f'a mask with {sides} and its rle; expected whole numbers') from None
   if min(left, top) < 0 or not (0 < w <= width - left and 0 < h <= height - top):
-    raise ValueError(f'a mask with {sides}; expected a box inside the picture, {width} wide and {height} high')
+    raise Unusable(f'a mask with {sides}; expected a box inside the picture, {width} wide and {height} high')
   if (runs < 0).any() or (runs > w * h).any() or runs.sum() != w * h:
-    raise ValueError(f'a mask whose rle does not add up; expected runs with the sum {w * h}')
+    raise Unusable(f'a mask whose rle does not add up; expected runs with the sum {w * h}')
   return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(h, w), left, top
 
 
@@ -112,6 +112,6 @@ def _numbers(words: list[str]) -> list[float]:
     values = [float(word) for word in words]
   except ValueError:
     values = [float('nan')]
-  if not all(map(rle.is_number, values)):
-    raise ValueError(f'the coordinates {", ".join(words)[:80]!r}; expected finite numbers')
+  if not all(map(is_number, values)):
+    raise Unusable(f'the coordinates {", ".join(words)[:80]!r}; expected finite numbers')
   return values

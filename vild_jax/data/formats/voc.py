@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
-from vild_jax.data import pictures, rle
-from vild_jax.data.formats.converted import Collector, Converted, files_below, line
+from vild_jax.data import pictures
+from vild_jax.data.formats.converted import Collector, Converted, Unusable, files_below
 from vild_jax.data.formats.xml_tree import line_of, parse
-from vild_jax.data.schema import DataError
+from vild_jax.data.picture_files import PictureFolder
+from vild_jax.data.schema import DataError, is_number
 from vild_jax.runtime import progress
 
+_FROM_0 = 'box{es} with a corner at 0: the files look 0-based; VOC counts from 1, and so all boxes are read'
 
-def read(folder: Path, images: Path, names: Sequence[str] | None) -> Converted:
+
+def read(folder: Path, images: Path, names: Sequence[str] | None, *, drop_unusable: bool) -> Converted:
   """Reads all XML files below a folder.
 
   A picture is the file that `filename` names, in `images` or in the XML's place below it, else the one with the name of
@@ -28,7 +31,7 @@ def read(folder: Path, images: Path, names: Sequence[str] | None) -> Converted:
 
   Raises DataError if a file is not what VOC writes.
   """
-  collector = Collector(folder)
+  collector, pictures_in = Collector(folder, drop_unusable=drop_unusable), PictureFolder(images, ())
   trees = []
   for name in progress.track(files_below(folder, ('.xml',)), 'read XML', unit='file'):
     try:
@@ -43,8 +46,8 @@ def read(folder: Path, images: Path, names: Sequence[str] | None) -> Converted:
   named: set[str] = set()
   for name, tree in trees:
     try:
-      file_name = _picture(tree, PurePosixPath(name), images)
-      height, width = _size(tree, images / file_name, collector)
+      file_name, path = _picture(tree, PurePosixPath(name), pictures_in)
+      height, width = _size(tree, path, collector)
     except ValueError as error:
       collector.problems.add('file', f'{name}: {error}')
       continue
@@ -54,7 +57,7 @@ def read(folder: Path, images: Path, names: Sequence[str] | None) -> Converted:
       try:
         _object(element, (name, line_of(element)), index, collector)
       except ValueError as error:
-        collector.problems.add('object', f'{line(name, line_of(element))}: {error}')
+        collector.bad_object((name, line_of(element)), error)
   there = {_composed(name) for name in files_below(images, pictures.SUFFIXES)}
   elsewhere = {PurePosixPath(name).name for name in named - there}  # `PictureFolder` may find them by their last part
   alone = sum(PurePosixPath(name).name not in elsewhere for name in there - named)
@@ -66,26 +69,31 @@ def _composed(name: str) -> str:
   return unicodedata.normalize('NFC', name)
 
 
-def _picture(tree: Element, name: PurePosixPath, images: Path) -> str:
+def _picture(tree: Element, name: PurePosixPath, images: PictureFolder) -> tuple[str, str | None]:
+  """Returns the name of the picture below `images`, and its file there, or None if it is to be looked for."""
   given = _text(tree, 'filename')
   places = [(name.parent / given).as_posix(), given] if given else []
   places += [name.with_suffix(suffix).as_posix() for end in pictures.SUFFIXES for suffix in (end, end.upper())]
-  found = next((place for place in places if (images / place).is_file()), given)
-  if not found:
-    raise ValueError(f'names no file, and {images} holds no picture {name.with_suffix("")}; expected <filename>')
-  return found
+  for place in places:
+    if found := images.find(place):
+      return place, found
+  if not given:
+    raise ValueError(f'names no file, and {images.root} holds no picture {name.with_suffix("")}; expected <filename>')
+  return given, None
 
 
-def _size(tree: Element, path: Path, collector: Collector) -> tuple[int, int]:
+def _size(tree: Element, path: str | None, collector: Collector) -> tuple[int, int]:
   """Returns (height, width) as written, or those of the picture where none are written or 0."""
   try:
-    height, width = (int(tree.findtext(f'size/{side}') or 0) for side in ('height', 'width'))
+    height, width = sides = [float(tree.findtext(f'size/{side}') or 0) for side in ('height', 'width')]
+    if not all(map(float.is_integer, sides)):
+      raise ValueError(f'{height:g} and {width:g}')
   except ValueError as error:
     raise ValueError(f'<size> has {error}; expected whole numbers') from None
-  if (height, width) == (0, 0) and path.is_file():
+  if sides == [0, 0] and path is not None:
     collector.notes['picture{s} without a size in the XML: that of the file taken'] += 1
-    return pictures.size(path)
-  return height, width
+    return pictures.size(Path(path))
+  return int(height), int(width)
 
 
 def _object(element: Element, place: tuple[str, int], index: dict[str, int], collector: Collector) -> None:
@@ -99,9 +107,11 @@ def _object(element: Element, place: tuple[str, int], index: dict[str, int], col
       corners.append(float(word))
     except ValueError:
       corners.append(float('nan'))
-    if not rle.is_number(corners[-1]):
-      raise ValueError(f'the object {name!r} has {side} {word!r}; expected a <bndbox> of numbers')
+    if not is_number(corners[-1]):
+      raise Unusable(f'the object {name!r} has {side} {word!r}; expected a <bndbox> of numbers')
   left, top, right, bottom = corners
+  if min(left, top) == 0:
+    collector.notes[_FROM_0] += 1
   collector.box(place, index[name], left - 1, top - 1, right - left + 1, bottom - top + 1)
   difficult = element.findtext('difficult', '').strip() not in ('', '0')
   collector.notes['object{s} marked difficult kept as ordinary ones'] += difficult

@@ -17,8 +17,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import writer as tfds_writer
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vild_jax.data.annotations import make_objects
-from vild_jax.data.schema import Example
+from vild_jax.data.schema import Example, make_objects
 
 VERSION = '1.0.0'
 _IMAGE = 'image'
