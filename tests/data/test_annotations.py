@@ -188,10 +188,79 @@ def test_polygons_near_the_picture_are_kept_and_decoded_as_cut_off_by_it(tmp_pat
     assert rle.decode_mask(polygons, 40, 60).sum() == covered
 
 
+@pytest.mark.parametrize(
+  'segmentation', [[[70, 50, 90, 50, 90, 70]], [[5, 5, 5, 5, 5, 5]], {'size': [40, 60], 'counts': [2400]}]
+)
+def test_a_segmentation_without_a_pixel_is_counted(tmp_path, segmentation):
+  read = _read(tmp_path, _first(segmentation=segmentation, bbox=[5, 5, 20, 20]))
+  [note] = read.notes
+  assert note.startswith('1 object whose segmentation covers no pixel: boxes alone are trained')
+  assert read.objects[2].segmentations[1]  # the scores of masks count it, as those of others do
+
+
 def test_an_rle_whose_size_is_written_as_fractions_is_decoded(tmp_path):
   for counts in ([0, 50, 2350], rle.encode_mask(np.ones((40, 60), bool))['counts']):
     read = _read(tmp_path, _first(segmentation={'size': [40.0, 60.0], 'counts': counts}))
     assert sources.decode_mask(read.objects[2].segmentations[1], 40, 60).shape == (40, 60)
+
+
+# --- what tools mark ------------------------------------------------------------------------------------------------
+
+
+def test_rotated_boxes_of_cvat_are_left_out_and_objects_to_ignore_are_not(tmp_path):
+  rotated = {'occluded': False, 'rotation': 45.0}
+  read = _read(tmp_path, _first(attributes=rotated, segmentation=[]))
+  assert [o.ids.tolist() for o in read.objects] == [[4], [9], [20], []]
+  assert read.notes == ('1 rotated box left out',)
+  for kept in ({'attributes': rotated}, {'attributes': {'rotation': 45.0}, 'segmentation': []}, {'attributes': [1]}):
+    assert [o.ids.tolist() for o in _read(tmp_path, _first(**kept)).objects] == [[4], [9], [20, 21], []]
+  upright = _read(tmp_path, _first(attributes=rotated | {'rotation': 0.0}, segmentation=[]))
+  assert upright.notes == (f'1 {NO_MASK}',)
+  marked = _read(tmp_path, _first(ignore=1))
+  assert marked.notes == ('1 object marked ignore kept as ordinary ones',) and len(marked.objects[2].ids) == 2
+
+
+def test_a_repeated_entry_of_images_is_dropped(tmp_path):
+  tree = small_set.annotations()
+  tree['images'].append(dict(tree['images'][0]))
+  read = _read(tmp_path, tree)
+  assert [p.id for p in read.pictures] == [5, 7, 11, 300] and read.notes == ('1 repeated entry of images dropped',)
+
+
+# --- names of categories --------------------------------------------------------------------------------------------
+
+
+def _named(*names: str) -> dict:
+  tree = small_set.annotations()
+  for entry, name in zip(tree['categories'], names, strict=False):
+    entry['name'] = name
+  return tree
+
+
+def test_space_around_a_name_is_stripped(tmp_path):
+  read = _read(tmp_path, _named(' mug\n', 'ant', '\u3000tree'))
+  assert [c.name for c in read.categories] == ['ant', 'mug', 'tree']
+  assert read.notes == ('2 category names without the space around',)
+  assert "category name 'ant' appears twice" in _refusal(tmp_path, _named('ant ', 'ant'))
+
+
+@pytest.mark.parametrize('name', ['red\nmug', 'red\tmug', 'red\0mug', 'red\u2028mug', '\x1b[2J'])
+def test_control_characters_in_a_name_are_refused(tmp_path, name):
+  assert 'has control characters in its name; expected text of one line' in _refusal(tmp_path, _named(name))
+
+
+def test_of_two_categories_of_one_name_the_one_without_annotations_is_left_out(tmp_path):
+  tree = small_set.annotations()
+  tree['categories'].insert(0, {'id': 0, 'name': 'tree', 'supercategory': 'none'})
+  read = _read(tmp_path, tree)
+  assert [c.id for c in read.categories] == [1, 3, 8]
+  assert read.notes == ('1 category left out: another has the name, and no annotation this one',)
+  assert annotations.read_categories(tmp_path / 'a.json') == read.categories
+  tree['annotations'][0]['category_id'] = 0
+  assert "category name 'tree' appears twice" in _refusal(tmp_path, tree)
+  tree['annotations'][0]['category_id'] = 3
+  tree['images'][0]['neg_category_ids'] = [0]
+  assert "category name 'tree' appears twice" in _refusal(tmp_path, tree)
 
 
 # --- boxes and sizes ------------------------------------------------------------------------------------------------
@@ -254,7 +323,7 @@ def test_an_annotation_with_several_problems_is_one(tmp_path):
   [
     ('images', {'height': None}, 'image entry 0 has id 11, height None'),
     ('images', {'id': '11'}, "image entry 0 has id '11'"),
-    ('images', {'id': 2**62}, f'image entry 0 has id {2**62}'),
+    ('images', {'id': 2**62}, f'image entry 0 has id {2**62} (not below 2^62)'),
     ('images', {'file_name': '../x.jpg'}, 'image 11 names the file'),
     ('categories', {'frequency': 'x'}, "category 'red mug' has frequency 'x'"),
     ('categories', {'name': ''}, "category entry 0 has id 3 and name ''"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -32,3 +33,43 @@ def test_a_shattered_rle_is_refused_before_c_code_sees_it():
   for counts in (good['counts'][:-3], good['counts'] + 'A', '', 'é' * 9):
     with pytest.raises(DataError, match='do not add up'):
       rle.check_segmentation({'size': [50, 50], 'counts': counts}, 50, 50)
+
+
+def _run_lengths(text: str) -> list[int]:
+  """COCO's compressed counts, digit by digit: five bits and one that says that more follow; the last bit is a sign."""
+  lengths: list[int] = []
+  value = shift = 0
+  for digit in (ord(letter) - 48 for letter in text):
+    value |= (digit & 31) << shift
+    shift += 5
+    if digit & 32:
+      continue
+    value -= (digit >> 4 & 1) << shift
+    lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+    value = shift = 0
+  return lengths
+
+
+def test_the_run_lengths_of_any_text_are_those_of_a_loop():
+  rng = np.random.default_rng(0)
+  for last in (80, 112):  # without and with numbers of several digits
+    for _ in range(100):
+      text = ''.join(map(chr, rng.integers(48, last, 30))) + 'O'
+      long = max(map(len, re.findall('[P-o]*[0-O]', text))) > 7
+      read = rle._run_lengths(text)
+      assert (read is None) if long else (read.tolist() == _run_lengths(text))
+
+
+def test_a_mask_without_a_pixel_is_found_whatever_its_shape():
+  rng = np.random.default_rng(0)
+  found = set()
+  for side in (0, 0.4, 1, 3, 20):
+    for _ in range(60):
+      start = rng.uniform(-20, 40, 2)
+      polygon = (start + rng.uniform(0, side + 1e-9, (4, 2)) * rng.choice([[1, 1], [30, 0.01]])).ravel().tolist()
+      empty = not rle.decode_mask([polygon], 30, 35).any()
+      assert rle.is_empty([polygon], 30, 35) == empty
+      assert rle.is_empty([polygon, [3, 3, 9, 3, 9, 9]], 30, 35) is False
+      found.add((empty, side))
+  assert {(True, 0), (False, 20), (True, 20)} <= found
+  assert rle.is_empty({'size': [4, 5], 'counts': rle.encode_mask(np.zeros((4, 5), bool))['counts']}, 4, 5)

@@ -78,7 +78,9 @@ class JsonSource:
         continue
       stored_once = path != found and path.is_symlink() and found.is_symlink() and not folder.holds(real)
       if stored_once:
-        counts['picture{s} that are links to the file of another'] += 1
+        counts[
+          'picture name{s} beside another for one file outside the folder: links, kept as pictures of their own'
+        ] += 1
         continue
       one = f'{who} and image {first.id} ({shown(first.name.given)}) are one file, {shown(str(found))}'
       problems.add('file', f'{one}; expected one entry of "images" for each')
