@@ -137,6 +137,15 @@ def test_an_object_without_segmentation_has_a_box_and_no_mask(labels):
   assert item.keys() - alone.keys() == {'masks', 'has_mask'} and same(alone, {k: item[k] for k in alone})
 
 
+def test_a_mask_without_a_pixel_is_no_target(labels):
+  found = objects((3, (2, 2, 30, 30), False, [[70.0, 2, 90, 2, 90, 30]]), (5, (4, 8, 40, 50), False))
+  data = dataclasses.replace(TINY, scale_range=(1.0, 1.0), flip=False)
+  empty = example(np.zeros((64, 64, 3), np.uint8), found)
+  item = batch.train_example(empty, labels, data, np.random.default_rng(0))
+  np.testing.assert_array_equal(item['valid'], [True, True, False, False])
+  np.testing.assert_array_equal(item['has_mask'], [False, True, False, False])
+
+
 def test_objects_to_learn_and_their_masks_are_counted(labels):
   picture = np.zeros((8, 8, 3), np.uint8)
   box = (1, 1, 5, 5)

@@ -59,8 +59,8 @@ def picture_name(entry: dict[str, Any]) -> PictureName:
   path = posixpath.normpath(name.replace('\\', '/')) if name else ''
   if _leaves(path):
     raise DataError(
-      f'names the file {shown(name)}, outside the folder of the pictures; expected a path inside it: take off what '
-      'stands before'
+      f'names the file {shown(name)}, outside the folder of the pictures; expected a path relative to it, such as '
+      f'{shown(posixpath.basename(path))}'
     )
   in_url = '/'.join(part for part in url.split('/')[-2:] if part not in ('', '.', '..'))
   written = [posixpath.normpath(name) if name else '', path, in_url]
@@ -113,7 +113,7 @@ class PictureFolder:
       if found := self.find(place) or self._find_below(place):
         return Path(found)
     lacks = f'is not in {self.root}; expected it there'
-    alike = {self.real(Path(path)): path for last in name.last for path in self._namesakes.get(_composed(last), ())}
+    alike = {self.real(Path(path)): path for last in name.last for path in self._namesakes.get(composed(last), ())}
     if not alike:
       folded = next((a for place in name.places if (a := self._find(place, _folded))), None)
       return lacks + (f'. There is {shown(folded)}, which differs in case alone' if folded else '')
@@ -130,7 +130,7 @@ class PictureFolder:
 
   def find(self, place: str) -> str | None:
     """Returns the file at a path below the folder, in either form of accents; None if there is none."""
-    return self._find(place, _composed)
+    return self._find(place, composed)
 
   def _find_below(self, place: str) -> str | None:
     """Returns the file of a path that begins with the end of the folder's own: images/a.jpg in .../images."""
@@ -144,10 +144,10 @@ class PictureFolder:
   def _namesakes(self) -> dict[str, list[str]]:
     """Returns the files below the folder with the last part of any name, by it. Going through all takes a while."""
     found: dict[str, list[str]] = {}
-    wanted = {_composed(last) for last in self._sharing}
+    wanted = {composed(last) for last in self._sharing}
     for folder, names in walk(self.root):
       for name in names:
-        if (last := _composed(name)) in wanted:
+        if (last := composed(name)) in wanted:
           found.setdefault(last, []).append(os.path.join(folder, name))
     return found
 
@@ -197,8 +197,8 @@ def walk(root: str | Path, *, hidden: bool = True) -> Iterator[tuple[str, list[s
     yield folder, names
 
 
-def _composed(name: str) -> str:
-  """One form for the two ways in which Unicode writes letters with accents: macOS and others write them apart."""
+def composed(name: str) -> str:
+  """Returns one form for the two ways in which Unicode writes letters with accents: macOS writes them apart."""
   return unicodedata.normalize('NFC', name)
 
 

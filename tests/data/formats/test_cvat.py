@@ -107,6 +107,25 @@ def test_a_bad_shape_is_named_by_its_line(tmp_path, shape, message):
   assert '\n' not in str(error.value)
 
 
+def test_shapes_that_cannot_be_read_and_reversed_boxes_are_dropped_on_demand(tmp_path):
+  polygon, mask = '<polygon label="cat" points="4,4;20,4"/>', '<mask label="cat" rle="1" left="0" top="0"/>'
+  path = write(tmp_path, BOX, polygon, mask, BOX.replace('2.5', '22.5', 1))
+  with pytest.raises(
+    DataError, match=r'line 4: a polygon of 2 points; .*, or --drop-unusable to leave such out \(1 mo'
+  ):
+    formats.read('cvat', path, 'unused')
+  found = formats.read('cvat', path, 'unused', drop_unusable=True)
+  assert found.notes == ('2 objects that cannot be read dropped',)
+  (tmp_path / 'images').mkdir()
+  Image.new('RGB', (40, 20)).save(tmp_path / 'images' / 'a.png')
+  with pytest.raises(DataError, match=r'line 6 has the box \[22.5, 1.0, -10.0, 10.0\] of no size'):
+    sources.JsonSource(path, tmp_path / 'images', converted=found)
+  source = sources.JsonSource(path, tmp_path / 'images', converted=found, drop_unusable=True)
+  assert source[0].objects.areas.tolist() == [100]
+  with pytest.raises(DataError, match=r"the label 'cow' is unknown; expected one of the 2 of <meta>$"):
+    formats.read('cvat', write(tmp_path, BOX.replace('dog', 'cow')), 'unused', drop_unusable=True)
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [

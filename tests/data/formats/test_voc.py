@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vild_jax.data import formats
+from vild_jax.data import formats, sources
 from vild_jax.data.schema import DataError
 
 BOX = '<bndbox><xmin>3</xmin><ymin>1.0</ymin><xmax>12</xmax><ymax>20</ymax></bndbox>'
@@ -86,6 +86,42 @@ def test_pictures_without_an_xml_file_are_counted(tmp_path):
   assert read.notes == ('2 pictures without an XML file left out',)  # x/2.jpg and y/1.jpg
 
 
+def test_either_form_of_an_accent_finds_the_picture_and_its_size(tmp_path):
+  text = xml(entry('cat'), filename='<filename>\u00e4.jpg</filename>', size='')
+  read = formats.read('voc', *write(tmp_path, {'\u00e4.xml': text}, ('a\u0308.jpg',)))
+  assert [(i['height'], i['width']) for i in read.tree['images']] == [(20, 40)]
+
+
+def test_whole_sizes_may_be_written_as_fractions(tmp_path):
+  read = formats.read('voc', *write(tmp_path, {'1.xml': xml(entry('cat'), size=SIZE.replace('40', '40.0'))}))
+  assert read.tree['images'] == [{'id': 1, 'file_name': 'a.jpg', 'height': 20, 'width': 40}]
+
+
+def test_files_that_count_from_0_are_noted(tmp_path):
+  text = xml(entry('cat', box=BOX.replace('1.0', '0')), entry('cat'))
+  read = formats.read('voc', *write(tmp_path, {'1.xml': text}))
+  assert read.notes == (
+    '1 box with a corner at 0: the files look 0-based; VOC counts from 1, and so all boxes are read',
+  )
+
+
+def test_objects_that_cannot_be_read_and_reversed_boxes_are_dropped_on_demand(tmp_path):
+  reversed_box = BOX.replace('>3<', '>30<')
+  text = xml(entry('cat'), entry('cat', box=''), entry('cat', box=reversed_box))
+  arguments = write(tmp_path, {'1.xml': text})
+  with pytest.raises(
+    DataError, match=r"1.xml, line 4: the object 'cat' has xmin ''.*, or --drop-unusable to leave such"
+  ):
+    formats.read('voc', *arguments)
+  read = formats.read('voc', *arguments, drop_unusable=True)
+  assert read.notes == ('1 object that cannot be read dropped',)
+  with pytest.raises(DataError, match=r'1.xml, line 5 has the box \[29.0, 0.0, -17.0, 20.0\] of no size'):
+    sources.JsonSource(*arguments, converted=read)
+  source = sources.JsonSource(*arguments, converted=read, drop_unusable=True)
+  assert '1 annotation with a box of no size or outside the picture dropped' in source.notes
+  assert source[0].objects.areas.tolist() == [200]
+
+
 @pytest.mark.parametrize('size', ['', '<size><width>0</width><height>0</height></size>'])
 def test_a_size_that_is_not_there_is_that_of_the_picture(tmp_path, size):
   read = formats.read('voc', *write(tmp_path, {'1.xml': xml(entry('cat'), size=size)}))
@@ -105,6 +141,8 @@ def test_a_size_that_is_not_there_is_that_of_the_picture(tmp_path, size):
     ('<!DOCTYPE a [<!ENTITY x "lol"><!ENTITY y "&x;&x;">]>\n<annotation>&y;</annotation>', r'line 1: a document type'),
     ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation></annotation>', 'a document type'),
     (xml(entry('cat'), size='<size><width>w</width></size>'), '1.xml: <size> has .* expected whole numbers'),
+    (xml(entry('cat'), size=SIZE.replace('40', '40.5')), '1.xml: <size> has 20 and 40.5; expected whole numbers'),
+    (xml(entry('cat'), size=SIZE.replace('40', 'inf')), '1.xml: <size> has 20 and inf; expected whole numbers'),
     (xml(entry('cat', box='')), r"1.xml, line 3: the object 'cat' has xmin ''; expected a <bndbox> of numbers"),
     (xml(entry('cat', box=BOX.replace('12', 'nan'))), "the object 'cat' has xmax 'nan'"),
     (xml(entry('')), "the object '' is of no known class"),

@@ -159,6 +159,66 @@ def test_a_box_without_size_is_named_by_file_and_line_or_dropped(tmp_path):
   assert '1 annotation with a box of no size' in ' '.join(sources.open_dataset(version, 'train').notes)
 
 
+def test_areas_are_those_of_what_lies_inside_the_picture(tmp_path):
+  labels, images, names = write(tmp_path, {'a.txt': '0 0.9 0.5 0.4 0.5\n0 0.1 0.2 0.5 0.2 0.5 0.6\n', 'b.txt': ''})
+  version = prepare.prepare(labels, images, tmp_path / 'out', format='yolo', names=names)
+  dataset = sources.open_dataset(version, 'train')
+  [(box, triangle)] = [dataset[i].objects.areas for i in range(2) if len(dataset[i].objects.areas)]
+  assert box == 12 * 10 and abs(triangle - 64) < 8  # half of 16 x 8, in whole pixels
+  assert dataset.notes == (
+    '1 box partly outside the picture clipped',
+    '1 object without segmentation: boxes alone are trained and scored',
+  )
+
+
+@pytest.mark.parametrize('row', ['0 0.5 0.5 0.5', '0 0.5 0.5 1.2 0.5', '0 0.1 0.1 0.2 0.2 0.3', '0 0.5 nan 0.5 0.5'])
+def test_lines_that_cannot_be_read_are_dropped_on_demand(tmp_path, row):
+  arguments = write(tmp_path, {'a.txt': f'0 0.5 0.5 0.5 0.5\n{row}\n', 'b.txt': ''})
+  with pytest.raises(DataError, match=r'a.txt, line 2: .*, or --drop-unusable to leave such out$'):
+    formats.read('yolo', *arguments)
+  read = formats.read('yolo', *arguments, drop_unusable=True)
+  assert len(read.tree['annotations']) == 1 and read.notes == ('1 object that cannot be read dropped',)
+
+
+def test_a_class_without_a_name_is_never_dropped(tmp_path):
+  with pytest.raises(DataError, match=r'the class is 9; expected a whole number from 0 to 1, as there are names$'):
+    formats.read('yolo', *write(tmp_path, {'a.txt': '9 0.5 0.5 0.5 0.5'}), drop_unusable=True)
+
+
+def _rows(points: np.ndarray) -> str:
+  return '\n'.join('0 ' + ' '.join(f'{v:.5f}' for v in row) for row in points)
+
+
+def test_keypoints_that_data_yaml_does_not_announce_are_refused(tmp_path):
+  rng = np.random.default_rng(0)
+  boxes = np.concatenate([rng.uniform(0.3, 0.7, (20, 2)), rng.uniform(0.05, 0.5, (20, 2))], axis=1)
+  inside = boxes[:, None, :2] + rng.uniform(-0.5, 0.5, (20, 3, 2)) * boxes[:, None, 2:]
+  inside[3, 1] = 0  # not seen
+  lines = np.concatenate([boxes, inside.reshape(20, 6)], axis=1)
+  expected = r'all 20 lines have 11 columns, a box and 3 points inside it, .* "kpt_shape: \[3, 2\]" in .*data.yaml'
+  with pytest.raises(DataError, match=expected):
+    formats.read('yolo', *write(tmp_path / '1', {'a.txt': _rows(lines), 'b.txt': ''}))
+  note = 'lines, all with 11 columns, read as polygons; keypoints would need kpt_shape in data.yaml'
+  few = formats.read('yolo', *write(tmp_path / '2', {'a.txt': _rows(lines[:19]), 'b.txt': ''}))
+  assert few.notes == (f'19 {note}',)
+  angles = np.linspace(0, 2 * np.pi, 5, endpoint=False)
+  around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+  polygons = boxes[:, None, :2] + 0.2 * around * rng.uniform(0.5, 1, (20, 1, 1))
+  read = formats.read('yolo', *write(tmp_path / '3', {'a.txt': _rows(polygons.reshape(20, 10)), 'b.txt': ''}))
+  assert read.notes == (f'20 {note}',) and len(read.tree['annotations']) == 20
+  mixed = _rows(polygons.reshape(20, 10)) + '\n0 .5 .5 .5 .5'
+  assert formats.read('yolo', *write(tmp_path / '4', {'a.txt': mixed, 'b.txt': ''})).notes == ()
+
+
+def test_oriented_boxes_are_read_as_their_outline_and_counted(tmp_path):
+  text = '0 0.2 0.2 0.6 0.3 0.5 0.8 0.1 0.7\n1 0.1 0.1 0.5 0.1 0.5 0.3 0.1 0.3\n'
+  read = formats.read('yolo', *write(tmp_path / '1', {'a.txt': text, 'b.txt': ''}))
+  assert read.notes == ('2 oriented boxes read as polygons: boxes stand upright around them',)
+  assert objects(read)[0] == (1, 1, [4, 4, 20, 12], [pytest.approx([8, 4, 24, 6, 20, 16, 4, 14])])
+  quadrilateral = formats.read('yolo', *write(tmp_path / '2', {'a.txt': text.replace('0.8', '0.9'), 'b.txt': ''}))
+  assert quadrilateral.notes[0].startswith('2 lines, all with 9 columns, read as polygons')
+
+
 def test_the_command_takes_format_and_names(tmp_path, capsys):
   labels, images, names = write(tmp_path, {'a.txt': '0 0.5 0.5 0.5 0.5', 'b.txt': ''})
   words = ('prepare', '--annotations', labels, '--images', images, '--out', tmp_path / 'out', '--format', 'yolo')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
@@ -10,7 +9,7 @@ from xml.etree.ElementTree import Element
 from vild_jax.data import pictures
 from vild_jax.data.formats.converted import Collector, Converted, Unusable, files_below
 from vild_jax.data.formats.xml_tree import line_of, parse
-from vild_jax.data.picture_files import PictureFolder
+from vild_jax.data.picture_files import PictureFolder, composed
 from vild_jax.data.schema import DataError, is_number
 from vild_jax.runtime import progress
 
@@ -52,21 +51,17 @@ def read(folder: Path, images: Path, names: Sequence[str] | None, *, drop_unusab
       collector.problems.add('file', f'{name}: {error}')
       continue
     collector.picture(file_name, height, width)
-    named.add(_composed(file_name))
+    named.add(composed(file_name))
     for element in tree.iterfind('object'):
       try:
         _object(element, (name, line_of(element)), index, collector)
       except ValueError as error:
         collector.bad_object((name, line_of(element)), error)
-  there = {_composed(name) for name in files_below(images, pictures.SUFFIXES)}
+  there = {composed(name) for name in files_below(images, pictures.SUFFIXES)}
   elsewhere = {PurePosixPath(name).name for name in named - there}  # `PictureFolder` may find them by their last part
   alone = sum(PurePosixPath(name).name not in elsewhere for name in there - named)
   collector.notes['picture{s} without an XML file left out'] += alone
   return collector.converted(names)
-
-
-def _composed(name: str) -> str:
-  return unicodedata.normalize('NFC', name)
 
 
 def _picture(tree: Element, name: PurePosixPath, images: PictureFolder) -> tuple[str, str | None]:
