@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vild_jax import detector
-from vild_jax.config import Config, matches
+from vild_jax.config import Config
 from vild_jax.structs import TrainState
 from vild_jax.train import fitting, optim, sharding, weights
 
@@ -86,11 +86,12 @@ def check_start(config: Config, mesh: Mesh) -> Start:
 
   A parameter can be frozen only if the start gives its weights, since random ones would stay random.
   """
-  expected, path, report = variables(abstract(config, mesh)), locate(config), ''
-  names = [optim.path_name(found) for found, _ in jax.tree_util.tree_flatten_with_path(expected['params'])[0]]
-  if config.train.freeze:
-    optim.frozen(config.train.freeze, expected['params'])
-  frozen = tuple(name for name in names if matches(config.train.freeze, name))
+  path, report = locate(config), ''
+  if path is None and not config.train.freeze:
+    return Start(None, (), '')
+  expected = variables(abstract(config, mesh))
+  stays = jax.tree_util.tree_leaves_with_path(optim.frozen(config.train.freeze, expected['params']))
+  frozen = tuple(optim.path_name(name) for name, is_frozen in stays if is_frozen)
   given: set[str] = set()
   if config.train.init:
     folder = Path(config.train.init)
@@ -100,7 +101,7 @@ def check_start(config: Config, mesh: Mesh) -> Start:
   elif path is not None:
     parts = _parts(config)
     weights.check(path, _of_parts(expected, parts), parts=parts)
-    given = {name for name in names if name.split('/')[0] in parts}
+    given = {name for name in frozen if name.split('/')[0] in parts}
   used = (name for name in frozen if config.model.masks or not name.startswith('mask_head/'))
   if missing := next((name for name in used if name not in given), None):
     source = path or 'a start from scratch'
