@@ -146,15 +146,6 @@ def test_a_mask_without_a_pixel_is_no_target(labels):
   np.testing.assert_array_equal(item['has_mask'], [False, True, False, False])
 
 
-def test_objects_to_learn_and_their_masks_are_counted(labels):
-  picture = np.zeros((8, 8, 3), np.uint8)
-  box = (1, 1, 5, 5)
-  entries = [(3, box, False), (5, box, False, []), (9, box, False), (77, box, False), (3, box, True), (3, box, False)]
-  found = [example(picture, objects(*entries)), example(picture, objects()), example(picture, objects(entries[1]))]
-  assert batch.count_learnt(found, labels) == (4, 2)
-  assert batch.count_learnt([], labels) == (0, 0)
-
-
 def test_the_stream_holds_its_examples(labels):
   (shown,), config = examples(1), configured(batch_size=2, scale_range=(0.5, 2.0))
   stream = take(batch.train_batches([shown], labels, config), 2)

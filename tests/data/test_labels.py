@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from tests.helpers import small_set
-from vild_jax.data import prepare, sources
+from vild_jax.data import label_files, prepare, sources
 from vild_jax.data.schema import DataError
 
 
@@ -54,5 +56,108 @@ def test_files_of_labels_that_are_those_of_another_data_set_are_refused(tmp_path
   other = prepare.prepare(path, images, tmp_path / 'less' / 'out')
   (mine,), (theirs,) = (list(folder.glob('*.labels-*')) for folder in (version, other))
   mine.write_bytes(theirs.read_bytes())
-  with pytest.raises(DataError, match=r'hold 2 records; expected 4: prepare the split anew$'):
+  with pytest.raises(DataError, match=r'prepare the split again, which restores them$'):
     next(sources.open_dataset(version, 'train').labels())
+
+
+def _damages(version):
+  """Ways to damage the one file of labels of a data set."""
+  (file,) = version.glob('*.labels-*')
+  good = file.read_bytes()
+  flipped = bytearray(good)
+  flipped[len(good) // 2] ^= 0x55
+  return file, good, (good[: len(good) // 2], b'', bytes(flipped))
+
+
+def test_damaged_files_of_labels_are_one_line_and_preparing_again_restores_them(tmp_path):
+  given = small_set.write(tmp_path)
+  version = prepare.prepare(*given, tmp_path / 'out')
+  file, good, damages = _damages(version)
+  metadata = (version / 'metadata.json').read_bytes()
+  for content in damages:
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r'prepare the split again, which restores them$') as error:
+      list(sources.open_dataset(version, 'train').labels())
+    assert '\n' not in str(error.value)
+    prepare.prepare(*given, tmp_path / 'out')
+    assert file.read_bytes() == good and (version / 'metadata.json').read_bytes() == metadata
+  file.unlink()
+  prepare.prepare(*given, tmp_path / 'out')
+  assert file.read_bytes() == good and len(list(version.glob('*.labels-*'))) == 1
+
+
+def test_a_data_set_of_an_older_version_gets_labels_and_counts_by_preparing_it_again(tmp_path):
+  given = small_set.write(tmp_path)
+  version = prepare.prepare(*given, tmp_path / 'out')
+  file, good, damages = _damages(version)
+  whole = json.loads((version / 'metadata.json').read_text())
+  counted = sources.open_dataset(version, 'train').counts()
+  older = copy.deepcopy(whole)
+  for record in older['contents'].values():
+    del record['labels'], record['counts']
+  (version / 'metadata.json').write_text(json.dumps(older))
+  dataset = sources.open_dataset(version, 'train')
+  assert dataset.counts(quiet=True) == counted and len(list(dataset.labels())) == 4
+  for content in damages[:2]:
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r'cannot be read|hold 0 records'):
+      list(sources.open_dataset(version, 'train').labels())
+  file.unlink()
+  prepare.prepare(*given, tmp_path / 'out')
+  assert json.loads((version / 'metadata.json').read_text()) == whole and file.read_bytes() == good
+
+
+def test_labels_of_another_data_set_with_as_many_pictures_are_refused(tmp_path):
+  version = prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out')
+  tree = small_set.annotations()
+  for annotation in tree['annotations']:
+    annotation['category_id'] = tree['categories'][0]['id']
+  (tmp_path / 'b').mkdir()
+  other = prepare.prepare(*small_set.write(tmp_path / 'b', tree), tmp_path / 'b' / 'out')
+  (mine,), (theirs,) = (list(folder.glob('*.labels-*')) for folder in (version, other))
+  mine.write_bytes(theirs.read_bytes())
+  with pytest.raises(DataError, match=r'another content than was written|bytes; expected'):
+    next(sources.open_dataset(version, 'train').labels())
+
+
+def test_one_file_of_several_that_is_missing_is_an_error(tmp_path):
+  paths = [tmp_path / 'a', tmp_path / 'b']
+  for path in paths:
+    path.write_bytes(b'x')
+  known = label_files.described(paths)
+  assert label_files.problem(paths, known) == ''
+  assert label_files.problem(paths[:1], known) == f'{paths[0]} is one of 1 files; expected 2'
+  paths[1].unlink()
+  assert label_files.problem(paths, known) == label_files.problem(paths, None) == f'{paths[1]} is missing'
+
+
+def test_objects_are_counted_once_when_they_are_prepared(tmp_path, monkeypatch):
+  tree = small_set.annotations()
+  ids = [category['id'] for category in tree['categories']]
+  given = [a['category_id'] for a in tree['annotations']]
+  tree['annotations'][0]['iscrowd'] = 1
+  del tree['annotations'][1]['segmentation']
+  version = prepare.prepare(*small_set.write(tmp_path, tree), tmp_path / 'out')
+  monkeypatch.setattr(sources.PreparedDataset, 'labels', None)
+  expected = {key: [given.count(key), given.count(key), 0] for key in ids}
+  expected[given[0]] = [n + d for n, d in zip(expected[given[0]], (-1, -1, 1), strict=True)]
+  expected[given[1]][1] -= 1
+  assert {key: list(row) for key, row in sources.open_dataset(version, 'train').counts().items()} == expected
+
+
+def test_labels_of_ascending_pictures_are_not_kept(tmp_path):
+  dataset = sources.open_dataset(prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out'), 'train')
+  taken = []
+
+  class Counted:
+    folder, categories, info = dataset.folder, dataset.categories, dataset.info
+
+    def labels(self):
+      for example in dataset.labels():
+        taken.append(example.image_id)
+        yield example
+
+  assert [example.image_id for example in sources.Subset(Counted(), np.array([0, 2])).labels()] == [taken[0], taken[2]]
+  taken.clear()
+  next(sources.Subset(Counted(), np.array([0, 2])).labels())
+  assert len(taken) == 1

@@ -242,3 +242,7 @@ def test_why_masks_are_not_scored(protocol, masks, learnt, why):
   images, categories = [{'id': 1, 'height': 8, 'width': 8}], [{'id': 1, 'name': 'ant'}]
   of = truth.read({'images': images, 'categories': categories, 'annotations': annotations})
   assert protocols.boxes_alone(protocol, of, learnt=learnt) == why
+  if learnt and protocol != 'voc':
+    assert (protocols.masks(protocol, of) is None) == bool(why)
+    none = detections.read([], of)
+    assert protocols.score('coco', of, none)['masks_not_scored'] == why or not masks

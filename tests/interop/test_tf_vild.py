@@ -170,7 +170,7 @@ def test_round_trip_through_a_tensorflow_checkpoint(computed, layout, tmp_path, 
   assert vild_jax.load(out).vocabulary.teacher == file.teacher
   start = config_lib.override(config, [f'train.init={out}'])
   count = len(jax.tree.leaves(variables))
-  assert f'{count} of {count} arrays' in state.check_start(start, sharding.make_mesh(start.mesh))
+  assert f'{count} of {count} arrays' in state.check_start(start, sharding.make_mesh(start.mesh)).report
   if variant == 'r50_vanilla':
     bundle = str(tmp_path / 'model_bundle')
     assert cli.main(['export', str(out / 'config.json'), '--checkpoint', str(out), '--out', bundle]) == 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from vild_jax import detector
 from vild_jax.nn.layers import BatchNorm
 from vild_jax.structs import TrainState
 from vild_jax.train import checkpoint, freezing, optim, sharding, state, step
@@ -80,6 +81,19 @@ def test_statistics_of_frozen_parts_are_kept_by_name():
   kept = freezing.kept_statistics(('a/x_bn/*',), before, after)
   assert kept == {'a': {'x_bn': {'bn': {'mean': 1.0}}}, 'b': {'bn': {'mean': 7.0}}}
   assert freezing.kept_statistics((), before, after) == after
+
+
+def test_one_pattern_freezes_every_batch_normalisation_of_a_detector():
+  config = tiny.config('model.image_head=true', 'distillation.weight=1')
+  shapes = jax.eval_shape(lambda: detector.init(config, jax.random.key(0)))
+  before, after = (jax.tree.map(lambda _, value=value: value, shapes['batch_stats']) for value in (0, 1))
+  assert {'backbone', 'fpn', 'rpn_head', 'region_head', 'image_head', 'mask_head'} == set(before)
+  assert freezing.kept_statistics(('*/bn/*',), before, after) == before
+  frozen = optim.frozen(('*/bn/*',), shapes['params'])
+  assert {optim.path_name(path[-2:]) for path, stays in jax.tree_util.tree_leaves_with_path(frozen) if stays} == {
+    'bn/scale',
+    'bn/bias',
+  }
 
 
 FROZEN = ('backbone', 'fpn', 'rpn_head')

@@ -152,3 +152,16 @@ def test_muon_moves_kernels_by_matrices_near_orthogonal_and_the_rest_as_nadam():
     assert cosine > 0.95
   np.testing.assert_allclose(ours['conv']['bias'], theirs['conv']['bias'], rtol=1e-5)
   np.testing.assert_allclose(ours['background'], theirs['background'], rtol=1e-5)
+
+
+@pytest.mark.parametrize('rule', ['sgd', 'adamw', 'muon'])
+def test_a_mask_head_that_learns_nothing_does_not_decay(rule):
+  params = {part: {'conv1': {'kernel': np.ones((1, 1, 2, 2), np.float32)}} for part in ('mask_head', 'fpn')}
+  still = jax.tree.map(np.zeros_like, params)
+  for masks in (True, False):
+    config = tiny.config(f'model.masks={masks}', f'optimizer.rule={rule}', 'optimizer.weight_decay=0.5')
+    update = optim.optimizer(config)
+    updates, _ = update.update(still, update.init(params), params)
+    assert (updates['fpn']['conv1']['kernel'] < 0).all()
+    assert (updates['mask_head']['conv1']['kernel'] < 0).all() == masks
+    assert masks or not updates['mask_head']['conv1']['kernel'].any()

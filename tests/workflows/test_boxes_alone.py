@@ -128,5 +128,6 @@ def test_some_masks_train_the_mask_head(tmp_path, capsys):
   words = ('evaluate', path, '--checkpoint', tmp_path / 'run', '--out', tmp_path / 'out')
   assert run(*words, '--json', tmp_path / 'm.json') == 0
   assert 'boxes alone are scored: 2 of 4 objects have no mask' in capsys.readouterr().err
-  assert json.loads((tmp_path / 'm.json').read_text())['mask'] is None
-  assert any('segmentation' in result for result in json.loads((tmp_path / 'out' / 'results.json').read_text()))
+  metrics = json.loads((tmp_path / 'm.json').read_text())
+  assert metrics['mask'] is None and metrics['masks_not_scored'] == '2 of 4 objects have no mask'
+  assert not any('segmentation' in result for result in json.loads((tmp_path / 'out' / 'results.json').read_text()))

@@ -41,7 +41,9 @@ def test_masks_that_are_not_scored_are_said(files, tmp_path, capsys):
     assert cli.main(_words(files, protocol, '--json', tmp_path / f'{protocol}.json', results=tmp_path / 'r.json')) == 0
     lines.append(capsys.readouterr().err)
   assert 'masks are not scored' not in lines[0] and json.loads((tmp_path / 'lvis.json').read_text())['mask']
-  assert f'masks are not scored: {unlisted.sum()} detections have none, and protocol coco counts some' in lines[1]
+  why = json.loads((tmp_path / 'coco.json').read_text())['masks_not_scored']
+  assert why == f'{unlisted.sum()} detections have none, and the protocol counts some of them'
+  assert f'masks are not scored: {why}' in lines[1]
 
 
 def test_a_folder_of_other_pictures_is_refused_before_anything_is_written(files, tmp_path, capsys):

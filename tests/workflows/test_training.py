@@ -15,7 +15,7 @@ from vild_jax import config as config_lib
 from vild_jax import vocabulary
 from vild_jax.data import prepare
 from vild_jax.data.schema import DataError
-from vild_jax.train import checkpoint
+from vild_jax.train import checkpoint, state
 from vild_jax.vocabulary import VocabularyFile, save
 from vild_jax.workflows import training
 
@@ -87,6 +87,78 @@ def test_boxes_alone_keep_the_mask_head_that_they_start_from_if_it_is_frozen(tmp
     assert '0 of 2 objects to learn have a mask; ' in said and ('the frozen mask head stays' in said) is masks
     batch = next(opened.stream(0))
     assert ('masks' in batch) is masks and not (masks and batch['has_mask'].any())
+
+
+def _start(folder, *settings):
+  """A folder that a training may start from, as far as its config says it."""
+  folder.mkdir()
+  (folder / checkpoint.CONFIG_FILE).write_text(config_lib.to_text(tiny.config(*settings)))
+  return f'train.init={folder}'
+
+
+def test_boxes_alone_do_not_take_the_masks_of_a_detector_that_has_them(tmp_path, capsys):
+  start = _start(tmp_path / 'bundle')
+  opened = _opened(tmp_path / 'a', {'tree'}, start, 'train.freeze=backbone/*', masks=False)
+  assert opened.config.model.masks and opened.config.train.freeze == ('backbone/*', 'mask_head/*')
+  said = '0 of 2 objects to learn have a mask; the frozen mask head stays (mask_head/* is added to train.freeze)'
+  assert said in capsys.readouterr().err
+  # Resumed, the training has what it had, with or without the bundle.
+  (tmp_path / 'w').mkdir()
+  (tmp_path / 'w' / checkpoint.CONFIG_FILE).write_text(config_lib.to_text(opened.config))
+  given = config_lib.override(opened.config, ['train.freeze=backbone/*'])
+  shutil.rmtree(tmp_path / 'bundle')
+  assert training.open_training(given, tmp_path / 'w').config == opened.config
+  assert training.open_training(opened.config, tmp_path / 'w').config == opened.config
+  for number, other in enumerate(('model.masks=false', 'model.mask_head.channels=16')):
+    start = _start(tmp_path / f'bundle{number}', other)
+    assert not _opened(tmp_path / f'b{number}', {'tree'}, start, masks=False).config.model.masks
+
+
+def test_masks_that_the_config_leaves_out_are_named(tmp_path, capsys):
+  start = _start(tmp_path / 'bundle', 'model.masks=false')
+  opened = _opened(tmp_path / 'a', {'tree'}, start, 'model.masks=false')
+  assert '2 of 2 objects to learn have a mask; model.masks is false, and they are not learnt' in capsys.readouterr().err
+  nothing = state.Start(None, (), '')
+  assert training._meaning(opened.config, opened.vocabulary, nothing) == []
+  learning = config_lib.override(opened.config, ['model.masks=true'])
+  assert training._meaning(learning, opened.vocabulary, nothing) == [
+    '  settings differ: model.masks: False and True, that of the folder first'
+  ]
+  _opened(tmp_path / 'b', {'tree'}, 'model.masks=false', masks=False)
+  assert 'have a mask' not in capsys.readouterr().err
+
+
+def test_frozen_weights_need_the_teacher_that_they_were_trained_with(tmp_path):
+  config = tiny.config(_start(tmp_path / 'bundle'))
+  rows, base = np.eye(3, 16, dtype=np.float32), np.ones(3, bool)
+  save(tmp_path / 'bundle' / 'vocabulary.npz', VocabularyFile(rows, ('ant', 'tree', 'cup'), base, 'one', ''))
+  start = lambda *frozen: state.Start(None, frozen, '')
+  of = lambda frozen, rows=rows, teacher='one': training._meaning(
+    config, VocabularyFile(rows, ('ant', 'cup', 'fox'), base, teacher, ''), start(*frozen)
+  )
+  assert of(('region_head/projection/kernel',), rows[[0, 2, 1]]) == []
+  assert of((), rows + 1e-5)[0].startswith("  'cup' for one has another embedding there")
+  assert of((), rows[[1, 2, 0]])[0].startswith("  'ant' for one has another embedding there")
+  assert of(('fpn/output3/kernel', 'region_head/fc1/kernel'), teacher='two') == [
+    '  its classes are embedded by another teacher: one, here two'
+  ]
+  for name in ('region_head/projection/kernel', 'image_head/projection/bias', 'background'):
+    with pytest.raises(ValueError, match=rf'train\.freeze: {name} is frozen, and in .* another teacher: one, here two'):
+      of(('backbone/stem/kernel', name), teacher='two')
+
+
+def test_a_training_says_which_classes_have_no_labels_and_no_objects(tmp_path):
+  opened = _opened(tmp_path, {'tree', 'red mug', 'ant'}, without=RED_MUG)
+  (line,) = training._on_classes(opened)
+  assert line.startswith("1 of 3 categories to learn have no object in the split, 'red mug' for one; ")
+  larger = VocabularyFile(np.eye(2, 16, dtype=np.float32), ('tree', 'cup'), np.ones(2, bool), 'made up', '')
+  save(tmp_path / 'v.npz', larger)
+  for freeze, count in (('backbone/*', 3), ('backbone/*,rpn_head/*', 2)):
+    again = training.open_training(config_lib.override(opened.config, [f'train.freeze={freeze}']))
+    lines = training._on_classes(again)
+    assert len(lines) == count
+    assert "1 of 2 classes of the vocabulary are not categories of the data, 'cup' for one" in lines[1]
+    assert ('background to the proposal network' in lines[-1]) == (count == 3)
 
 
 @pytest.mark.slow

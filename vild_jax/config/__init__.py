@@ -18,6 +18,7 @@ from vild_jax.config.experiment import (
   load,
   to_text,
   with_embedding_dim,
+  with_frozen,
   with_masks,
 )
 from vild_jax.config.model import (
@@ -60,5 +61,6 @@ __all__ = [
   'override',
   'to_text',
   'with_embedding_dim',
+  'with_frozen',
   'with_masks',
 ]

@@ -315,6 +315,12 @@ def with_masks(config: Config, masks: bool) -> Config:
   return config if masks else dataclasses.replace(config, model=dataclasses.replace(config.model, masks=False))
 
 
+def with_frozen(config: Config, *patterns: str) -> Config:
+  """Returns the config with these patterns in `train.freeze`, after those that are there."""
+  freeze = tuple(dict.fromkeys((*config.train.freeze, *patterns)))
+  return dataclasses.replace(config, train=dataclasses.replace(config.train, freeze=freeze))
+
+
 def to_text(config: Config) -> str:
   """Returns the whole config as JSON text, from which `from_text` makes an equal object."""
   return json.dumps(dataclasses.asdict(config), indent=2) + '\n'

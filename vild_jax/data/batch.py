@@ -15,7 +15,7 @@ import gc
 import os
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,16 +76,6 @@ def label_map(
   if not rows:
     raise DataError(f'all {len(matched)} categories of the data set are novel in the vocabulary; expected base classes')
   return LabelMap(rows)
-
-
-def count_learnt(examples: Iterable[Example], labels: LabelMap) -> tuple[int, int]:
-  """Returns how many objects there are to learn, and how many of them have a mask; crowds are none of them."""
-  total = masked = 0
-  for objects in (example.objects for example in examples):
-    learnt = np.flatnonzero((labels(objects.category_ids) >= 0) & ~objects.is_crowd)
-    total += len(learnt)
-    masked += sum(bool(objects.segmentations[i]) for i in learnt)
-  return total, masked
 
 
 # --- one example ----------------------------------------------------------------------------------------------------

@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from absl import logging
 
 from vild_jax.config import defaults
 from vild_jax.data import contents as contents_lib
-from vild_jax.data import formats, pictures
+from vild_jax.data import formats, label_files, pictures
 from vild_jax.data.contents import Contents
 from vild_jax.data.problems import Problems, in_words
 from vild_jax.data.schema import Category, DataError, Example, counted
@@ -67,7 +68,8 @@ def prepare(
   """Stores annotations and their pictures as one split of the data set OUT/NAME/1.0.0.
 
   Another split of a data set that exists is added to it; it must have the same categories. Storing a split again with
-  the same content changes nothing. The same content gives the same bytes.
+  the same content restores the files of its labels, if they are missing or damaged, and changes nothing else. The same
+  content gives the same bytes.
 
   Args:
     annotations: a LVIS- or COCO-format JSON, or what `formats.read` takes of another format.
@@ -347,6 +349,7 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
   old = json.loads((version / 'dataset_info.json').read_text(encoding='utf-8')) if version.is_dir() else None
   if old and split in (present := read_metadata(version)[1]):
     if present[split]['identity'] == identity:
+      _restore_labels(built, version, split, present[split], content)
       return
     if not overwrite:
       raise DataError(
@@ -360,6 +363,7 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
     tagged = shard.with_name(f'{shard.stem}-{tag}{shard.suffix}')
     files.move(shard, tagged)
     shards.append(tagged)
+  labels = [shard for shard in shards if '.labels-' in shard.name]
   metadata = {'categories': [dataclasses.asdict(c) for c in content.source.categories], 'contents': {}}
   if old:
     metadata = json.loads((version / 'metadata.json').read_text(encoding='utf-8'))
@@ -369,6 +373,7 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
     'info': content.source.info,
     'notes': list(content.notes()),
     'has_masks': content.has_masks,
+    **_of_labels(labels, content),
   }
   files.write(built / 'metadata.json', json.dumps(metadata))
   files.write(built / 'dataset_info.json', json.dumps(info, indent=2))
@@ -382,3 +387,28 @@ def _commit(built: Path, version: Path, split: str, content: _Content, overwrite
     stale = template.partition('-{SPLIT}-')[2].partition('.')[0]
     for shard in version.glob(f'*-{split}-{stale}.*-of-*'):
       shard.unlink()
+
+
+def _of_labels(paths: list[Path], content: _Content) -> dict[str, Any]:
+  """What the metadata of a split says of its labels."""
+  found = content.counter.contents()
+  ids = np.array([category.id for category in found.categories], np.int64)[found.category]
+  counts = label_files.count(found.categories, ids, found.is_crowd, found.has_mask)
+  return {'labels': label_files.described(paths), 'counts': counts}
+
+
+def _restore_labels(built: Path, version: Path, split: str, record: dict[str, Any], content: _Content) -> None:
+  """Puts the labels in `built` into the data set that holds the same split, unless it has them; older ones do not."""
+  from vild_jax.data.tfds_builders import detection
+
+  tag, made = record['identity'][:16], sorted(built.glob('*.labels-*-of-*'))
+  named = [detection.labels_file(path) for path in sorted(version.glob(f'*-{split}-{tag}.array_record-*-of-*'))]
+  if record.keys() >= {'labels', 'counts'} and not label_files.problem(named, record['labels']):
+    return
+  if len(made) != len(named):
+    return  # another version of TFDS or of a PNG writer divides the records otherwise; theirs are read whole
+  metadata = json.loads((version / 'metadata.json').read_text(encoding='utf-8'))
+  metadata['contents'][f'{split}-{tag}'] |= _of_labels(made, content)
+  for path, target in zip(made, named, strict=True):
+    files.move(path, target)
+  files.write(version / 'metadata.json', json.dumps(metadata))

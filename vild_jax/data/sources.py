@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vild_jax.data import label_files
 from vild_jax.data.json_source import JsonSource
 from vild_jax.data.rle import decode_mask
 from vild_jax.data.schema import Category, DataError, Example
@@ -66,7 +67,8 @@ def prepared_folder(path: str | Path) -> Path:
 def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any]]]:
   """Returns (categories, {split: its record}) of the prepared data set in the folder OUT/NAME/VERSION.
 
-  The record of a split has `identity`, `examples`, `info`, `notes` and `has_masks`. The file names of a split include
+  The record of a split has `identity`, `examples`, `info`, `notes` and `has_masks`, and unless the split is of an older
+  version `counts` ({category id: `label_files.Counts`}) and `labels` (`label_files.described`). Its file names include
   the key of its content in `metadata.json`, so that `dataset_info.json`, which is written last, alone decides which
   files belong together. Raises DataError if `vild-jax prepare` did not write the folder.
   """
@@ -84,9 +86,6 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
       'TFDS data set must go through prepare --from-tfds first'
     ) from None
   return categories, splits
-
-
-_LABELS_AT_ONCE = 1024  # records of `PreparedDataset.labels` that are read together
 
 
 class PreparedDataset:
@@ -118,6 +117,7 @@ class PreparedDataset:
     self.has_masks: bool = record['has_masks']
     self.identity: str = record['identity']
     self._length: int = record['examples']
+    self._counts, self._labels = record.get('counts'), record.get('labels')
     self._opened: tuple[Any, Any, list[Path]] | None = None
 
   def __len__(self) -> int:
@@ -132,27 +132,30 @@ class PreparedDataset:
   def labels(self) -> Iterator[Example]:
     """Yields all examples in order without their pictures: `image` is b''.
 
-    They stand in files of their own, so that a large data set takes seconds. Data sets that were prepared before these
-    files existed are read whole. Raises DataError if the files do not fit the data set.
+    They stand in files of their own, so that a large data set takes seconds. A data set without any of these files, as
+    older ones are, is read whole. Raises DataError if they are not those of the data set.
     """
     _, _, written = self._open()
-    from array_record.python import array_record_module
-
     from vild_jax.data.tfds_builders import detection
 
     paths = [detection.labels_file(path) for path in written]
-    if not all(path.is_file() for path in paths):
+    if any(path.is_file() for path in paths):
+      yield from label_files.read(paths, len(self), self._labels)
+    else:
       yield from (dataclasses.replace(self[i], image=b'') for i in range(len(self)))
-      return
-    readers = [array_record_module.ArrayRecordReader(str(path)) for path in paths]
-    if (count := sum(reader.num_records() for reader in readers)) != len(self):
-      raise DataError(f'{paths[0]} and its like hold {count} records; expected {len(self)}: prepare the split anew')
-    features = detection.label_features()
-    for reader in readers:
-      for first in range(0, reader.num_records(), _LABELS_AT_ONCE):
-        for record in reader.read(first, min(first + _LABELS_AT_ONCE, reader.num_records())):
-          yield detection.from_features(features.deserialize_example_np(record))
-      reader.close()
+
+  def counts(self, *, quiet: bool = False) -> dict[int, label_files.Counts]:
+    """Returns how many objects there are of each category, by its id.
+
+    Preparation has counted them. In data sets of older versions they are counted now, with progress unless `quiet`.
+    """
+    if self._counts is None:
+      labels = progress.track(self.labels(), 'count objects', total=len(self), unit='image', disable=quiet)
+      objects = (example.objects for example in labels)
+      found = [(o.category_ids, o.is_crowd, np.array([*map(bool, o.segmentations)], bool)) for o in objects]
+      columns = zip((np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, bool)), *found, strict=True)
+      self._counts = label_files.count(self.categories, *map(np.concatenate, columns))
+    return {int(key): label_files.Counts(*row) for key, row in self._counts.items()}
 
   def __repr__(self) -> str:  # Grain prints it; the default repr changes from run to run
     return f'PreparedDataset({self.folder.parent.name!r}, split={self.split!r}, identity={self.identity[:12]!r})'
@@ -196,7 +199,11 @@ class Subset:
   def labels(self) -> Iterator[Example]:
     """Yields its examples in order without their pictures, as `PreparedDataset.labels` does."""
     wanted = set(self.indices.tolist())
-    found = {i: example for i, example in enumerate(self.dataset.labels()) if i in wanted}
+    chosen = ((i, example) for i, example in enumerate(self.dataset.labels()) if i in wanted)
+    if (np.diff(self.indices) > 0).all():
+      yield from (example for _, example in chosen)
+      return
+    found = dict(chosen)
     yield from (found[i] for i in self.indices.tolist())
 
   def __repr__(self) -> str:  # Grain prints it

@@ -116,12 +116,10 @@ def limits(evaluation: Evaluation) -> dict[str, Any]:
 def masks(protocol: str, truth: Truth) -> Callable[[Found], np.ndarray] | None:
   """Returns what says of the detections of whole pictures which need a mask, bool [N]; None if none does.
 
-  None does by a protocol of boxes, or if no object has a mask to compare with.
+  None does by a protocol of boxes, or if masks cannot be scored (`Truth.lack_of_masks`).
   """
   rule = PROTOCOLS[protocol].masks
-  if rule is None or (truth.annotations and not any(a.get('segmentation') for a in truth.annotations)):
-    return None
-  return partial(rule, truth)
+  return None if rule is None or truth.lack_of_masks() else partial(rule, truth)
 
 
 def boxes_alone(protocol: str, truth: Truth, *, learnt: bool) -> str:
@@ -133,8 +131,7 @@ def boxes_alone(protocol: str, truth: Truth, *, learnt: bool) -> str:
     return ''
   if not learnt:
     return 'the detector has learnt no masks'
-  lack = sum(not annotation.get('segmentation') for annotation in truth.annotations)
-  return f'{lack:,} of {len(truth.annotations):,} objects have no mask' if lack else ''
+  return truth.lack_of_masks()
 
 
 def split(truth: Truth, source: str | Path) -> Split:

@@ -46,10 +46,11 @@ def score(
     min_instances: categories with fewer instances (of at least `min_area`, without crowds) are left out of averages.
 
   Returns:
-    'images' and 'detections': their numbers; 'box' and 'mask' (None if a detection that counts or an object, crowds
-    included, has none): AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP_base, AP_novel, AP50_base, AP50_novel;
-    'per_category': rows of id, name, frequency, base, instances, box_AP, box_AP50, mask_AP, mask_AP50; 'curves':
-    {'recall' [101], 'box' [101], 'mask' [101]}, the precision at IoU 0.5, averaged over categories.
+    'images' and 'detections': their numbers; 'masks_not_scored': why, in words, or ''; 'box' and 'mask' (None if a
+    detection that counts or an object, crowds included, has none): AP, AP50, AP75, APs, APm, APl, APr, APc, APf,
+    AP_base, AP_novel, AP50_base, AP50_novel; 'per_category': rows of id, name, frequency, base, instances, box_AP,
+    box_AP50, mask_AP, mask_AP50; 'curves': {'recall' [101], 'box' [101], 'mask' [101]}, the precision at IoU 0.5,
+    averaged over categories.
 
   Raises:
     DataError: if a category of the split is unknown.
@@ -80,12 +81,10 @@ def score(
     'per_category': rows,
     'curves': {'recall': np.linspace(0, 1, 101).tolist()},
   }
-  for kind, key in (('box', 'bbox'), ('mask', 'segmentation')):
-    # Even one object without a mask makes the result None: it would count as missed, and if it is a crowd, detections
-    # inside it would count as wrong.
-    part = found if kind == 'box' else _with_masks(truth, found, max_detections)
-    given = part.boxes if kind == 'box' else part.codes
-    if given is None or not all(annotation.get(key) for annotation in truth.annotations):
+  boxes = found.boxes is not None and all(annotation.get('bbox') for annotation in truth.annotations)
+  masked, metrics['masks_not_scored'] = _with_masks(truth, found, max_detections)
+  for kind, part, scored in (('box', found, boxes), ('mask', masked, not metrics['masks_not_scored'])):
+    if not scored:
       metrics[kind] = metrics['curves'][kind] = None
       for row in rows:
         row[f'{kind}_AP'] = row[f'{kind}_AP50'] = None
@@ -98,12 +97,16 @@ def score(
   return metrics
 
 
-def _with_masks(truth: Truth, found: Found, max_detections: int) -> Found:
-  """The detections that count, if only some have masks; without any masks if one of them lacks its own."""
-  if found.codes is None or not found.codes.absent.any():
-    return found
+def _with_masks(truth: Truth, found: Found, max_detections: int) -> tuple[Found, str]:
+  """The detections that count, if only some have masks, and why masks are not scored; '' if they are."""
+  if found.codes is None:
+    return found, truth.lack_of_masks() or 'the detections have none'
+  if (why := truth.lack_of_masks()) or not found.codes.absent.any():
+    return found, why
   best = found.take(best_of_categories(truth, found, max_detections))
-  return dataclasses.replace(best, codes=None) if best.codes.absent.any() else best
+  if best.codes.absent.any():
+    return best, f'{int(found.codes.absent.sum()):,} detections have none, and the protocol counts some of them'
+  return best, ''
 
 
 def _groups(categories: Sequence[dict], split: Split | None) -> tuple[np.ndarray, np.ndarray]:

@@ -129,6 +129,14 @@ class Truth:
       'objects': len(self.annotations),
     }
 
+  def lack_of_masks(self) -> str:
+    """Returns why masks cannot be scored, in words; '' if every object has one, crowds included.
+
+    An object without one would count as missed, and detections inside a crowd without one as wrong.
+    """
+    lack = sum(not annotation.get('segmentation') for annotation in self.annotations)
+    return f'{lack:,} of {len(self.annotations):,} objects have no mask' if lack else ''
+
   def restricted(self, *, categories: Collection[int] | None = None, images: Collection[int] | None = None) -> Truth:
     """Returns the part with these category ids and picture ids; None keeps all."""
     keep = lambda key, chosen: chosen is None or key in chosen

@@ -1,6 +1,6 @@
 """Writes bundles: self-contained folders that any machine can load without the config file of the training.
 
-bundle.json      format version, teacher identity, whether masks were learnt, preprocessing
+bundle.json      format version, teacher identity, whether it gives masks, preprocessing
 config.json      the resolved config
 vocabulary.npz   the training vocabulary; its base classes decide base or novel at test time
 variables/       parameters and batch statistics (Orbax)

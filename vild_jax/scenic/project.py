@@ -74,7 +74,8 @@ def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
   Batches are this process's part, without a device axis: `inputs` float32 [B, S, S, 3], `batch_mask` float32 [B], and
   in `label` the other fields of `structs.Batch` (boxes yxyx in pixels of the network input). `valid_iter` repeats
   `data.val` without end; it is None if `data.val` is empty. `meta_data` has Scenic's usual keys, the `vocabulary` (a
-  `VocabularyFile`), the `class_names`, and `masks`: whether there are masks to learn.
+  `VocabularyFile`), the `class_names`, the `classes` (the `structs.Vocabulary` of the training step), `masks` (whether
+  the detector has any) and `frozen` (what is added to `train.freeze`).
 
   Args:
     scenic_config: the experiment.
@@ -84,7 +85,7 @@ def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
   """
   del data_rng
   dataset_utils = _scenic('dataset_lib.dataset_utils')
-  opened = training.open_training(from_scenic(scenic_config))
+  opened = training.open_training(given := from_scenic(scenic_config))
   config, valid = opened.config, None
   if config.data.val:
     valid = sources.open_dataset(config.data.val, config.data.val_split)
@@ -99,7 +100,9 @@ def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
       'num_classes': len(opened.vocabulary.names),
       'class_names': opened.vocabulary.names,
       'vocabulary': opened.vocabulary,
+      'classes': opened.classes(),
       'masks': config.model.masks,
+      'frozen': tuple(pattern for pattern in config.train.freeze if pattern not in given.train.freeze),
       _DATASET: opened,
     },
   )
@@ -198,9 +201,10 @@ def _model_cls() -> type:
 
     @functools.cached_property
     def experiment(self) -> Config:
-      """Returns our config with the embedding dimension of the vocabulary, and without masks if the data has none."""
+      """Returns our config with the embedding dimension of the vocabulary, and with what its masks allow."""
       dim = self.dataset_meta_data['vocabulary'].embeddings.shape[1]
       config = config_lib.with_embedding_dim(from_scenic(self.config), dim)
+      config = config_lib.with_frozen(config, *self.dataset_meta_data.get('frozen', ()))
       return config_lib.with_masks(config, self.dataset_meta_data.get('masks', True))
 
     def build_flax_model(self) -> Network:

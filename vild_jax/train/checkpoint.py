@@ -21,9 +21,9 @@ from vild_jax.runtime import files
 from vild_jax.structs import TrainState
 from vild_jax.train import sharding, weights
 from vild_jax.train.state import abstract, variables
-from vild_jax.train.weights import CHECKPOINTS
+from vild_jax.train.weights import CHECKPOINTS, CONFIG_FILE, read_config
 
-CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.npz'
+VOCABULARY_FILE = 'vocabulary.npz'
 # Settings that a resume may change: they affect neither what is learnt nor the shape of the state.
 # Paths are among them, because data, vocabulary and region store may move; their content is checked when they are
 # opened.
@@ -123,17 +123,6 @@ def check_workdir(workdir: Path, config: Config) -> None:
       )
   elif jax.process_index() == 0 and (workdir / CHECKPOINTS).is_dir():
     raise ValueError(f'{workdir} holds {CHECKPOINTS}/ but no {CONFIG_FILE}; expected both, or a new --workdir')
-
-
-def read_config(workdir: Path) -> Config:
-  """Returns the resolved config of a work directory or a bundle. Raises ValueError if there is none."""
-  path = Path(workdir) / CONFIG_FILE
-  if not path.is_file():
-    raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
-  try:
-    return config_lib.from_text(path.read_text(encoding='utf-8'))
-  except config_lib.ConfigError as error:
-    raise config_lib.ConfigError(f'{path}: {error}') from error
 
 
 def same_model(config: Config, folder: Path) -> Config:

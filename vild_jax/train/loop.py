@@ -31,6 +31,7 @@ def train(
   batches: Callable[[int], Iterator[Mapping]],
   *,
   mesh: Mesh,
+  start_from: Path | None = None,
   writer: Any = None,
   pictures: Callable[[Any], Mapping[str, np.ndarray]] | None = None,
 ) -> TrainState:
@@ -46,6 +47,7 @@ def train(
       be left out (other names are ignored); its entry `regions`, for distillation, is a dictionary of its own. The same
       start step must give the same batches.
     mesh: devices to train on; the batch must split evenly over them (`sharding.check_batch_size`).
+    start_from: the folder of the weights that a new training starts from, by default as in `state.create_on`.
     writer: an object with the methods of clu's MetricWriter; by default a `WorkdirWriter`. Only the first process
       writes.
     pictures: takes the variables and returns {title: uint8 [H, W, 3]}; called every `config.train.pictures_every`
@@ -63,7 +65,7 @@ def train(
   checkpoints = Checkpoints(workdir, keep=config.train.keep, keep_best=config.train.keep_best)
   try:
     resumed = checkpoints.latest_step() is not None
-    state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh)
+    state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh, start_from)
   except BaseException:
     if jax.process_count() == 1:
       checkpoints.close()  # otherwise its threads print long tracebacks when the process ends

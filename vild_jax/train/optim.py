@@ -49,9 +49,10 @@ def optimizer(config: Config) -> optax.GradientTransformation:
   'sgd' is TensorFlow's Momentum: weight decay is added to the gradient, and the learning rate is not in the
   accumulator. 'adamw' applies weight decay separately from the gradient. 'muon' gives kernels Muon's orthogonal updates
   and decay (https://kellerjordan.github.io/posts/muon/), and everything else Adam with Nesterov's momentum. Parameters
-  that `train.freeze` names get no update.
+  that `train.freeze` names get no update, and neither does the mask head if no masks are learnt (`model.masks`).
   """
-  rule, patterns = _rule(config), config.train.freeze
+  # Weight decay would shrink a mask head that is not in the program.
+  rule, patterns = _rule(config), config.train.freeze + (() if config.model.masks else ('mask_head/*',))
   if not patterns:
     return rule
   # Frozen parameters have no momentum: their part of the optimiser's state is empty.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vild_jax import detector
@@ -40,61 +43,104 @@ def abstract(config: Config, mesh: Mesh) -> Any:
   )
 
 
-def create_on(config: Config, mesh: Mesh) -> TrainState:
+def create_on(config: Config, mesh: Mesh, path: Path | None = None) -> TrainState:
   """Creates the state at step 0, each leaf on the devices that hold it.
 
   With `train.init_backbone` or `train.init_first_stage` these modules get the weights of another model, and with
-  `train.init` all that fits.
+  `train.init` all that fits. `path` is the folder of these weights, by default what `locate` finds.
 
   Raises ValueError if those weights are of another architecture.
   """
   expected = abstract(config, mesh)
   state = jax.jit(lambda: create(config), out_shardings=jax.tree.map(lambda x: x.sharding, expected))()
-  if config.train.init:
-    return state.replace(**fitting.filled(Path(config.train.init), variables(expected), variables(state)))
-  if not (given := _given(config, mesh)):
+  path = path or locate(config)
+  if path is None:
     return state
-  path, expected, parts = given
-  start = weights.restore(path, expected, parts=parts)
+  if config.train.init:
+    found = fitting.fit(Path(config.train.init), variables(expected), path)
+    return state.replace(**fitting.filled(found, variables(expected), variables(state)))
+  parts = _parts(config)
+  start = weights.restore(path, _of_parts(variables(expected), parts), parts=parts)
   return state.replace(
     params={**state.params, **start['params']}, batch_stats={**state.batch_stats, **start['batch_stats']}
   )
 
 
-def check_start(config: Config, mesh: Mesh) -> str:
+@dataclass(frozen=True)
+class Start:
+  """Holds what a training starts from.
+
+  Attributes:
+    path: the folder of the weights, for `create_on`; None: from scratch.
+    frozen: the names of the parameters that stay as they are (`train.freeze`).
+    report: what `train.init` gives, lines of text; '' without it.
+  """
+
+  path: Path | None
+  frozen: tuple[str, ...]
+  report: str
+
+
+def check_start(config: Config, mesh: Mesh) -> Start:
   """Raises ValueError if `create_on` would, or if `train.freeze` does not fit the model; creates nothing.
 
-  Returns a report of what `train.init` gives, lines of text; '' without it.
+  A parameter can be frozen only if the start gives its weights, since random ones would stay random.
   """
-  if config.train.freeze:
-    optim.frozen(config.train.freeze, abstract(config, mesh).params)
+  path, report = locate(config), ''
+  if path is None and not config.train.freeze:
+    return Start(None, (), '')
+  expected = variables(abstract(config, mesh))
+  stays = jax.tree_util.tree_leaves_with_path(optim.frozen(config.train.freeze, expected['params']))
+  frozen = tuple(optim.path_name(name) for name, is_frozen in stays if is_frozen)
+  given: set[str] = set()
   if config.train.init:
     folder = Path(config.train.init)
-    return fitting.report(folder, fitting.fit(folder, variables(abstract(config, mesh))))
-  if given := _given(config, mesh):
-    path, expected, parts = given
-    weights.check(path, expected, parts=parts)
-  return ''
+    found = fitting.fit(folder, expected, path)
+    report = fitting.report(folder, found)
+    given = {fitting.plain(name) for name in found.taken if name.startswith('params/')}
+  elif path is not None:
+    parts = _parts(config)
+    weights.check(path, _of_parts(expected, parts), parts=parts)
+    given = {name for name in frozen if name.split('/')[0] in parts}
+  used = (name for name in frozen if config.model.masks or not name.startswith('mask_head/'))
+  if missing := next((name for name in used if name not in given), None):
+    source = path or 'a start from scratch'
+    raise ValueError(
+      f'train.freeze: {missing} is frozen, and {source} gives no weights for it that fit: it would stay random; '
+      'expected a start that has it (train.init), or other patterns'
+    )
+  return Start(path, frozen, report)
 
 
-def _given(config: Config, mesh: Mesh) -> tuple[Path, Any, tuple[str, ...]] | None:
-  """Returns the folder of the weights that training starts from, their expected (abstract) tree, and their modules.
+def locate(config: Config) -> Path | None:
+  """Returns the folder of the weights that training starts from, the same in all processes; None if there is none.
 
-  None if the config names no such weights.
+  Raises ValueError if the folder that the config names holds no weights.
   """
   if config.train.init_backbone:
-    path, parts = Path(config.train.init_backbone) / weights.VARIABLES, _FIRST_STAGE[:1]
+    path = Path(config.train.init_backbone) / weights.VARIABLES
     if not path.is_dir():
       raise ValueError(
         f'train.init_backbone: {path.parent} holds no {weights.VARIABLES}/; expected a folder of '
         '`vild-jax convert resnet`'
       )
-  elif config.train.init_first_stage:
-    path, parts = weights.locate(Path(config.train.init_first_stage)), _FIRST_STAGE
-  else:
+    return path
+  if not (folder := config.train.init or config.train.init_first_stage):
     return None
-  expected = {key: {part: tree[part] for part in parts} for key, tree in variables(abstract(config, mesh)).items()}
-  return path, expected, parts
+  path = weights.locate(Path(folder))
+  if jax.process_count() > 1 and (step := weights.step_of(path)) is not None:
+    # A training that runs may save between two looks at its folder.
+    path = weights.locate(Path(folder), int(multihost_utils.broadcast_one_to_all(np.int32(step))))
+  return path
+
+
+def _parts(config: Config) -> tuple[str, ...]:
+  """Returns the modules that `train.init_backbone` or `train.init_first_stage` gives."""
+  return _FIRST_STAGE[:1] if config.train.init_backbone else _FIRST_STAGE
+
+
+def _of_parts(tree: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+  return {key: {part: modules[part] for part in parts} for key, modules in tree.items()}
 
 
 def variables(state: TrainState) -> dict[str, Any]:

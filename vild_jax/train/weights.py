@@ -1,6 +1,6 @@
 """Saves and restores weights without optimiser state: {'params', 'batch_stats'} in a folder of Orbax.
 
-Weights that do not fit the model are an error.
+Weights that do not fit the model are an error. `read_config` reads the config that stands beside them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vild_jax import config as config_lib
+from vild_jax.config import Config
 from vild_jax.train.optim import path_name
 
 VARIABLES = 'variables'  # the subfolder of the weights in a bundle or a converted checkpoint
+CONFIG_FILE = 'config.json'  # the resolved config in a work directory or a bundle
 CHECKPOINTS = 'checkpoints'  # the subfolder of a work directory, with one folder for each saved step
 
 
@@ -51,6 +54,22 @@ def locate(folder: Path, step: int | None = None) -> Path:
     there = ', '.join(map(str, sorted(steps)))
     raise ValueError(f'{folder} holds no checkpoint of step {step}; expected one of {there}')
   return folder / CHECKPOINTS / str(step) / 'state'
+
+
+def step_of(path: Path) -> int | None:
+  """Returns the step of a checkpoint that `locate` found in a work directory; None for a bundle."""
+  return int(path.parent.name) if path.parent.parent.name == CHECKPOINTS else None
+
+
+def read_config(workdir: Path) -> Config:
+  """Returns the resolved config of a work directory or a bundle. Raises ValueError if there is none."""
+  path = Path(workdir) / CONFIG_FILE
+  if not path.is_file():
+    raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
+  try:
+    return config_lib.from_text(path.read_text(encoding='utf-8'))
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'{path}: {error}') from error
 
 
 def restore(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> Any:

@@ -67,13 +67,8 @@ def score(
     if boxes is not None and (protocol == 'proposals' or boxes.boxes is None):
       raise DataError(f'--proposals {proposals}: expected boxes, beside results with classes')
     metrics = protocols.score(protocol, truth, found, base=split)
-    if found.codes is not None and metrics['box'] and metrics['mask'] is None and protocol not in ('voc', 'proposals'):
-      lack = int(found.codes.absent.sum())
-      _say(
-        f'masks are not scored: {lack:,} detections have none, and protocol {protocol} counts some of them'
-        if lack
-        else 'masks are not scored: some objects of the annotations have none'
-      )
+    if found.codes is not None and (why := metrics.get('masks_not_scored')):
+      _say(f'masks are not scored: {why}')
     other = read(against) if against else None
     if other is not None:
       metrics['against'] = _compare(truth, found, other, protocol, split, resamples) | {'file': str(against)}

@@ -15,9 +15,9 @@ import numpy as np
 
 from vild_jax import objective, structs
 from vild_jax import vocabulary as vocabulary_lib
-from vild_jax.config import Config, given, matches, with_embedding_dim, with_masks
+from vild_jax.config import Config, given, matches, with_embedding_dim, with_frozen, with_masks
 from vild_jax.data import batch as batches
-from vild_jax.data import class_lists, sources
+from vild_jax.data import class_lists, label_files, sources
 from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import DataError
@@ -27,6 +27,7 @@ from vild_jax.structs import TrainState
 from vild_jax.train import checkpoint, loop, sharding, state
 from vild_jax.workflows import folders
 
+_SAME_EMBEDDING = 1e-3  # difference of unit rows that machines may make, unlike prompts
 _DATA_FILE = 'data.json'  # in a work directory: the identities of its training data and region store
 
 
@@ -35,7 +36,7 @@ def train(config: Config, workdir: Path) -> TrainState:
 
   The vocabulary is copied into the work directory, so that the checkpoints stay usable without the original file.
   """
-  return train_on(open_training(config), workdir)
+  return train_on(open_training(config, workdir), workdir)
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Training:
   """Holds what a training reads; made by `open_training`, which checks that the parts fit together.
 
   Attributes:
-    config: the experiment, with the embedding dimension of the vocabulary, and with `model.masks` off if no object to
-      learn has a mask.
+    config: the experiment, with the embedding dimension of the vocabulary. If no object to learn has a mask, the mask
+      head of `train.init` is frozen in it, and without one `model.masks` is off.
     dataset: the prepared split.
     shown: the pictures of it that are trained on: all, or with `data.only_with_objects` those that show an object.
     vocabulary: the training vocabulary.
@@ -85,8 +86,12 @@ class Training:
     )
 
 
-def open_training(config: Config) -> Training:
-  """Opens the data, vocabulary and regions of the config; raises ValueError if they do not fit together."""
+def open_training(config: Config, workdir: Path | None = None) -> Training:
+  """Opens the data, vocabulary and regions of the config; raises ValueError if they do not fit together.
+
+  `workdir` is the work directory, if it is known: a training that is resumed keeps its mask head even if the folder of
+  `train.init` is gone.
+  """
   dataset = sources.open_dataset(given(config.data.train, 'data.train'), config.data.train_split)
   vocabulary = vocabulary_lib.load(given(config.vocabulary, 'vocabulary'))
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
@@ -100,7 +105,7 @@ def open_training(config: Config) -> Training:
     what = 'a class that training may use (data.only_with_objects)'
     shown = sources.showing(dataset, labels.rows, what, quiet=jax.process_index() > 0)
   _check_objects(dataset, labels)
-  config = with_masks(config, not config.model.masks or _has_masks(config, dataset, labels))
+  config = _with_learnt_masks(config, dataset, labels, workdir)
   return Training(config, dataset, shown, vocabulary, store, labels)
 
 
@@ -122,7 +127,8 @@ def train_on(
   config, vocabulary = opened.config, opened.vocabulary
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
-  report = '' if checkpoint.has_checkpoint(workdir) else state.check_start(config, mesh)
+  start = None if checkpoint.has_checkpoint(workdir) else state.check_start(config, mesh)
+  notes = [start.report, *_meaning(config, vocabulary, start)] if start and start.report else []
   pictures = None
   if config.train.pictures:
     shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else opened.dataset
@@ -133,21 +139,7 @@ def train_on(
     _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
     _keep_identity(workdir / _DATA_FILE, opened.dataset, opened.regions)
     checkpoint.claim_workdir(workdir, config)  # after all checks, since it overwrites the config that stands there
-    categories = opened.dataset.categories
-    names = set(vocabulary.names)
-    dropped = sorted({c.name for c in categories if class_lists.known_as(c.name, names) is None})
-    notes = [report, *_meaning(config, vocabulary)] if report else []
-    if dropped:
-      notes.append(
-        f'{len(dropped)} of {len(categories)} categories of the data are not in the vocabulary, '
-        f'{dropped[0]!r} for one; nothing is learnt of them'
-      )
-    if len(opened.unlabelled):
-      notes.append(
-        f'{len(opened.unlabelled)} of {len(vocabulary.names)} classes of the vocabulary are not categories of the '
-        f'data, {vocabulary.names[opened.unlabelled[0]]!r} for one; regions without a label may show them, and do not '
-        'teach that they are background (docs/finetuning.md)'
-      )
+    notes += _on_classes(opened)
     if notes and jax.process_index() == 0:
       print(*notes, sep='\n', file=sys.stderr)
     return loop.train(
@@ -156,48 +148,128 @@ def train_on(
       opened.classes(),
       stream or opened.stream,
       mesh=mesh,
+      start_from=start.path if start else None,
       writer=writer,
       pictures=pictures,
     )
 
 
-def _has_masks(config: Config, dataset: sources.PreparedDataset, labels: batches.LabelMap) -> bool:
-  """Tells whether the detector will have masks; stderr reports how many objects do, unless all have one.
+def _with_learnt_masks(
+  config: Config, dataset: sources.PreparedDataset, labels: batches.LabelMap, workdir: Path | None
+) -> Config:
+  """Returns the config of what the masks of the data allow; stderr reports how many objects have one, unless all do.
 
-  It will if an object to learn has one, or if it keeps the mask head of the detector that it starts from.
+  Without any, the mask head that training starts from stays as it is, and a new one is left out.
   """
-  if dataset.has_masks:
-    return True
-  kept = bool(config.train.init) and matches(config.train.freeze, 'mask_head/')
-  objects, masked = batches.count_learnt(dataset.labels(), labels)
+  counts = _learnt(dataset, labels)
+  objects, masked = sum(of.objects for of in counts), sum(of.masked for of in counts)
+  as_expected = dataset.has_masks if config.model.masks else not masked
+  if as_expected:
+    return config
+  frozen = matches(config.train.freeze, 'mask_head/')
+  kept = config.model.masks and not masked and _starts_with_masks(config, workdir, frozen)
+  if not config.model.masks:
+    what = 'model.masks is false, and they are not learnt'
+  elif masked:
+    what = 'the others train boxes alone'
+  elif kept:
+    what = 'the frozen mask head stays' + ('' if frozen else ' (mask_head/* is added to train.freeze)')
+  else:
+    what = 'boxes alone are learnt, without the loss of masks'
   if jax.process_index() == 0:
-    without = 'the frozen mask head stays' if kept else 'boxes alone are learnt, without the loss of masks'
-    what = 'the others train boxes alone' if masked else without
     print(f'{dataset.folder}: {masked:,} of {objects:,} objects to learn have a mask; {what}', file=sys.stderr)
-  return masked > 0 or kept
+  if kept:
+    return config if frozen else with_frozen(config, 'mask_head/*')
+  return with_masks(config, masked > 0)
 
 
-def _meaning(config: Config, vocabulary: vocabulary_lib.VocabularyFile) -> list[str]:
-  """Returns lines about what differs between `config` and the detector of `train.init` and no shape shows."""
+def _starts_with_masks(config: Config, workdir: Path | None, frozen: bool) -> bool:
+  """Tells whether the training has a mask head that has learnt masks: its own of before, or that of `train.init`.
+
+  If neither has a config that says so, it has one if that is to be `frozen`.
+  """
+  if not config.train.init:
+    return False
+  if workdir and (workdir / checkpoint.CONFIG_FILE).is_file():
+    return checkpoint.read_config(workdir).model.masks
+  folder = Path(config.train.init)
+  if not (folder / checkpoint.CONFIG_FILE).is_file():
+    return frozen
+  saved = checkpoint.read_config(folder).model
+  return saved.masks and (saved.mask_head, saved.pyramid) == (config.model.mask_head, config.model.pyramid)
+
+
+def _meaning(config: Config, vocabulary: vocabulary_lib.VocabularyFile, start: state.Start) -> list[str]:
+  """Returns lines about what differs between `config` and the detector of `train.init` and no shape shows.
+
+  Raises ValueError if what is frozen fits the embeddings of another teacher alone.
+  """
   folder, lines = Path(config.train.init), []
   if (folder / checkpoint.CONFIG_FILE).is_file():
     saved = checkpoint.read_config(folder)
-    lines += [f'  settings differ: {d}, that of the folder first' for d in checkpoint.model_differences(saved, config)]
-  if (folder / checkpoint.VOCABULARY_FILE).is_file():
-    teacher = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE).teacher
-    if teacher != vocabulary.teacher:
-      lines.append(f'  its classes are embedded by another teacher: {teacher}, here {vocabulary.teacher}')
+    differences = checkpoint.model_differences(saved, config)
+    if saved.model.masks != config.model.masks:
+      differences.append(f'model.masks: {saved.model.masks} and {config.model.masks}')
+    lines += [f'  settings differ: {d}, that of the folder first' for d in differences]
+  if not (folder / checkpoint.VOCABULARY_FILE).is_file():
+    return lines
+  known = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
+  if known.teacher != vocabulary.teacher:
+    tied = next((name for name in start.frozen if name == 'background' or '/projection/' in name), None)
+    if tied:
+      raise ValueError(
+        f'train.freeze: {tied} is frozen, and in {folder} it fits the embeddings of another teacher: {known.teacher}, '
+        f'here {vocabulary.teacher}; expected the same teacher, or other patterns'
+      )
+    lines.append(f'  its classes are embedded by another teacher: {known.teacher}, here {vocabulary.teacher}')
+    return lines
+  rows = dict(zip(known.names, known.embeddings, strict=True))
+  for name, row in zip(vocabulary.names, vocabulary.embeddings, strict=True):
+    if name in rows and not np.allclose(row, rows[name], rtol=0, atol=_SAME_EMBEDDING):
+      lines.append(f'  {name!r} for one has another embedding there; were the --prompts of embed-text others?')
+      break
   return lines
+
+
+def _on_classes(opened: Training) -> list[str]:
+  """Returns lines about categories and classes of which nothing is learnt, or not what one might expect."""
+  dataset, names, lines = opened.dataset, opened.vocabulary.names, []
+  known = set(names)
+  if dropped := sorted({c.name for c in dataset.categories if class_lists.known_as(c.name, known) is None}):
+    lines.append(
+      f'{len(dropped)} of {len(dataset.categories)} categories of the data are not in the vocabulary, '
+      f'{dropped[0]!r} for one; nothing is learnt of them'
+    )
+  if len(opened.unlabelled):
+    lines.append(
+      f'{len(opened.unlabelled)} of {len(names)} classes of the vocabulary are not categories of the '
+      f'data, {names[opened.unlabelled[0]]!r} for one; regions without a label may show them, and do not '
+      'teach that they are background (docs/finetuning.md)'
+    )
+    if not matches(opened.config.train.freeze, 'rpn_head/'):
+      lines.append('  but their objects are background to the proposal network, unless train.freeze has rpn_head/*')
+  counts, rows = dataset.counts(), opened.labels.rows
+  shown = {row for category, row in rows.items() if counts[category].objects}
+  if absent := sorted(set(rows.values()) - shown):
+    lines.append(
+      f'{len(absent)} of {len(set(rows.values()))} categories to learn have no object in the split, '
+      f'{names[absent[0]]!r} for one; that no region shows them is learnt all the same (docs/finetuning.md)'
+    )
+  return lines
+
+
+def _learnt(dataset: sources.PreparedDataset, labels: batches.LabelMap) -> list[label_files.Counts]:
+  """Returns the counts of the categories that training may use."""
+  counts = dataset.counts(quiet=jax.process_index() > 0)
+  return [counts[category] for category in labels.rows]
 
 
 def _check_objects(dataset: sources.PreparedDataset, labels: batches.LabelMap) -> None:
   """Refuses a split without an object to learn: every picture would train as background."""
-  objects = crowds = 0
-  for example in dataset.labels():
-    usable = labels(example.objects.category_ids) >= 0
-    if (usable & ~example.objects.is_crowd).any():
-      return
-    objects, crowds = objects + len(usable), crowds + int(usable.sum())
+  counts = _learnt(dataset, labels)
+  if any(of.objects for of in counts):
+    return
+  objects, crowds = sum(of.objects + of.crowds for of in dataset.counts().values()), sum(of.crowds for of in counts)
   raise DataError(
     f'{dataset.folder}, split {dataset.split!r}: nothing to learn; of {objects} objects, {objects - crowds} are of no '
     f'class that training may use and {crowds} are crowds; expected at least one of a base class that is no crowd'
