@@ -152,7 +152,7 @@ def test_interrupted_while_overwriting_the_old_split_is_whole(tmp_path, monkeypa
     real(source, target)
 
   with monkeypatch.context() as patch:
-    patch.setattr(prepare.os, 'replace', replace)
+    patch.setattr(os, 'replace', replace)
     with pytest.raises(KeyboardInterrupt):
       prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
   dataset = sources.open_dataset(version, 'train')
@@ -166,11 +166,11 @@ def test_killed_while_writing_it_starts_anew(tmp_path):
   path, images = small_set.write(tmp_path)
   code = textwrap.dedent("""
     import sys, time
-    from vild_jax.data import prepare
+    from vild_jax.data import pictures, prepare
     def slow(*_, **__):
       open(sys.argv[4], 'w').close()
       time.sleep(60)
-    prepare.pictures.stored = slow
+    pictures.stored = slow
     prepare.prepare(*sys.argv[1:4])
   """)
   started = tmp_path / 'started'
