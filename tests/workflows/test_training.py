@@ -139,7 +139,7 @@ def test_frozen_weights_need_the_teacher_that_they_were_trained_with(tmp_path):
   assert of(('region_head/projection/kernel',), rows[[0, 2, 1]]) == []
   assert of((), rows + 1e-5)[0].startswith("  'cup' for one has another embedding there")
   assert of((), rows[[1, 2, 0]])[0].startswith("  'ant' for one has another embedding there")
-  assert of(('fpn/output3/kernel', 'region_head/fc1/kernel'), teacher='two') == [
+  assert of(('backbone/group1_block1/projection/kernel', 'region_head/fc1/kernel'), teacher='two') == [
     '  its classes are embedded by another teacher: one, here two'
   ]
   for name in ('region_head/projection/kernel', 'image_head/projection/bias', 'background'):

@@ -27,6 +27,8 @@ from vild_jax.structs import TrainState
 from vild_jax.train import checkpoint, loop, sharding, state
 from vild_jax.workflows import folders
 
+# Parameters that fit the embeddings of one teacher alone.
+_OF_THE_TEACHER = ('region_head/projection/', 'image_head/projection/', 'background')
 _SAME_EMBEDDING = 1e-3  # difference of unit rows that machines may make, unlike prompts
 _DATA_FILE = 'data.json'  # in a work directory: the identities of its training data and region store
 
@@ -215,7 +217,7 @@ def _meaning(config: Config, vocabulary: vocabulary_lib.VocabularyFile, start: s
     return lines
   known = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
   if known.teacher != vocabulary.teacher:
-    tied = next((name for name in start.frozen if name == 'background' or '/projection/' in name), None)
+    tied = next((name for name in start.frozen if name.startswith(_OF_THE_TEACHER)), None)
     if tied:
       raise ValueError(
         f'train.freeze: {tied} is frozen, and in {folder} it fits the embeddings of another teacher: {known.teacher}, '
