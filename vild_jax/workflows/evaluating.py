@@ -28,6 +28,7 @@ COSINE_FILE = 'teacher_cosine.json'
 METRICS = (
   'box',
   'mask',
+  'masks_not_scored',
   'seconds_per_image',
   'with_objectness',
   *(folder for folder in defaults.HEAD_FOLDERS if folder),
