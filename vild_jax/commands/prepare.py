@@ -11,7 +11,7 @@ from vild_jax.config import defaults
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options of the command."""
   arguments.add_example(
-    parser, 'vild-jax prepare --annotations lvis_v1_train.json --images train2017 --out data --name lvis'
+    parser, 'vild-jax prepare --annotations lvis_v1_train.json --images coco --out data --name lvis_v1 --drop-unusable'
   )
   parser.add_argument(
     '--annotations',
