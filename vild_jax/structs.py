@@ -40,8 +40,8 @@ class Batch:
     masks: uint8 [B, N, 112, 112], 255 times the soft mask inside its box, or float [B, N, 112, 112] in [0, 1]; None if
       no masks are learnt (`model.masks`).
     valid: bool [B, N], False on padding.
-    has_mask: bool [B, N], which objects have a mask to learn; None if all have.
     regions: what to distil from the teacher, M regions for each image; None without distillation.
+    has_mask: bool [B, N], which objects have a mask to learn; None if all have.
   """
 
   image: Array
@@ -50,8 +50,8 @@ class Batch:
   labels: Array
   masks: Array | None
   valid: Array
-  has_mask: Array | None = None
   regions: RegionTargets | None = None
+  has_mask: Array | None = None
 
 
 @flax.struct.dataclass

@@ -163,7 +163,7 @@ def test_every_field_of_a_batch_has_a_rule_and_only_pictures_are_split_by_rows()
   found = sharding.batch_shardings(mesh, same_training.batch())
   assert isinstance(found, Batch) and tuple(found.image.spec) == (('data', 'fsdp'), 'spatial')
   others = jax.tree.leaves(found.replace(image=None))
-  assert len(others) == 8 and all(tuple(s.spec) == (('data', 'fsdp'),) for s in others)
+  assert len(others) == 9 and all(tuple(s.spec) == (('data', 'fsdp'),) for s in others)
 
 
 @pytest.mark.parametrize(
