@@ -18,9 +18,16 @@ def command(tmp_path_factory):
   """The words of a command whose store has a shard for every two pictures."""
   folder = tmp_path_factory.mktemp('kill')
   tree = small_set.annotations()
-  tree['images'] = [{**image, 'id': 1000 * copy + image['id']} for copy in range(COPIES) for image in tree['images']]
+  tree['images'] = [
+    {**image, 'id': 1000 * copy + image['id'], 'file_name': f'{copy}_{image["id"]}.jpg'}
+    for copy in range(COPIES)
+    for image in tree['images']
+  ]
   tree['annotations'] = tree['annotations'][:0]
   annotations, images = small_set.write(folder, tree)
+  for entry in tree['images']:
+    picture = f'{entry["id"] % 1000:012d}.jpg'
+    (images / entry['file_name']).write_bytes((images / 'train2017' / picture).read_bytes())
   assert run('prepare', '--annotations', annotations, '--images', images, '--out', folder / 'data') == 0
   write_proposals(folder / 'proposals', sources.open_dataset(folder / 'data', 'train'))
   teacher_checkpoint.save_teacher(folder / 'teacher', small_teacher.make())
