@@ -39,7 +39,6 @@ class Checked:
     self.source, self._max_pixels = source, max_pixels
     self._remarks: collections.Counter[str] = collections.Counter()
     self._first: dict[str, str] = {}  # what the first picture of a remark is called
-    self.has_masks = True
     self.counter = contents_lib.Counter(source.categories)
     self._digests: list[tuple[int, bytes]] = []
 
@@ -59,7 +58,6 @@ class Checked:
         self._remarks.update(remarks)
         for remark in remarks:
           self._first.setdefault(remark, self.source.where(len(self._digests) - 1))
-        self.has_masks &= all(example.objects.segmentations)
         self.counter.add(example)
         yield example
     problems.raise_if_any()

@@ -254,7 +254,7 @@ def _commit(built: Path, version: Path, split: str, content: Checked, overwrite:
     'identity': identity,
     'info': content.source.info,
     'notes': list(content.notes()),
-    'has_masks': content.has_masks,
+    'has_masks': bool(content.counter.contents().has_mask.all()),
     **_of_labels(labels, content),
   }
   files.write(built / 'metadata.json', json.dumps(metadata))
