@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +17,9 @@ from vild_jax.config import Config, defaults
 from vild_jax.data import pictures, transforms
 from vild_jax.eval import paste
 from vild_jax.inference import bundle as bundle_lib
+from vild_jax.inference import queries
 from vild_jax.runtime import compiler
 from vild_jax.structs import Vocabulary
-from vild_jax.teacher import prompts as prompt_lib
 from vild_jax.teacher import text
 from vild_jax.train import checkpoint
 from vild_jax.vocabulary import VocabularyFile
@@ -61,10 +59,8 @@ class Detector:
   def __init__(
     self, config: Config, variables: Any, training_vocabulary: VocabularyFile, tower: text.TextTower | None = None
   ):
-    self.config, self.variables, self.vocabulary, self._tower = config, variables, training_vocabulary, tower
-    self._embedded: dict[str, np.ndarray] = _other_spellings(training_vocabulary) | dict(
-      zip(training_vocabulary.names, training_vocabulary.embeddings, strict=True)
-    )
+    self.config, self.variables, self.vocabulary = config, variables, training_vocabulary
+    self._queries = queries.Queries(config, training_vocabulary, tower)
 
   def detect(
     self,
@@ -99,38 +95,7 @@ class Detector:
 
     Classes that are base in training are base here, and all others are novel. Raises ValueError as `detect` does.
     """
-    if classes is None:
-      classes = self.vocabulary
-    if isinstance(classes, VocabularyFile):
-      vocabulary_lib.check_teacher(classes.teacher, self.vocabulary.teacher, 'the vocabulary')
-      vocabulary_lib.check_dimension(classes, self.config)
-      names, rows = classes.names, classes.embeddings
-    else:
-      names = [name.strip() for name in ([classes] if isinstance(classes, str) else classes)]
-      if not names or not all(names):
-        raise ValueError(f'classes is {list(classes)!r}; expected one or more class names')
-      rows = self._embed(names)
-    padded = max(16, 1 << (len(names) - 1).bit_length())
-    missing = padded - len(names)
-    return Vocabulary(
-      embeddings=np.pad(rows, ((0, missing), (0, 0))),
-      valid=np.arange(padded) < len(names),
-      is_base=np.pad(vocabulary_lib.is_base(names, self.vocabulary), (0, missing)),
-    )
-
-  def _embed(self, names: Sequence[str]) -> np.ndarray:
-    known = [name if name in self._embedded else vocabulary_lib.clean_name(name) for name in names]
-    unknown = [name for name in dict.fromkeys(known) if name not in self._embedded]
-    if unknown and self._tower is None:
-      near = difflib.get_close_matches(unknown[0], self.vocabulary.names, n=3, cutoff=0.5)
-      raise ValueError(
-        f'{unknown[0]!r} is not in the stored vocabulary and the bundle has no text tower; expected a '
-        f'stored name{f" such as {near}" if near else ""}, or load(..., teacher=DIR)'
-      )
-    if unknown:
-      rows = self._tower.embed(unknown, prompt_lib.load_templates(self.vocabulary.prompts))
-      self._embedded.update(zip(unknown, rows, strict=True))
-    return np.stack([self._embedded[name] for name in known])
+    return self._queries.resolve(classes)[1]
 
 
 def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
@@ -157,13 +122,6 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
     tower = text.load_text(teacher)
     vocabulary_lib.check_teacher(tower.identity, trained_on.teacher, str(teacher))
   return Detector(config, variables, trained_on, tower)
-
-
-def _other_spellings(file: VocabularyFile) -> dict[str, np.ndarray]:
-  """Returns {cleaned name: row}, so that "fire hydrant" finds "fire_hydrant"; ambiguous cleaned names are left out."""
-  cleaned = [vocabulary_lib.clean_name(name) for name in file.names]
-  once = {name for name, count in Counter(cleaned).items() if count == 1}
-  return {name: row for name, row in zip(cleaned, file.embeddings, strict=True) if name in once}
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
