@@ -51,6 +51,7 @@ setup(
       'tensorboard>=2.19',
       'tensorflow>=2.21',
     ],
+    'supervision': ['supervision>=0.23'],  # `PictureDetections.to_supervision`
     'hub': ['huggingface_hub>=0.30'],  # teachers by their name on the Hugging Face hub, in place of a folder
     'test': [
       'beartype>=0.19',

@@ -107,6 +107,35 @@ def decode(
   return found.upright() if upright else found.pixels
 
 
+def as_rgb(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+  """Returns a user's picture as uint8 [H, W, 3] RGB: a path, a PIL picture of any mode, or such an array itself.
+
+  The first two are turned as viewers show them, and without their alpha channel. Raises ValueError for anything else,
+  DataError among them for a picture that `decode` refuses.
+  """
+  if isinstance(image, str | Path):
+    return decode(image, upright=True)
+  if isinstance(image, Image.Image):
+    return _of_pillow(image)
+  if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+    found = f'{image.dtype} {list(image.shape)}' if isinstance(image, np.ndarray) else type(image).__name__
+    raise ValueError(f'the image is {found}; expected uint8 [H, W, 3] RGB, a PIL picture or a path')
+  return image
+
+
+def _of_pillow(picture: Image.Image) -> np.ndarray:
+  name = f'the {picture.mode} picture'
+  try:
+    pixels, _ = _rgb(picture, name)
+  except DataError:
+    raise
+  except Exception as error:  # a file that PIL reads only now, and modes without a way to RGB
+    raise DataError(f'{name}: {" ".join(str(error).split())}; expected one that PIL converts to RGB') from None
+  if not pixels.size:
+    raise DataError(f'{name} is {picture.width} wide and {picture.height} high; expected one pixel or more')
+  return _Decoded(pixels, picture.format or '', _orientation(picture), several=False).upright()
+
+
 def decode_example(example: Example) -> np.ndarray:
   """Decodes the picture of a prepared example, uint8 [H, W, 3], of any size that preparation accepted.
 

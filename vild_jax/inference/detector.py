@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from vild_jax.data import pictures, transforms
 from vild_jax.eval import paste
 from vild_jax.inference import bundle as bundle_lib
 from vild_jax.inference import queries
+from vild_jax.inference.detections import PictureDetections
 from vild_jax.runtime import compiler
 from vild_jax.structs import Vocabulary
 from vild_jax.teacher import text
@@ -28,23 +28,6 @@ from vild_jax.vocabulary import VocabularyFile
 @functools.cache
 def _predict() -> Callable:
   return compiler.jit(detector_lib.predict, static_argnums=0)
-
-
-@dataclass(frozen=True)
-class PictureDetections:
-  """Holds the detections in one picture, best first, in its own pixels.
-
-  Attributes:
-    boxes: float32 [N, 4] yxyx, clipped to the picture.
-    scores: float32 [N] in [0, 1], descending.
-    labels: int32 [N], indices into the classes asked for.
-    masks: bool [N, H, W]; None if the detector has learnt no masks (`config.model.masks`).
-  """
-
-  boxes: np.ndarray
-  scores: np.ndarray
-  labels: np.ndarray
-  masks: np.ndarray | None
 
 
 class Detector:
@@ -79,16 +62,17 @@ class Detector:
 
     Raises ValueError for an empty list, a name that the bundle cannot embed, or an image that is not a picture.
     """
-    image = _as_picture(image)
+    image = pictures.as_rgb(image)
     resized = transforms.resize_and_pad(image, self.config.data.image_size)
-    found = jax.device_get(_predict()(self.config, self.variables, resized.image, resized.size, self.classes(classes)))
+    names, vocabulary = self._queries.resolve(classes)
+    found = jax.device_get(_predict()(self.config, self.variables, resized.image, resized.size, vocabulary))
     keep = found.valid & (found.scores >= min_score)
     height, width = image.shape[:2]
     boxes = transforms.to_picture(found.boxes[keep], resized.scale, (height, width))
-    masks = found.masks
-    if masks is not None:
-      masks = paste.paste_masks(sigmoid(masks[keep]), boxes, height, width)
-    return PictureDetections(boxes, found.scores[keep], found.labels[keep], masks)
+    rles = None
+    if found.masks is not None:
+      rles = tuple(paste.paste_to_rles(sigmoid(found.masks[keep]), boxes, height, width))
+    return PictureDetections(boxes, found.scores[keep], found.labels[keep], names, (height, width), rles)
 
   def classes(self, classes: Sequence[str] | VocabularyFile | None = None) -> Vocabulary:
     """Turns names or a vocabulary file into the padded vocabulary of the forward pass.
@@ -127,12 +111,3 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
 def sigmoid(logits: np.ndarray) -> np.ndarray:
   """Turns mask logits into probabilities, on the host, without overflow."""
   return 0.5 * (1 + np.tanh(0.5 * logits))
-
-
-def _as_picture(image: np.ndarray | str | Path) -> np.ndarray:
-  if isinstance(image, str | Path):
-    return pictures.decode(image, upright=True)
-  if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-    found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
-    raise ValueError(f'the image is {found}; expected uint8 [H, W, 3] RGB or a path')
-  return image
