@@ -303,13 +303,25 @@ def masks(
 
 
 def detect(
-  model: Model, variables: Any, first: FirstStage, deltas: Array, scores: Array, image_size: Array, per_image: PerImage
+  model: Model,
+  variables: Any,
+  first: FirstStage,
+  deltas: Array,
+  scores: Array,
+  image_size: Array,
+  per_image: PerImage,
+  min_score: Array | None = None,
 ) -> Detections:
-  """Returns the detections, with mask logits, for the proposals of `first`, deltas [B, R, 4] and scores [B, R, C]."""
+  """Returns the detections, with mask logits, for the proposals of `first`, deltas [B, R, 4] and scores [B, R, C].
+
+  Those below the `min_score` [C] of their class are left out before the best of all classes are chosen.
+  """
 
   def of_one(found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
     if weight := model.postprocess.objectness_weight:
       scores = scores * jnp.power(found.scores, weight)[:, None]
+    if min_score is not None:  # a score of 0 is below every `postprocess.score_threshold`
+      scores = jnp.where(scores >= min_score[None, :], scores, 0.0)
     return choose(model, refine(found.boxes, deltas, image_size), found.valid, scores)
 
   chosen = per_image(of_one)(first.proposals, deltas, scores, image_size)
@@ -324,16 +336,20 @@ def predict_batch(
   image_size: Array,
   vocabulary: Vocabulary,
   *,
+  min_score: Array | None = None,
   per_image: PerImage = jax.vmap,
 ) -> tuple[Detections, dict[str, Any]]:
-  """Returns (detections [B, K, ...], batched intermediates of `predict`) for images [B, S, S, 3], sizes [B, 2]."""
+  """Returns (detections [B, K, ...], batched intermediates of `predict`) for images [B, S, S, 3], sizes [B, 2].
+
+  `min_score` is that of `detect`.
+  """
   first, _ = first_stage(model, variables, image, train=False, per_image=per_image)
   found = first.proposals
   second, _ = second_stage(
     model, variables, first.features, found.boxes, found.valid, vocabulary, train=False, per_image=per_image
   )
   scores = class_scores(model, second, vocabulary)
-  detections = detect(model, variables, first, second.deltas, scores, image_size, per_image)
+  detections = detect(model, variables, first, second.deltas, scores, image_size, per_image, min_score)
   return detections, {
     'features': first.features,
     'proposals': found,

@@ -23,6 +23,7 @@ from PIL import Image
 from vild_jax.config import defaults
 from vild_jax.data.schema import DataError, Example
 
+Picture = np.ndarray | Image.Image | str | Path  # what a user may give, see `as_rgb`
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')
 # Their bytes every reader of TFDS understands. MPO is a JPEG that further pictures follow; Pillow opens it as JPEG.
 KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')
@@ -107,7 +108,7 @@ def decode(
   return found.upright() if upright else found.pixels
 
 
-def as_rgb(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+def as_rgb(image: Picture) -> np.ndarray:
   """Returns a user's picture as uint8 [H, W, 3] RGB: a path, a PIL picture of any mode, or such an array itself.
 
   The first two are turned as viewers show them, and without their alpha channel. Raises ValueError for anything else,

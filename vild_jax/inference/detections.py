@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vild_jax.data import pictures, rle
 from vild_jax.eval import results
@@ -110,7 +108,7 @@ class PictureDetections:
       data={'class_name': np.array(self.names, str)[self.labels]},
     )
 
-  def draw(self, picture: np.ndarray | Image.Image | str | Path, *, novel: np.ndarray | None = None) -> np.ndarray:
+  def draw(self, picture: pictures.Picture, *, novel: np.ndarray | None = None) -> np.ndarray:
     """Draws the detections on their picture.
 
     Args:

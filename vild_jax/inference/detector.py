@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,32 @@ import numpy as np
 
 from vild_jax import detector as detector_lib
 from vild_jax import vocabulary as vocabulary_lib
-from vild_jax.config import Config, defaults
+from vild_jax.config import Config, Model, defaults
 from vild_jax.data import pictures, transforms
+from vild_jax.data.schema import DataError
 from vild_jax.eval import paste
 from vild_jax.inference import bundle as bundle_lib
 from vild_jax.inference import queries
 from vild_jax.inference.detections import PictureDetections
 from vild_jax.runtime import compiler
-from vild_jax.structs import Vocabulary
+from vild_jax.structs import Detections, Vocabulary
 from vild_jax.teacher import text
 from vild_jax.train import checkpoint
 from vild_jax.vocabulary import VocabularyFile
 
+# (box, class) pairs of a batch: several arrays of that many scores are in memory together, 128 MiB each.
+_MOST_PAIRS = 2**25
+
 
 @functools.cache
-def _predict() -> Callable:
-  return compiler.jit(detector_lib.predict, static_argnums=0)
+def _program() -> Callable:
+  return compiler.jit(_detections, static_argnums=0)
+
+
+def _detections(
+  model: Model, variables: Any, image: Any, image_size: Any, vocabulary: Vocabulary, min_score: Any
+) -> Detections:
+  return detector_lib.predict_batch(model, variables, image, image_size, vocabulary, min_score=min_score)[0]
 
 
 class Detector:
@@ -47,32 +59,58 @@ class Detector:
 
   def detect(
     self,
-    image: np.ndarray | str | Path,
+    images: pictures.Picture | Iterable[pictures.Picture],
     classes: Sequence[str] | VocabularyFile | None = None,
     *,
-    min_score: float = defaults.MIN_SCORE,
-  ) -> PictureDetections:
-    """Detects `classes` in one picture. At most `model.postprocess.max_detections` are found, best first.
+    min_score: float | Mapping[str, float] | Sequence[float] = defaults.MIN_SCORE,
+    masks: bool = True,
+    max_detections: int | None = None,
+    batch_size: int = defaults.DETECT_BATCH,
+  ) -> PictureDetections | list[PictureDetections]:
+    """Detects `classes` in one picture, or in several of any sizes.
+
+    A program is compiled for each padded number of classes, for one picture and for a batch, and without masks; never
+    for another size of the pictures, nor for other classes, scores or numbers of detections.
 
     Args:
-      image: uint8 [H, W, 3] RGB, or a path.
+      images: a path, a PIL picture, uint8 [H, W, 3] RGB, or several of these, such as a list. The first two are turned
+        as viewers show them.
       classes: any names (with a text tower), or a vocabulary of the same teacher; by default the training vocabulary.
-        Their number is padded to 16, 32, 64, ...; other classes of the same padded number need no new compilation.
-      min_score: detections with a lower score are left out.
+        Their number is padded to 16, 32, 64, ...
+      min_score: detections with a lower score are left out: one number, {name: number} with the default for the other
+        classes, or a number for each class.
+      masks: False computes boxes alone.
+      max_detections: of a picture, best first, at most `model.postprocess.max_detections`, which is the default.
+      batch_size: pictures that go through the network together, if there are several; fewer from some thousands of
+        classes on, whose scores could take too much memory.
 
-    Raises ValueError for an empty list, a name that the bundle cannot embed, or an image that is not a picture.
+    Returns:
+      The detections in the picture; for several, a list in their order.
+
+    Raises ValueError for an empty list of classes, a name that the bundle cannot embed, settings out of range, or an
+    image that is not a picture, which is called by its place among several.
     """
-    image = pictures.as_rgb(image)
-    resized = transforms.resize_and_pad(image, self.config.data.image_size)
     names, vocabulary = self._queries.resolve(classes)
-    found = jax.device_get(_predict()(self.config, self.variables, resized.image, resized.size, vocabulary))
-    keep = found.valid & (found.scores >= min_score)
-    height, width = image.shape[:2]
-    boxes = transforms.to_picture(found.boxes[keep], resized.scale, (height, width))
-    rles = None
-    if found.masks is not None:
-      rles = tuple(paste.paste_to_rles(sigmoid(found.masks[keep]), boxes, height, width))
-    return PictureDetections(boxes, found.scores[keep], found.labels[keep], names, (height, width), rles)
+    padded = len(vocabulary.valid)
+    scores = np.pad(_min_scores(min_score, names), (0, padded - len(names)))
+    model = self.config.model if masks else dataclasses.replace(self.config.model, masks=False)
+    _check_range('max_detections', max_detections, model.postprocess.max_detections)
+    _check_range('batch_size', batch_size)
+    batch_size = max(min(batch_size, _MOST_PAIRS // (model.rpn.max_proposals * padded)), 1)
+    vocabulary, scores = jax.device_put((vocabulary, scores))
+    several = isinstance(images, Iterable) and not isinstance(images, str | bytes | np.ndarray)
+    opened = _opened(images) if several else map(pictures.as_rgb, [images])
+    started = (
+      (_program()(model, self.variables, *arrays, vocabulary, scores), places)
+      for arrays, places in _batches(opened, batch_size, self.config.data.image_size)
+    )
+    found = []
+    # A batch is computed while the pictures of the next are opened.
+    for (batch, places), _ in itertools.pairwise(itertools.chain(started, [None])):
+      batch = jax.device_get(batch)
+      for row, place in enumerate(places):
+        found.append(_in_picture(jax.tree.map(lambda x, row=row: x[row], batch), *place, names, max_detections))
+    return found if several else found[0]
 
   def classes(self, classes: Sequence[str] | VocabularyFile | None = None) -> Vocabulary:
     """Turns names or a vocabulary file into the padded vocabulary of the forward pass.
@@ -106,6 +144,65 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
     tower = text.load_text(teacher)
     vocabulary_lib.check_teacher(tower.identity, trained_on.teacher, str(teacher))
   return Detector(config, variables, trained_on, tower)
+
+
+def _min_scores(given: float | Mapping[str, float] | Sequence[float], names: Sequence[str]) -> np.ndarray:
+  """Returns the lowest score of each class, float32 [C], from what `Detector.detect` takes as `min_score`."""
+  if isinstance(given, Mapping):
+    if unknown := set(given) - set(names):
+      raise ValueError(f'min_score has {min(unknown)!r}; expected names of the classes asked for')
+    given = [given.get(name, defaults.MIN_SCORE) for name in names]
+  scores = np.array(given, np.float32)
+  if scores.ndim and scores.shape != (len(names),):
+    raise ValueError(f'min_score has {len(scores)} numbers; expected one, or one for each of the {len(names)} classes')
+  if not np.isfinite(scores).all():
+    raise ValueError(f'min_score is {given}; expected finite numbers')
+  return np.broadcast_to(scores, (len(names),))
+
+
+def _opened(images: Iterable[pictures.Picture]) -> Iterator[np.ndarray]:
+  """Yields uint8 [H, W, 3] of each picture; the message for one that is none begins with its place."""
+  for number, image in enumerate(images):
+    try:
+      picture = pictures.as_rgb(image)
+    except ValueError as error:
+      raise DataError(f'images[{number}]: {error}') from None
+    yield picture
+
+
+def _batches(
+  opened: Iterable[np.ndarray], batch_size: int, side: int
+) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], list[tuple[np.ndarray, tuple[int, int]]]]]:
+  """Yields ((images [B, S, S, 3], sizes [B, 2]), (scale, size) of each picture in it).
+
+  B is 1 for one picture. For several it is `batch_size`, and zeros, in which nothing is found, fill up the last batch.
+  """
+  # Only what the network takes is kept of a picture, which may be large.
+  resized = ((transforms.resize_and_pad(picture, side), picture.shape[:2]) for picture in opened)
+  rows = 0
+  while chunk := list(itertools.islice(resized, batch_size)):
+    rows = rows or (1 if len(chunk) == 1 else batch_size)
+    images, sizes = np.zeros((rows, side, side, 3), np.float32), np.zeros((rows, 2), np.float32)
+    for row, (one, _) in enumerate(chunk):
+      images[row], sizes[row] = one.image, one.size
+    yield (images, sizes), [(one.scale, size) for one, size in chunk]
+
+
+def _in_picture(
+  found: Detections, scale: np.ndarray, size: tuple[int, int], names: tuple[str, ...], most: int | None
+) -> PictureDetections:
+  """Returns the best `most` detections (None: all) of one picture in its own pixels; `scale` leads to the network's."""
+  keep = np.flatnonzero(found.valid)[:most]
+  boxes = transforms.to_picture(found.boxes[keep], scale, size)
+  masks = found.masks
+  rles = None if masks is None else tuple(paste.paste_to_rles(sigmoid(masks[keep]), boxes, *size))
+  return PictureDetections(boxes, found.scores[keep], found.labels[keep], names, size, rles)
+
+
+def _check_range(name: str, number: int | None, highest: int | None = None) -> None:
+  if number is not None and (number < 1 or (highest is not None and number > highest)):
+    limit = '1 or more' if highest is None else f'1 to {highest}, which the config of the detector sets'
+    raise ValueError(f'{name} is {number}; expected {limit}')
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
