@@ -7,10 +7,15 @@ detections = detector.detect('picture.jpg', classes=['red mug', 'toy elephant'])
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['Config', 'Detector', '__version__', 'load']
+__all__ = ['Config', 'Detector', 'Example', '__version__', 'load']
 
 # Importing the package costs nothing: jax and the rest are imported at the first use of a name (PEP 562).
-_HOMES = {'load': 'vild_jax.inference.detector', 'Detector': 'vild_jax.inference.detector', 'Config': 'vild_jax.config'}
+_HOMES = {
+  'load': 'vild_jax.inference.detector',
+  'Detector': 'vild_jax.inference.detector',
+  'Example': 'vild_jax.inference.examples',
+  'Config': 'vild_jax.config',
+}
 
 
 def __getattr__(name: str) -> Any:

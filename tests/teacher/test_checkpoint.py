@@ -81,6 +81,19 @@ def test_a_text_tower_alone_has_the_identity_of_its_teacher(tmp_path, tiny):
     teacher_checkpoint.load_teacher(tmp_path / 'text_tower')
 
 
+def test_an_image_tower_alone_has_the_identity_of_its_teacher(tmp_path, tiny):
+  teacher = teacher_checkpoint.load_teacher(tiny)
+  teacher_checkpoint.save_image_tower(tmp_path / 'image_tower', teacher)
+  assert sorted(p.name for p in (tmp_path / 'image_tower').iterdir()) == [name for name in FILES if 'token' not in name]
+  names = safetensors.numpy.load_file(tmp_path / 'image_tower' / 'model.safetensors').keys()
+  assert names == {source.name for source in parameter_names.parameter_table(teacher.config, 'image').values()}
+  for directory in (tmp_path / 'image_tower', tiny):
+    alone = teacher_checkpoint.load_image_tower(directory)
+    assert set(alone.params) == {'image', 'logit_scale'} and alone.image_identity == teacher.image_identity
+  with pytest.raises(ValueError, match=r'no tokenizer\.json'):
+    teacher_checkpoint.load_text_tower(tmp_path / 'image_tower')
+
+
 def test_identity_follows_weights_sizes_and_tokens(tiny):
   teacher = teacher_checkpoint.load_teacher(tiny)
   # Vocabularies and region stores name them: the identity of a teacher may never change.

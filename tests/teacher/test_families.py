@@ -78,15 +78,19 @@ def test_a_saved_teacher_is_the_teacher(tmp_path, case):
   teacher = teacher_checkpoint.load_teacher(write(tmp_path / 'source', case))
   teacher_checkpoint.save_teacher(tmp_path / 'copy', teacher)
   teacher_checkpoint.save_text_tower(tmp_path / 'text_tower', teacher)
-  copy, text = (
+  teacher_checkpoint.save_image_tower(tmp_path / 'image_tower', teacher)
+  copy, text, image = (
     teacher_checkpoint.load_teacher(tmp_path / 'copy'),
     teacher_checkpoint.load_text_tower(tmp_path / 'text_tower'),
+    teacher_checkpoint.load_image_tower(tmp_path / 'image_tower'),
   )
-  assert copy.config == text.config == teacher.config and copy.preprocessor == teacher.preprocessor
+  assert copy.config == text.config == image.config == teacher.config
+  assert copy.preprocessor == image.preprocessor == teacher.preprocessor
   jax.tree.map(np.testing.assert_array_equal, copy.params, teacher.params)
   jax.tree.map(np.testing.assert_array_equal, text.params, {'text': teacher.params['text']})
   assert (copy.text_identity, copy.image_identity) == (teacher.text_identity, teacher.image_identity)
-  assert text.text_identity == teacher.text_identity
+  assert (text.text_identity, image.image_identity) == (teacher.text_identity, teacher.image_identity)
+  jax.tree.map(np.testing.assert_array_equal, image.params, {k: v for k, v in teacher.params.items() if k != 'text'})
   assert not [path for path in tmp_path.glob('*/*') if path.name.startswith('.')]
 
 

@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--teacher', help='folder of the teacher whose text tower the bundle keeps (default: teacher of the config)'
   )
+  parser.add_argument(
+    '--image-tower',
+    action='store_true',
+    help="keep the teacher's image tower too, so that example pictures can be asked for",
+  )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -28,4 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
   config = arguments.load_config(args)
   teacher = args.teacher or config.teacher or None
-  print(exporting.export(config, Path(args.checkpoint), Path(args.out), teacher=teacher, step=args.step))
+  made = exporting.export(
+    config, Path(args.checkpoint), Path(args.out), teacher=teacher, image_tower=args.image_tower, step=args.step
+  )
+  print(made)

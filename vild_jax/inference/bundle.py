@@ -1,10 +1,11 @@
 """Writes bundles: self-contained folders that any machine can load without the config file of the training.
 
-bundle.json      format version, teacher identity, whether it gives masks, preprocessing
+bundle.json      format version, identities of the teacher's towers, whether it gives masks, preprocessing
 config.json      the resolved config
 vocabulary.npz   the training vocabulary; its base classes decide base or novel at test time
 variables/       parameters and batch statistics (Orbax)
 text_tower/      the teacher's text tower and tokenizer, so that any class name works (optional)
+image_tower/     the teacher's image tower and its preprocessing, so that example pictures work (optional)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vild_jax.runtime import files
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint
 
-BUNDLE_FILE, TEXT_TOWER = 'bundle.json', 'text_tower'
+BUNDLE_FILE, TEXT_TOWER, IMAGE_TOWER = 'bundle.json', 'text_tower', 'image_tower'
 FORMAT = 1
 
 
@@ -34,6 +35,7 @@ def export_bundle(
   *,
   vocabulary_teacher: str,
   teacher: Path | None = None,
+  image_tower: Path | None = None,
 ) -> Path:
   """Writes a bundle; `out` appears, or is replaced, only when the bundle is complete.
 
@@ -44,6 +46,7 @@ def export_bundle(
     vocabulary: the training vocabulary's file.
     vocabulary_teacher: the identity of the text tower that made it.
     teacher: a teacher directory or a text tower alone; without it the bundle knows only the names of the vocabulary.
+    image_tower: a teacher directory whose image tower the bundle keeps too; None keeps none.
 
   Raises ValueError if `out` exists and is not a bundle, or `teacher` is not the teacher of the vocabulary.
   """
@@ -69,6 +72,10 @@ def export_bundle(
       tower = teacher_checkpoint.load_text_tower(teacher)
       vocabulary_lib.check_teacher(tower.text_identity, vocabulary_teacher, str(teacher))
       teacher_checkpoint.save_text_tower(folder / TEXT_TOWER, tower)
+    if image_tower is not None:
+      tower = teacher_checkpoint.load_image_tower(image_tower)
+      teacher_checkpoint.save_image_tower(folder / IMAGE_TOWER, tower)
+      about['image_teacher'] = tower.image_identity
     shutil.copyfile(vocabulary, folder / checkpoint.VOCABULARY_FILE)
     (folder / checkpoint.CONFIG_FILE).write_text(config_lib.to_text(config), encoding='utf-8')
     checkpoint.save_variables(folder, variables)

@@ -1,4 +1,4 @@
-"""Loads a bundle or a work directory and detects classes, given as text, in pictures."""
+"""Loads a bundle or a work directory and detects classes, given as text or by examples, in pictures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from vild_jax.eval import paste
 from vild_jax.inference import bundle as bundle_lib
 from vild_jax.inference import queries
 from vild_jax.inference.detections import PictureDetections
+from vild_jax.inference.examples import ExampleTower
 from vild_jax.runtime import compiler
 from vild_jax.structs import Detections, Vocabulary
+from vild_jax.teacher import files as teacher_files
 from vild_jax.teacher import text
 from vild_jax.train import checkpoint
 from vild_jax.vocabulary import VocabularyFile
@@ -52,15 +54,20 @@ class Detector:
   """
 
   def __init__(
-    self, config: Config, variables: Any, training_vocabulary: VocabularyFile, tower: text.TextTower | None = None
+    self,
+    config: Config,
+    variables: Any,
+    training_vocabulary: VocabularyFile,
+    tower: text.TextTower | None = None,
+    examples: ExampleTower | None = None,
   ):
     self.config, self.variables, self.vocabulary = config, variables, training_vocabulary
-    self._queries = queries.Queries(config, training_vocabulary, tower)
+    self._queries = queries.Queries(config, training_vocabulary, tower, examples)
 
   def detect(
     self,
     images: pictures.Picture | Iterable[pictures.Picture],
-    classes: Sequence[str] | VocabularyFile | None = None,
+    classes: queries.Classes | None = None,
     *,
     min_score: float | Mapping[str, float] | Sequence[float] = defaults.MIN_SCORE,
     masks: bool = True,
@@ -75,8 +82,9 @@ class Detector:
     Args:
       images: a path, a PIL picture, uint8 [H, W, 3] RGB, or several of these, such as a list. The first two are turned
         as viewers show them.
-      classes: any names (with a text tower), or a vocabulary of the same teacher; by default the training vocabulary.
-        Their number is padded to 16, 32, 64, ...
+      classes: any names (with a text tower) and `Example`s of what pictures show (with an image tower); or
+        {name: a picture, several, or None for the name alone}; or a vocabulary of the same teacher; by default the
+        training vocabulary. Their number is padded to 16, 32, 64, ...
       min_score: detections with a lower score are left out: one number, {name: number} with the default for the other
         classes, or a number for each class.
       masks: False computes boxes alone.
@@ -112,10 +120,11 @@ class Detector:
         found.append(_in_picture(jax.tree.map(lambda x, row=row: x[row], batch), *place, names, max_detections))
     return found if several else found[0]
 
-  def classes(self, classes: Sequence[str] | VocabularyFile | None = None) -> Vocabulary:
-    """Turns names or a vocabulary file into the padded vocabulary of the forward pass.
+  def classes(self, classes: queries.Classes | None = None) -> Vocabulary:
+    """Turns `classes` of `detect` into the padded vocabulary of the forward pass.
 
-    Classes that are base in training are base here, and all others are novel. Raises ValueError as `detect` does.
+    Names that are base in training are base here; all others, and examples, are novel. Raises ValueError as `detect`
+    does.
     """
     return self._queries.resolve(classes)[1]
 
@@ -125,25 +134,28 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
 
   Args:
     path: the folder.
-    teacher: a teacher directory whose text tower replaces that of the bundle; it must have the same identity.
+    teacher: a teacher directory whose towers replace those of the bundle; they must have the same identities.
 
   Raises ValueError if the folder is neither of the two or is damaged, or if the teacher is another one.
   """
   path = Path(path)
   bundle = (path / bundle_lib.BUNDLE_FILE).is_file()
-  if bundle:
-    bundle_lib.read_about(path)
+  about = bundle_lib.read_about(path) if bundle else {}
   config = checkpoint.read_config(path)
   variables = checkpoint.load_variables(path, config)
   trained_on = vocabulary_lib.load(path / checkpoint.VOCABULARY_FILE)
   if teacher is None:
     teacher = path / bundle_lib.TEXT_TOWER if bundle else Path(config.teacher or path / bundle_lib.TEXT_TOWER)
     teacher = teacher if teacher.is_dir() else None
-  tower = None
+  tower, examples = None, None
   if teacher is not None:
+    teacher = teacher_files.locate(teacher)
     tower = text.load_text(teacher)
     vocabulary_lib.check_teacher(tower.identity, trained_on.teacher, str(teacher))
-  return Detector(config, variables, trained_on, tower)
+  for folder in (teacher, path / bundle_lib.IMAGE_TOWER):
+    if folder is not None and examples is None and (folder / teacher_files.PREPROCESSOR).is_file():
+      examples = ExampleTower(folder, about.get('image_teacher'))
+  return Detector(config, variables, trained_on, tower, examples)
 
 
 def _min_scores(given: float | Mapping[str, float] | Sequence[float], names: Sequence[str]) -> np.ndarray:

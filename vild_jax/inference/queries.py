@@ -1,68 +1,103 @@
-"""Turns what a user asks for, names or a vocabulary, into the padded vocabulary of the forward pass."""
+"""Turns what a user asks for, names, example pictures or a vocabulary, into the vocabulary of the forward pass."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config
+from vild_jax.data.pictures import Picture
+from vild_jax.inference.examples import Example, ExampleTower
 from vild_jax.structs import Vocabulary
 from vild_jax.teacher import prompts as prompt_lib
-from vild_jax.teacher import text
+from vild_jax.teacher import name_cache, text
 from vild_jax.vocabulary import VocabularyFile
 
+# Names and examples, or {name: its pictures, or None for the name's own words}, or a vocabulary.
+Classes = Sequence[str | Example] | Mapping[str, Picture | Sequence[Picture] | None] | VocabularyFile
 
 class Queries:
-  """Embeds the classes that a detector is asked for; embeddings of names are remembered."""
+  """Embeds the classes that a detector is asked for; embeddings are remembered, those of names also on the disk."""
 
-  def __init__(self, config: Config, training_vocabulary: VocabularyFile, tower: text.TextTower | None = None):
-    self._config, self._trained_on, self._tower = config, training_vocabulary, tower
+  def __init__(
+    self,
+    config: Config,
+    training_vocabulary: VocabularyFile,
+    tower: text.TextTower | None = None,
+    examples: ExampleTower | None = None,
+  ):
+    self._config, self._trained_on, self._tower, self._examples = config, training_vocabulary, tower, examples
     self._embedded: dict[str, np.ndarray] = _other_spellings(training_vocabulary) | dict(
       zip(training_vocabulary.names, training_vocabulary.embeddings, strict=True)
     )
 
-  def resolve(self, classes: Sequence[str] | VocabularyFile | None = None) -> tuple[tuple[str, ...], Vocabulary]:
+  def resolve(self, classes: Classes | None = None) -> tuple[tuple[str, ...], Vocabulary]:
     """Returns the names of the classes, and their vocabulary padded to 16, 32, 64, ... rows.
 
-    Classes that are base in training are base here, and all others are novel. `classes` and errors are those of
-    `Detector.detect`.
+    Names that are base in training are base here, and all others are novel. So is an example, whatever its name: the
+    head that learnt from the teacher's images, which has the larger weight on novel classes, knows it best. `classes`
+    and errors are those of `Detector.detect`.
     """
     if classes is None:
       classes = self._trained_on
     if isinstance(classes, VocabularyFile):
       vocabulary_lib.check_teacher(classes.teacher, self._trained_on.teacher, 'the vocabulary')
       vocabulary_lib.check_dimension(classes, self._config)
-      names, rows = classes.names, classes.embeddings
+      names, rows, shown = classes.names, classes.embeddings, False
     else:
-      names = [name.strip() for name in ([classes] if isinstance(classes, str) else classes)]
-      if not names or not all(names):
-        raise ValueError(f'classes is {list(classes)!r}; expected one or more class names')
-      rows = self._embed(names)
+      asked = _asked(classes)
+      names = tuple(one.name if isinstance(one, Example) else one for one in asked)
+      rows, shown = self._embed(asked), np.array([isinstance(one, Example) for one in asked])
     padded = max(16, 1 << (len(names) - 1).bit_length())
     missing = padded - len(names)
-    return tuple(names), Vocabulary(
+    return names, Vocabulary(
       embeddings=np.pad(rows, ((0, missing), (0, 0))),
       valid=np.arange(padded) < len(names),
-      is_base=np.pad(vocabulary_lib.is_base(names, self._trained_on), (0, missing)),
+      is_base=np.pad(vocabulary_lib.is_base(names, self._trained_on) & ~np.asarray(shown), (0, missing)),
     )
 
-  def _embed(self, names: Sequence[str]) -> np.ndarray:
-    known = [name if name in self._embedded else vocabulary_lib.clean_name(name) for name in names]
-    unknown = [name for name in dict.fromkeys(known) if name not in self._embedded]
+  def _embed(self, asked: Sequence[str | Example]) -> np.ndarray:
+    """Returns float32 [C, D]. Whatever can be refused is refused before the first name is embedded, which can take."""
+    names = [one for one in asked if isinstance(one, str)]
+    known = {name: name if name in self._embedded else vocabulary_lib.clean_name(name) for name in names}
+    unknown = [name for name in dict.fromkeys(known.values()) if name not in self._embedded]
     if unknown and self._tower is None:
       near = difflib.get_close_matches(unknown[0], self._trained_on.names, n=3, cutoff=0.5)
       raise ValueError(
         f'{unknown[0]!r} is not in the stored vocabulary and the bundle has no text tower; expected a '
         f'stored name{f" such as {near}" if near else ""}, or load(..., teacher=DIR)'
       )
+    shown = [one for one in asked if isinstance(one, Example)]
+    if shown and self._examples is None:
+      raise ValueError(
+        f'{shown[0].name!r} is asked for by pictures, and there is no image tower of the teacher; expected a bundle of '
+        '`vild-jax export --image-tower`, or load(..., teacher=DIR) with both towers'
+      )
+    of_example = {one: self._examples.embed(one) for one in shown}
     if unknown:
-      rows = self._tower.embed(unknown, prompt_lib.load_templates(self._trained_on.prompts))
-      self._embedded.update(zip(unknown, rows, strict=True))
-    return np.stack([self._embedded[name] for name in known])
+      self._embedded.update(
+        name_cache.embed(self._tower, unknown, prompt_lib.load_templates(self._trained_on.prompts))
+      )
+    return np.stack([of_example[one] if isinstance(one, Example) else self._embedded[known[one]] for one in asked])
+
+
+def _asked(classes: Sequence[str | Example] | Mapping[str, Picture | Sequence[Picture] | None]) -> list[str | Example]:
+  """Returns the names, without spaces around them, and the examples."""
+  if isinstance(classes, str | Example):
+    classes = [classes]
+  elif isinstance(classes, Mapping):
+    classes = [name if shown is None else Example(name, shown) for name, shown in classes.items()]
+  asked = [one.strip() if isinstance(one, str) else one for one in classes]
+  if not asked or not all(asked):
+    raise ValueError(f'classes is {list(classes)!r}; expected one or more class names')
+  for number, one in enumerate(asked):
+    if not isinstance(one, str | Example):
+      raise ValueError(f'classes[{number}] is a {type(one).__name__}; expected a name or Example(name, images)')
+  return asked
 
 
 def _other_spellings(file: VocabularyFile) -> dict[str, np.ndarray]:

@@ -5,12 +5,12 @@ and `preprocessor_config.json`. It can be a CLIPModel, SiglipModel (SigLIP, SigL
 Siglip2Model (used at the resolution for which its positions were learned) of transformers, or a ViT or ModifiedResNet
 with OpenAI's own names of parameters, for which config.json may be missing. transformers reads what is written here,
 except a ModifiedResNet, which it does not have. A text tower alone (`text_tower/` of a bundle) is the same without the
-parameters of the image tower and without preprocessing.
+parameters of the image tower and without preprocessing; an image tower alone (`image_tower/`) is the same without the
+parameters of the text tower and without a tokenizer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -32,6 +32,7 @@ from vild_jax.teacher.parameter_names import Source
 Params = Mapping[str, Any]
 Path_ = tuple[str, ...]
 _TOWERS = ('text', 'image')
+_BESIDE = {'text': TOKENIZER, 'image': PREPROCESSOR}  # the file that a tower needs besides sizes and weights
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Teacher:
 
   Attributes:
     config: the sizes of both towers.
-    params: float32 parameters of `clip.Clip`: `text`, and, unless it is a text tower alone, `image` and `logit_scale`
-      (for a sigmoid model also `logit_bias`).
-    tokenizer_json: the text of tokenizer.json.
+    params: float32 parameters of `clip.Clip`: `text`, unless it is an image tower alone, and, unless it is a text tower
+      alone, `image` and `logit_scale` (for a sigmoid model also `logit_bias`).
+    tokenizer_json: the text of tokenizer.json; empty for an image tower alone.
     preprocessor: the contents of preprocessor_config.json; None for a text tower alone.
   """
 
@@ -70,14 +71,17 @@ def load_teacher(directory: str | Path) -> Teacher:
 
   Raises ValueError, one line that names the file or parameter that does not fit.
   """
-  directory = files.locate(directory)
-  teacher = _load(directory, _TOWERS)
-  return dataclasses.replace(teacher, preprocessor=files.read_json(directory / PREPROCESSOR))
+  return _load(files.locate(directory), _TOWERS)
 
 
 def load_text_tower(directory: str | Path) -> Teacher:
   """Reads the text tower of a teacher directory or of a `text_tower/`; weights of the image tower are not read."""
   return _load(files.locate(directory), ('text',))
+
+
+def load_image_tower(directory: str | Path) -> Teacher:
+  """Reads the image tower of a teacher directory or of an `image_tower/`; weights of the text tower are not read."""
+  return _load(files.locate(directory), ('image',))
 
 
 def save_teacher(directory: str | Path, teacher: Teacher) -> None:
@@ -90,6 +94,11 @@ def save_text_tower(directory: str | Path, teacher: Teacher) -> None:
   _save(Path(directory), teacher, ('text',))
 
 
+def save_image_tower(directory: str | Path, teacher: Teacher) -> None:
+  """Writes only the image tower and its preprocessing, which a bundle can keep of its teacher."""
+  _save(Path(directory), teacher, ('image',))
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
 
 # Tensors that are not parameters: numbered positions, counters of batches, and the sizes in OpenAI's files.
@@ -97,7 +106,7 @@ _NO_PARAMETER = ('position_ids', 'num_batches_tracked', 'input_resolution', 'con
 
 
 def _load(directory: Path, towers: tuple[str, ...]) -> Teacher:
-  files.require(directory, WEIGHTS, TOKENIZER, *([PREPROCESSOR] if 'image' in towers else []))
+  files.require(directory, WEIGHTS, *(name for tower, name in _BESIDE.items() if tower in towers))
   with files.Weights(directory) as weights:
     original = hf_config.is_original(set(weights.shapes))
     path = directory / CONFIG
@@ -107,12 +116,16 @@ def _load(directory: Path, towers: tuple[str, ...]) -> Teacher:
     if original:
       tree = hf_config.from_shapes(weights.shapes, tree, weights.path)
     config = hf_config.parse(tree, path)
-    tokenizer_json = (directory / TOKENIZER).read_text(encoding='utf-8')
-    _check_tokenizer(tokenizer_json, config, directory / TOKENIZER)
+    tokenizer_json, preprocessor = '', None
+    if 'text' in towers:
+      tokenizer_json = (directory / TOKENIZER).read_text(encoding='utf-8')
+      _check_tokenizer(tokenizer_json, config, directory / TOKENIZER)
+    if 'image' in towers:
+      preprocessor = files.read_json(directory / PREPROCESSOR)
     tables = {tower: parameter_names.parameter_table(config, tower, original) for tower in _TOWERS}
     if hf_config.has_flat_patches(tree):
       tables['image'] = parameter_names.with_flat_patches(tables['image'], config)
-    return Teacher(config, _read_params(weights, config, tables, towers), tokenizer_json)
+    return Teacher(config, _read_params(weights, config, tables, towers), tokenizer_json, preprocessor)
 
 
 def _read_params(
@@ -158,9 +171,10 @@ def _save(directory: Path, teacher: Teacher, towers: tuple[str, ...]) -> None:
   tensors = {name: values[0] if len(values) == 1 else np.concatenate(values) for name, values in parts.items()}
   contents = {
     WEIGHTS: safetensors.numpy.save(tensors, metadata={'format': 'pt'}),
-    TOKENIZER: teacher.tokenizer_json.encode(),
-    CONFIG: _to_json(hf_config.write(teacher.config, 'image' in towers)),
+    CONFIG: _to_json(hf_config.write(teacher.config, towers)),
   }
+  if 'text' in towers:
+    contents[TOKENIZER] = teacher.tokenizer_json.encode()
   if 'image' in towers:
     contents[PREPROCESSOR] = _to_json(teacher.preprocessor)
   files.write(directory, contents)

@@ -12,6 +12,9 @@ from vild_jax.nn import clip
 Tree = Mapping[str, Any]
 _RESNET = 'clip_modified_resnet'  # transformers has no such model: the name and its `vision_config` are our own
 _LEGACY_END_ID = 2  # of old files; transformers then pools at the largest id
+# The classes of transformers for one tower alone.
+_CLIP_CLASSES = {('text',): 'CLIPTextModelWithProjection', ('image',): 'CLIPVisionModelWithProjection'}
+_SIGLIP_CLASSES = {('text',): 'SiglipTextModel', ('image',): 'SiglipVisionModel'}
 _OPENAI_HEAD = 64  # channels of one head in all of OpenAI's models
 
 # Defaults of transformers for what a config.json does not say; it writes only what differs from them.
@@ -93,8 +96,11 @@ def has_flat_patches(tree: Tree) -> bool:
   return tree.get('model_type') == 'siglip2'
 
 
-def write(config: clip.ClipConfig, both_towers: bool) -> dict[str, Any]:
-  """Returns a config.json that `parse` reads as `config`; so does transformers, if it has such a model."""
+def write(config: clip.ClipConfig, towers: tuple[str, ...]) -> dict[str, Any]:
+  """Returns a config.json of 'text', 'image' or both that `parse` reads as `config`.
+
+  So does transformers, if it has such a model.
+  """
 
   def section(t: clip.Transformer) -> dict[str, Any]:
     return {
@@ -114,7 +120,7 @@ def write(config: clip.ClipConfig, both_towers: bool) -> dict[str, Any]:
     image |= section(config.image) | {'patch_size': config.patch_size}
   if config.sigmoid:
     return {
-      'architectures': ['SiglipModel' if both_towers else 'SiglipTextModel'],
+      'architectures': [_SIGLIP_CLASSES.get(towers, 'SiglipModel')],
       'model_type': 'siglip',
       'text_config': {**text, 'projection_size': dim},
       'vision_config': image,
@@ -124,7 +130,7 @@ def write(config: clip.ClipConfig, both_towers: bool) -> dict[str, Any]:
   if isinstance(config.image, clip.ModifiedResNet):
     return {'model_type': _RESNET, **tree, 'vision_config': image}
   return {
-    'architectures': ['CLIPModel' if both_towers else 'CLIPTextModelWithProjection'],
+    'architectures': [_CLIP_CLASSES.get(towers, 'CLIPModel')],
     'model_type': 'clip',
     **tree,
     'vision_config': {**image, 'projection_dim': dim},

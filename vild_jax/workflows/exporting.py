@@ -10,7 +10,15 @@ from vild_jax.inference import bundle
 from vild_jax.train import checkpoint
 
 
-def export(config: Config, folder: Path, out: Path, *, teacher: str | None = None, step: int | None = None) -> Path:
+def export(
+  config: Config,
+  folder: Path,
+  out: Path,
+  *,
+  teacher: str | None = None,
+  image_tower: bool = False,
+  step: int | None = None,
+) -> Path:
   """Writes a bundle and returns its folder.
 
   Args:
@@ -18,10 +26,14 @@ def export(config: Config, folder: Path, out: Path, *, teacher: str | None = Non
     folder: the work directory.
     out: folder of the bundle: a new one, or an older bundle to replace.
     teacher: folder of the teacher whose text tower the bundle keeps; without it the bundle has none.
+    image_tower: whether the bundle keeps the teacher's image tower too, for example pictures.
     step: which checkpoint of the work directory; by default the newest.
 
-  Raises ValueError if config and checkpoint do not fit each other; other errors are those of `bundle.export_bundle`.
+  Raises ValueError if config and checkpoint do not fit each other, or if there is no teacher to take an image tower of;
+  other errors are those of `bundle.export_bundle`.
   """
+  if image_tower and not teacher:
+    raise ValueError('--image-tower keeps a tower of the teacher; expected --teacher DIR or a teacher in the config')
   config = checkpoint.same_model(config, folder)
   path = folder / checkpoint.VOCABULARY_FILE
   return bundle.export_bundle(
@@ -31,4 +43,5 @@ def export(config: Config, folder: Path, out: Path, *, teacher: str | None = Non
     path,
     vocabulary_teacher=vocabulary_lib.load(path).teacher,
     teacher=Path(teacher) if teacher else None,
+    image_tower=Path(teacher) if image_tower else None,
   )
