@@ -15,6 +15,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = f'--xla_backend_optimization_level=0 {os.environ.get("XLA_FLAGS", "")}'.strip()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('MPLBACKEND', 'Agg')
+# What users have cached is neither read nor written; a test of the cache names a folder of its own.
+os.environ['VILD_JAX_CACHE'] = 'off'
 
 import absl.logging
 import jax

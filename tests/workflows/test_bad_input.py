@@ -127,6 +127,9 @@ def own_folder(made, tmp_path):
   BadInput('edited config', RESTARTED, 'is of another architecture: ', edited_config),
   BadInput('damaged checkpoint', AGAIN, 'cannot be read', damaged_checkpoint),
   BadInput('no saved config', AGAIN, 'holds checkpoints/ but no config.json', no_saved_config),
+  BadInput(
+    'image tower of no teacher', f'{EXPORT} --image-tower', '--image-tower keeps a tower of the teacher; expected'
+  ),
   BadInput('teacher of an export', f'{EXPORT} --teacher {{tmp}}/none', 'none is not a folder'),
   BadInput(
     'no distillation', f'{TRAIN} --distillation.store=', 'the data holds no regions with embeddings of the teacher'

@@ -13,12 +13,13 @@ from vild_jax.config import Config
 from vild_jax.data.pictures import Picture
 from vild_jax.inference.examples import Example, ExampleTower
 from vild_jax.structs import Vocabulary
-from vild_jax.teacher import prompts as prompt_lib
 from vild_jax.teacher import name_cache, text
+from vild_jax.teacher import prompts as prompt_lib
 from vild_jax.vocabulary import VocabularyFile
 
 # Names and examples, or {name: its pictures, or None for the name's own words}, or a vocabulary.
 Classes = Sequence[str | Example] | Mapping[str, Picture | Sequence[Picture] | None] | VocabularyFile
+
 
 class Queries:
   """Embeds the classes that a detector is asked for; embeddings are remembered, those of names also on the disk."""
@@ -79,9 +80,7 @@ class Queries:
       )
     of_example = {one: self._examples.embed(one) for one in shown}
     if unknown:
-      self._embedded.update(
-        name_cache.embed(self._tower, unknown, prompt_lib.load_templates(self._trained_on.prompts))
-      )
+      self._embedded.update(name_cache.embed(self._tower, unknown, prompt_lib.load_templates(self._trained_on.prompts)))
     return np.stack([of_example[one] if isinstance(one, Example) else self._embedded[known[one]] for one in asked])
 
 
@@ -92,11 +91,11 @@ def _asked(classes: Sequence[str | Example] | Mapping[str, Picture | Sequence[Pi
   elif isinstance(classes, Mapping):
     classes = [name if shown is None else Example(name, shown) for name, shown in classes.items()]
   asked = [one.strip() if isinstance(one, str) else one for one in classes]
-  if not asked or not all(asked):
-    raise ValueError(f'classes is {list(classes)!r}; expected one or more class names')
   for number, one in enumerate(asked):
     if not isinstance(one, str | Example):
       raise ValueError(f'classes[{number}] is a {type(one).__name__}; expected a name or Example(name, images)')
+  if not asked or '' in asked:
+    raise ValueError(f'classes is {list(classes)!r}; expected one or more class names')
   return asked
 
 
