@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -28,7 +27,7 @@ from vild_jax.nn.fpn import FPN
 from vild_jax.nn.heads import MaskHead, RegionHead, RPNHead
 from vild_jax.nn.layers import BACKGROUND_INIT
 from vild_jax.nn.resnet import ResNet
-from vild_jax.structs import Detections, Proposals, RegionTargets, Vocabulary
+from vild_jax.structs import Detections, FirstStage, Proposals, RegionTargets, SecondStage, Vocabulary
 
 Array = jax.Array
 PerImage = Callable[[Callable], Callable]
@@ -97,42 +96,6 @@ class ViLD(nn.Module):
       heads.append((self.model.region_head.roi_size, self.image_regions))
     for size, network in heads:
       network(jnp.zeros((1, size, size, channels), image.dtype), one, train=False)
-
-
-@flax.struct.dataclass
-class FirstStage:
-  """Holds the outputs before any region is chosen; dictionaries are keyed by level, with N_l anchors each.
-
-  Attributes:
-    features: [B, H_l, W_l, C].
-    objectness: logits [B, N_l].
-    deltas: [B, N_l, 4].
-    proposals: boxes [B, R, 4], scores and valid [B, R]; no gradient flows through them.
-  """
-
-  features: dict[int, Array]
-  objectness: dict[int, Array]
-  deltas: dict[int, Array]
-  proposals: Proposals
-
-
-@flax.struct.dataclass
-class SecondStage:
-  """Holds the outputs for R boxes of each image.
-
-  Attributes:
-    embeddings: [B, R, D], not normalised.
-    logits: [B, R, C + 1], cosine over temperature; the background is column C.
-    deltas: [B, R, 4], to be decoded with BOX_WEIGHTS.
-    image_logits: [B, R, C] of the image head, without background; None in training, and without an image head.
-    student: [B, M, D], embeddings of the regions to distil, not normalised; None without distillation.
-  """
-
-  embeddings: Array
-  logits: Array
-  deltas: Array
-  image_logits: Array | None = None
-  student: Array | None = None
 
 
 def init(config: Config, key: Array) -> Any:
@@ -210,13 +173,12 @@ def second_stage(
     student, variables = head(variables, ViLD.image_regions, pool(features, distilled.boxes), distilled.valid)
   elif distilled is not None:
     embeddings, student, deltas = embeddings[:, :count], embeddings[:, count:], deltas[:, :count]
-  image_logits = None
+  image_embeddings = image_logits = None
   if model.image_head and not train:
     image_embeddings, _ = head(variables, ViLD.image_regions, pooled, valid)
     image_logits = class_logits(model, variables, image_embeddings, vocabulary)[..., :-1]
-  return SecondStage(
-    embeddings, class_logits(model, variables, embeddings, vocabulary), deltas, image_logits, student
-  ), variables
+  logits = class_logits(model, variables, embeddings, vocabulary)
+  return SecondStage(embeddings, logits, deltas, image_logits, image_embeddings, student), variables
 
 
 def student_embeddings(
@@ -234,12 +196,13 @@ def student_embeddings(
 
 
 def class_logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vocabulary) -> Array:
-  """Returns cosine over temperature [B, R, C + 1] of embeddings [B, R, D]; the background is column C."""
-  return jax.vmap(
-    lambda e: openvocab.cosine_logits(
-      e, vocabulary.embeddings, variables['params']['background'], temperature=model.temperature, valid=vocabulary.valid
-    )
-  )(embeddings)
+  """Returns cosine over temperature [B, R, C + 1] of embeddings [B, R, D]; the background is column C.
+
+  The background is the row that the vocabulary brings, or else the learnt one.
+  """
+  background = variables['params']['background'] if vocabulary.background is None else vocabulary.background
+  logits = partial(openvocab.cosine_logits, temperature=model.temperature, valid=vocabulary.valid)
+  return jax.vmap(lambda e: logits(e, vocabulary.embeddings, background))(embeddings)
 
 
 def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> Array:
@@ -253,6 +216,20 @@ def class_scores(model: Model, second: SecondStage, vocabulary: Vocabulary) -> A
     novel_weight=post.novel_weight,
   )
   return jax.vmap(scores, in_axes=(0, 0, None))(second.logits, second.image_logits, vocabulary.is_base)
+
+
+def attribute_scores(model: Model, second: SecondStage, vocabulary: Vocabulary, regions: Array) -> Array | None:
+  """Returns the probability [B, K, A] of each attribute in the regions [B, K]; None if the vocabulary has none.
+
+  It comes from the head that learns from the teacher's image tower: the image head, where there is one.
+  """
+  if vocabulary.attributes is None:
+    return None
+  embeddings = second.embeddings if second.image_embeddings is None else second.image_embeddings
+  chosen = jnp.take_along_axis(embeddings, regions[..., None], axis=1)
+  scores = partial(openvocab.attribute_scores, temperature=model.temperature / model.sharpness)
+  attributes = vocabulary.attributes
+  return jax.vmap(lambda e: scores(e, attributes.embeddings, valid=attributes.valid))(chosen)
 
 
 def refine(rois: Array, deltas: Array, image_size: Array) -> Array:
@@ -279,7 +256,7 @@ def choose(model: Model, rois: Array, valid: Array, scores: Array) -> Detections
     pre_nms_top_k=post.pre_nms_top_k,
   )
   kept = jnp.where(valid[:, None], rois[index], 0)
-  return Detections(boxes=kept, labels=label, scores=score, valid=valid, masks=None)
+  return Detections(boxes=kept, labels=label, scores=score, valid=valid, masks=None, regions=index)
 
 
 def masks(
@@ -350,6 +327,7 @@ def predict_batch(
   )
   scores = class_scores(model, second, vocabulary)
   detections = detect(model, variables, first, second.deltas, scores, image_size, per_image, min_score)
+  detections = detections.replace(attributes=attribute_scores(model, second, vocabulary, detections.regions))
   return detections, {
     'features': first.features,
     'proposals': found,

@@ -20,8 +20,8 @@ from vild_jax import detector
 from vild_jax.config import Assignment, Config, matches
 from vild_jax.core import boxes, masks, matching, sampling
 from vild_jax.core import losses as core_losses
-from vild_jax.detector import BOX_WEIGHTS, FirstStage, PerImage, SecondStage
-from vild_jax.structs import Batch, Proposals, RegionTargets, Vocabulary
+from vild_jax.detector import BOX_WEIGHTS, PerImage
+from vild_jax.structs import Batch, FirstStage, Proposals, RegionTargets, SecondStage, Vocabulary
 
 Array = jax.Array
 

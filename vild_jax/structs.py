@@ -55,6 +55,19 @@ class Batch:
 
 
 @flax.struct.dataclass
+class Attributes:
+  """Holds attributes that objects of any class may have, such as colours, of which one is to be chosen.
+
+  Attributes:
+    embeddings: float32 [A, D], one row for each attribute; the forward pass normalises them.
+    valid: bool [A], False on padding rows, which have probability 0.
+  """
+
+  embeddings: Array
+  valid: Array
+
+
+@flax.struct.dataclass
 class Vocabulary:
   """Holds the classes to detect, as data: an argument of every forward pass.
 
@@ -63,12 +76,16 @@ class Vocabulary:
     is_base: bool [C], True for the classes of the training vocabulary's base set.
     valid: bool [C], False on padding rows, which are never detected and are left out of every softmax.
     labelled: bool [C], in training: False for classes whose objects have no labels in the data; None: all have.
+    background: float32 [D], a fixed row in place of the learnt background, in training too; None: the learnt one.
+    attributes: what else to ask of each detection; None: nothing.
   """
 
   embeddings: Array
   is_base: Array
   valid: Array
   labelled: Array | None = None
+  background: Array | None = None
+  attributes: Attributes | None = None
 
 
 @flax.struct.dataclass
@@ -81,6 +98,44 @@ class Proposals:
 
 
 @flax.struct.dataclass
+class FirstStage:
+  """Holds the outputs before any region is chosen; dictionaries are keyed by level, with N_l anchors each.
+
+  Attributes:
+    features: [B, H_l, W_l, C].
+    objectness: logits [B, N_l].
+    deltas: [B, N_l, 4].
+    proposals: boxes [B, R, 4], scores and valid [B, R]; no gradient flows through them.
+  """
+
+  features: dict[int, Array]
+  objectness: dict[int, Array]
+  deltas: dict[int, Array]
+  proposals: Proposals
+
+
+@flax.struct.dataclass
+class SecondStage:
+  """Holds the outputs for R boxes of each image.
+
+  Attributes:
+    embeddings: [B, R, D], not normalised.
+    logits: [B, R, C + 1], cosine over temperature; the background is column C.
+    deltas: [B, R, 4], to be decoded with `detector.BOX_WEIGHTS`.
+    image_logits: [B, R, C] of the image head, without background; None in training, and without an image head.
+    image_embeddings: [B, R, D] of the image head, not normalised; None as `image_logits`.
+    student: [B, M, D], embeddings of the regions to distil, not normalised; None without distillation.
+  """
+
+  embeddings: Array
+  logits: Array
+  deltas: Array
+  image_logits: Array | None = None
+  image_embeddings: Array | None = None
+  student: Array | None = None
+
+
+@flax.struct.dataclass
 class Detections:
   """Holds final detections, best first, padded to the configured maximum K.
 
@@ -90,6 +145,8 @@ class Detections:
     scores: float32 [K] in [0, 1].
     masks: float32 [K, 28, 28], mask logits inside each box; None if they are not computed, or were not learnt.
     valid: bool [K].
+    regions: int32 [K], the proposal that each comes from.
+    attributes: float32 [K, A], probability of each attribute; None if the vocabulary has none.
   """
 
   boxes: Array
@@ -97,6 +154,8 @@ class Detections:
   scores: Array
   masks: Array | None
   valid: Array
+  regions: Array
+  attributes: Array | None = None
 
 
 @flax.struct.dataclass

@@ -1,7 +1,8 @@
 """Reads, writes and checks vocabulary files: the classes of a detector as text embeddings (docs/method.md, 1 and 5).
 
 A vocabulary is data, never weights. `V.npz` holds `embeddings` float32 [C, D] with unit rows, `names` [C], `is_base`
-bool [C], `teacher` (identity of the text tower) and `prompts` (what was embedded). Reading it never unpickles.
+bool [C], `teacher` (identity of the text tower) and `prompts` (what was embedded); it may hold `background` float32
+[D]. Reading it never unpickles.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class VocabularyFile:
     is_base: bool [C], True for the classes whose annotations training may see.
     teacher: identity of the text tower; a model refuses a vocabulary of another tower.
     prompts: which templates were embedded; information for people.
+    background: float32 [D] of unit length, what stands for the background in place of the model's learnt row; None:
+      the learnt one.
 
   Raises:
     ValueError: if the fields do not agree; the message names the field.
@@ -44,6 +47,7 @@ class VocabularyFile:
   is_base: np.ndarray
   teacher: str
   prompts: str
+  background: np.ndarray | None = None
 
   def __post_init__(self):
     rows, flags = np.asarray(self.embeddings), np.asarray(self.is_base)
@@ -65,6 +69,13 @@ class VocabularyFile:
       f'bool ({len(rows)},)',
     )
     _require(bool(self.teacher), 'teacher', 'empty', 'the identity of a text tower')
+    if self.background is not None:
+      row, expected = np.asarray(self.background), f'float32 ({rows.shape[1]},)'
+      _require(row.dtype.kind == 'f' and row.shape == rows.shape[1:], 'background', f'{row.dtype} {row.shape}', expected)
+      _require(bool(np.isfinite(row).all()), 'background', 'not finite', 'finite numbers')
+      length = float(np.linalg.norm(row.astype(np.float64)))
+      _require(abs(length - 1) <= UNIT_TOLERANCE, 'background', f'of length {length:.4g}', 'unit length')
+      object.__setattr__(self, 'background', row.astype(np.float32))
     object.__setattr__(self, 'embeddings', rows.astype(np.float32))
     object.__setattr__(self, 'is_base', flags)
     object.__setattr__(self, 'names', tuple(self.names))
@@ -80,6 +91,7 @@ def save(path: str | Path, vocabulary: VocabularyFile) -> None:
       is_base=vocabulary.is_base,
       teacher=np.array(vocabulary.teacher),
       prompts=np.array(vocabulary.prompts),
+      **({} if vocabulary.background is None else {'background': vocabulary.background}),
     )
 
 
@@ -100,6 +112,7 @@ def load(path: str | Path) -> VocabularyFile:
       for key in ('embeddings', 'names', 'is_base', 'teacher', 'prompts'):
         _require(key in arrays, key, 'missing', 'a field of this name')
         fields[key] = arrays[key]
+      background = arrays['background'] if 'background' in arrays else None
     for key, rank in (('names', 1), ('teacher', 0), ('prompts', 0)):
       found = fields[key]
       _require(
@@ -114,6 +127,7 @@ def load(path: str | Path) -> VocabularyFile:
       fields['is_base'],
       str(fields['teacher']),
       str(fields['prompts']),
+      background,
     )
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f'{path} is not a usable vocabulary: {error}') from error
@@ -133,6 +147,7 @@ def to_struct(vocabulary: VocabularyFile, pad_to: int | None = None) -> structs.
     embeddings=np.pad(vocabulary.embeddings, ((0, padding), (0, 0))),
     is_base=np.pad(vocabulary.is_base, (0, padding)),
     valid=np.arange(size) < count,
+    background=vocabulary.background,
   )
 
 
@@ -205,6 +220,15 @@ def check_dimension(file: VocabularyFile, config: Config) -> None:
     raise ValueError(
       f'the vocabulary has embeddings of dimension {found}; expected {expected}, model.region_head.embedding_dim'
     )
+
+
+def background_of(classes: VocabularyFile, trained_on: VocabularyFile) -> np.ndarray | None:
+  """Returns the fixed background row to detect `classes` with; None: the learnt one.
+
+  It is the row of `classes`, or else that of the training vocabulary, because a model that was trained with a fixed row
+  has learnt none of its own.
+  """
+  return trained_on.background if classes.background is None else classes.background
 
 
 def describe(vocabulary: VocabularyFile) -> str:

@@ -89,3 +89,25 @@ def class_scores(
     return scores
   of_image = jax.nn.softmax(image_logits * sharpness, axis=-1)
   return ensemble_scores(scores, of_image, is_base, base_weight=base_weight, novel_weight=novel_weight)
+
+
+def attribute_scores(
+  region: Float[Array, 'r d'],
+  attributes: Float[Array, 'a d'],
+  *,
+  temperature: float | Float[Array, ''],
+  valid: Bool[Array, 'a'] | None = None,
+) -> Float[Array, 'r a']:
+  """Returns p(attribute | region): a softmax over the attributes of cosine(region, attribute) / temperature.
+
+  Given the region, the attribute is taken to be independent of the class, as in the paper's expansion of a vocabulary
+  (docs/method.md, 4): p(class, attribute | region) is the class's score times this. A row sums to 1 if an attribute is
+  valid; there may be none.
+
+  Args:
+    region, attributes: vectors of any length; they are normalised here.
+    temperature: positive.
+    valid: False for padding rows of `attributes`, whose probability is 0.
+  """
+  cosine = jnp.matmul(normalize(region), normalize(attributes).T, precision=jax.lax.Precision.HIGHEST)
+  return jax.nn.softmax(cosine / temperature, axis=-1, where=None if valid is None else valid[None, :])

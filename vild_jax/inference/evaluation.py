@@ -231,7 +231,8 @@ def put_vocabulary(classes: VocabularyFile, trained_on: VocabularyFile, mesh: Me
   """Returns the padded vocabulary of a forward pass, on the devices; `trained_on` decides which classes are base."""
   padded = 8 * -(-len(classes.names) // 8)
   vocabulary = vocabulary_lib.to_struct(classes, padded).replace(
-    is_base=np.pad(vocabulary_lib.is_base(classes.names, trained_on), (0, padded - len(classes.names)))
+    is_base=np.pad(vocabulary_lib.is_base(classes.names, trained_on), (0, padded - len(classes.names))),
+    background=vocabulary_lib.background_of(classes, trained_on),
   )
   return jax.device_put(vocabulary, sharding.replicated(mesh))
 

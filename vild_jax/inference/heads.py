@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 
 from vild_jax import detector
 from vild_jax.config import Config, Model, defaults
-from vild_jax.detector import PerImage, SecondStage
+from vild_jax.detector import PerImage
 from vild_jax.inference import evaluation
-from vild_jax.structs import Detections, Vocabulary
+from vild_jax.structs import Detections, SecondStage, Vocabulary
 from vild_jax.train.step import on_batches
 
 Array = jax.Array

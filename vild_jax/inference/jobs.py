@@ -76,7 +76,9 @@ def description(
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
     weights.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(jax.device_get(leaf)).tobytes())
   of = lambda words: hashlib.sha256(
-    repr((words.names, words.is_base.tolist())).encode() + np.ascontiguousarray(words.embeddings).tobytes()
+    repr((words.names, words.is_base.tolist())).encode()
+    + np.ascontiguousarray(words.embeddings).tobytes()
+    + (b'' if words.background is None else words.background.tobytes())
   ).hexdigest()
   return {
     'config': hashlib.sha256(config_lib.to_text(decides).encode()).hexdigest(),

@@ -328,7 +328,9 @@ def _keep_vocabulary(path: Path, vocabulary: vocabulary_lib.VocabularyFile) -> N
   if path.is_file():
     kept = vocabulary_lib.load(path)
     if (kept.names, kept.teacher) != (vocabulary.names, vocabulary.teacher) or not (
-      np.array_equal(kept.embeddings, vocabulary.embeddings) and np.array_equal(kept.is_base, vocabulary.is_base)
+      np.array_equal(kept.embeddings, vocabulary.embeddings)
+      and np.array_equal(kept.is_base, vocabulary.is_base)
+      and np.array_equal(kept.background, vocabulary.background)
     ):
       raise ValueError(
         f'{path} differs from the given vocabulary; expected the one training began with, or a new --workdir'
