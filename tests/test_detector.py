@@ -11,7 +11,7 @@ from tests.helpers import tiny
 from vild_jax import config as config_lib
 from vild_jax import detector
 from vild_jax.config import Config
-from vild_jax.structs import Vocabulary
+from vild_jax.structs import Attributes, Vocabulary
 
 
 @pytest.fixture(scope='module')
@@ -87,6 +87,34 @@ def test_padding_of_the_vocabulary_changes_nothing(variables, predicted):
   np.testing.assert_array_equal(found.labels, expected.labels)
   assert np.isneginf(inside_padded['text_logits'][:, tiny.CLASSES : -1]).all()
   assert np.isfinite(inside['text_logits']).all()
+
+
+def test_a_fixed_background_and_attributes_of_the_vocabulary(variables, predicted):
+  predict, _ = predicted
+  image, size = tiny.batch().image[0], np.array([40, 64], np.float32)
+  row = np.random.default_rng(1).normal(size=16).astype(np.float32)
+  row /= np.linalg.norm(row)
+  learnt = {**variables, 'params': {**variables['params'], 'background': 0.01 * row}}
+  expected, inside = jax.device_get(predict(learnt, image, size, tiny.vocabulary()))
+  # With the classes as attributes, their cosines are known.
+  attributes = Attributes(np.pad(tiny.vocabulary().embeddings, ((0, 2), (0, 0))), np.arange(8) < 6)
+  words = tiny.vocabulary().replace(background=row, attributes=attributes)
+  found, with_row = jax.device_get(predict(variables, image, size, words))
+  np.testing.assert_allclose(with_row['text_logits'], inside['text_logits'], rtol=1e-6, atol=1e-4)
+  assert found.valid.any() and expected.attributes is None
+  jax.tree.map(
+    lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4),
+    found.replace(attributes=None),
+    expected,
+  )
+  logits = np.float64(with_row['text_logits'])[found.regions]
+  power = np.exp(logits - logits.max(axis=1, keepdims=True))
+  of_classes = power[np.arange(len(power)), found.labels] / power.sum(axis=1)
+  np.testing.assert_allclose(found.scores[found.valid], of_classes[found.valid], rtol=1e-4)
+  np.testing.assert_allclose(
+    found.attributes[:, :6], power[:, :6] / power[:, :6].sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-5
+  )
+  np.testing.assert_array_equal(found.attributes[:, 6:], 0)
 
 
 def test_padded_proposals_give_no_detection(variables):

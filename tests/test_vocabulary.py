@@ -27,6 +27,26 @@ def test_save_and_load_give_the_same_file(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['v.npz']
 
 
+def test_a_background_row_is_kept_and_goes_into_the_forward_pass(tmp_path):
+  plain = example()
+  fixed = dataclasses.replace(plain, background=np.array([0.6, 0, 0.8, 0]))
+  vocabulary.save(tmp_path / 'v.npz', fixed)
+  back = vocabulary.load(tmp_path / 'v.npz')
+  assert back.background.dtype == np.float32
+  np.testing.assert_array_equal(back.background, np.array([0.6, 0, 0.8, 0], np.float32))
+  np.testing.assert_array_equal(vocabulary.to_struct(back, pad_to=5).background, back.background)
+  vocabulary.save(tmp_path / 'v.npz', plain)
+  assert vocabulary.load(tmp_path / 'v.npz').background is None and vocabulary.to_struct(plain).background is None
+
+
+def test_a_vocabulary_without_background_takes_that_of_the_training():
+  plain = example()
+  one, other = (dataclasses.replace(plain, background=row) for row in np.eye(4)[:2])
+  assert vocabulary.background_of(plain, plain) is None
+  np.testing.assert_array_equal(vocabulary.background_of(plain, other), [0, 1, 0, 0])
+  np.testing.assert_array_equal(vocabulary.background_of(one, other), [1, 0, 0, 0])
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
   vocabulary.save(tmp_path / 'v.npz', example())
   before = (tmp_path / 'v.npz').read_bytes()
@@ -58,6 +78,12 @@ BAD = {
   'flags': ('is_base', np.array([1, 0, 1]), 'int64'),
   'flag count': ('is_base', np.array([True]), r'\(1,\)'),
   'no teacher': ('teacher', np.array(''), 'empty'),
+  'rank of the background': ('background', np.eye(4, dtype=np.float32), r'float32 \(4, 4\); expected float32 \(4,\)'),
+  'length of the background': ('background', np.ones(3, np.float32), r'\(3,\); expected float32 \(4,\)'),
+  'whole background': ('background', np.array([1, 0, 0, 0]), r'int64 \(4,\)'),
+  'long background': ('background', np.array([0, 3, 4, 0], np.float32), 'of length 5; expected unit length'),
+  'nan in the background': ('background', np.array([1, 0, np.nan, 0]), 'not finite'),
+  'pickled background': ('background', np.array([1.0, 0.0, 0.0, None], dtype=object), 'allow_pickle'),
 }
 
 
@@ -72,7 +98,7 @@ def test_each_malformed_field_is_one_line_that_names_file_and_field(tmp_path, ca
     'teacher': np.array(file.teacher),
     'prompts': np.array(file.prompts),
   }
-  fields.pop(key)
+  fields.pop(key, None)
   if value is not None:
     fields[key] = value
   np.savez(tmp_path / 'v.npz', **fields)

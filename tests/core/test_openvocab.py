@@ -118,3 +118,52 @@ def test_one_weight_is_that_of_the_paper():
   of = lambda **weights: openvocab.ensemble_scores(text, image, jnp.asarray([True, False]), **weights)
   np.testing.assert_array_equal(of(base_weight=0.8), of(base_weight=0.8, novel_weight=0.8))
   assert not np.allclose(of(base_weight=0.8), of(base_weight=0.8, novel_weight=0.5))
+
+
+def test_attributes_have_the_softmax_of_their_cosines():
+  region, attributes, _ = _arrays()
+  cosine = np.array(
+    [[np.dot(r, a) / np.linalg.norm(r) / np.linalg.norm(a) for a in np.float64(attributes)] for r in np.float64(region)]
+  )
+  power = np.exp(cosine / 0.1)
+  expected = power / power.sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(openvocab.attribute_scores(region, attributes, temperature=0.1), expected, rtol=1e-4)
+  longer = openvocab.attribute_scores(3.0 * region, 0.2 * attributes, temperature=jnp.float32(0.1))
+  np.testing.assert_allclose(longer, expected, rtol=1e-4)
+
+
+def test_attributes_of_a_case_made_by_hand():
+  """Cosines 1, 0 and -1 at temperature 1 / ln 2: the probabilities are as 2 to 1 to 1/2."""
+  found = openvocab.attribute_scores(
+    jnp.asarray([[2.0, 0.0]]), jnp.asarray([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]), temperature=1 / np.log(2)
+  )
+  np.testing.assert_allclose(found, [[4 / 7, 2 / 7, 1 / 7]], rtol=1e-6)
+
+
+def test_padding_attributes_have_probability_0():
+  region, attributes, _ = _arrays()
+  valid = np.array([True, False, True, True, False])
+  padded = openvocab.attribute_scores(region, attributes, temperature=0.1, valid=jnp.asarray(valid))
+  kept = openvocab.attribute_scores(region, attributes[np.flatnonzero(valid)], temperature=0.1)
+  np.testing.assert_array_equal(padded[:, ~valid], 0)
+  np.testing.assert_allclose(padded[:, valid], kept, rtol=1e-6)
+
+
+def test_no_attributes_or_no_regions_give_empty_scores():
+  region, attributes, _ = _arrays()
+  of = lambda region, attributes, **more: openvocab.attribute_scores(region, attributes, temperature=0.1, **more)
+  assert of(region, attributes[:0]).shape == (6, 0) and of(region[:0], attributes).shape == (0, 5)
+  np.testing.assert_array_equal(of(region, attributes, valid=jnp.zeros(5, bool)), np.zeros((6, 5)))
+
+
+@pytest.mark.parametrize('scale', [0.0, 1.0])
+def test_gradients_of_attributes_are_finite_even_at_zero_vectors(scale):
+  valid = jnp.asarray([True, True, False, True, True])
+  region, attributes, _ = _arrays()
+
+  def loss(region, attributes):
+    return jnp.sum(openvocab.attribute_scores(region, attributes, temperature=0.1, valid=valid)[:, 0])
+
+  gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(scale * region, attributes)
+  assert all(np.isfinite(gradient).all() for gradient in gradients)
+  assert np.any(gradients[1] != 0) == (scale == 1.0)
