@@ -145,7 +145,7 @@ class Detections:
     scores: float32 [K] in [0, 1].
     masks: float32 [K, 28, 28], mask logits inside each box; None if they are not computed, or were not learnt.
     valid: bool [K].
-    regions: int32 [K], the proposal that each comes from.
+    regions: int32 [K], the proposal that each comes from, among those of the picture.
     attributes: float32 [K, A], probability of each attribute; None if the vocabulary has none.
   """
 
@@ -154,7 +154,7 @@ class Detections:
   scores: Array
   masks: Array | None
   valid: Array
-  regions: Array
+  regions: Array | None = None
   attributes: Array | None = None
 
 

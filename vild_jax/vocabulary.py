@@ -71,7 +71,9 @@ class VocabularyFile:
     _require(bool(self.teacher), 'teacher', 'empty', 'the identity of a text tower')
     if self.background is not None:
       row, expected = np.asarray(self.background), f'float32 ({rows.shape[1]},)'
-      _require(row.dtype.kind == 'f' and row.shape == rows.shape[1:], 'background', f'{row.dtype} {row.shape}', expected)
+      _require(
+        row.dtype.kind == 'f' and row.shape == rows.shape[1:], 'background', f'{row.dtype} {row.shape}', expected
+      )
       _require(bool(np.isfinite(row).all()), 'background', 'not finite', 'finite numbers')
       length = float(np.linalg.norm(row.astype(np.float64)))
       _require(abs(length - 1) <= UNIT_TOLERANCE, 'background', f'of length {length:.4g}', 'unit length')
@@ -112,7 +114,7 @@ def load(path: str | Path) -> VocabularyFile:
       for key in ('embeddings', 'names', 'is_base', 'teacher', 'prompts'):
         _require(key in arrays, key, 'missing', 'a field of this name')
         fields[key] = arrays[key]
-      background = arrays['background'] if 'background' in arrays else None
+      background = arrays.get('background')
     for key, rank in (('names', 1), ('teacher', 0), ('prompts', 0)):
       found = fields[key]
       _require(

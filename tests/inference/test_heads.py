@@ -8,7 +8,7 @@ from tests.helpers import tiny
 from vild_jax import detector
 from vild_jax.config import override
 from vild_jax.inference import heads
-from vild_jax.structs import Vocabulary
+from vild_jax.structs import Attributes, Vocabulary
 from vild_jax.train import sharding
 
 CONFIG = tiny.config('model.image_head=true', 'model.temperature=0.1', 'mesh.data=1')
@@ -36,9 +36,15 @@ def predict(config, variables, images, sizes, vocabulary):
 
 
 def test_the_ensemble_is_that_of_predict(found):
-  *arguments, (ensemble, _, _) = found
-  expected, _ = predict(CONFIG, *arguments)
+  *arguments, vocabulary, (ensemble, _, _) = found
+  # With the classes as attributes, which the image head knows, their cosines are known.
+  asked = vocabulary.replace(attributes=Attributes(vocabulary.embeddings, vocabulary.valid))
+  expected, intermediates = predict(CONFIG, *arguments, asked)
   assert ensemble.valid.any()
+  for of, logits in zip(range(2), np.asarray(intermediates['image_logits'], np.float64), strict=True):
+    power = np.exp(logits[expected.regions[of]])
+    np.testing.assert_allclose(expected.attributes[of], power / power.sum(axis=1, keepdims=True), rtol=1e-4, atol=1e-6)
+  expected = expected.replace(attributes=None)
   jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4), ensemble, expected)
 
 

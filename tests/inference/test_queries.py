@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import jax
@@ -13,7 +14,7 @@ import vild_jax
 from tests.helpers import small_teacher, tiny
 from tests.helpers.plain_crops import plain_embeddings, plain_pixels
 from vild_jax import vocabulary
-from vild_jax.inference import bundle
+from vild_jax.inference import bundle, queries
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import crops, text
 
@@ -158,6 +159,45 @@ def test_another_image_tower_is_refused(made, tmp_path, teacher):
 def test_what_is_refused(detector, ask, message):
   with pytest.raises(ValueError, match=message):
     detector.classes(ask())
+
+
+def test_attributes_are_embedded_and_padded_as_classes_are(teacher, detector):
+  names, found = detector._queries.attributes([' red ', 'ant', vild_jax.Example('like this', PICTURE)])
+  assert names == ('red', 'ant', 'like this') and found.embeddings.shape == (16, 16)
+  assert found.valid.tolist() == [True] * 3 + [False] * 13 and not found.embeddings[3:].any()
+  np.testing.assert_array_equal(found.embeddings[1], detector.vocabulary.embeddings[1])
+  expected = text.TextTower(teacher).embed(['red'], ('a photo of a {}',))[0]
+  np.testing.assert_allclose(found.embeddings[0], expected, atol=1e-6)
+  np.testing.assert_allclose(found.embeddings[2], by_hand(teacher, whole(PICTURE)), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+  'ask, message',
+  [
+    ([], r'attributes is \[\]; expected one or more attribute names'),
+    ('red', r"attributes is \['red'\]; expected two or more that differ"),
+    (['red', 'blue', 'red '], r"attributes is \['red', 'blue', 'red'\]; expected two or more that differ"),
+    (['red', 3], r'attributes\[1\] is a int; expected a name'),
+  ],
+)
+def test_attributes_that_are_refused(detector, ask, message):
+  with pytest.raises(ValueError, match=message):
+    detector._queries.attributes(ask)
+
+
+def test_the_background_row_of_the_vocabulary_or_of_the_training(detector):
+  of = lambda row: dataclasses.replace(detector.vocabulary, background=row)
+  one, other = np.eye(16, dtype=np.float32)[:2]
+  plain, fixed = (queries.Queries(detector.config, of(row)) for row in (None, one))
+  assert plain.resolve(['ant'])[1].background is None and plain.resolve(of(None))[1].background is None
+  for expected, resolved in (
+    (one, fixed.resolve(['ant'])),
+    (one, fixed.resolve(of(None))),
+    (one, fixed.resolve()),
+    (other, fixed.resolve(of(other))),
+    (other, plain.resolve(of(other))),
+  ):
+    np.testing.assert_array_equal(resolved[1].background, expected)
 
 
 def test_names_are_kept_on_the_disk(made, tmp_path, monkeypatch):

@@ -26,6 +26,9 @@ class PictureDetections:
     size: (height, width) of the picture.
     rles: N COCO RLEs {'size': [height, width], 'counts': str}; None if no masks were asked for, or none are learnt
       (`config.model.masks`).
+    attribute_names: the A attributes asked for.
+    attributes: float32 [N, A], how probable each is; a row sums to 1. None if none were asked for. Times the score it
+      is the score of an object of this class with this attribute.
   """
 
   boxes: np.ndarray
@@ -34,6 +37,8 @@ class PictureDetections:
   names: tuple[str, ...]
   size: tuple[int, int]
   rles: tuple[dict[str, Any], ...] | None
+  attribute_names: tuple[str, ...] = ()
+  attributes: np.ndarray | None = None
 
   def __len__(self) -> int:
     """Returns the number of detections, N."""

@@ -21,7 +21,7 @@ from vild_jax.eval import paste
 from vild_jax.inference import bundle as bundle_lib
 from vild_jax.inference import queries
 from vild_jax.inference.detections import PictureDetections
-from vild_jax.inference.examples import ExampleTower
+from vild_jax.inference.examples import Example, ExampleTower
 from vild_jax.runtime import compiler
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.teacher import files as teacher_files
@@ -73,11 +73,12 @@ class Detector:
     masks: bool = True,
     max_detections: int | None = None,
     batch_size: int = defaults.DETECT_BATCH,
+    attributes: Sequence[str | Example] | None = None,
   ) -> PictureDetections | list[PictureDetections]:
     """Detects `classes` in one picture, or in several of any sizes.
 
-    A program is compiled for each padded number of classes, for one picture and for a batch, and without masks; never
-    for another size of the pictures, nor for other classes, scores or numbers of detections.
+    A program is compiled for each padded number of classes and of attributes, for one picture and for a batch, and
+    without masks; never for another size of the pictures, nor for other classes, scores or numbers of detections.
 
     Args:
       images: a path, a PIL picture, uint8 [H, W, 3] RGB, or several of these, such as a list. The first two are turned
@@ -91,14 +92,20 @@ class Detector:
       max_detections: of a picture, best first, at most `model.postprocess.max_detections`, which is the default.
       batch_size: pictures that go through the network together, if there are several; fewer from some thousands of
         classes on, whose scores could take too much memory.
+      attributes: two or more names or examples of which each object is taken to have one, such as colours; the
+        detections then hold how probable each is. They change nothing else.
 
     Returns:
       The detections in the picture; for several, a list in their order.
 
-    Raises ValueError for an empty list of classes, a name that the bundle cannot embed, settings out of range, or an
-    image that is not a picture, which is called by its place among several.
+    Raises ValueError for an empty list of classes, fewer than two attributes, a name that the bundle cannot embed,
+    settings out of range, or an image that is not a picture, which is called by its place among several.
     """
     names, vocabulary = self._queries.resolve(classes)
+    attribute_names = ()
+    if attributes is not None:
+      attribute_names, embedded = self._queries.attributes(attributes)
+      vocabulary = vocabulary.replace(attributes=embedded)
     padded = len(vocabulary.valid)
     scores = np.pad(_min_scores(min_score, names), (0, padded - len(names)))
     model = self.config.model if masks else dataclasses.replace(self.config.model, masks=False)
@@ -117,7 +124,8 @@ class Detector:
     for (batch, places), _ in itertools.pairwise(itertools.chain(started, [None])):
       batch = jax.device_get(batch)
       for row, place in enumerate(places):
-        found.append(_in_picture(jax.tree.map(lambda x, row=row: x[row], batch), *place, names, max_detections))
+        in_picture = jax.tree.map(lambda x, row=row: x[row], batch)
+        found.append(_in_picture(in_picture, *place, names, attribute_names, max_detections))
     return found if several else found[0]
 
   def classes(self, classes: queries.Classes | None = None) -> Vocabulary:
@@ -201,14 +209,22 @@ def _batches(
 
 
 def _in_picture(
-  found: Detections, scale: np.ndarray, size: tuple[int, int], names: tuple[str, ...], most: int | None
+  found: Detections,
+  scale: np.ndarray,
+  size: tuple[int, int],
+  names: tuple[str, ...],
+  attribute_names: tuple[str, ...],
+  most: int | None,
 ) -> PictureDetections:
   """Returns the best `most` detections (None: all) of one picture in its own pixels; `scale` leads to the network's."""
   keep = np.flatnonzero(found.valid)[:most]
   boxes = transforms.to_picture(found.boxes[keep], scale, size)
   masks = found.masks
   rles = None if masks is None else tuple(paste.paste_to_rles(sigmoid(masks[keep]), boxes, *size))
-  return PictureDetections(boxes, found.scores[keep], found.labels[keep], names, size, rles)
+  attributes = None if found.attributes is None else found.attributes[keep, : len(attribute_names)]
+  return PictureDetections(
+    boxes, found.scores[keep], found.labels[keep], names, size, rles, attribute_names, attributes
+  )
 
 
 def _check_range(name: str, number: int | None, highest: int | None = None) -> None:

@@ -12,7 +12,7 @@ from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config
 from vild_jax.data.pictures import Picture
 from vild_jax.inference.examples import Example, ExampleTower
-from vild_jax.structs import Vocabulary
+from vild_jax.structs import Attributes, Vocabulary
 from vild_jax.teacher import name_cache, text
 from vild_jax.teacher import prompts as prompt_lib
 from vild_jax.vocabulary import VocabularyFile
@@ -45,21 +45,37 @@ class Queries:
     """
     if classes is None:
       classes = self._trained_on
+    background = self._trained_on.background
     if isinstance(classes, VocabularyFile):
       vocabulary_lib.check_teacher(classes.teacher, self._trained_on.teacher, 'the vocabulary')
       vocabulary_lib.check_dimension(classes, self._config)
       names, rows, shown = classes.names, classes.embeddings, False
+      background = vocabulary_lib.background_of(classes, self._trained_on)
     else:
       asked = _asked(classes)
-      names = tuple(one.name if isinstance(one, Example) else one for one in asked)
+      names = _names(asked)
       rows, shown = self._embed(asked), np.array([isinstance(one, Example) for one in asked])
-    padded = max(16, 1 << (len(names) - 1).bit_length())
+    padded = _padded(len(names))
     missing = padded - len(names)
     return names, Vocabulary(
       embeddings=np.pad(rows, ((0, missing), (0, 0))),
       valid=np.arange(padded) < len(names),
       is_base=np.pad(vocabulary_lib.is_base(names, self._trained_on) & ~np.asarray(shown), (0, missing)),
+      background=background,
     )
+
+  def attributes(self, asked: Sequence[str | Example]) -> tuple[tuple[str, ...], Attributes]:
+    """Returns the names of the attributes, and their embeddings padded to 16, 32, 64, ... rows.
+
+    They are embedded as classes are. Raises ValueError for fewer than two, and as `resolve`.
+    """
+    asked = _asked(asked, 'attribute', 'attributes')
+    names = _names(asked)
+    if len(set(names)) < max(len(names), 2):
+      raise ValueError(f'attributes is {list(names)}; expected two or more that differ, of which an object has one')
+    padded = _padded(len(names))
+    rows = np.pad(self._embed(asked), ((0, padded - len(names)), (0, 0)))
+    return names, Attributes(embeddings=rows, valid=np.arange(padded) < len(names))
 
   def _embed(self, asked: Sequence[str | Example]) -> np.ndarray:
     """Returns float32 [C, D]. Whatever can be refused is refused before the first name is embedded, which can take."""
@@ -84,7 +100,11 @@ class Queries:
     return np.stack([of_example[one] if isinstance(one, Example) else self._embedded[known[one]] for one in asked])
 
 
-def _asked(classes: Sequence[str | Example] | Mapping[str, Picture | Sequence[Picture] | None]) -> list[str | Example]:
+def _asked(
+  classes: Sequence[str | Example] | Mapping[str, Picture | Sequence[Picture] | None],
+  one_is: str = 'class',
+  what: str = 'classes',
+) -> list[str | Example]:
   """Returns the names, without spaces around them, and the examples."""
   if isinstance(classes, str | Example):
     classes = [classes]
@@ -93,10 +113,18 @@ def _asked(classes: Sequence[str | Example] | Mapping[str, Picture | Sequence[Pi
   asked = [one.strip() if isinstance(one, str) else one for one in classes]
   for number, one in enumerate(asked):
     if not isinstance(one, str | Example):
-      raise ValueError(f'classes[{number}] is a {type(one).__name__}; expected a name or Example(name, images)')
+      raise ValueError(f'{what}[{number}] is a {type(one).__name__}; expected a name or Example(name, images)')
   if not asked or '' in asked:
-    raise ValueError(f'classes is {list(classes)!r}; expected one or more class names')
+    raise ValueError(f'{what} is {list(classes)!r}; expected one or more {one_is} names')
   return asked
+
+
+def _names(asked: Sequence[str | Example]) -> tuple[str, ...]:
+  return tuple(one.name if isinstance(one, Example) else one for one in asked)
+
+
+def _padded(count: int) -> int:
+  return max(16, 1 << (count - 1).bit_length())
 
 
 def _other_spellings(file: VocabularyFile) -> dict[str, np.ndarray]:
