@@ -73,3 +73,20 @@ def test_a_mask_without_a_pixel_is_found_whatever_its_shape():
       found.add((empty, side))
   assert {(True, 0), (False, 20), (True, 20)} <= found
   assert rle.is_empty({'size': [4, 5], 'counts': rle.encode_mask(np.zeros((4, 5), bool))['counts']}, 4, 5)
+
+
+def test_windows_of_masks_are_cut_out_and_put_back():
+  rng = np.random.default_rng(0)
+  shapes = [(1, 1), (7, 13), (40, 3), (30, 30)]
+  masks = [rng.random(shape) < density for shape in shapes for density in (0, 0.02, 0.5, 1)]
+  column, corner = np.zeros((9, 12), bool), np.zeros((9, 12), bool)
+  column[:, 4:6] = True  # one run over two columns
+  corner[8, 11] = True
+  for mask in [*masks, column, corner]:
+    window, y, x = rle.decode_window(rle.encode_mask(mask))
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    expected = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else np.zeros((0, 0), bool)
+    np.testing.assert_array_equal(window, expected)
+    whole = np.zeros((50, 60), bool)
+    whole[5 + y : 5 + y + window.shape[0], 8 + x : 8 + x + window.shape[1]] = window
+    assert rle.encode_window(window, 5 + y, 8 + x, 50, 60) == rle.encode_mask(whole)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
+from vild_jax.data import rle
 from vild_jax.inference import drawing
 
 NAMES = ['cup', 'red_mug', 'été']
@@ -100,6 +102,36 @@ def test_an_empty_mask_leaves_the_box_alone():
   masks[1] = False
   both = drawing.draw(image, boxes, labels, None, masks, NAMES)
   assert (both[300, 450] == 90).all() and (both[200, 200] != 90).any() and (both[400, 475] != 90).any()
+
+
+@pytest.mark.parametrize('size', [(480, 640), (90, 120)])
+def test_run_length_codes_are_drawn_as_the_masks_they_hold(size):
+  image, boxes, labels, _ = _scene(size)
+  rng = np.random.default_rng(0)
+  masks = np.zeros((4, *size), bool)
+  masks[0, 30:60, 50:90] = rng.random((30, 40)) < 0.8
+  masks[1, :, -1:] = masks[2] = True  # at the border, and all of the picture
+  boxes, labels, codes = np.tile(boxes, (2, 1)), np.tile(labels, 2), [rle.encode_mask(mask) for mask in masks]
+  drawn = drawing.draw(image, boxes, labels, None, codes, NAMES)
+  np.testing.assert_array_equal(drawn, drawing.draw(image, boxes, labels, None, masks, NAMES))
+  plain = drawing.draw(image, boxes[:0], labels[:0], None, None, NAMES)
+  for mask, code in zip(masks[:2], codes, strict=False):
+    changed = (drawing.draw(image, np.full((1, 4), 9), [0], None, [code], [' ']) != plain).any(-1)[50:]
+    on = cv2.resize(mask.astype(np.float32), plain.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
+    assert changed[on[50:]].all()
+    assert not changed[cv2.dilate(on.astype(np.uint8), np.ones((9, 9)))[50:] == 0].any()
+
+
+def test_lines_do_not_grow_without_end():
+  image, *_ = _scene((100, 6000))
+  drawn = drawing.draw(image, [[10, 4000, 90, 4800]], [0], None, None, NAMES)
+  assert (drawn[50, 3900:4100] == drawing.class_color(0)).all(-1).sum() <= 8
+
+
+def test_a_name_without_a_font_is_drawn_as_its_number():
+  image, boxes, *_ = _scene()
+  number = drawing.draw(image, boxes[:1], [1], None, None, ['cup', '#2'])
+  np.testing.assert_array_equal(drawing.draw(image, boxes[:1], [1], None, None, ['cup', 'mug \u0378']), number)
 
 
 def test_a_picture_is_resized_by_its_longer_side():

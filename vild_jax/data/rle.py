@@ -57,6 +57,48 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
   return plain(mask_api.encode(np.asfortranarray(mask, dtype=np.uint8)))
 
 
+def encode_window(window: np.ndarray, y: int, x: int, height: int, width: int) -> dict[str, Any]:
+  """Returns the COCO RLE of a [height, width] mask that is off except in `window`, bool [h, w], which begins at (y, x).
+
+  The window must lie inside the mask; time and memory grow with its width alone.
+  """
+  # The columns of the window at full height, one after the other, and a pixel that is off before and after.
+  size = window.shape[1] * height
+  pixels = np.zeros(size + 2, bool)
+  pixels[1:-1].reshape(window.shape[1], height)[:, y : y + window.shape[0]] = window.T
+  changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + x * height
+  counts = np.empty(len(changes) + 1, np.int64)
+  counts[:-1], counts[-1] = changes, height * width
+  counts[1:] -= changes
+  counts = counts.tolist()
+  if counts[-1] == 0:
+    counts.pop()
+  return plain(mask_api.frPyObjects({'size': [height, width], 'counts': counts}, height, width))
+
+
+def decode_window(rle: dict[str, Any]) -> tuple[np.ndarray, int, int]:
+  """Returns the smallest part of a mask that holds all of it, bool [h, w], and the pixel (y, x) where it begins.
+
+  It is [0, 0] of an empty mask. The inverse of `encode_window`: the rest of a large picture is never decoded.
+
+  Args:
+    rle: as `encode_mask` returns it.
+  """
+  height = rle['size'][0]
+  ends = np.cumsum(_run_lengths(rle['counts']))
+  starts, stops = ends[:-1:2], ends[1::2]  # of the runs that are on
+  starts, stops = starts[stops > starts], stops[stops > starts]
+  if not len(starts):
+    return np.zeros((0, 0), bool), 0, 0
+  left, right = int(starts[0]) // height, -(-int(stops[-1]) // height)
+  changes = np.zeros((right - left) * height + 1, np.int8)
+  np.add.at(changes, starts - left * height, 1)
+  np.add.at(changes, stops - left * height, -1)
+  columns = np.cumsum(changes[:-1], dtype=np.int8).astype(bool).reshape(right - left, height)
+  rows = np.flatnonzero(columns.any(axis=0))
+  return columns[:, rows[0] : rows[-1] + 1].T, int(rows[0]), left
+
+
 def plain(rle: dict[str, Any]) -> dict[str, Any]:
   """Turns an RLE of the mask library into values that JSON has: the size as two int, the compressed counts as str."""
   return {'size': [int(side) for side in rle['size']], 'counts': _text(rle['counts'])}

@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from hotcoco import mask as mask_api
 
 from vild_jax.data import rle
 from vild_jax.data.schema import DataError
@@ -28,7 +27,7 @@ def paste_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -
 
 def paste_to_rles(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
   """Returns `rle.encode_mask` of every mask of `paste_masks`, from the same arguments, without making the pictures."""
-  return [_window_rle(*window, height, width) for window in _windows(masks, boxes, height, width)]
+  return [rle.encode_window(*window, height, width) for window in _windows(masks, boxes, height, width)]
 
 
 def _check(masks: np.ndarray, boxes: np.ndarray) -> None:
@@ -57,19 +56,3 @@ def _windows(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> I
     top, bottom = (min(max(y, 0), height) for y in (y1, y2 + 1))
     left, right = (min(max(x, 0), width) for x in (x1, x2 + 1))
     yield window[top - y1 : bottom - y1, left - x1 : right - x1], top, left
-
-
-def _window_rle(window: np.ndarray, y: int, x: int, height: int, width: int) -> dict[str, Any]:
-  """The run-length code of a [height, width] picture that is off except in a window at (y, x)."""
-  # The columns of the window at full height, one after the other, and a pixel that is off before and after.
-  size = window.shape[1] * height
-  pixels = np.zeros(size + 2, bool)
-  pixels[1:-1].reshape(window.shape[1], height)[:, y : y + window.shape[0]] = window.T
-  changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + x * height
-  counts = np.empty(len(changes) + 1, np.int64)
-  counts[:-1], counts[-1] = changes, height * width
-  counts[1:] -= changes
-  counts = counts.tolist()
-  if counts[-1] == 0:
-    counts.pop()
-  return rle.plain(mask_api.frPyObjects({'size': [height, width], 'counts': counts}, height, width))

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import colorsys
 import functools
-import importlib.util
 import itertools
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from vild_jax.data import rle
+from vild_jax.inference import fonts
 
 _LEGIBLE = 400  # pixels; a picture whose longer side is shorter is enlarged by a whole factor
+_LARGE = 2560  # pixels; lines and text of larger pictures are no larger
 _PAPER, _INK = (255, 255, 255), (32, 33, 36)
 Color = tuple[int, int, int]
 
@@ -35,7 +36,7 @@ def draw(
   boxes: np.ndarray,
   labels: np.ndarray,
   scores: np.ndarray | None,
-  masks: np.ndarray | None,
+  masks: np.ndarray | Sequence[dict[str, Any]] | None,
   names: Sequence[str],
   *,
   novel: np.ndarray | None = None,
@@ -49,8 +50,8 @@ def draw(
     boxes: [N, 4] yxyx, pixels of the image.
     labels: int [N], rows of `names`.
     scores: [N] in [0, 1], or None (ground truth).
-    masks: bool [N, H, W], or None.
-    names: C class names.
+    masks: bool [N, H, W], or N COCO RLEs, which take no memory at the size of the picture; or None.
+    names: C class names. One that no font here covers is shown as '#3', the third of them.
     novel: bool [C], the classes to mark, or None.
     colors: RGB of each object; None: by `class_color`.
     bold: lines and text twice as large, for pictures that are shown at a smaller size; None: if it is enlarged.
@@ -71,19 +72,20 @@ def draw(
   canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
   boxes = boxes * factor
   colors = [class_color(label) for label in labels] if colors is None else colors
-  unit = max(height, width) / 640  # lines and text grow with the picture
+  # Lines and text grow with the picture; one that is larger than this is looked at in parts.
+  unit = min(max(height, width), _LARGE) / 640
   # Enlarged pictures are often shown at a smaller size.
   weight = 2 if (factor > 1 if bold is None else bold) else 1
   line = max(round(1.6 * unit * weight), 1)
   order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind='stable')  # small objects on top
   if masks is not None:
     for i in order:
-      _draw_mask(canvas, masks[i], colors[i], max(round(1.2 * unit), 1))
+      _draw_mask(canvas, masks[i], factor, colors[i], max(round(1.2 * unit), 1))
   is_novel = [novel is not None and bool(novel[label]) for label in labels]
   for i in order:
     _draw_box(canvas, boxes[i], colors[i], line, dashed=is_novel[i])
   texts = [
-    _one_line(names[label]) + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
+    fonts.label(names[label], label) + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
     for i, label in enumerate(labels)
   ]
   text_size = round(float(np.clip(12 * unit * weight, 11, 40)))
@@ -122,25 +124,29 @@ def side_by_side(
   pen = ImageDraw.Draw(sheet)
   for picture, title, x in ((left, titles[0], 0), (right, titles[1], left.shape[1] + gap)):
     sheet.paste(Image.fromarray(picture), (x, 2 * size))
-    pen.text((x + 1, size), title, font=_font(size), fill=_INK, anchor='lm')
+    text = fonts.line(title, size)
+    pen.bitmap((x + 1, size - text.height // 2), text, fill=_INK)
   return np.asarray(sheet)
 
 
-def _one_line(name: str) -> str:
-  """A class name as a label shows it: neither underscores nor line ends, which a label has no room for."""
-  return ' '.join(re.sub(r'[_\x00-\x1f\x7f-\x9f]', ' ', name).split())
-
-
-def _draw_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, thickness: int) -> None:
-  """Tints the mask (bool, at the picture's own size) and traces its edge."""
-  if not np.any(mask):  # an object with a box alone: there may be hundreds
+def _draw_mask(
+  canvas: np.ndarray, mask: np.ndarray | dict[str, Any], factor: int, color: Color, thickness: int
+) -> None:
+  """Tints the mask, at the picture's own size, `factor` times smaller than the canvas, and traces its edge."""
+  window, y, x = rle.decode_window(mask if isinstance(mask, dict) else rle.encode_mask(mask))
+  if not window.size:  # an object with a box alone: there may be hundreds
     return
-  soft = cv2.resize(np.asarray(mask, np.float32), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+  # One pixel more on each side, where the picture has any, so that its edge is enlarged as that of the whole mask.
+  ends = y + window.shape[0], x + window.shape[1]
+  before = min(y, 1), min(x, 1)
+  after = [min(side // factor - end, 1) for side, end in zip(canvas.shape, ends, strict=False)]
+  soft = np.pad(window.astype(np.float32), list(zip(before, after, strict=True)))
+  soft = cv2.resize(soft, (soft.shape[1] * factor, soft.shape[0] * factor), interpolation=cv2.INTER_LINEAR)
   mask = (soft > 0.5).astype(np.uint8)
-  if not mask.any():
-    return
-  canvas[mask > 0] = (0.62 * canvas[mask > 0] + 0.38 * np.array(color)).astype(np.uint8)
-  contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+  top, left = factor * (y - before[0]), factor * (x - before[1])
+  part = canvas[top : top + mask.shape[0], left : left + mask.shape[1]]
+  part[mask > 0] = (0.62 * part[mask > 0] + 0.38 * np.array(color)).astype(np.uint8)
+  contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
   cv2.polylines(canvas, contours, True, color, thickness, cv2.LINE_AA)
 
 
@@ -169,10 +175,10 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, color: Color, thickness: int,
 @functools.lru_cache(maxsize=512)
 def _chip(text: str, color: Color, size: int, starred: bool) -> Image.Image:
   """Draws a rounded label, at four times its size and then reduced, so that its corners and star are smooth."""
-  font = _font(size)
-  pad, height = round(size * 0.35), round(size * 1.45)
+  letters = fonts.line(text, size)
+  pad, height = round(size * 0.35), letters.height
   star = round(size * 1.15) if starred else 0
-  width = round(font.getlength(text)) + 2 * pad + star
+  width = letters.width + 2 * pad + star
   big = Image.new('RGBA', (4 * width, 4 * height), (*color, 0))
   pen = ImageDraw.Draw(big)
   pen.rounded_rectangle((0, 0, 4 * width - 1, 4 * height - 1), radius=size, fill=(*color, 235))
@@ -185,7 +191,7 @@ def _chip(text: str, color: Color, size: int, starred: bool) -> Image.Image:
       [(centre[0] + r * np.sin(t), centre[1] - r * np.cos(t)) for r, t in zip(radius, turns, strict=True)], fill=ink
     )
   chip = big.resize((width, height), Image.Resampling.LANCZOS)
-  ImageDraw.Draw(chip).text((pad + star, height / 2), text, font=font, fill=ink, anchor='lm')
+  ImageDraw.Draw(chip).bitmap((pad + star, 0), letters, fill=ink)
   return chip
 
 
@@ -210,18 +216,9 @@ def _free_place(
     (x1 - w, y1),
   ]
   candidates += [(x1, y1 + k * h) for k in range(1, 4)]
-  best, least = None, 0.15 * w * h
-  for x, y in candidates:
-    x, y = max(min(x, bounds[0] - w), 0), max(min(y, bounds[1] - h), 0)
-    overlap = sum(max(min(x + w, b[2]) - max(x, b[0]), 0) * max(min(y + h, b[3]) - max(y, b[1]), 0) for b in taken)
-    if overlap < least:
-      best, least = (x, y), overlap
-  return best
-
-
-@functools.lru_cache(maxsize=64)
-def _font(size: int) -> Any:
-  """Returns DejaVu Sans, which comes with matplotlib and covers many scripts; without it, Pillow's default font."""
-  spec = importlib.util.find_spec('matplotlib')
-  path = Path(spec.origin).parent / 'mpl-data/fonts/ttf/DejaVuSans.ttf' if spec and spec.origin else None
-  return ImageFont.truetype(str(path), size) if path and path.is_file() else ImageFont.load_default(size)
+  places = np.clip(candidates, 0, np.maximum(np.subtract(bounds, size), 0))[:, None]
+  others = np.array(taken, int).reshape(-1, 4)
+  shared = np.minimum(places + size, others[:, 2:]) - np.maximum(places, others[:, :2])
+  overlaps = np.prod(np.maximum(shared, 0), axis=-1).sum(axis=1)
+  best = int(np.argmin(overlaps))
+  return tuple(places[best, 0].tolist()) if overlaps[best] < 0.15 * w * h else None
