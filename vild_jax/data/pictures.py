@@ -326,4 +326,4 @@ def _rgb(picture: Image.Image, name: str) -> tuple[np.ndarray, float | None]:
   if mode in ('I', 'F'):
     kind = 'whole' if mode == 'I' else 'floating-point'
     raise DataError(f'{name} is 32-bit grey, {kind} numbers of no known range; expected 8 or 16 bits a channel')
-  return np.array(picture.convert('RGB')), None
+  return np.array(picture if mode == 'RGB' else picture.convert('RGB')), None

@@ -101,11 +101,15 @@ def resize_and_pad(
     _taps(int(n), int(m), int(start), int(count))
     for n, m, start, count in zip(size_in, rescaled, offset, size, strict=True)
   ]
-  window = normalize(image[tuple(slice(lower[0], upper[-1] + 1) for lower, upper, _ in axes)])
+  extent = [upper[-1] + 1 - lower[0] for lower, upper, _ in axes]
+  # Of a large picture that shrinks, most rows are between those that are blended.
+  (top, bottom, _), (left, right, _) = axes
+  rows = np.union1d(top, bottom)
+  window = normalize(image[rows, left[0] : right[-1] + 1])
+  taps = (np.searchsorted(rows, top), np.searchsorted(rows, bottom)), (left - left[0], right - left[0])
   # The axis that shrinks the most goes first, so that the intermediate picture is the smaller one.
-  for axis in np.argsort(size / np.array(window.shape[:2]), kind='stable'):
-    lower, upper, weight = axes[axis]
-    window = _blend(window, lower - lower[0], upper - lower[0], weight, int(axis))
+  for axis in np.argsort(size / np.array(extent), kind='stable'):
+    window = _blend(window, *taps[axis], axes[axis][2], int(axis))
   square = np.zeros((image_size, image_size, 3), np.float32)
   square[: size[0], : size[1]] = window
   return ResizedImage(

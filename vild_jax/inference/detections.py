@@ -53,8 +53,8 @@ class PictureDetections:
     if self.rles is None:
       return None
     masks = np.empty((len(self), *self.size), bool)
-    for index, mask in enumerate(_Decoded(self.rles)):
-      masks[index] = mask
+    for index in range(len(self)):
+      masks[index] = self.mask(index)
     return masks
 
   def mask(self, index: int) -> np.ndarray:
@@ -126,18 +126,4 @@ class PictureDetections:
     picture = pictures.as_rgb(picture)
     if picture.shape[:2] != self.size:
       raise ValueError(f'the picture has {picture.shape[:2]} pixels (height, width); expected {self.size}, as detected')
-    masks = None if self.rles is None else _Decoded(self.rles)
-    return drawing.draw(picture, self.boxes, self.labels, self.scores, masks, self.names, novel=novel)
-
-
-class _Decoded(Sequence):
-  """The masks of some run-length codes, bool [H, W] each, one at a time."""
-
-  def __init__(self, rles: Sequence[dict[str, Any]]):
-    self._rles = rles
-
-  def __len__(self) -> int:
-    return len(self._rles)
-
-  def __getitem__(self, index: int) -> np.ndarray:
-    return rle.decode_mask(self._rles[index], *self._rles[index]['size'])
+    return drawing.draw(picture, self.boxes, self.labels, self.scores, self.rles, self.names, novel=novel)

@@ -336,8 +336,7 @@ def drawn_pair(
     image, objects.boxes[shown], labels, None, np.array(masks).reshape(-1, *image.shape[:2]), classes.names, novel=novel
   )
   found = detector.detect(image, classes, min_score=min_score)
-  guess = drawing.draw(image, found.boxes, found.labels, found.scores, found.masks, classes.names, novel=novel)
-  return truth, guess
+  return truth, found.draw(image, novel=novel)
 
 
 def picture_of(batch: Detections, arrays: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
