@@ -31,7 +31,7 @@ Rows = dict[bytes, np.ndarray]
 
 
 def folder() -> Path | None:
-  """Returns the folder of everything that this package caches; None if the user wants none."""
+  """Returns the folder that the cache lies in; None if the user wants none."""
   chosen = os.environ.get('VILD_JAX_CACHE')
   if chosen:
     return None if chosen == 'off' else Path(chosen).expanduser()
