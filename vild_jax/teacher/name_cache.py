@@ -9,7 +9,6 @@ and is written anew. Processes that write at the same time may lose rows of each
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import sys
 import time
@@ -80,13 +79,12 @@ def _add(where: Path, fresh: Rows, dimension: int) -> None:
     # Rows that another process has added since are kept.
     rows = _read(path, dimension) | {key: row for key, row in fresh.items() if _file_of(key) == number}
     newest = list(rows.items())[-_ROWS:]
-    content = io.BytesIO()
-    np.savez(
-      content,
-      names=np.frombuffer(b''.join(key for key, _ in newest), np.uint8).reshape(-1, 16),
-      embeddings=np.stack([row for _, row in newest]),
-    )
-    files.write(path, content.getvalue())
+    with files.replacing(path) as temporary, open(temporary, 'wb') as f:
+      np.savez(
+        f,
+        names=np.frombuffer(b''.join(key for key, _ in newest), np.uint8).reshape(-1, 16),
+        embeddings=np.stack([row for _, row in newest]),
+      )
 
 
 def _read(path: Path, dimension: int) -> Rows:
