@@ -72,7 +72,9 @@ def test_results_in_a_folder_of_pictures_are_no_inputs(folder):
   (folder / 'a' / 'outer.png').touch()
   assert set(named('a', out='a/out')) == {'b_x', 'b_y', 'x', 'outer'}
   for out in ('a', 'a/b/..'):
-    with pytest.raises(DataError, match=r'^a is the folder of the pictures and of the results; expected another --out$'):
+    with pytest.raises(
+      DataError, match=r'^a is the folder of the pictures and of the results; expected another --out$'
+    ):
       named('a', out=out)
 
 
