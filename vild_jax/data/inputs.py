@@ -29,7 +29,7 @@ class Input:
 
   @property
   def is_video(self) -> bool:
-    """Whether the file is a video, by its suffix."""
+    """Tells by its suffix whether the file is a video."""
     return _has_suffix(self.path, VIDEO_SUFFIXES)
 
 
