@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-# {name: summary}. The module `commands/NAME.py` declares the options of a command and runs it.
+# {name: summary}. The module `commands/NAME.py` declares the options of a command and runs it; `run` may return an exit
+# code, for work of which a part failed.
 COMMANDS = {
   'demo': 'run the whole pipeline on the built-in toy world, offline, on a CPU',
   'prepare': 'convert pictures with annotations of LVIS, COCO, YOLO, VOC or CVAT into a TFDS data set in ArrayRecord',
@@ -27,7 +28,7 @@ COMMANDS = {
   'evaluate': 'detect on a data set and write results file, metrics, table by category and plots',
   'calibrate': 'search temperature, exponents and NMS threshold on logits that evaluate saved, without inference',
   'score': 'compute the metrics of a results file by the protocol of LVIS, COCO, VOC or others; needs no JAX',
-  'detect': 'detect any class names in pictures and draw what is found',
+  'detect': 'detect any class names in pictures and videos and draw what is found',
   'export': 'write a self-contained folder that `vild_jax.load` reads anywhere',
   'convert': 'convert published weights into a detector, or into a backbone to start training from',
 }
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
           heartbeat_seconds=args.heartbeat_seconds,
           saves_on_sigterm=args.command == 'train',
         )
-      _module(args.command).run(args)
+      return _module(args.command).run(args) or 0
   except KeyboardInterrupt:
     print('vild-jax: interrupted', file=sys.stderr)
     return _exit_at_once(130) if joined else 130
@@ -79,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = 2 if expected else 1
     # A value that is not finite stops all processes at the same step; any other error may concern this one alone.
     return _exit_at_once(code) if joined and not isinstance(error, FloatingPointError) else code
-  return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

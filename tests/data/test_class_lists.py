@@ -111,3 +111,37 @@ def test_synonyms_come_with_the_lists_that_have_them():
   lvis = class_list('lvis')
   assert len(lvis.synonyms) == 1203 and lvis.synonyms[lvis.names.index('airplane')] == ('airplane', 'aeroplane')
   assert class_list('coco').synonyms is None
+
+
+def test_names_of_an_option_are_words_or_any_file(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'list').write_text('tree\nred mug, blue\n', encoding='utf-8')
+  (tmp_path / 'a, b.tsv').write_text('кружка\n', encoding='utf-8')
+  assert class_lists.names('tree, red mug ,tree house') == ['tree', 'red mug', 'tree house']
+  assert class_lists.names('list') == ['tree', 'red mug, blue'] and class_lists.names('a, b.tsv') == ['кружка']
+  assert len(class_lists.names('coco')) == 80
+  assert class_lists.names('TV/monitor,') == ['TV/monitor'] and class_lists.names('a/b, c') == ['a/b', 'c']
+  assert class_lists.names('x' * 5000 + ',b')[1] == 'b'
+
+
+@pytest.mark.parametrize(
+  ('classes', 'message'),
+  [
+    ('lsit.txt', r"^--classes 'lsit.txt' looks like a path, but there is no such file$"),
+    ('V.NPZ', "^--classes 'V.NPZ' looks like a path"),
+    ('lists/mine', "^--classes 'lists/mine' .*; a class of this name is 'lists/mine,'$"),
+    ('tree, red\nmug', r"^--classes: the name 'red\\nmug' holds '\\n'; expected one line of text"),
+    ('red\x07mug', r"holds '\\x07'"),
+    ('red\u2028mug', r"holds '\\u2028'"),
+    ('red\udcffmug', r"holds '\\udcff'"),
+    ('tree,tree', 'more than once'),
+    (' , ', 'expected names separated by commas'),
+    ('with tab', r"^with tab: the name 'red\\tmug' holds '\\t'"),
+  ],
+)
+def test_names_of_an_option_that_are_none_are_one_line(tmp_path, monkeypatch, classes, message):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'with tab').write_text('tree\nred\tmug\n')
+  with pytest.raises(ValueError, match=message) as error:
+    class_lists.names(classes)
+  assert len(str(error.value).splitlines()) == 1

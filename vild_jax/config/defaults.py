@@ -19,11 +19,16 @@ CROP_BATCH = 100  # crops that the teacher embeds at a time; 2 x 300 and 2 x 100
 MAX_DETECTIONS = 300  # of a picture, over all classes: LVIS's limit
 COCO_MAX_DETECTIONS = 100  # of a picture and class: COCO's limit
 MIN_SCORE = 0.05  # `Detector.detect` leaves out detections with a lower score
+TILE_OVERLAP = 0.2  # the share of its side by which a tile overlaps the next; that of sahi
 DETECT_BATCH = 8  # pictures that `Detector.detect` gives the network together
 DRAWN_MIN_SCORE = 0.3  # drawings leave out detections with a lower score
 MAX_INSTANCES = 300  # ground-truth objects of a training picture; more are left out
 
+OWN = 'vild'  # what `vild-jax detect` always writes
+DETECTION_FORMATS = (OWN, COCO)
+
 # Teachers and vocabularies.
+CLASS_LISTS = ('lvis', 'coco', 'coco-ovd', 'voc', 'objects365')  # that `data.class_lists` has
 PROMPTS = 'vild'
 CLASSES = 1203  # LVIS v1
 EMBEDDING_DIM = 512  # CLIP ViT-B/32

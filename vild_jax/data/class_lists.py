@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import json
+import os
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vild_jax.config import defaults
 from vild_jax.data.annotations import read_categories
 from vild_jax.data.schema import Category, DataError
 from vild_jax.data.sources import prepared_folder, read_metadata
 
-BUILT_IN = ('lvis', 'coco', 'coco-ovd', 'voc', 'objects365')
+BUILT_IN = defaults.CLASS_LISTS
+_SUFFIXES = ('.txt', '.json', '.npz', '.csv')  # of what is meant as a file
 _TABLES = Path(__file__).parent / 'categories'
 
 
@@ -94,18 +99,48 @@ def _corrected() -> dict[str, str]:
 def names(classes: str) -> list[str]:
   """Returns the class names that an option gives: those of a list of classes, or names separated by commas.
 
-  A folder must end with a slash, to distinguish it from a name. Raises ValueError if there is no name, or a name
-  appears twice.
+  A list is one of `BUILT_IN`, an existing file, whatever its suffix, or a folder with a slash at its end, which
+  distinguishes it from a name. Raises ValueError if what looks like a path does not exist, if there is no name, a name
+  appears twice or holds a line break or another control character.
   """
-  if classes in BUILT_IN or classes.endswith(('.txt', '.json', '/')):
-    return list(class_list(classes).names)
+  if classes in BUILT_IN or classes.endswith('/') or is_file(classes):
+    return check_names(class_list(classes).names, classes)
   names = [name.strip() for name in classes.split(',') if name.strip()]
   if not names:
     raise ValueError(f'--classes is {classes!r}; expected names separated by commas')
   twice = [name for name in names if names.count(name) > 1]
   if twice:
     raise ValueError(f'--classes has {twice[0]!r} more than once; expected each name once')
-  return names
+  return check_names(names, '--classes')
+
+
+def is_file(classes: str) -> bool:
+  """Tells whether an option of classes is the path of a file rather than names.
+
+  Raises ValueError for one that looks like a path, of a file that does not exist.
+  """
+  with contextlib.suppress(OSError, ValueError):  # longer than a path may be, or with a zero byte
+    if Path(classes).is_file():
+      return True
+  if classes.lower().endswith(_SUFFIXES) or (os.sep in classes and ',' not in classes):
+    hint = '' if classes.lower().endswith(_SUFFIXES) else f'; a class of this name is {classes + ","!r}'
+    raise ValueError(f'--classes {classes!r} looks like a path, but there is no such file{hint}')
+  return False
+
+
+def check_names(names: Sequence[str], where: str) -> list[str]:
+  """Returns the names. Raises ValueError for one with a line break, a control character or a broken one.
+
+  Args:
+    names: of classes.
+    where: what the message begins with.
+  """
+  for name in names:
+    if bad := [c for c in name if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp')]:
+      raise ValueError(
+        f'{where}: the name {name!r} holds {bad[0]!r}; expected one line of text without such characters'
+      )
+  return list(names)
 
 
 def _read(spec: str | Path) -> ClassList:

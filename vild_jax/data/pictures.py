@@ -285,7 +285,7 @@ def _opened(file: BinaryIO, name: str, max_pixels: int | None) -> Iterator[Image
 def _too_large(name: str, max_pixels: int) -> DataError:
   return DataError(
     f'{name} has more than {max_pixels / 1e6:g} megapixels; expected at most that, unless prepare --max-megapixels '
-    'allows more'
+    '(or that of detect) allows more'
   )
 
 

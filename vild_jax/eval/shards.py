@@ -61,23 +61,7 @@ class Shards:
     Raises DataError if the folder holds the shards of another job; the message names what differs.
     """
     wanted = {**job, 'images': len(self._ids), 'shard': self.size, 'processes': self._processes}
-    path = self.folder / _JOB
-    if path.is_file():
-      try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-        differs = [key for key in wanted if found.get(key) != wanted[key]]
-      except (ValueError, AttributeError):
-        differs = ['description']
-      if differs:
-        raise DataError(
-          f'{self.folder} holds an unfinished evaluation of which the {differs[0]} differs; expected the same '
-          f'evaluation, another --out, or that folder removed'
-        )
-      return
-    self.folder.mkdir(parents=True, exist_ok=True)
-    for stale in self.folder.glob('*.part'):
-      stale.unlink()
-    files.write(path, json.dumps(wanted, indent=2) + '\n')
+    begin(self.folder, wanted, 'evaluation')
 
   def finished(self) -> np.ndarray:
     """Tells which shards are complete, bool [count]."""
@@ -136,6 +120,35 @@ class Shards:
 
   def _name(self, shard: int, process: int) -> str:
     return f'{shard:06d}-{process}.part'
+
+
+def begin(folder: Path, job: Mapping[str, Any], what: str) -> None:
+  """Makes the folder of an unfinished job with `job.json`, unless it is there: then the job goes on.
+
+  Args:
+    folder: holds the job's parts, files that end with .part.
+    job: what decides the results, in values that JSON has.
+    what: the word for the job in messages.
+
+  Raises DataError if the folder is of another job; the message names what differs.
+  """
+  path = folder / _JOB
+  if path.is_file():
+    try:
+      found = json.loads(path.read_text(encoding='utf-8'))
+      differs = [key for key in job if found.get(key) != job[key]]
+    except (ValueError, AttributeError):
+      differs = ['description']
+    if differs:
+      raise DataError(
+        f'{folder} holds an unfinished {what} of which the {differs[0]} differs; expected the same '
+        f'{what}, another --out, or that folder removed'
+      )
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  for stale in folder.glob('*.part'):
+    stale.unlink()
+  files.write(path, json.dumps(job, indent=2) + '\n')
 
 
 def _wait(part: Path, process: int, count: int, seconds: float) -> None:
