@@ -145,3 +145,6 @@ def test_names_of_an_option_that_are_none_are_one_line(tmp_path, monkeypatch, cl
   with pytest.raises(ValueError, match=message) as error:
     class_lists.names(classes)
   assert len(str(error.value).splitlines()) == 1
+  with pytest.raises(ValueError) as other:
+    class_lists.names(classes, '--others')
+  assert str(other.value) == str(error.value).replace('--classes', '--others')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tracemalloc
@@ -13,7 +14,7 @@ from faster_coco_eval.core import mask as mask_api
 
 from vild_jax.eval import paste
 from vild_jax.inference import drawing
-from vild_jax.inference.detections import PictureDetections
+from vild_jax.inference.detections import PictureDetections, title
 
 NAMES = ('cup', 'red mug', 'toy')
 BOXES = np.array([[1, 2, 10.9, 20.5], [3, 3, 9, 9]], np.float32)
@@ -99,6 +100,26 @@ def test_draws_on_the_picture_of_its_size_alone():
   assert made(masks=False).draw(picture).shape == expected.shape
   with pytest.raises(ValueError, match=r'\(40, 30\).*expected \(30, 40\)'):
     found.draw(picture.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize(
+  ('attributes', 'expected'),
+  [({}, 'mug'), ({'red': 0.5, 'blue': 0.5}, 'mug'), ({'red': 0.2, 'blue': 0.51, 'big': 0.29}, 'blue mug')],
+)
+def test_the_title_has_the_attribute_that_is_likelier_than_the_others_together(attributes, expected):
+  assert title('mug', attributes) == expected
+
+
+def test_attributes_are_drawn_before_the_class():
+  known = np.array([[0.9, 0.1], [0.5, 0.5]], np.float32)
+  found = dataclasses.replace(made(), attribute_names=('big', 'old'), attributes=known)
+  assert found.attributes_of(0) == {'big': pytest.approx(0.9), 'old': pytest.approx(0.1)}
+  picture = np.full((30, 40, 3), 90, np.uint8)
+  expected = drawing.draw(
+    picture, BOXES, np.array([2, 1]), found.scores, found.rles, NAMES, titles=('big toy', 'red mug')
+  )
+  np.testing.assert_array_equal(found.draw(picture), expected)
+  assert (made().draw(picture) != expected).any()
 
 
 def test_nothing_found_and_no_masks():

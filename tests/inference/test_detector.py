@@ -33,7 +33,12 @@ def _stand_in(model, variables, image, image_size, vocabulary, *, min_score):
   corner = jnp.linspace(1.0, 0.5, FOUND)[None, :, None] * image_size[:, None, :]
   masks = jnp.full((*scores.shape, 28, 28), 3.0) if model.masks else None
   boxes = jnp.concatenate([jnp.zeros_like(corner), corner], axis=-1)
-  return Detections(boxes, jnp.broadcast_to(labels[None], scores.shape), scores, masks, valid), {}
+  attributes = None
+  if vocabulary.attributes is not None:  # the classes have the attributes in turn, for certain
+    attributes = jnp.eye(len(vocabulary.attributes.valid))[labels % jnp.sum(vocabulary.attributes.valid)]
+    attributes = jnp.broadcast_to(attributes[None], (*scores.shape, attributes.shape[1]))
+  found = Detections(boxes, jnp.broadcast_to(labels[None], scores.shape), scores, masks, valid, attributes=attributes)
+  return found, {}
 
 
 def _with(monkeypatch, network) -> inference.Detector:
@@ -132,6 +137,22 @@ def test_scores_for_all_for_some_and_for_each_class(detector):
     detector.detect(bright, min_score=[0.1, 0.2])
   with pytest.raises(ValueError, match='min_score is nan; expected finite numbers'):
     detector.detect(bright, min_score=float('nan'))
+
+
+def test_attributes_come_with_the_detections_that_are_kept(detector):
+  bright, dark = (np.full((20, 30, 3), light, np.uint8) for light in (255, 0))
+  plain = detector.detect(bright, min_score=0.3)
+  assert plain.attributes is None and plain.attribute_names == () and plain.attributes_of(0) == {}
+  found, none = detector.detect([bright, dark], min_score=0.3, attributes=['a', 'b', 'c'])
+  _assert_same(found, plain)
+  assert found.attribute_names == ('a', 'b', 'c') and found.attributes.shape == (len(plain), 3) and len(plain) > 3
+  np.testing.assert_array_equal(found.attributes, np.eye(3)[plain.labels % 3])
+  assert found.attributes_of(1) == {'a': 0, 'b': 1, 'c': 0}
+  assert none.attributes.shape == (len(none), 3) and len(none) < len(found)
+  best = detector.detect(bright, min_score=0.3, max_detections=2, attributes=['a', 'b', 'c'])
+  np.testing.assert_array_equal(best.attributes, found.attributes[:2])
+  with pytest.raises(ValueError, match='expected two or more that differ'):
+    detector.detect(bright, attributes=['a'])
 
 
 def test_a_limit_keeps_the_best(detector):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -36,18 +37,27 @@ class Blobs:
     self._left = fails_after
     self._queries = Queries(self.config, KNOWN)
 
-  def classes(self, classes):
+  def classes(self, classes, attributes):
+    if attributes is not None:
+      self._queries.attributes(attributes)
     return self._queries.resolve(classes)[1]
 
-  def detect(self, images, classes, *, min_score, masks, batch_size, max_detections=None):
+  def detect(self, images, classes, *, min_score, masks, batch_size, max_detections=None, attributes=None):
     if isinstance(images, np.ndarray):
       return self.detect([images], classes, min_score=min_score, masks=masks, max_detections=max_detections,
-                         batch_size=batch_size)[0]  # fmt: skip
+                         batch_size=batch_size, attributes=attributes)[0]  # fmt: skip
     found = [
       self._found(image, self._queries.resolve(classes)[0], min_score, masks, max_detections) for image in images
     ]
     self.calls.append(len(found))
-    return found
+    if attributes is None:
+      return found
+    # The larger, the likelier is the first attribute.
+    rows = [np.stack([of.scores, 1 - of.scores], axis=1) for of in found]
+    return [
+      dataclasses.replace(of, attribute_names=tuple(attributes), attributes=row)
+      for of, row in zip(found, rows, strict=True)
+    ]
 
   def _found(self, image, names, min_score, masks, most):
     if self._left <= 0:
@@ -118,6 +128,26 @@ def test_settings_reach_the_detector(folder):
   Image.fromarray(np.zeros((1000, 1001, 3), np.uint8)).save('large.png')
   (line,) = detecting.detect(detector, ['large.png'], 'tree', Path('out'), settings)
   assert 'large.png has more than 1 megapixels' in line and found_in() == {}
+
+
+def test_attributes_are_written_and_drawn(folder):
+  detecting.detect(Blobs(), ['in'], 'tree', Path('plain'))
+  asked = Settings(attributes=['ant', 'red mug'])
+  detecting.detect(Blobs(), ['in'], 'tree', Path('out'), asked, coco=True)
+  first, _ = found_in()['in/b/x.bmp']['detections']
+  assert first['attributes'] == {'ant': pytest.approx(0.6), 'red mug': pytest.approx(0.4)} and first['class'] == 'tree'
+  assert first['mask'] == found_in('plain')['in/b/x.bmp']['detections'][0]['mask']
+  assert found_in()['in/empty.png']['detections'] == []
+  name = 'x_detections.png'
+  assert Path('out', name).read_bytes() != Path('plain', name).read_bytes()
+  with pytest.raises(KeyboardInterrupt):
+    detecting.detect(Blobs(fails_after=1), ['in'], 'tree', Path('out'), Settings(batch_size=1))
+  with pytest.raises(DataError, match='of which the attributes differs'):
+    detecting.detect(Blobs(), ['in'], 'tree', Path('out'), Settings(batch_size=1, attributes=['ant', 'red mug']))
+  for attributes, message in ((['ant'], 'two or more that differ'), (['ant', 'zebra'], 'zebra')):
+    with pytest.raises(ValueError, match=message):
+      detecting.detect(Blobs(), ['in'], 'tree', Path('nothing'), Settings(attributes=attributes))
+  assert not Path('nothing').exists()
 
 
 @pytest.mark.parametrize(
@@ -272,5 +302,9 @@ def test_the_command_ends_with_1_if_an_input_is_broken(folder, monkeypatch, caps
   assert cli.main(['detect', 'in/x.png', 'in/bad.jpg', *words, *more]) == 1
   assert 'vild-jax detect: 1 input could not be read; all others are in out' in capsys.readouterr().err
   assert list(found_in()) == ['in/x.png'] and Path('out/coco.json').is_file()
+  assert cli.main(['detect', 'in/x.png', *words, '--attributes', 'ant, red mug']) == 0
+  assert list(found_in()['in/x.png']['detections'][0]['attributes']) == ['ant', 'red mug']
+  assert cli.main(['detect', 'in/x.png', *words, '--attributes', '']) == 2
+  assert '--attributes is' in capsys.readouterr().err
   assert cli.main(['detect', 'in/x.png', *words, '--batch-size', '0']) == 2
   assert cli.main(['detect', 'in/none', *words]) == 2

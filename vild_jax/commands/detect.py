@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='keep the best N of each picture or frame (default: as many as the detector is configured for; with --tile, '
     'for each tile)',
   )
+  found.add_argument(
+    '--attributes',
+    metavar='NAMES',
+    help='such as "red, blue, wooden", or a file as for --classes: of these each object is taken to have one. '
+    'detections.json gets how probable each is, and drawings name one that is likelier than all others together',
+  )
   found.add_argument('--no-masks', action='store_true', help='find boxes alone, which is quicker')
   found.add_argument(
     '--batch-size',
@@ -89,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Detects in all inputs and writes the drawings and the JSON files; returns 1 if one could not be read."""
+  from vild_jax.data import class_lists
   from vild_jax.inference.detector import load
   from vild_jax.workflows import detecting
 
@@ -100,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     tile=args.tile,
     overlap=args.overlap,
     max_megapixels=args.max_megapixels,
+    attributes=class_lists.names(args.attributes, '--attributes') if args.attributes is not None else None,
   )
   detector = load(args.checkpoint, teacher=args.teacher)
   coco = args.format == defaults.COCO

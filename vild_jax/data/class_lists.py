@@ -96,25 +96,25 @@ def _corrected() -> dict[str, str]:
   return dict(json.loads((_TABLES / 'objects365.json').read_text(encoding='utf-8'))['misspelt'])
 
 
-def names(classes: str) -> list[str]:
+def names(classes: str, option: str = '--classes') -> list[str]:
   """Returns the class names that an option gives: those of a list of classes, or names separated by commas.
 
   A list is one of `BUILT_IN`, an existing file, whatever its suffix, or a folder with a slash at its end, which
-  distinguishes it from a name. Raises ValueError if what looks like a path does not exist, if there is no name, a name
-  appears twice or holds a line break or another control character.
+  distinguishes it from a name. Raises ValueError, which calls the option by its name, if what looks like a path does
+  not exist, if there is no name, a name appears twice or holds a line break or another control character.
   """
-  if classes in BUILT_IN or classes.endswith('/') or is_file(classes):
+  if classes in BUILT_IN or classes.endswith('/') or is_file(classes, option):
     return check_names(class_list(classes).names, classes)
   names = [name.strip() for name in classes.split(',') if name.strip()]
   if not names:
-    raise ValueError(f'--classes is {classes!r}; expected names separated by commas')
+    raise ValueError(f'{option} is {classes!r}; expected names separated by commas')
   twice = [name for name in names if names.count(name) > 1]
   if twice:
-    raise ValueError(f'--classes has {twice[0]!r} more than once; expected each name once')
-  return check_names(names, '--classes')
+    raise ValueError(f'{option} has {twice[0]!r} more than once; expected each name once')
+  return check_names(names, option)
 
 
-def is_file(classes: str) -> bool:
+def is_file(classes: str, option: str = '--classes') -> bool:
   """Tells whether an option of classes is the path of a file rather than names.
 
   Raises ValueError for one that looks like a path, of a file that does not exist.
@@ -124,7 +124,7 @@ def is_file(classes: str) -> bool:
       return True
   if classes.lower().endswith(_SUFFIXES) or (os.sep in classes and ',' not in classes):
     hint = '' if classes.lower().endswith(_SUFFIXES) else f'; a class of this name is {classes + ","!r}'
-    raise ValueError(f'--classes {classes!r} looks like a path, but there is no such file{hint}')
+    raise ValueError(f'{option} {classes!r} looks like a path, but there is no such file{hint}')
   return False
 
 

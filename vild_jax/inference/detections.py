@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,12 @@ class PictureDetections:
     if self.rles is None:
       raise ValueError('these detections have no masks; expected a detector that has learnt them, and masks=True')
     return rle.decode_mask(self.rles[index], *self.size)
+
+  def attributes_of(self, index: int) -> dict[str, float]:
+    """Returns {attribute: its probability} of one detection; empty if no attributes were asked for."""
+    return (
+      {} if self.attributes is None else dict(zip(self.attribute_names, self.attributes[index].tolist(), strict=True))
+    )
 
   def to_coco(self, image_id: int = 1, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
     """Returns the detections as results of COCO, in values that JSON has, best first.
@@ -126,4 +132,18 @@ class PictureDetections:
     picture = pictures.as_rgb(picture)
     if picture.shape[:2] != self.size:
       raise ValueError(f'the picture has {picture.shape[:2]} pixels (height, width); expected {self.size}, as detected')
-    return drawing.draw(picture, self.boxes, self.labels, self.scores, self.rles, self.names, novel=novel)
+    titles = [title(self.names[label], self.attributes_of(i)) for i, label in enumerate(self.labels)]
+    return drawing.draw(
+      picture, self.boxes, self.labels, self.scores, self.rles, self.names, novel=novel, titles=titles
+    )
+
+
+def title(name: str, attributes: Mapping[str, float]) -> str:
+  """Returns what a drawing calls an object: its class, after the attribute that is likelier than all others together.
+
+  Args:
+    name: of the class.
+    attributes: {attribute: its probability}.
+  """
+  best = max(attributes, key=attributes.get, default=None)
+  return name if best is None or attributes[best] <= 0.5 else f'{best} {name}'

@@ -101,11 +101,7 @@ class Detector:
     Raises ValueError for an empty list of classes, fewer than two attributes, a name that the bundle cannot embed,
     settings out of range, or an image that is not a picture, which is called by its place among several.
     """
-    names, vocabulary = self._queries.resolve(classes)
-    attribute_names = ()
-    if attributes is not None:
-      attribute_names, embedded = self._queries.attributes(attributes)
-      vocabulary = vocabulary.replace(attributes=embedded)
+    names, attribute_names, vocabulary = self._resolve(classes, attributes)
     padded = len(vocabulary.valid)
     scores = np.pad(_min_scores(min_score, names), (0, padded - len(names)))
     model = self.config.model if masks else dataclasses.replace(self.config.model, masks=False)
@@ -128,13 +124,25 @@ class Detector:
         found.append(_in_picture(in_picture, *place, names, attribute_names, max_detections))
     return found if several else found[0]
 
-  def classes(self, classes: queries.Classes | None = None) -> Vocabulary:
-    """Turns `classes` of `detect` into the padded vocabulary of the forward pass.
+  def classes(
+    self, classes: queries.Classes | None = None, attributes: Sequence[str | Example] | None = None
+  ) -> Vocabulary:
+    """Turns `classes` and `attributes` of `detect` into the padded vocabulary of the forward pass.
 
     Names that are base in training are base here; all others, and examples, are novel. Raises ValueError as `detect`
     does.
     """
-    return self._queries.resolve(classes)[1]
+    return self._resolve(classes, attributes)[2]
+
+  def _resolve(
+    self, classes: queries.Classes | None, attributes: Sequence[str | Example] | None
+  ) -> tuple[tuple[str, ...], tuple[str, ...], Vocabulary]:
+    """Returns the names of the classes, those of the attributes, and the vocabulary."""
+    names, vocabulary = self._queries.resolve(classes)
+    if attributes is None:
+      return names, (), vocabulary
+    attribute_names, embedded = self._queries.attributes(attributes)
+    return names, attribute_names, vocabulary.replace(attributes=embedded)
 
 
 def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:

@@ -42,6 +42,7 @@ def draw(
   novel: np.ndarray | None = None,
   colors: Sequence[Color] | None = None,
   bold: bool | None = None,
+  titles: Sequence[str] | None = None,
 ) -> np.ndarray:
   """Draws N objects on a picture.
 
@@ -55,6 +56,7 @@ def draw(
     novel: bool [C], the classes to mark, or None.
     colors: RGB of each object; None: by `class_color`.
     bold: lines and text twice as large, for pictures that are shown at a smaller size; None: if it is enlarged.
+    titles: what the label of each object says; None: the name of its class.
 
   Returns:
     uint8 [k·H, k·W, 3]; k, see `enlargement`, is greater than 1 for pictures under 400 pixels.
@@ -85,7 +87,8 @@ def draw(
   for i in order:
     _draw_box(canvas, boxes[i], colors[i], line, dashed=is_novel[i])
   texts = [
-    fonts.label(names[label], label) + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
+    fonts.label(names[label] if titles is None else titles[i], label)
+    + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
     for i, label in enumerate(labels)
   ]
   text_size = round(float(np.clip(12 * unit * weight, 11, 40)))

@@ -23,7 +23,7 @@ from vild_jax.data.inputs import Input
 from vild_jax.data.schema import DataError
 from vild_jax.eval.shards import FOLDER
 from vild_jax.inference import drawing, fonts, jobs, tiles, video
-from vild_jax.inference.detections import PictureDetections
+from vild_jax.inference.detections import PictureDetections, title
 from vild_jax.inference.detector import Detector
 from vild_jax.runtime import files, locks, progress
 from vild_jax.vocabulary import VocabularyFile
@@ -48,6 +48,7 @@ class Settings:
     tile: side of the tiles of larger pictures, pixels; None: no tiles.
     overlap: the share of its side by which a tile overlaps the next.
     max_megapixels: larger pictures are not read.
+    attributes: what else to ask of each detection, names of which it is taken to have one; None: nothing.
 
   Raises ValueError for a value out of range, which is called by its option.
   """
@@ -59,6 +60,7 @@ class Settings:
   tile: int | None = None
   overlap: float = defaults.TILE_OVERLAP
   max_megapixels: int = defaults.MAX_MEGAPIXELS
+  attributes: list[str] | None = None
 
   def __post_init__(self):
     for name in ('max_detections', 'batch_size', 'tile', 'max_megapixels'):
@@ -102,7 +104,7 @@ def detect(
   """
   settings = settings or Settings()
   asked = _asked(classes)
-  words = _embedded(detector, asked)
+  words = _embedded(detector, asked, settings.attributes)
   inputs = inputs_lib.inputs(images, out, _ENDINGS)
   with locks.locked(out):
     parts = Parts(out / FOLDER, _job(detector, words, inputs, settings))
@@ -125,12 +127,14 @@ def _asked(classes: str) -> Sequence[str] | VocabularyFile:
   return class_lists.names(classes)
 
 
-def _embedded(detector: Detector, asked: Sequence[str] | VocabularyFile) -> VocabularyFile:
+def _embedded(
+  detector: Detector, asked: Sequence[str] | VocabularyFile, attributes: Sequence[str] | None
+) -> VocabularyFile:
   """What is asked for, as the detector embeds it."""
   names = asked.names if isinstance(asked, VocabularyFile) else tuple(asked)
-  padded = detector.classes(asked)
+  padded = detector.classes(asked, attributes)
   rows, is_base = (np.asarray(values)[: len(names)] for values in (padded.embeddings, padded.is_base))
-  return VocabularyFile(rows, names, is_base, detector.vocabulary.teacher, 'names')
+  return VocabularyFile(rows, names, is_base, detector.vocabulary.teacher, 'names', padded.background)
 
 
 def _job(detector: Detector, words: VocabularyFile, inputs: list[Input], settings: Settings) -> dict[str, Any]:
@@ -259,6 +263,7 @@ class _Work:
       'masks': of.masks,
       'max_detections': of.max_detections,
       'batch_size': of.batch_size,
+      'attributes': of.attributes,
     }
     if of.tile is None:
       return self.detector.detect(images, self.asked, **how)
@@ -278,4 +283,5 @@ class _Work:
       [row['mask'] for row in rows] if rows and 'mask' in rows[0] else None,
       self.words.names,
       novel=~self.words.is_base,
+      titles=[title(row['class'], row.get('attributes', {})) for row in rows],
     )

@@ -59,6 +59,8 @@ def described(found: PictureDetections) -> list[Record]:
     {'class': found.names[label], 'score': score, 'box_yxyx': box}
     for label, score, box in zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
   ]
+  if found.attributes is not None:
+    rows = [row | {'attributes': found.attributes_of(i)} for i, row in enumerate(rows)]
   return rows if found.rles is None else [row | {'mask': mask} for row, mask in zip(rows, found.rles, strict=True)]
 
 
