@@ -138,5 +138,7 @@ def _exit_at_once(code: int) -> int:
 def _one_line(error: Exception, expected: bool) -> str:
   if isinstance(error, OSError) and error.filename is not None:
     return f'{error.filename}: {error.strerror}'
-  text = (str(error).strip() or type(error).__name__).splitlines()[0]
+  from vild_jax.runtime import messages
+
+  text = messages.first_line(error)
   return text if expected else f'{type(error).__name__}: {text} (--debug shows the traceback)'

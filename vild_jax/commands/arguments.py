@@ -12,6 +12,8 @@ from vild_jax.runtime import processes
 if TYPE_CHECKING:
   from vild_jax.config import Config
 
+_ON_THE_HUB = 'hf://owner/name[@revision]'
+
 
 class Parser(argparse.ArgumentParser):
   """Parses arguments; reports wrong ones in one line, as all bad input is reported."""
@@ -42,6 +44,20 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     help='a file with get_config(), or a saved config.json; single values are overridden by --key.path=value, '
     'for example --data.batch_size=64',
   )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  """Adds the option --checkpoint."""
+  parser.add_argument(
+    '--checkpoint',
+    required=True,
+    help=f'a work directory or a bundle; a bundle on the Hugging Face hub is {_ON_THE_HUB}',
+  )
+
+
+def add_teacher(parser: argparse.ArgumentParser, what: str, **more: Any) -> None:
+  """Adds the option --teacher; `what` says which teacher is meant."""
+  parser.add_argument('--teacher', metavar='DIR', help=f'folder, or {_ON_THE_HUB}, of {what}', **more)
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser, 'vild-jax classify cup.jpg --teacher clip-vit-base-patch32 --classes "red mug, toy elephant"'
   )
   parser.add_argument('images', nargs='+', metavar='IMAGE')
-  parser.add_argument('--teacher', required=True, help='folder of a CLIP-family model in the Hugging Face layout')
+  arguments.add_teacher(parser, 'a CLIP-family model in the Hugging Face layout', required=True)
   parser.add_argument('--classes', required=True, help='names separated by commas, or a list as embed-text takes it')
   parser.add_argument(
     '--prompts', default=defaults.PROMPTS, help='vild (63 templates), imagenet (80), single, or a text file'

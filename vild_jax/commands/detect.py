@@ -22,14 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='a picture; a video; a folder, of which all pictures count, in folders below it too, except hidden ones; or a '
     'glob in quotes, such as "photos/**/*.jpg"',
   )
-  parser.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  arguments.add_checkpoint(parser)
   parser.add_argument(
     '--classes',
     required=True,
     help='names separated by commas, or a file: text with one name a line, a vocabulary .npz, or the .json of a data '
     f'set; or a list that is built in: {", ".join(defaults.CLASS_LISTS)}',
   )
-  parser.add_argument('--teacher', help="folder of a teacher to use instead of the bundle's text tower")
+  arguments.add_teacher(parser, "a teacher to use instead of the bundle's text tower")
   parser.add_argument(
     '--out',
     required=True,

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'vild-jax embed-regions --teacher clip-vit-base-patch32 --data data/lvis --proposals workdir/proposals '
     '--out workdir/regions',
   )
-  parser.add_argument('--teacher', help='folder of a CLIP-family model in the Hugging Face layout')
+  arguments.add_teacher(parser, 'a CLIP-family model in the Hugging Face layout')
   parser.add_argument('--data', required=True, help='the prepared data set')
   parser.add_argument('--split', default='train', help='its split')
   parser.add_argument('--proposals', metavar='STORE', help='the store that vild-jax propose wrote for it')

@@ -12,7 +12,7 @@ from vild_jax.config import defaults
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options of the command."""
   arguments.add_example(parser, 'vild-jax embed-text --teacher clip-vit-base-patch32 --classes lvis --out lvis.npz')
-  parser.add_argument('--teacher', help='folder of a CLIP-family model in the Hugging Face layout')
+  arguments.add_teacher(parser, 'a CLIP-family model in the Hugging Face layout')
   parser.add_argument(
     '--classes',
     required=True,

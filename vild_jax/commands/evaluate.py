@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--scores text+clip-crops --teacher clip-vit-base-patch32 it evaluates the ViLD-text + CLIP of the paper',
   )
   arguments.add_config(parser)
-  parser.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  arguments.add_checkpoint(parser)
   arguments.add_step(parser)
   parser.add_argument('--data', help='the prepared data set (default: data.val of the config)')
   parser.add_argument('--split', help='its split (default: data.val_split of the config)')
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='also keep what post-processing needs of each picture, for `vild-jax calibrate`: two bytes for a region, '
     'class and head',
   )
-  parser.add_argument('--teacher', help='folder of the teacher that embeds crops (default: teacher of the config)')
+  arguments.add_teacher(parser, 'the teacher that embeds crops (default: teacher of the config)')
   parser.add_argument(
     '--regions',
     metavar='STORE',
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
   config = arguments.load_config(args)
   metrics = evaluating.evaluate(
     config,
-    Path(args.checkpoint),
+    args.checkpoint,
     args.data or config.data.val,
     args.split or config.data.val_split,
     Path(args.out),

@@ -1,4 +1,4 @@
-"""`vild-jax export`: writes a bundle from a work directory."""
+"""`vild-jax export`: writes a bundle from a work directory or a bundle."""
 
 from __future__ import annotations
 
@@ -12,18 +12,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options of the command."""
   arguments.add_example(parser, 'vild-jax export configs/vild_text_r50_lvis.py --checkpoint workdir/text --out bundle')
   arguments.add_config(parser)
-  parser.add_argument('--checkpoint', required=True, help='a work directory')
+  arguments.add_checkpoint(parser)
   arguments.add_step(parser)
   arguments.add_settings(parser)
   parser.add_argument('--out', required=True, help='folder of the bundle')
   parser.add_argument('--format', choices=['bundle'], default='bundle', help='format to write')
+  arguments.add_teacher(
+    parser,
+    'the teacher whose text tower the bundle keeps (default: that in a bundle of --checkpoint, else of the config)',
+  )
   parser.add_argument(
-    '--teacher', help='folder of the teacher whose text tower the bundle keeps (default: teacher of the config)'
+    '--license',
+    metavar='ID',
+    help='licence of the weights, such as apache-2.0, for the model card (default: not stated)',
+  )
+  parser.add_argument(
+    '--metrics',
+    metavar='FILE',
+    help='metrics.json of an evaluation, for the model card (default: those of these weights in folders of the work '
+    'directory)',
   )
   parser.add_argument(
     '--image-tower',
     action='store_true',
-    help="keep the teacher's image tower too, so that example pictures can be asked for",
+    help="keep the teacher's image tower too, so that example pictures can be asked for (that of a bundle given as "
+    '--checkpoint stays in any case)',
   )
 
 
@@ -32,8 +45,14 @@ def run(args: argparse.Namespace) -> None:
   from vild_jax.workflows import exporting
 
   config = arguments.load_config(args)
-  teacher = args.teacher or config.teacher or None
   made = exporting.export(
-    config, Path(args.checkpoint), Path(args.out), teacher=teacher, image_tower=args.image_tower, step=args.step
+    config,
+    args.checkpoint,
+    Path(args.out),
+    teacher=args.teacher,
+    image_tower=args.image_tower,
+    step=args.step,
+    license=args.license,
+    metrics=args.metrics,
   )
   print(made)

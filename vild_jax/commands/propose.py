@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'vild-jax propose configs/vild_text_r50_lvis.py --checkpoint workdir/text --data data/lvis --out workdir/proposals',
   )
   arguments.add_config(parser)
-  parser.add_argument('--checkpoint', required=True, help='a work directory or a bundle')
+  arguments.add_checkpoint(parser)
   arguments.add_step(parser)
   parser.add_argument('--data', help='the prepared data set (default: data.train of the config)')
   parser.add_argument('--split', help='its split (default: data.train_split of the config, which is train)')
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
   config = arguments.load_config(args)
   made = distilling.propose(
     config,
-    Path(args.checkpoint),
+    args.checkpoint,
     args.data or config.data.train,
     args.split or config.data.train_split,
     Path(args.out),

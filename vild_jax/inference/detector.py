@@ -18,15 +18,14 @@ from vild_jax.config import Config, Model, defaults
 from vild_jax.data import pictures, transforms
 from vild_jax.data.schema import DataError
 from vild_jax.eval import paste
-from vild_jax.inference import bundle as bundle_lib
 from vild_jax.inference import queries
 from vild_jax.inference.detections import PictureDetections
 from vild_jax.inference.examples import Example, ExampleTower
-from vild_jax.runtime import compiler
+from vild_jax.runtime import compiler, hub
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.teacher import files as teacher_files
 from vild_jax.teacher import text
-from vild_jax.train import checkpoint
+from vild_jax.train import bundle_files, checkpoint, weights
 from vild_jax.vocabulary import VocabularyFile
 
 # (box, class) pairs of a batch: several arrays of that many scores are in memory together, 128 MiB each.
@@ -149,26 +148,27 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
   """Loads a bundle (`vild-jax export`) or a work directory (`vild-jax train`) onto one device of this machine.
 
   Args:
-    path: the folder.
-    teacher: a teacher directory whose towers replace those of the bundle; they must have the same identities.
+    path: the folder, or the name of a bundle on the Hugging Face hub: `hf://owner/name[@revision]`.
+    teacher: a teacher directory, or the name of one on the hub, whose towers replace those of the bundle; they must
+      have the same identities.
 
   Raises ValueError if the folder is neither of the two or is damaged, or if the teacher is another one.
   """
-  path = Path(path)
-  bundle = (path / bundle_lib.BUNDLE_FILE).is_file()
-  about = bundle_lib.read_about(path) if bundle else {}
+  path = weights.folder_of(path)
+  about = bundle_files.read_about(path) if bundle_files.is_bundle(path) else {}
   config = checkpoint.read_config(path)
   variables = checkpoint.load_variables(path, config)
   trained_on = vocabulary_lib.load(path / checkpoint.VOCABULARY_FILE)
   if teacher is None:
-    teacher = path / bundle_lib.TEXT_TOWER if bundle else Path(config.teacher or path / bundle_lib.TEXT_TOWER)
-    teacher = teacher if teacher.is_dir() else None
+    own = path / bundle_files.TEXT_TOWER
+    teacher = own if about else config.teacher or own
+    teacher = teacher if hub.is_name(teacher) or Path(teacher).is_dir() else None
   tower, examples = None, None
   if teacher is not None:
     teacher = teacher_files.locate(teacher)
     tower = text.load_text(teacher)
     vocabulary_lib.check_teacher(tower.identity, trained_on.teacher, str(teacher))
-  for folder in (teacher, path / bundle_lib.IMAGE_TOWER):
+  for folder in (teacher, path / bundle_files.IMAGE_TOWER):
     if folder is not None and examples is None and (folder / teacher_files.PREPROCESSOR).is_file():
       examples = ExampleTower(folder, about.get('image_teacher'))
   return Detector(config, variables, trained_on, tower, examples)

@@ -158,6 +158,7 @@ def evaluate(
     scored[folder]['seconds_per_image'] = timer.seconds_per_image()
     rows[folder] = found
   metrics = scored[folders[0]]
+  metrics['detector'] = {key: job[key] for key in (*jobs.DETECTOR, 'scores')}
   metrics |= {
     folder: {key: scored[folder][key] for key in ('box', 'mask', 'seconds_per_image')} for folder in folders[1:]
   }

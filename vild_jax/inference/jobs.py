@@ -18,6 +18,8 @@ from vild_jax.data.schema import DataError
 from vild_jax.eval.shards import Entry, Shards
 from vild_jax.vocabulary import VocabularyFile
 
+DETECTOR = ('config', 'weights', 'training vocabulary')  # what of a description tells detectors apart
+
 
 def detect_missing(
   shards: Shards,
@@ -67,6 +69,15 @@ def description(
   **more: Any,
 ) -> dict[str, Any]:
   """Returns what decides the detections, as hashes, for the `job.json` of shards; `more` stands there too."""
+  return of_detector(config, variables, trained_on) | {
+    'vocabulary': _of_vocabulary(classes),
+    'pictures': hashlib.sha256(repr(list(map(int, image_ids))).encode()).hexdigest(),
+    **more,
+  }
+
+
+def of_detector(config: Config, variables: Any, trained_on: VocabularyFile) -> dict[str, str]:
+  """Returns the part of `description` that tells detectors apart, `DETECTOR`, which `metrics.json` keeps."""
   decides = Config(
     model=config.model,
     data=dataclasses.replace(Data(), image_size=config.data.image_size),
@@ -75,16 +86,13 @@ def description(
   weights = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
     weights.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-  of = lambda words: hashlib.sha256(
-    repr((words.names, words.is_base.tolist())).encode()
-    + np.ascontiguousarray(words.embeddings).tobytes()
-    + (b'' if words.background is None else words.background.tobytes())
-  ).hexdigest()
   return {
     'config': hashlib.sha256(config_lib.to_text(decides).encode()).hexdigest(),
     'weights': weights.hexdigest(),
-    'vocabulary': of(classes),
-    'training vocabulary': of(trained_on),
-    'pictures': hashlib.sha256(repr(list(map(int, image_ids))).encode()).hexdigest(),
-    **more,
+    'training vocabulary': _of_vocabulary(trained_on),
   }
+
+
+def _of_vocabulary(words: VocabularyFile) -> str:
+  content = repr((words.names, words.is_base.tolist())).encode() + np.ascontiguousarray(words.embeddings).tobytes()
+  return hashlib.sha256(content + (b'' if words.background is None else words.background.tobytes())).hexdigest()

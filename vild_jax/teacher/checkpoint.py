@@ -25,6 +25,7 @@ import safetensors.numpy
 import tokenizers
 
 from vild_jax.nn import clip
+from vild_jax.runtime import messages
 from vild_jax.teacher import files, hf_config, parameter_names
 from vild_jax.teacher.files import CONFIG, PREPROCESSOR, TOKENIZER, WEIGHTS
 from vild_jax.teacher.parameter_names import Source
@@ -67,7 +68,7 @@ class Teacher:
 
 
 def load_teacher(directory: str | Path) -> Teacher:
-  """Reads a teacher directory, or a teacher of the Hugging Face hub by its id.
+  """Reads a teacher directory, or one of the Hugging Face hub (`files.locate`).
 
   Raises ValueError, one line that names the file or parameter that does not fit.
   """
@@ -154,7 +155,7 @@ def _check_tokenizer(text: str, config: clip.ClipConfig, path: Path) -> None:
   try:
     size = tokenizers.Tokenizer.from_str(text).get_vocab_size(with_added_tokens=True)
   except Exception as error:  # the library raises plain Exception
-    raise ValueError(f'{path} is not a usable tokenizer: {files.first_line(error)}') from error
+    raise ValueError(f'{path} is not a usable tokenizer: {messages.first_line(error)}') from error
   if size != config.vocab_size:
     raise ValueError(f'{path} has {size} tokens; expected {config.vocab_size}, the vocab_size of config.json')
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,39 +11,26 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from vild_jax.runtime import files
+from vild_jax.runtime import files, hub, messages
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 CONFIG, TOKENIZER, PREPROCESSOR = 'config.json', 'tokenizer.json', 'preprocessor_config.json'
+_ON_THE_HUB = (WEIGHTS, INDEX, 'model-*-of-*.safetensors', CONFIG, TOKENIZER, PREPROCESSOR)
 
 
 def locate(teacher: str | Path) -> Path:
-  """Returns the folder of a teacher, given its path or an id of the Hugging Face hub such as `owner/name`.
+  """Returns the folder of a teacher, given its path or, on the Hugging Face hub, `hf://owner/name`.
 
-  Raises ValueError, one line, if it is neither, if the hub cannot be reached, or if its optional client is missing.
+  Raises ValueError, one line, if it is neither, or if the hub does not give it.
   """
-  if Path(teacher).is_dir():
-    return Path(teacher)
-  if isinstance(teacher, Path) or not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', teacher) or Path(teacher).exists():
+  if hub.is_name(teacher):
+    return hub.folder(teacher, _ON_THE_HUB)
+  if not Path(teacher).is_dir():
     raise ValueError(
-      f'{teacher} is not a folder; expected a teacher directory ({CONFIG}, {WEIGHTS}, ...) or the id of '
-      'one on the Hugging Face hub, such as openai/clip-vit-base-patch32'
+      f'{teacher} is not a folder; expected a teacher directory ({CONFIG}, {WEIGHTS}, ...), or one on the Hugging '
+      f'Face hub as {hub.FORM}'
     )
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise ValueError(
-      f'{teacher} is not a folder, and to fetch a teacher of that name from the Hugging Face hub its '
-      'client is needed; expected `pip install "vild_jax[hub]"`, or the path of a folder'
-    ) from error
-  wanted = [WEIGHTS, INDEX, 'model-*-of-*.safetensors', CONFIG, TOKENIZER, PREPROCESSOR]
-  try:
-    return Path(huggingface_hub.snapshot_download(teacher, allow_patterns=wanted))
-  except Exception as error:  # the client raises errors of many types: its own, of its HTTP library, of the system
-    raise ValueError(
-      f'{teacher} is not a folder, and the Hugging Face hub did not give it: {first_line(error)}; expected '
-      'a name that exists and a network, or the path of a folder'
-    ) from error
+  return Path(teacher)
 
 
 def require(directory: Path, *names: str) -> None:
@@ -107,7 +93,7 @@ class Weights:
         self.shapes[name] = tuple(file.get_slice(name).get_shape())
         self._files[name] = (path, file)
     except (safetensors.SafetensorError, OSError) as error:
-      raise ValueError(f'{path} is not a complete safetensors file: {first_line(error)}') from error
+      raise ValueError(f'{path} is not a complete safetensors file: {messages.first_line(error)}') from error
 
   def read(self, name: str) -> np.ndarray:
     """Returns a tensor as float32; raises ValueError if it holds a number that is not finite."""
@@ -115,7 +101,7 @@ class Weights:
     try:
       value = np.asarray(file.get_tensor(name), dtype=np.float32)
     except (safetensors.SafetensorError, OSError) as error:
-      raise ValueError(f'{path} is not a complete safetensors file: {first_line(error)}') from error
+      raise ValueError(f'{path} is not a complete safetensors file: {messages.first_line(error)}') from error
     if not np.isfinite(value).all():
       raise ValueError(f'{path}: {name} holds numbers that are not finite')
     return value
@@ -145,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
   try:
     tree = json.loads(path.read_text(encoding='utf-8'))
   except (ValueError, OSError) as error:
-    raise ValueError(f'{path} is not JSON: {first_line(error)}') from error
+    raise ValueError(f'{path} is not JSON: {messages.first_line(error)}') from error
   if not isinstance(tree, dict):
     raise ValueError(f'{path} holds a {type(tree).__name__}; expected an object')
   return tree
@@ -157,8 +143,3 @@ def write(directory: Path, contents: Mapping[str, bytes]) -> None:
   with contextlib.ExitStack() as stack:  # it renames in reverse order
     for name, content in reversed(contents.items()):
       stack.enter_context(files.replacing(directory / name)).write_bytes(content)
-
-
-def first_line(error: Exception) -> str:
-  """Returns the first line of the message of an error, or its type if there is none."""
-  return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

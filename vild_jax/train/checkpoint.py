@@ -173,8 +173,8 @@ def load_variables(folder: Path, config: Config, mesh: Mesh | None = None, step:
 
   Raises ValueError if there is no checkpoint or it is of another architecture; the message names the first difference.
   """
-  expected = abstract_variables(config, mesh)
-  return weights.restore(weights.locate(folder, step), expected)
+  path = weights.locate(folder, step)
+  return weights.restore(path, abstract_variables(config, mesh))
 
 
 def abstract_variables(config: Config, mesh: Mesh | None = None) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def create_on(config: Config, mesh: Mesh, path: Path | None = None) -> TrainStat
   if path is None:
     return state
   if config.train.init:
-    found = fitting.fit(Path(config.train.init), variables(expected), path)
+    found = fitting.fit(weights.folder_of(config.train.init), variables(expected), path)
     return state.replace(**fitting.filled(found, variables(expected), variables(state)))
   parts = _parts(config)
   start = weights.restore(path, _of_parts(variables(expected), parts), parts=parts)
@@ -94,7 +94,7 @@ def check_start(config: Config, mesh: Mesh) -> Start:
   frozen = tuple(optim.path_name(name) for name, is_frozen in stays if is_frozen)
   given: set[str] = set()
   if config.train.init:
-    folder = Path(config.train.init)
+    folder = weights.folder_of(config.train.init)
     found = fitting.fit(folder, expected, path)
     report = fitting.report(folder, found)
     given = {fitting.plain(name) for name in found.taken if name.startswith('params/')}
@@ -127,10 +127,10 @@ def locate(config: Config) -> Path | None:
     return path
   if not (folder := config.train.init or config.train.init_first_stage):
     return None
-  path = weights.locate(Path(folder))
+  path = weights.locate(weights.folder_of(folder))
   if jax.process_count() > 1 and (step := weights.step_of(path)) is not None:
     # A training that runs may save between two looks at its folder.
-    path = weights.locate(Path(folder), int(multihost_utils.broadcast_one_to_all(np.int32(step))))
+    path = weights.locate(weights.folder_of(folder), int(multihost_utils.broadcast_one_to_all(np.int32(step))))
   return path
 
 

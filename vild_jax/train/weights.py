@@ -19,11 +19,14 @@ import orbax.checkpoint as ocp
 
 from vild_jax import config as config_lib
 from vild_jax.config import Config
+from vild_jax.runtime import hub
+from vild_jax.train import bundle_files
+from vild_jax.train.bundle_files import BUNDLE_FILE, IMAGE_TOWER, TEXT_TOWER, VARIABLES
 from vild_jax.train.optim import path_name
 
-VARIABLES = 'variables'  # the subfolder of the weights in a bundle or a converted checkpoint
 CONFIG_FILE = 'config.json'  # the resolved config in a work directory or a bundle
 CHECKPOINTS = 'checkpoints'  # the subfolder of a work directory, with one folder for each saved step
+_ON_THE_HUB = (BUNDLE_FILE, CONFIG_FILE, '*.npz', f'{VARIABLES}/*', f'{TEXT_TOWER}/*', f'{IMAGE_TOWER}/*')
 
 
 def save(path: Path, tree: Any) -> None:
@@ -32,13 +35,22 @@ def save(path: Path, tree: Any) -> None:
     checkpointer.save(Path(path).absolute(), tree)
 
 
+def folder_of(place: str | Path) -> Path:
+  """Returns the folder of a bundle, work directory or converted checkpoint, given its path or `hf://owner/name`.
+
+  Raises ValueError if the hub does not give it.
+  """
+  return hub.folder(place, _ON_THE_HUB) if hub.is_name(place) else Path(place)
+
+
 def locate(folder: Path, step: int | None = None) -> Path:
   """Returns the folder of the weights of a bundle, or of a checkpoint of a work directory (the newest, or `step`).
 
-  Raises ValueError if there are none.
+  Raises ValueError if there are none, or if a file of the bundle is damaged: nobody reads weights without this.
   """
   folder = Path(folder).absolute()
   if (folder / VARIABLES).is_dir() and step is None:
+    bundle_files.check(folder)
     return folder / VARIABLES
   if not (folder / CHECKPOINTS).is_dir():
     raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
@@ -62,10 +74,11 @@ def step_of(path: Path) -> int | None:
 
 
 def read_config(workdir: Path) -> Config:
-  """Returns the resolved config of a work directory or a bundle. Raises ValueError if there is none."""
+  """Returns the resolved config of a work directory or a bundle. Raises ValueError if it is not there or damaged."""
   path = Path(workdir) / CONFIG_FILE
   if not path.is_file():
     raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
+  bundle_files.check(Path(workdir), weights=False)
   try:
     return config_lib.from_text(path.read_text(encoding='utf-8'))
   except config_lib.ConfigError as error:

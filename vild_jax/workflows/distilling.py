@@ -14,12 +14,12 @@ from vild_jax.data.regions.store import RegionStore
 from vild_jax.distill import embed
 from vild_jax.distill import propose as propose_lib
 from vild_jax.teacher import checkpoint as teacher_checkpoint
-from vild_jax.train import checkpoint
+from vild_jax.train import checkpoint, weights
 
 
 def propose(
   config: Config,
-  folder: Path,
+  folder: str | Path,
   data: str,
   split: str,
   out: Path,
@@ -32,7 +32,7 @@ def propose(
 
   Args:
     config: the experiment that the checkpoint was trained with.
-    folder: the work directory or bundle.
+    folder: the work directory or bundle, or the name of a bundle on the hub (`hf://owner/name`).
     data, split: the prepared data set.
     out: folder of the store.
     max_proposals, images_per_shard: see `distill.propose.propose`.
@@ -40,6 +40,7 @@ def propose(
 
   Returns, raises: as `distill.propose.propose`; also ValueError if the checkpoint does not fit the config.
   """
+  folder = weights.folder_of(folder)
   config = checkpoint.same_model(config, folder)
   dataset = sources.open_dataset(given(data, '--data'), split)
   mesh = propose_lib.local_mesh(config)

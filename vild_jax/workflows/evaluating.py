@@ -20,7 +20,7 @@ from vild_jax.eval import summary
 from vild_jax.inference import crop_baselines, evaluation, heads
 from vild_jax.inference.detector import load
 from vild_jax.runtime import files
-from vild_jax.train import checkpoint, sharding
+from vild_jax.train import checkpoint, sharding, weights
 from vild_jax.vocabulary import VocabularyFile
 from vild_jax.workflows import folders, scoring
 
@@ -38,7 +38,7 @@ METRICS = (
 
 def evaluate(
   config: Config,
-  folder: Path,
+  folder: str | Path,
   data: str,
   split: str,
   out: Path,
@@ -55,7 +55,7 @@ def evaluate(
 
   Args:
     config: the experiment that the checkpoint was trained with.
-    folder: the work directory or bundle.
+    folder: the work directory or bundle, or the name of a bundle on the hub (`hf://owner/name`).
     data, split: the prepared data set.
     out: folder for results, metrics and plots; locked while they are written.
     vocabulary: file of the classes to detect; by default the training vocabulary.
@@ -96,6 +96,7 @@ def evaluate(
       f'--regions compares in one process, and this is one of {jax.process_count()}; expected evaluate '
       'without it, or one process'
     )
+  folder = weights.folder_of(folder)
   config = checkpoint.same_model(config, folder)
   dataset = sources.open_dataset(given(data, '--data'), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)

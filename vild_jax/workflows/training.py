@@ -24,13 +24,13 @@ from vild_jax.data.schema import DataError
 from vild_jax.inference import evaluation
 from vild_jax.runtime import files
 from vild_jax.structs import TrainState
-from vild_jax.train import checkpoint, loop, sharding, state
+from vild_jax.train import checkpoint, loop, sharding, state, weights
 from vild_jax.workflows import folders
 
 # Parameters that fit the embeddings of one teacher alone.
 _OF_THE_TEACHER = ('region_head/projection/', 'image_head/projection/', 'background')
 _SAME_EMBEDDING = 1e-3  # difference of unit rows that machines may make, unlike prompts
-_DATA_FILE = 'data.json'  # in a work directory: the identities of its training data and region store
+DATA_FILE = 'data.json'  # in a work directory: the identities of its training data and region store
 
 
 def train(config: Config, workdir: Path) -> TrainState:
@@ -139,7 +139,7 @@ def train_on(
   with folders.locked(workdir):
     checkpoint.check_workdir(workdir, config)
     _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
-    _keep_identity(workdir / _DATA_FILE, opened.dataset, opened.regions)
+    _keep_identity(workdir / DATA_FILE, opened.dataset, opened.regions)
     checkpoint.claim_workdir(workdir, config)  # after all checks, since it overwrites the config that stands there
     notes += _on_classes(opened)
     if notes and jax.process_index() == 0:
@@ -194,7 +194,7 @@ def _starts_with_masks(config: Config, workdir: Path | None, frozen: bool) -> bo
     return False
   if workdir and (workdir / checkpoint.CONFIG_FILE).is_file():
     return checkpoint.read_config(workdir).model.masks
-  folder = Path(config.train.init)
+  folder = weights.folder_of(config.train.init)
   if not (folder / checkpoint.CONFIG_FILE).is_file():
     return frozen
   saved = checkpoint.read_config(folder).model
@@ -206,7 +206,7 @@ def _meaning(config: Config, vocabulary: vocabulary_lib.VocabularyFile, start: s
 
   Raises ValueError if what is frozen fits the embeddings of another teacher alone.
   """
-  folder, lines = Path(config.train.init), []
+  folder, lines = weights.folder_of(config.train.init), []
   if (folder / checkpoint.CONFIG_FILE).is_file():
     saved = checkpoint.read_config(folder)
     differences = checkpoint.model_differences(saved, config)
