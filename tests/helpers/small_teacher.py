@@ -24,9 +24,12 @@ PREPROCESSOR = {
 
 
 def make(
-  words: str = 'red mug toy elephant', context_length: int = 14, sigmoid: bool = False
+  words: str = 'red mug toy elephant', context_length: int = 14, sigmoid: bool = False, drawn: bool = False
 ) -> teacher_checkpoint.Teacher:
-  """A ViT of 16-pixel pictures; its words are those of the templates and `words`. `sigmoid`: SigLIP's towers."""
+  """A ViT of 16-pixel pictures; its words are those of the templates and `words`. `sigmoid`: SigLIP's towers.
+
+  `drawn` weights are NumPy's, for tests that only read and write them: compiling the initialisers takes seconds.
+  """
   templates = [t for which in ('vild', 'imagenet', 'single') for t in prompts.load_templates(which)]
   tokenizer_json = toy_teacher.word_tokenizer([words, *(t.format('', article='a an') for t in templates)])
   size = len(json.loads(tokenizer_json)['model']['vocab'])
@@ -43,5 +46,10 @@ def make(
     sigmoid=sigmoid,
   )
   tokens = jnp.zeros((1, context_length), jnp.int32)
-  params = jax.jit(clip.Clip(config).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), tokens)
+  init = lambda: clip.Clip(config).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), tokens)
+  if drawn:
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), jax.eval_shape(init))
+  else:
+    params = jax.jit(init)()
   return teacher_checkpoint.Teacher(config, jax.tree.map(np.asarray, params['params']), tokenizer_json, PREPROCESSOR)

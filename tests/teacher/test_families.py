@@ -1,10 +1,9 @@
 from __future__ import annotations
 
+import fnmatch
 import functools
 import json
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.helpers import family_golden
+from tests.helpers import fake_hub, family_golden
 from tests.helpers.tensor_names import theirs
 from vild_jax.nn import clip
 from vild_jax.teacher import checkpoint as teacher_checkpoint
@@ -323,36 +322,17 @@ def test_what_is_no_teacher_is_one_line(tmp_path, case):
   assert '\n' not in str(error.value) and 'teacher' in str(error.value)
 
 
-def test_a_name_that_is_no_folder_is_asked_of_the_hub(tmp_path, monkeypatch):
-  directory, asked = write(tmp_path / 'snapshot', 'vit'), {}
-
-  def snapshot_download(name, allow_patterns):
-    asked[name] = allow_patterns
-    return str(directory)
-
+def test_a_teacher_on_the_hub_has_one_way_to_be_named(tmp_path, monkeypatch):
+  asked = fake_hub.install(monkeypatch, {'openai/clip-vit': write(tmp_path / 'snapshot', 'vit')})
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(snapshot_download=snapshot_download))
-  assert teacher_checkpoint.load_text_tower('openai/clip-vit').config == config_of('vit')
-  assert list(asked) == ['openai/clip-vit'] and 'tokenizer.json' in asked['openai/clip-vit']
-  (tmp_path / 'openai').mkdir()
-  write(tmp_path / 'openai' / 'clip-vit', 'rn50')
-  assert teacher_checkpoint.load_text_tower('openai/clip-vit').config == config_of(
-    'rn50'
-  )  # a folder goes before the hub
-  for path in (tmp_path / 'no' / 'folder', str(tmp_path / 'none'), 'none', 'a/b/c'):
-    with pytest.raises(ValueError, match=r'is not a folder; expected a teacher directory \(config.json, model'):
+  assert teacher_checkpoint.load_text_tower('hf://openai/clip-vit@v1').config == config_of('vit')
+  ((repository, revision, wanted, _),) = asked
+  assert (repository, revision) == ('openai/clip-vit', 'v1') and 'tokenizer.json' in wanted
+  assert not any(fnmatch.fnmatch('pytorch_model.bin', pattern) for pattern in wanted)
+  for path in ('openai/clip-vit', tmp_path / 'no' / 'folder', str(tmp_path / 'none'), 'none', 'a/b/c'):
+    with pytest.raises(ValueError, match=r'is not a folder; expected a teacher directory .*hf://owner/name') as error:
       teacher_checkpoint.load_teacher(path)
-  assert list(asked) == ['openai/clip-vit']
-
-
-def test_without_the_hub_is_one_line(tmp_path, monkeypatch):
-  def snapshot_download(name, allow_patterns):
-    raise OSError('no route to host\nmore')
-
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(snapshot_download=snapshot_download))
-  with pytest.raises(ValueError, match=r'openai/x is not a folder, and the Hugging Face hub .*: no route to host; '):
-    teacher_checkpoint.load_teacher('openai/x')
-  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  with pytest.raises(ValueError, match=r'openai/x is not a folder, and .* client is needed; .*"vild_jax\[hub\]"'):
-    teacher_checkpoint.load_teacher('openai/x')
+    assert '\n' not in str(error.value)
+  assert len(asked) == 1
+  with pytest.raises(ValueError, match=r'the Hugging Face hub did not give hf://openai/x: no openai/x here; expected'):
+    teacher_checkpoint.load_teacher('hf://openai/x')

@@ -60,13 +60,13 @@ def export(
   path = folder / checkpoint.VOCABULARY_FILE
   vocabulary = vocabulary_lib.load(path)
   of_these = jobs.of_detector(config, variables, vocabulary)
-  if about is None:
-    training, found = _training(folder, step), _metrics_beside(folder, of_these)
-  else:
-    training, license = about.get('training', {}), license or about.get('license')
-    found = [kept for kept in about.get('metrics', []) if kept.get('detector', of_these) == of_these]
+  training = _training(folder, step) if about is None else about.get('training')
   if metrics:
     found = [_given_metrics(Path(metrics), of_these)]
+  elif about is None:
+    found = _metrics_beside(folder, of_these)
+  else:
+    found = [kept for kept in about.get('metrics', []) if kept.get('detector', of_these) == of_these]
   text, images = _towers(config, folder, about is not None, teacher, image_tower)
   if teacher:
     config = dataclasses.replace(config, teacher=teacher)
@@ -80,7 +80,7 @@ def export(
     image_tower=images,
     training=training,
     metrics=found,
-    license=license,
+    license=license or (about or {}).get('license'),
   )
 
 
@@ -110,7 +110,8 @@ def _metrics_beside(workdir: Path, of_these: Mapping[str, str]) -> list[dict[str
     if _is_of(metrics, of_these):
       found.append(_kept(metrics, of_these))
     else:
-      print(f'{path} is not of these weights and settings; the model card leaves it out', file=sys.stderr)
+      what = 'is not of these weights and settings' if 'detector' in metrics else 'does not say of which weights it is'
+      print(f'{path} {what}: the model card leaves it out (--metrics FILE gives it one)', file=sys.stderr)
   return found
 
 
