@@ -52,7 +52,7 @@ setup(
       'tensorflow>=2.21',
     ],
     'supervision': ['supervision>=0.23'],  # `PictureDetections.to_supervision`
-    'hub': ['huggingface_hub>=0.30'],  # teachers by their name on the Hugging Face hub, in place of a folder
+    'hub': ['huggingface_hub>=0.30'],  # teachers and bundles named hf://owner/name, in place of a folder
     'test': [
       'beartype>=0.19',
       'faster-coco-eval>=1.8.0',

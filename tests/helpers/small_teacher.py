@@ -46,10 +46,10 @@ def make(
     sigmoid=sigmoid,
   )
   tokens = jnp.zeros((1, context_length), jnp.int32)
-  init = lambda: clip.Clip(config).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), tokens)
+  init, given = clip.Clip(config).init, (jax.random.key(0), jnp.zeros((1, 16, 16, 3)), tokens)
   if drawn:
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), jax.eval_shape(init))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), jax.eval_shape(init, *given))
   else:
-    params = jax.jit(init)()
+    params = jax.jit(init)(*given)
   return teacher_checkpoint.Teacher(config, jax.tree.map(np.asarray, params['params']), tokenizer_json, PREPROCESSOR)

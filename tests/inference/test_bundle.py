@@ -18,7 +18,7 @@ from vild_jax import vocabulary
 from vild_jax.data import transforms
 from vild_jax.inference import bundle as bundle_lib
 from vild_jax.teacher import checkpoint as teacher_checkpoint
-from vild_jax.train import checkpoint, weights
+from vild_jax.train import checkpoint, state, weights
 
 CONFIG = tiny.config()
 NAMES = ('red mug', 'tree', 'ant')
@@ -125,11 +125,14 @@ def test_a_bundle_on_the_hub_is_one_of_links_to_its_files(made, tmp_path, monkey
     os.symlink(made / name, tmp_path / 'snapshot' / name)
   asked = fake_hub.install(monkeypatch, {'me/vild': tmp_path / 'snapshot'})
   assert vild_jax.load('hf://me/vild@main').vocabulary.names == NAMES
-  assert asked[0][:2] == ('me/vild', 'main')
+  assert asked.pop()[:2] == ('me/vild', 'main') and not asked
+  for key in ('init', 'init_first_stage'):
+    assert state.locate(tiny.config(f'train.{key}=hf://me/vild')) == tmp_path / 'snapshot' / 'variables'
+  asked.clear()
   monkeypatch.chdir(tmp_path)
   with pytest.raises(ValueError, match=r'me/vild holds no config\.json'):  # a path, which the hub is not asked for
     vild_jax.load('me/vild')
-  assert len(asked) == 1
+  assert not asked
 
 
 def test_nothing_but_a_bundle_is_replaced(made, given, tmp_path):

@@ -194,6 +194,17 @@ def own_folder(made, tmp_path):
     'p.jpg',
     file_of('p.jpg', b'no picture'),
   ),
+  BadInput('no name on the hub', f'{EXPORT} --teacher hf://a', 'hf://a is not a name on the Hugging Face hub'),
+  *(
+    BadInput(f'no name on the hub: {what}', line.replace('{run}', 'hf://a/b/c'), 'hf://a/b/c is not a name on the')
+    for what, line in (
+      ('evaluate', EVALUATE),
+      ('export', EXPORT),
+      ('propose', EVALUATE.replace('evaluate', 'propose')),
+      ('detect', f'{DETECT} tree'.replace('{bundle}', '{run}')),
+      ('train', f'{TRAIN} --train.init={{run}}'),
+    )
+  ),
   BadInput('no bundle', 'detect {picture} --checkpoint {tmp} --out {out} --classes tree', 'holds no config.json'),
   BadInput(
     'damaged bundle',

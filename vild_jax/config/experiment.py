@@ -165,9 +165,10 @@ class Train:
   `on_nan` is what to do if the loss or a gradient is not finite: 'stop', or 'skip' the update and count it.
   `accumulate` microbatches make one batch (`data.batch_size`), which takes less memory for the same losses (see
   `train.accumulate`). `init_backbone` is a folder of `vild-jax convert resnet`: its weights are the initial ones of
-  the backbone. `init_first_stage` is a work directory or a bundle: it gives the initial weights of backbone, pyramid
-  and proposal network. `init` is a work directory, a bundle or a folder of `vild-jax convert tf-vild`: every parameter
-  and batch statistic of it that fits is an initial one. If all three are empty, training starts from scratch.
+  the backbone. `init_first_stage` is a work directory or a bundle, which may lie on the Hugging Face hub
+  (`hf://owner/name`): it gives the initial weights of backbone, pyramid and proposal network. `init` is one of these or
+  a folder of `vild-jax convert tf-vild`: every parameter and batch statistic of it that fits is an initial one. If all
+  three are empty, training starts from scratch.
   `freeze` holds patterns of the names of parameters, such as `backbone/*`, that training leaves as they are; their
   batch statistics are frozen too (docs/finetuning.md).
   """
@@ -267,7 +268,7 @@ class Config:
   """Configures one experiment.
 
   `vocabulary` is the file that `vild-jax embed-text` wrote; `teacher` is the folder of the teacher whose text tower a
-  bundle contains.
+  bundle contains, or its name on the Hugging Face hub, `hf://owner/name`.
   """
 
   name: str = 'vild'

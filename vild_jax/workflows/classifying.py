@@ -17,7 +17,7 @@ def classify(teacher: str, images: list[Path], classes: str, *, which: str, top:
   """Classifies pictures without training and returns the best `top` names of each.
 
   Args:
-    teacher: folder of the teacher, or its id on the Hugging Face hub.
+    teacher: folder of the teacher, or its name on the Hugging Face hub, `hf://owner/name`.
     images: paths of the pictures.
     classes: names separated by commas, or a list of classes as `class_lists.class_list` takes it.
     which: the prompts; see `prompts.load_templates`.
