@@ -12,51 +12,37 @@ import numpy as np
 import pytest
 
 import vild_jax
-from tests.helpers import fake_hub, small_teacher, tiny
+from tests.helpers import fake_hub, small_bundle, tiny
+from tests.helpers.small_bundle import CONFIG, NAMES, files_of
 from vild_jax import config as config_lib
-from vild_jax import vocabulary
 from vild_jax.data import transforms
 from vild_jax.inference import bundle as bundle_lib
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint, state, weights
 
-CONFIG = tiny.config()
-NAMES = ('red mug', 'tree', 'ant')
-
 
 @pytest.fixture(scope='module')
 def given(tmp_path_factory):
-  """What a bundle is made of: the weights, a vocabulary file, and a teacher directory whose tower embedded it."""
-  folder = tmp_path_factory.mktemp('given')
-  teacher = small_teacher.make(drawn=True)
-  teacher_checkpoint.save_teacher(folder / 'teacher', teacher)
-  rows = np.eye(3, 16, dtype=np.float32)
-  words = vocabulary.VocabularyFile(rows, NAMES, np.array([True, True, False]), teacher.text_identity, 'vild')
-  vocabulary.save(folder / 'v.npz', words)
-  return jax.device_get(tiny.variables(CONFIG)), folder / 'v.npz', folder / 'teacher'
+  return small_bundle.parts(tmp_path_factory.mktemp('given'))
 
 
 @pytest.fixture(scope='module')
 def made(given, tmp_path_factory):
-  """A bundle with a text tower; tests must leave it as it is."""
-  variables, words, teacher = given
-  out = tmp_path_factory.mktemp('made') / 'bundle'
-  identity = vocabulary.load(words).teacher
-  return bundle_lib.export_bundle(out, CONFIG, variables, words, vocabulary_teacher=identity, teacher=teacher)
+  """A bundle with both towers; tests must leave it as it is."""
+  return small_bundle.write(tmp_path_factory.mktemp('made') / 'bundle', given)
 
 
 def format_1(folder: Path, given) -> Path:
   """A bundle as it was written before it had checksums and a model card."""
-  variables, words, teacher = given
   folder.mkdir()
-  shutil.copyfile(words, folder / 'vocabulary.npz')
+  shutil.copyfile(given.vocabulary, folder / 'vocabulary.npz')
   (folder / 'config.json').write_text(config_lib.to_text(CONFIG))
-  weights.save(folder / 'variables', variables)
-  teacher_checkpoint.save_text_tower(folder / 'text_tower', teacher_checkpoint.load_text_tower(teacher))
+  weights.save(folder / 'variables', given.variables)
+  teacher_checkpoint.save_text_tower(folder / 'text_tower', teacher_checkpoint.load_text_tower(given.teacher))
   about = {
     'format': 1,
     'name': CONFIG.name,
-    'teacher': vocabulary.load(words).teacher,
+    'teacher': given.identity,
     'masks': True,
     'preprocessing': {
       'image_size': CONFIG.data.image_size,
@@ -70,14 +56,12 @@ def format_1(folder: Path, given) -> Path:
   return folder
 
 
-def files_of(folder: Path) -> list[str]:
-  return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
-
-
 def test_one_flipped_byte_in_any_file_is_an_error_that_names_it(made, tmp_path):
   bundle = shutil.copytree(made, tmp_path / 'bundle')
   names = files_of(bundle)
-  assert {'bundle.json', 'config.json', 'vocabulary.npz', 'text_tower/model.safetensors', 'README.md'} < set(names)
+  assert {'bundle.json', 'config.json', 'vocabulary.npz', 'README.md'} | {
+    f'{tower}/model.safetensors' for tower in ('text_tower', 'image_tower')
+  } < set(names)
   assert sum(name.startswith('variables/') for name in names) > 5
   for name in names:
     path = bundle / name
@@ -105,9 +89,9 @@ def test_every_way_to_read_a_bundle_finds_a_damaged_one(made, tmp_path, read):
     read(bundle)
 
 
-def test_a_bundle_gives_back_weights_classes_and_tower(made, given):
+def test_a_bundle_gives_back_its_weights_and_classes(made, given):
   detector = vild_jax.load(made)
-  jax.tree.map(np.testing.assert_array_equal, detector.variables, given[0])
+  jax.tree.map(np.testing.assert_array_equal, detector.variables, given.variables)
   assert detector.vocabulary.names == NAMES and detector.config == CONFIG
   about = json.loads((made / 'bundle.json').read_text())
   assert about['format'] == 2 and sorted([*about['files'], 'README.md', 'bundle.json']) == files_of(made)
@@ -115,7 +99,7 @@ def test_a_bundle_gives_back_weights_classes_and_tower(made, given):
 
 def test_a_bundle_of_format_1_is_still_read(given, tmp_path):
   detector = vild_jax.load(format_1(tmp_path / 'old', given))
-  jax.tree.map(np.testing.assert_array_equal, detector.variables, given[0])
+  jax.tree.map(np.testing.assert_array_equal, detector.variables, given.variables)
   assert detector.vocabulary.names == NAMES
 
 
@@ -138,7 +122,6 @@ def test_a_bundle_on_the_hub_is_one_of_links_to_its_files(made, tmp_path, monkey
 def test_nothing_but_a_bundle_is_replaced(made, given, tmp_path):
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'file').write_text('mine')
-  variables, words, _ = given
   with pytest.raises(ValueError, match='mine exists and is not a bundle; expected a new folder'):
-    bundle_lib.export_bundle(tmp_path / 'mine', CONFIG, variables, words, vocabulary_teacher='x')
+    bundle_lib.export_bundle(tmp_path / 'mine', CONFIG, given.variables, given.vocabulary, vocabulary_teacher='x')
   assert files_of(tmp_path) == ['mine/file']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import vild_jax
+from tests.helpers import small_bundle
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax.config import Mesh
@@ -71,3 +73,23 @@ def test_the_card_has_step_data_licence_and_the_metrics_of_these_weights_alone(m
     config = config_lib.load(made / 'config.json')
     exporting.export(config, workdir, tmp_path / 'f', metrics=str(workdir / 'other' / 'metrics.json'))
   assert not (tmp_path / 'f').exists()
+
+
+def test_a_bundle_of_a_bundle_keeps_the_towers(tmp_path):
+  parts = small_bundle.parts(tmp_path)
+  first = small_bundle.write(tmp_path / 'first', parts)
+  config = config_lib.load(first / 'config.json')  # whose teacher is not known on this machine
+  second = exporting.export(dataclasses.replace(config, teacher='gone'), first, tmp_path / 'second', license='mit')
+  towers = [name for name in small_bundle.files_of(first) if '_tower/' in name]
+  assert {name.partition('/')[0] for name in towers} == {'text_tower', 'image_tower'}
+  for name in towers:
+    assert (second / name).read_bytes() == (first / name).read_bytes()
+  about = json.loads((second / 'bundle.json').read_text())
+  assert about['image_teacher'] == json.loads((first / 'bundle.json').read_text())['image_teacher']
+  card = (second / 'README.md').read_text()
+  assert '| example pictures as classes | yes' in card and '| any class name | yes' in card
+  # In its own place, with another teacher given by name.
+  exporting.export(config, second, second, teacher=str(parts.teacher))
+  assert json.loads((second / 'bundle.json').read_text())['license'] == 'mit'
+  assert config_lib.load(second / 'config.json').teacher == str(parts.teacher)
+  assert towers == [name for name in small_bundle.files_of(second) if '_tower/' in name]
