@@ -42,6 +42,25 @@ def grey_tiff(values: np.ndarray, *, bits: int, white_is_zero: bool = False) -> 
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_pil_picture_is_seen_as_its_file(picture):
+  turned = Image.fromarray(picture)
+  files = [encode(picture), encode(picture[:, :, 0].astype(np.uint16) * 257), encode(picture, exif=oriented(6))]
+  files += [encode(turned.convert(mode)) for mode in ('1', 'L', 'LA', 'P', 'RGBA')]
+  files += [encode(turned, 'TIFF', exif=oriented(8)), encode(turned.convert('CMYK'), 'JPEG', exif=oriented(3))]
+  for data in files:
+    with Image.open(io.BytesIO(data)) as opened:
+      np.testing.assert_array_equal(pictures.as_rgb(opened), pictures.decode(data, upright=True))
+  assert pictures.as_rgb(picture) is picture
+  np.testing.assert_array_equal(pictures.as_rgb(turned), picture)
+  for bad, what in (
+    (Image.new('F', (3, 3)), '32-bit grey'),
+    (Image.new('RGB', (0, 3)), 'the RGB picture is 0 wide and 3 high'),
+    (Image.open(io.BytesIO(files[0][:-60])), 'the RGB picture: .*expected one that PIL converts'),
+  ):
+    with pytest.raises(DataError, match=what):
+      pictures.as_rgb(bad)
+
+
 def test_decode_every_colour_model(picture):
   np.testing.assert_array_equal(pictures.decode(encode(picture)), picture)
   grey = picture[:, :, 0]

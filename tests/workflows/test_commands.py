@@ -66,6 +66,24 @@ def test_a_bundle_and_its_work_directory_are_the_same_model(made):
   np.testing.assert_array_equal(bundle.masks, workdir.masks)
 
 
+@pytest.mark.slow  # compiles the program of a batch
+def test_a_batch_finds_what_single_pictures_do(made):
+  detector = vild_jax.load(made / 'bundle')
+  rng = np.random.default_rng(0)
+  images = [rng.integers(0, 256, (*rng.integers(20, 100, 2), 3), dtype=np.uint8) for _ in range(5)]
+  batched = detector.detect(images, min_score=0.0, batch_size=3)
+  for image, found in zip(images, batched, strict=True):
+    alone = detector.detect(image, min_score=0.0)
+    assert len(found) == len(alone) > 0 and found.size == image.shape[:2]
+    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+    np.testing.assert_allclose(found.boxes, alone.boxes, atol=1e-3)
+    np.testing.assert_array_equal(found.labels, alone.labels)
+    assert np.mean(found.masks == alone.masks) > 0.999
+  boxes = detector.detect(images[0], min_score=0.0, masks=False)
+  np.testing.assert_allclose(boxes.boxes, batched[0].boxes, atol=1e-3)
+  assert boxes.masks is None
+
+
 def test_base_and_novel_come_from_the_training_vocabulary(made):
   detector = vild_jax.load(made / 'bundle')
   assert detector.classes(['tree', 'ant', 'red mug']).is_base[:3].tolist() == [True, False, True]
