@@ -60,17 +60,18 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 def encode_window(window: np.ndarray, y: int, x: int, height: int, width: int) -> dict[str, Any]:
   """Returns the COCO RLE of a [height, width] mask that is off except in `window`, bool [h, w], which begins at (y, x).
 
-  The window must lie inside the mask; time and memory grow with its width alone.
+  The window must lie inside the mask; time and memory grow with the window alone.
   """
-  # The columns of the window at full height, one after the other, and a pixel that is off before and after.
-  size = window.shape[1] * height
-  pixels = np.zeros(size + 2, bool)
-  pixels[1:-1].reshape(window.shape[1], height)[:, y : y + window.shape[0]] = window.T
-  changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + x * height
-  counts = np.empty(len(changes) + 1, np.int64)
-  counts[:-1], counts[-1] = changes, height * width
-  counts[1:] -= changes
-  counts = counts.tolist()
+  # The columns of the window with a pixel that is off before and after each.
+  columns = np.zeros((window.shape[1], window.shape[0] + 2), bool)
+  columns[:, 1:-1] = window.T
+  column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
+  changes = (x + column) * height + y + row
+  # A run that goes on at the top of the next column does not change there.
+  same = np.zeros(len(changes), bool)
+  same[:-1] = changes[1:] == changes[:-1]
+  changes = changes[~(same | np.roll(same, 1))]
+  counts = np.diff(changes, prepend=0, append=height * width).tolist()
   if counts[-1] == 0:
     counts.pop()
   return plain(mask_api.frPyObjects({'size': [height, width], 'counts': counts}, height, width))
@@ -86,17 +87,20 @@ def decode_window(rle: dict[str, Any]) -> tuple[np.ndarray, int, int]:
   """
   height = rle['size'][0]
   ends = np.cumsum(_run_lengths(rle['counts']))
-  starts, stops = ends[:-1:2], ends[1::2]  # of the runs that are on
-  starts, stops = starts[stops > starts], stops[stops > starts]
-  if not len(starts):
+  firsts, lasts = ends[:-1:2], ends[1::2] - 1  # pixels of the runs that are on
+  firsts, lasts = firsts[lasts >= firsts], lasts[lasts >= firsts]
+  if not len(firsts):
     return np.zeros((0, 0), bool), 0, 0
-  left, right = int(starts[0]) // height, -(-int(stops[-1]) // height)
-  changes = np.zeros((right - left) * height + 1, np.int8)
-  np.add.at(changes, starts - left * height, 1)
-  np.add.at(changes, stops - left * height, -1)
-  columns = np.cumsum(changes[:-1], dtype=np.int8).astype(bool).reshape(right - left, height)
-  rows = np.flatnonzero(columns.any(axis=0))
-  return columns[:, rows[0] : rows[-1] + 1].T, int(rows[0]), left
+  (from_column, from_row), (to_column, to_row) = (divmod(pixels, height) for pixels in (firsts, lasts))
+  left, right = from_column[0], to_column[-1] + 1
+  # A run over several columns has pixels in the first and the last row.
+  top, bottom = (from_row.min(), to_row.max() + 1) if (from_column == to_column).all() else (0, height)
+  side = bottom - top
+  changes = np.zeros((right - left) * side + 1, np.int8)
+  np.add.at(changes, (from_column - left) * side + from_row - top, 1)
+  np.add.at(changes, (to_column - left) * side + to_row - top + 1, -1)
+  columns = np.cumsum(changes[:-1], dtype=np.int8).view(bool).reshape(right - left, side)
+  return columns.T, int(top), int(left)
 
 
 def plain(rle: dict[str, Any]) -> dict[str, Any]:

@@ -93,12 +93,13 @@ def draw(
   ]
   text_size = round(float(np.clip(12 * unit * weight, 11, 40)))
   picture = Image.fromarray(canvas)
-  taken: list[tuple[int, int, int, int]] = []
+  taken, number = np.zeros((len(texts), 4), int), 0
   for i in order if scores is None else np.argsort(-np.asarray(scores), kind='stable'):
     chip = _chip(texts[i], colors[i], text_size, is_novel[i])
-    place = _free_place(boxes[i], chip.size, picture.size, taken)
+    place = _free_place(boxes[i], chip.size, picture.size, taken[:number])
     if place:  # else the label is left out: overlapping labels cannot be read, and the colour shows the class
-      taken.append((*place, place[0] + chip.width, place[1] + chip.height))
+      taken[number] = *place, place[0] + chip.width, place[1] + chip.height
+      number += 1
       picture.paste(chip, place, chip)
   return np.asarray(picture)
 
@@ -148,7 +149,8 @@ def _draw_mask(
   mask = (soft > 0.5).astype(np.uint8)
   top, left = factor * (y - before[0]), factor * (x - before[1])
   part = canvas[top : top + mask.shape[0], left : left + mask.shape[1]]
-  part[mask > 0] = (0.62 * part[mask > 0] + 0.38 * np.array(color)).astype(np.uint8)
+  tints = (0.62 * np.arange(256)[:, None] + 0.38 * np.array(color)).astype(np.uint8)
+  np.copyto(part, cv2.LUT(part, tints[None]), where=mask[..., None] > 0)
   contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
   cv2.polylines(canvas, contours, True, color, thickness, cv2.LINE_AA)
 
@@ -199,9 +201,9 @@ def _chip(text: str, color: Color, size: int, starred: bool) -> Image.Image:
 
 
 def _free_place(
-  box: np.ndarray, size: tuple[int, int], bounds: tuple[int, int], taken: list[tuple[int, int, int, int]]
+  box: np.ndarray, size: tuple[int, int], bounds: tuple[int, int], taken: np.ndarray
 ) -> tuple[int, int] | None:
-  """Returns the place (x, y) near a box yxyx where a label of `size` (w, h) overlaps other labels least.
+  """Returns the place (x, y) near a box yxyx where a label of `size` (w, h) overlaps others, int [n, 4] xyxy, least.
 
   None if it would hide too much of them everywhere.
   """
@@ -220,8 +222,7 @@ def _free_place(
   ]
   candidates += [(x1, y1 + k * h) for k in range(1, 4)]
   places = np.clip(candidates, 0, np.maximum(np.subtract(bounds, size), 0))[:, None]
-  others = np.array(taken, int).reshape(-1, 4)
-  shared = np.minimum(places + size, others[:, 2:]) - np.maximum(places, others[:, :2])
+  shared = np.minimum(places + size, taken[:, 2:]) - np.maximum(places, taken[:, :2])
   overlaps = np.prod(np.maximum(shared, 0), axis=-1).sum(axis=1)
   best = int(np.argmin(overlaps))
   return tuple(places[best, 0].tolist()) if overlaps[best] < 0.15 * w * h else None
