@@ -13,6 +13,7 @@ from vild_jax import config as config_lib
 from vild_jax import detector, objective
 from vild_jax.config import ConfigError
 from vild_jax.structs import Batch, RegionTargets, Vocabulary
+from vild_jax.targets import Targets
 from vild_jax.train import optim
 
 ONE_HEAD = tiny.config('distillation.weight=0.5')
@@ -112,7 +113,7 @@ def test_vild_image_learns_no_class():
 
   @jax.jit
   def gradients(background, labels, words):
-    targets = objective.Targets(
+    targets = Targets(
       {2: jnp.ones((8, 9), jnp.int32)},
       {2: jnp.zeros((8, 9, 4))},
       {2: jnp.ones((8, 9), bool)},

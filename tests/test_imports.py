@@ -28,6 +28,7 @@ FLOORS = (
   {'interop', 'demo'},
   {'train'},
   {'objective'},
+  {'targets'},
   {'detector', 'teacher'},
   {'report', 'eval'},
   {'nn', 'data', 'vocabulary'},

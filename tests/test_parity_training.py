@@ -27,6 +27,7 @@ from vild_jax import config as config_lib
 from vild_jax import detector, objective
 from vild_jax.interop import tf_vild
 from vild_jax.structs import RegionTargets, Vocabulary
+from vild_jax.targets import Targets
 from vild_jax.train import optim
 
 NAME = 'train_d14_vanilla_syncbn'
@@ -65,7 +66,7 @@ def targets(arrays):
   rows = lambda name, *last: {level: arrays[name.format(level)].reshape(2, -1, *last) for level in LEVELS}
   rpn_deltas = rows('in_rpn_box_targets_{}', 4)
   everything = lambda *shape: np.ones(shape, bool)
-  found = objective.Targets(
+  found = Targets(
     rpn_labels=rows('in_rpn_score_targets_{}'),
     rpn_deltas=rpn_deltas,
     rpn_positive={level: (deltas != 0).any(-1) for level, deltas in rpn_deltas.items()},

@@ -181,6 +181,11 @@ def second_stage(
   return SecondStage(embeddings, logits, deltas, image_logits, image_embeddings, student), variables
 
 
+def features(model: Model, variables: Any, image: Array) -> dict[int, Array]:
+  """Returns the pyramid {level: [B, H_l, W_l, C]} of images [B, S, S, 3], at inference."""
+  return _apply(model, variables, ViLD.features, image, train=False)[0]
+
+
 def student_embeddings(
   model: Model, variables: Any, image: Array, rois: Array, valid: Array, *, per_image: PerImage = jax.vmap
 ) -> Array:
@@ -188,9 +193,9 @@ def student_embeddings(
 
   `image` is [B, S, S, 3]; `rois` [B, M, 4] has validity `valid` [B, M].
   """
-  features, _ = _apply(model, variables, ViLD.features, image, train=False)
+  maps = features(model, variables, image)
   network = ViLD.image_regions if model.image_head else ViLD.regions
-  pooled = _pool(features, rois, size=model.region_head.roi_size, per_image=per_image)
+  pooled = _pool(maps, rois, size=model.region_head.roi_size, per_image=per_image)
   outputs, _ = _on_regions(model, variables, network, pooled, valid, train=False)
   return outputs if model.image_head else outputs[0]
 

@@ -1,76 +1,54 @@
 """Computes the training objective from detector outputs and a batch: targets, then losses (docs/method.md, 1 and 3).
 
-It has two public halves: `assign` decides what every anchor and region should learn, and `losses` measures how far the
-outputs are from it. `objective` runs all steps in order: first stage, `assign`, second stage on the sampled regions,
-`losses`. With microbatches (`train.accumulate`), `loss_of` gets the element counts of the whole batch, by which its
-losses are normalised.
+`targets.assign` decides what every anchor and region should learn, and `losses` measures how far the outputs are from
+it. `objective` runs all steps in order: first stage, `assign`, second stage on the sampled regions, `losses`. With
+microbatches (`train.accumulate`), `loss_of` gets the element counts of the whole batch, by which its losses are
+normalised.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vild_jax import detector
-from vild_jax.config import Assignment, Config, matches
-from vild_jax.core import boxes, masks, matching, sampling
+from vild_jax import targets as targets_lib
+from vild_jax.config import Config, matches
 from vild_jax.core import losses as core_losses
-from vild_jax.detector import BOX_WEIGHTS, PerImage
-from vild_jax.structs import Batch, FirstStage, Proposals, RegionTargets, SecondStage, Vocabulary
+from vild_jax.detector import PerImage
+from vild_jax.structs import Batch, FirstStage, SecondStage, Vocabulary
+from vild_jax.targets import Targets
 
 Array = jax.Array
-
-
-@flax.struct.dataclass
-class Targets:
-  """Holds the training targets of B images: N_l anchors at level l, R regions and K masks for each image.
-
-  Attributes:
-    rpn_labels: {level: int32 [B, N_l]}, 1 object, 0 background, -1 not sampled or ignored.
-    rpn_deltas: {level: [B, N_l, 4]}.
-    rpn_positive: {level: bool [B, N_l]}, every positive anchor, sampled or not: all of them learn their box.
-    rois: [B, R, 4], the sampled regions, yxyx in pixels of the network input; valid and foreground: bool [B, R].
-    labels: int32 [B, R], rows of the vocabulary, C for the background.
-    deltas: [B, R, 4], 0 for regions that are not foreground.
-    mask_rois: [B, K, 4]; mask_valid and mask_foreground, those that learn a mask: bool [B, K].
-    masks: [B, K, 28, 28] in [0, 1]; this and the three before are None if no masks are learnt.
-    regions: the teacher's embeddings of M further regions of each image; None without distillation.
-  """
-
-  rpn_labels: dict[int, Array]
-  rpn_deltas: dict[int, Array]
-  rpn_positive: dict[int, Array]
-  rois: Array
-  valid: Array
-  foreground: Array
-  labels: Array
-  deltas: Array
-  mask_rois: Array | None = None
-  mask_valid: Array | None = None
-  mask_foreground: Array | None = None
-  masks: Array | None = None
-  regions: RegionTargets | None = None
 
 
 @flax.struct.dataclass
 class Outputs:
   """Holds the detector's outputs for the anchors and regions of `Targets`: both stages, mask logits [B, K, 28, 28].
 
-  The mask logits are None if no masks are learnt.
+  The mask logits are None if no masks are learnt. `kept` is what the starting detector says of the same regions
+  (`train.retention`); None without.
   """
 
   first: FirstStage
   second: SecondStage
   mask_logits: Array | None
+  kept: SecondStage | None = None
 
 
 def objective(
-  config: Config, variables: Any, batch: Batch, vocabulary: Vocabulary, key: Array, *, per_image: PerImage = jax.vmap
+  config: Config,
+  variables: Any,
+  batch: Batch,
+  vocabulary: Vocabulary,
+  key: Array,
+  *,
+  start: Any = None,
+  per_image: PerImage = jax.vmap,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
   """Computes the loss and metrics of a batch, by one forward pass in training mode.
 
@@ -81,6 +59,7 @@ def objective(
     vocabulary: the training vocabulary; novel rows are masked out of the softmax, unless
       `assignment.novel_labels` is set.
     key: random key of this step; it is split into one key for each image.
+    start: variables of the starting detector, for `train.retention`; None without.
     per_image: maps a function of one image over the batch (see `detector`).
 
   Returns:
@@ -92,8 +71,10 @@ def objective(
   check_distillation(config, has_regions=batch.regions is not None)
   first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
   keys = jax.random.split(key, batch.image.shape[0])
-  targets = assign(config, first, batch, vocabulary, keys, per_image=per_image)
-  return loss_of(config, variables, first, targets, vocabulary, count(targets), per_image=per_image)
+  targets = targets_lib.assign(config, first, batch, vocabulary, keys, per_image=per_image)
+  kept = kept_of(config, start, batch.image, first, targets, vocabulary, per_image=per_image)
+  counts = targets_lib.count(targets)
+  return loss_of(config, variables, first, targets, vocabulary, counts, kept=kept, per_image=per_image)
 
 
 def loss_of(
@@ -104,14 +85,16 @@ def loss_of(
   vocabulary: Vocabulary,
   counts: dict[str, Any],
   *,
+  kept: SecondStage | None = None,
   per_image: PerImage = jax.vmap,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
-  """Computes the part of `objective` that follows after `assign`: second stage, losses and metrics.
+  """Computes the part of `objective` that follows after `targets.assign`: second stage, losses and metrics.
 
   Loss and metrics are sums divided by `counts`. With the counts of the whole batch, the results of its microbatches add
-  up to those of the whole batch.
+  up to those of the whole batch. `kept` is what `kept_of` returns.
   """
   outputs, variables = outputs_of(config, variables, first, targets, vocabulary, per_image=per_image)
+  outputs = outputs.replace(kept=kept)
   parts = losses(config, outputs, targets, vocabulary, counts)
   total = sum(parts.values())
   positive = sum(jnp.sum(p, dtype=jnp.float32) for p in targets.rpn_positive.values())
@@ -122,20 +105,6 @@ def loss_of(
     'positive_anchors': positive / counts['images'],
   }
   return total, (metrics, variables['batch_stats'])
-
-
-def count(targets: Targets) -> dict[str, Any]:
-  """Returns the number of elements by which each loss is divided; targets may have further axes before B."""
-  number = lambda mask: jnp.sum(mask, dtype=jnp.float32)
-  numbers = core_losses.rpn_box_mask(targets.rpn_deltas, targets.rpn_positive)
-  return {
-    'images': math.prod(targets.valid.shape[:-1]),
-    'rpn_box': {level: number(mask) for level, mask in numbers.items()},
-    'class': number(targets.valid),
-    'box': number(targets.foreground),
-    'mask': None if targets.mask_foreground is None else number(targets.mask_foreground),
-    'distillation': None if targets.regions is None else number(targets.regions.valid),
-  }
 
 
 def outputs_of(
@@ -166,50 +135,29 @@ def outputs_of(
   return Outputs(first, second, mask_logits), variables
 
 
-def assign(
+def kept_of(
   config: Config,
+  start: Any,
+  image: Array,
   first: FirstStage,
-  batch: Batch,
+  targets: Targets,
   vocabulary: Vocabulary,
-  keys: Array,
   *,
   per_image: PerImage = jax.vmap,
-) -> Targets:
-  """Samples anchors and regions, and computes the target of each; no gradient flows through it.
+) -> SecondStage | None:
+  """Returns what the starting detector says of the regions of `targets`, as at inference; None without `start`.
 
-  The regions to distil come with the batch: they were chosen before training.
-
-  Args:
-    config: the experiment.
-    first: outputs of the first stage.
-    batch: B pictures with their ground truth.
-    vocabulary: the training vocabulary; its padded size is the label of the background.
-    keys: random keys [B, ...], one for each image: `jax.random.split(key of the step, B)`.
-    per_image: maps a function of one image over the batch (see `detector`).
+  If `start` has no pyramid of its own, because it is frozen, the features are those of `first`.
   """
-  rules = config.assignment
-  background = vocabulary.embeddings.shape[0]
-  anchors = detector.model_anchors(config.model, batch.image.shape[1:3])
-
-  def of_one_image(
-    found: Proposals,
-    gt_boxes: Array,
-    gt_labels: Array,
-    gt_masks: Array | None,
-    gt_valid: Array,
-    gt_has_mask: Array | None,
-    key: Array,
-  ) -> Targets:
-    anchor_key, region_key = jax.random.split(key)
-    regions, matched = _assign_regions(rules, found, gt_boxes, gt_labels, gt_valid, background, region_key)
-    if config.model.masks:
-      regions |= _assign_masks(config, regions, matched, gt_boxes, gt_masks, gt_has_mask)
-    return Targets(**_assign_anchors(rules, anchors, gt_boxes, gt_valid, anchor_key), **regions)
-
-  ground_truth = (batch.boxes, batch.labels, batch.masks, batch.valid, batch.has_mask)
-  targets = per_image(of_one_image)(first.proposals, *ground_truth, keys)
-  distils = config.distillation.weight > 0
-  return jax.lax.stop_gradient(targets.replace(regions=batch.regions if distils else None))
+  if start is None:
+    return None
+  model, features = dataclasses.replace(config.model, image_head=False), first.features
+  if 'fpn' in start['params']:
+    features = detector.features(model, start, image)
+  second, _ = detector.second_stage(
+    model, start, features, targets.rois, targets.valid, vocabulary, train=False, per_image=per_image
+  )
+  return jax.lax.stop_gradient(second)
 
 
 def losses(
@@ -223,7 +171,7 @@ def losses(
   by `distillation.weight`, the others have a weight of 1. ViLD-image (`model.background=False`) has no `class_loss`: it
   learns its embeddings from the teacher alone.
   """
-  counts = count(targets) if counts is None else counts
+  counts = targets_lib.count(targets) if counts is None else counts
   logits, novel = outputs.second.logits, config.assignment.novel_labels
   allowed = vocabulary.valid if novel else vocabulary.valid & vocabulary.is_base
   unlabelled = None
@@ -259,6 +207,17 @@ def losses(
     )
   if not config.model.background:
     del parts['class_loss']
+  if config.train.retention:
+    if outputs.kept is None or unlabelled is None:
+      raise ValueError(
+        f'train.retention is {config.train.retention:g}, but what the starting detector says, or which classes have no '
+        'labels, is not given; expected both, as `vild-jax train` gives them'
+      )
+    kept, regions = outputs.kept, (targets.valid & ~targets.foreground, jnp.append(allowed, True), unlabelled)
+    loss = core_losses.retention(logits, kept.logits, *regions, count=counts['retention'])
+    parts['retention_loss'] = config.train.retention * loss
+    loss = core_losses.retention_box(outputs.second.deltas, kept.deltas, kept.logits, *regions, count=counts['box'])
+    parts['retention_box_loss'] = config.train.retention * loss
   if targets.regions is not None:
     parts['distillation_loss'] = config.distillation.weight * core_losses.distillation(
       outputs.second.student, targets.regions.embeddings, targets.regions.valid, count=counts['distillation']
@@ -288,84 +247,3 @@ def check_distillation(config: Config, *, has_regions: bool) -> None:
       'model.background is false (ViLD-image), but distillation.weight is 0, so that nothing would '
       'train the embeddings; expected a positive weight, or a background'
     )
-
-
-def _assign_anchors(
-  rules: Assignment, anchors: dict[int, Array], gt_boxes: Array, gt_valid: Array, key: Array
-) -> dict[str, dict[int, Array]]:
-  every = jnp.concatenate(list(anchors.values()))
-  labels, matched = matching.match_anchors(
-    every, gt_boxes, gt_valid, positive_iou=rules.rpn_positive_iou, negative_iou=rules.rpn_negative_iou
-  )
-  sampled = sampling.sample_labels(
-    labels,
-    jax.random.uniform(key, labels.shape),
-    num_samples=rules.rpn_samples,
-    positive_fraction=rules.rpn_positive_fraction,
-  )
-  positive = labels == 1
-  deltas = boxes.encode(gt_boxes[matched], every, plus_one=rules.rpn_targets_plus_one)
-  deltas = jnp.where(positive[:, None], deltas, 0)
-  ends = np.cumsum([a.shape[0] for a in anchors.values()])[:-1]
-  split = lambda x: dict(zip(anchors, jnp.split(x, ends), strict=True))
-  return {'rpn_labels': split(sampled), 'rpn_deltas': split(deltas), 'rpn_positive': split(positive)}
-
-
-def _assign_regions(
-  rules: Assignment,
-  found: Proposals,
-  gt_boxes: Array,
-  gt_labels: Array,
-  gt_valid: Array,
-  background: int,
-  key: Array,
-) -> tuple[dict[str, Array], Array]:
-  """Returns the targets of the regions, and the row of the ground truth [R] that each is matched with."""
-  # Ground-truth boxes are candidates too, but their padding is not (docs/departures.md, 3).
-  candidates = jnp.concatenate([found.boxes, gt_boxes.astype(found.boxes.dtype)])
-  valid = jnp.concatenate([found.valid, gt_valid])
-  matched, iou = matching.match_regions(candidates, gt_boxes, gt_valid)
-  chosen, valid = sampling.sample_balanced(
-    valid & (iou > rules.roi_positive_iou),
-    valid & (iou < rules.roi_positive_iou),
-    jax.random.uniform(key, valid.shape),
-    num_samples=rules.roi_samples,
-    positive_fraction=rules.roi_positive_fraction,
-  )
-  rois, matched = candidates[chosen], matched[chosen]
-  foreground = valid & (iou[chosen] > rules.roi_positive_iou)
-  deltas = boxes.encode(gt_boxes[matched], rois, weights=BOX_WEIGHTS)
-  targets = {
-    'rois': rois,
-    'valid': valid,
-    'foreground': foreground,
-    'labels': jnp.where(foreground, gt_labels[matched], background),
-    'deltas': jnp.where(foreground[:, None], deltas, 0),
-  }
-  return targets, matched
-
-
-def _assign_masks(
-  config: Config,
-  regions: dict[str, Array],
-  matched: Array,
-  gt_boxes: Array,
-  gt_masks: Array,
-  gt_has_mask: Array | None,
-) -> dict[str, Array]:
-  rois, learns = regions['rois'], regions['foreground']
-  if gt_has_mask is not None:
-    learns &= gt_has_mask[matched]
-  index, foreground, valid = masks.select_mask_regions(learns, regions['valid'], num=config.assignment.mask_samples)
-  size = 2 * config.model.mask_head.roi_size
-  return {
-    'mask_rois': rois[index],
-    'mask_valid': valid,
-    'mask_foreground': foreground,
-    'masks': masks.mask_targets(_as_fraction(gt_masks), gt_boxes, rois[index], matched[index], size=size),
-  }
-
-
-def _as_fraction(gt_masks: Array) -> Array:
-  """Turns masks of uint8, the type that saves bandwidth to the device, into fractions of coverage in [0, 1]."""
-  return gt_masks.astype(jnp.float32) / 255 if gt_masks.dtype == jnp.uint8 else gt_masks

@@ -163,6 +163,57 @@ def test_the_background_stands_for_what_nobody_labels():
   _close(gradient[:, 1] / gradient[:, 5], np.exp(logits[..., 1] - logits[..., 5])[labels == 5])
 
 
+def test_retention_is_the_divergence_from_the_starting_detector_over_what_the_data_do_not_label():
+  """arXiv 2002.00718, equation 8; the labelled classes count as "anything else" on both sides."""
+  rng = np.random.default_rng(0)
+  logits, start = rng.normal(0, 2, (2, 2, 6, 7))
+  allowed, unlabelled = np.array([1, 1, 1, 1, 0, 0, 1], bool), np.array([0, 1, 1, 0, 1, 0, 0], bool)
+  valid = np.array([[1, 1, 0, 1, 1, 1], [0, 1, 1, 0, 1, 1]], bool)
+
+  def groups(x):
+    p = np.exp(x) * allowed
+    p /= p.sum(-1, keepdims=True)
+    return np.stack([p[..., 1], p[..., 2], p[..., 0] + p[..., 3] + p[..., 6]], axis=-1)
+
+  p, q = groups(logits), groups(start)
+  expected = (q * np.log(q / p)).sum(-1)[valid].mean()
+  of = lambda x, **count: losses.retention(
+    x, jnp.asarray(start, _F), jnp.asarray(valid), jnp.asarray(allowed), jnp.asarray(unlabelled), **count
+  )
+  loss, gradient = _value_and_grad(of)(jnp.asarray(logits, _F))
+  _close(loss, expected)
+  # By the softmax: a class pulls by the difference of its shares, and what is left out or has no part does not.
+  _close(np.asarray(gradient)[valid][:, [1, 2]], (p - q)[valid][:, :2] / valid.sum())
+  np.testing.assert_array_equal(np.asarray(gradient)[~valid], 0)
+  np.testing.assert_array_equal(np.asarray(gradient)[..., ~allowed], 0)
+  _close(of(jnp.asarray(logits, _F), count=jnp.asarray(2.0 * valid.sum(), _F)), expected / 2)
+  loss, gradient = _value_and_grad(of)(jnp.asarray(start, _F) + 3.0)  # a softmax does not see a constant
+  assert np.abs(loss) < 1e-6 and np.abs(gradient).max() < 1e-6
+
+
+def test_boxes_are_kept_where_the_starting_detector_sees_what_the_data_do_not_label():
+  rng = np.random.default_rng(0)
+  deltas, start = rng.normal(0, 2, (2, 2, 6, 4))
+  logits = rng.normal(0, 2, (2, 6, 5))
+  allowed, unlabelled = np.array([1, 1, 1, 0, 1], bool), np.array([0, 1, 1, 1, 0], bool)
+  valid = np.array([[1, 1, 0, 1, 1, 1], [0, 1, 1, 0, 1, 1]], bool)
+  p = np.exp(logits) * allowed
+  share = p[..., 1:3].sum(-1) / p.sum(-1)
+  error = np.abs(deltas - start)
+  huber = np.where(error < 1, error**2 / 2, error - 0.5)
+  expected = (share[..., None] * huber)[valid].mean()
+  fixed = [jnp.asarray(x, _F) for x in (start, logits)] + [jnp.asarray(x) for x in (valid, allowed, unlabelled)]
+  of = lambda x, **count: losses.retention_box(x, *fixed, **count)
+  loss, gradient = _value_and_grad(of)(jnp.asarray(deltas, _F))
+  _close(loss, expected)
+  slope = share[..., None] * np.clip(deltas - start, -1, 1) * valid[..., None]
+  _close(gradient, slope / (4 * valid.sum()))
+  _close(of(jnp.asarray(deltas, _F), count=jnp.asarray(2.0 * valid.sum(), _F)), expected / 2)
+  # Where it sees nothing but the background, boxes are free.
+  sure = jnp.broadcast_to(jnp.where(jnp.arange(5) == 4, 200.0, 0.0), (2, 6, 5))
+  assert losses.retention_box(jnp.asarray(deltas, _F), fixed[0], sure, *fixed[2:]) == 0
+
+
 _F = jnp.float32
 # Each loss as a function of (predictions, mask of what takes part), with padding of NaN where it takes no part.
 _CASES = {
@@ -177,6 +228,18 @@ _CASES = {
     (2, 9, 5),
     lambda x, m: losses.region_class(
       x, jnp.full((2, 9), 4, jnp.int32), m, jnp.ones(5, bool), unlabelled=jnp.arange(5) == 2
+    ),
+    (2, 9),
+  ),
+  'retention': (
+    (2, 9, 5),
+    lambda x, m: losses.retention(x, jnp.zeros((2, 9, 5)), m, jnp.arange(5) != 1, jnp.arange(5) % 3 == 0),
+    (2, 9),
+  ),
+  'retention_box': (
+    (2, 9, 4),
+    lambda x, m: losses.retention_box(
+      x, jnp.full((2, 9, 4), 0.3), jnp.zeros((2, 9, 5)), m, jnp.arange(5) != 1, jnp.arange(5) % 3 == 0
     ),
     (2, 9),
   ),

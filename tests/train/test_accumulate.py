@@ -21,9 +21,12 @@ BASE = (
   'model.region_head.num_convs=0',
   'model.mask_head.num_convs=0',
   'distillation.weight=0.5',
+  'train.init=start',
+  'train.retention=2',
 )
 ONE, PARTS = tiny.config(*BASE, 'mesh.data=1'), tiny.config(*BASE, 'mesh.data=1', 'train.accumulate=2')
 SPREAD = tiny.config(*BASE, 'mesh.data=2', 'mesh.fsdp=2', 'train.accumulate=2')
+START = jax.device_get(tiny.variables(ONE, 1, deltas=0.1))
 VARIABLES = jax.device_get(tiny.variables(ONE, deltas=0.1))
 
 
@@ -37,9 +40,12 @@ def _gradients(config):
   mesh = sharding.make_mesh(config.mesh)
   state = TrainState(step=np.int32(0), key=np.asarray(jax.random.PRNGKey(0)), opt_state=(), **VARIABLES)
   state = jax.device_put(state, sharding.state_shardings(mesh, state))
-  words = jax.device_put(tiny.vocabulary(), sharding.replicated(mesh))
+  words = tiny.vocabulary().replace(labelled=np.arange(tiny.CLASSES) != 2)
+  words = jax.device_put(words, sharding.replicated(mesh))
+  start = {key: {part: tree[part] for part in tree if part != 'mask_head'} for key, tree in START.items()}
+  start = jax.device_put(start, sharding.state_shardings(mesh, start))
   program = jax.jit(lambda *arguments: accumulate.gradients(config, mesh, *arguments))
-  return jax.device_get(program(state, sharding.put_batch(mesh, _batch()), words))
+  return jax.device_get(program(state, sharding.put_batch(mesh, _batch()), words, start))
 
 
 @pytest.mark.slow

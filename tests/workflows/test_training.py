@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 
 import jax
@@ -173,6 +174,7 @@ def test_a_training_starts_from_a_bundle_leaves_what_is_frozen_and_resumes_witho
   words = ('train', made / 'config.json', '--workdir', tmp_path / 'w', f'--train.init={bundle}')
   words += ('--train.freeze=backbone/*,fpn/*,rpn_head/*,mask_head/*', f'--vocabulary={tmp_path / "v.npz"}')
   words += ('--distillation.weight=0', '--distillation.store=', '--train.pictures=0', '--model.temperature=0.02')
+  words += ('--train.retention=2',)
   capsys.readouterr()
   assert run(*words) == 0
   told = capsys.readouterr().err
@@ -189,6 +191,9 @@ def test_a_training_starts_from_a_bundle_leaves_what_is_frozen_and_resumes_witho
       same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), values, before[kind][part])
       frozen = part in ('backbone', 'fpn', 'rpn_head', 'mask_head')
       assert all(jax.tree.leaves(same)) if frozen else not all(jax.tree.leaves(same)), (kind, part)
+  logged = [json.loads(line) for line in (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()]
+  assert logged and all(line.keys() >= {'retention_loss', 'retention_box_loss'} for line in logged)
+  assert (tmp_path / 'w' / 'start').is_dir()
   shutil.rmtree(bundle)
   assert run(*words) == 0
   assert 'train.init' not in capsys.readouterr().err

@@ -168,9 +168,9 @@ class Train:
   the backbone. `init_first_stage` is a work directory or a bundle, which may lie on the Hugging Face hub
   (`hf://owner/name`): it gives the initial weights of backbone, pyramid and proposal network. `init` is one of these or
   a folder of `vild-jax convert tf-vild`: every parameter and batch statistic of it that fits is an initial one. If all
-  three are empty, training starts from scratch.
-  `freeze` holds patterns of the names of parameters, such as `backbone/*`, that training leaves as they are; their
-  batch statistics are frozen too (docs/finetuning.md).
+  three are empty, training starts from scratch. `freeze` holds patterns of the names of parameters, such as
+  `backbone/*`, that training leaves as they are; their batch statistics are frozen too. `retention` is the weight of
+  the losses that keep what the detector of `init` says of classes without labels (docs/finetuning.md); 0: without.
   """
 
   steps: int = 180_000
@@ -186,6 +186,7 @@ class Train:
   init_first_stage: str = ''
   init: str = ''
   freeze: tuple[str, ...] = ()
+  retention: float = 0.0
 
   def __post_init__(self):
     require(self.on_nan in ('stop', 'skip'), 'train.on_nan', self.on_nan, 'stop or skip')
@@ -198,7 +199,13 @@ class Train:
       'keep',
       'pictures_every',
       'accumulate',
-      zero=('pictures', 'keep_best'),
+      zero=('pictures', 'keep_best', 'retention'),
+    )
+    require(
+      not self.retention or bool(self.init),
+      'train.retention',
+      self.retention,
+      '0 unless train.init names the detector whose knowledge is kept',
     )
     require(
       not (self.init_backbone and self.init_first_stage),
@@ -285,6 +292,12 @@ class Config:
   evaluation: Evaluation = field(default_factory=Evaluation)
 
   def __post_init__(self):
+    require(
+      self.model.background or not self.train.retention,
+      'train.retention',
+      self.train.retention,
+      '0 with model.background=False (ViLD-image), which learns no classes',
+    )
     require(0 <= self.seed < 2**32, 'seed', self.seed, 'a number from 0 to below 2**32')
     stride = 2**self.model.pyramid.max_level
     require(

@@ -111,6 +111,67 @@ def region_class(
   return _mean(jax.nn.logsumexp(logits, axis=-1) - label_logit, valid, count)
 
 
+def retention(
+  logits: Float[Array, 'b r columns'],
+  start: Float[Array, 'b r columns'],
+  valid: Bool[Array, 'b r'],
+  allowed: Bool[Array, 'columns'],
+  unlabelled: Bool[Array, 'columns'],
+  *,
+  count: Float[Array, ''] | None = None,
+) -> Float[Array, '']:
+  """Returns how far class probabilities are from those of the starting detector: KL divergence, mean over regions.
+
+  Both are distributions over the unlabelled classes and "anything else", which is the sum over the background and the
+  labelled classes (arXiv 2002.00718, equation 8, with the labelled classes on both sides).
+
+  Args:
+    logits: of the model; `start`: of the detector that training started from. Both as in `region_class`.
+    valid: the regions without a label.
+    allowed: the columns in the softmax; the background is the last one.
+    unlabelled: those of the allowed classes whose objects have no labels in the data.
+    count: the number by which the sum is divided; None: that of the valid regions.
+  """
+  model, start = (_log_groups(x, valid, allowed, unlabelled) for x in (logits, jax.lax.stop_gradient(start)))
+  share = jnp.exp(start)
+  # A column that is left out has -inf in both; its share is 0.
+  terms = jnp.where(share > 0, share * (jnp.where(share > 0, start, 0.0) - jnp.where(share > 0, model, 0.0)), 0.0)
+  return _mean(jnp.sum(terms, axis=-1), valid, count)
+
+
+def retention_box(
+  deltas: Float[Array, 'b r 4'],
+  start: Float[Array, 'b r 4'],
+  start_logits: Float[Array, 'b r columns'],
+  valid: Bool[Array, 'b r'],
+  allowed: Bool[Array, 'columns'],
+  unlabelled: Bool[Array, 'columns'],
+  *,
+  count: Float[Array, ''] | None = None,
+) -> Float[Array, '']:
+  """Returns how far boxes are from those of the starting detector: Huber (delta 1) of the four numbers of each region.
+
+  A region counts by the probability that the starting detector gives to all unlabelled classes together; elsewhere its
+  box means nothing. The other arguments are those of `retention`, `count` the number of regions that the sum is divided
+  by (None: of the valid ones).
+  """
+  share = 1.0 - jnp.exp(_log_groups(start_logits, valid, allowed, unlabelled)[..., -1])
+  mask = jnp.broadcast_to(valid[..., None], deltas.shape)
+  error = jnp.where(mask, at_least_float32(deltas) - start, 0.0)
+  kept = jax.lax.stop_gradient(share)[..., None] * _huber(error, 1.0)
+  return _mean(kept, mask, None if count is None else 4 * count)
+
+
+def _log_groups(logits, valid, allowed, unlabelled):
+  """Log-probabilities [B, R, columns] of the unlabelled classes; the last column is that of all others together."""
+  logits = jnp.where(valid[..., None], at_least_float32(logits), 0.0)
+  logits = jnp.where(allowed[None, None, :], logits, -jnp.inf)
+  logits -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  kept = allowed & unlabelled
+  rest = jax.nn.logsumexp(jnp.where((allowed & ~kept)[None, None, :], logits, -jnp.inf), axis=-1)
+  return jnp.where(kept[None, None, :], logits, -jnp.inf).at[..., -1].set(rest)
+
+
 def region_box(
   deltas: Float[Array, 'b r 4'],
   targets: Float[Array, 'b r 4'],

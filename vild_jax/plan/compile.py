@@ -30,7 +30,7 @@ from vild_jax.plan import flops, hlo
 from vild_jax.plan.topology import Target, devices
 from vild_jax.runtime import files
 from vild_jax.structs import Batch, RegionTargets, Vocabulary
-from vild_jax.train import sharding, state
+from vild_jax.train import retention, sharding, state
 from vild_jax.train.step import make_train_step
 
 _VERSION = 2  # of the kept results; those of another version are not used
@@ -71,13 +71,19 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
 def abstract_vocabulary(config: Config, mesh: Mesh, classes: int) -> Vocabulary:
   """Returns shapes, types and shardings of a vocabulary with `classes` rows."""
   of = lambda dtype, *shape: jax.ShapeDtypeStruct((classes, *shape), dtype, sharding=sharding.replicated(mesh))
-  return Vocabulary(embeddings=of(np.float32, config.model.embedding_dim), is_base=of(np.bool_), valid=of(np.bool_))
+  return Vocabulary(
+    embeddings=of(np.float32, config.model.embedding_dim),
+    is_base=of(np.bool_),
+    valid=of(np.bool_),
+    labelled=of(np.bool_) if config.train.retention else None,
+  )
 
 
-def program(config: Config, mesh: Mesh, classes: int) -> tuple[Callable, tuple[Any, Batch, Vocabulary]]:
+def program(config: Config, mesh: Mesh, classes: int) -> tuple[Callable, tuple[Any, ...]]:
   """Returns the jit function that `train` calls, and abstract arguments for it."""
   arguments = state.abstract(config, mesh), abstract_batch(config, mesh), abstract_vocabulary(config, mesh, classes)
-  return make_train_step(config, mesh), arguments
+  start = retention.abstract(config, mesh)
+  return make_train_step(config, mesh), arguments if start is None else (*arguments, start)
 
 
 def plan(

@@ -33,7 +33,7 @@ import jax
 import numpy as np
 
 from vild_jax import config as config_lib
-from vild_jax import detector, objective
+from vild_jax import detector, objective, targets
 from vild_jax.config import Config
 from vild_jax.data import batch as batches
 from vild_jax.data import sources
@@ -176,9 +176,9 @@ def forward(
   """Runs both stages in training mode; see `ViLDModel.forward`, which takes a batch with Scenic's names."""
   first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
   keys = jax.random.split(key, batch.image.shape[0])
-  targets = objective.assign(config, first, batch, vocabulary, keys, per_image=per_image)
-  outputs, variables = objective.outputs_of(config, variables, first, targets, vocabulary, per_image=per_image)
-  return {'outputs': outputs, 'targets': targets, 'vocabulary': vocabulary}, variables
+  assigned = targets.assign(config, first, batch, vocabulary, keys, per_image=per_image)
+  outputs, variables = objective.outputs_of(config, variables, first, assigned, vocabulary, per_image=per_image)
+  return {'outputs': outputs, 'targets': assigned, 'vocabulary': vocabulary}, variables
 
 
 def get_model_cls(model_name: str = NAME) -> type:

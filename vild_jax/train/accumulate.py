@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vild_jax import detector, objective
+from vild_jax import targets as targets_lib
 from vild_jax.config import Config
 from vild_jax.structs import Batch, TrainState, Vocabulary
 from vild_jax.train import freezing, sharding
@@ -25,24 +26,30 @@ from vild_jax.train.state import SAMPLING, step_key
 Result = tuple[Any, dict[str, jax.Array], Any]
 
 
-def gradients(config: Config, mesh: Mesh, state: TrainState, batch: Batch, vocabulary: Vocabulary) -> Result:
-  """Returns (gradients, metrics, batch statistics after the step) of a global batch, inside a program on `mesh`."""
-  params, key = sharding.gathered(mesh, state.params), step_key(state, SAMPLING)
+def gradients(
+  config: Config, mesh: Mesh, state: TrainState, batch: Batch, vocabulary: Vocabulary, start: Any = None
+) -> Result:
+  """Returns (gradients, metrics, batch statistics after the step) of a global batch, inside a program on `mesh`.
+
+  `start` holds variables of the starting detector, as in `objective.objective`.
+  """
+  params, start, key = *sharding.gathered(mesh, (state.params, start)), step_key(state, SAMPLING)
   variables = {'params': params, 'batch_stats': state.batch_stats}
   with freezing.stored_statistics(config.train.freeze):
     if config.train.accumulate > 1:
-      return _in_parts(config, mesh, variables, batch, vocabulary, key)
+      return _in_parts(config, mesh, variables, batch, vocabulary, key, start)
 
     def loss(params):
       learning = {**variables, 'params': freezing.stopped(config.train.freeze, params)}
-      return objective.objective(config, learning, batch, vocabulary, key, per_image=sharding.per_image(mesh))
+      per_image = sharding.per_image(mesh)
+      return objective.objective(config, learning, batch, vocabulary, key, start=start, per_image=per_image)
 
     (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return sharding.split_like_params(mesh, grads), metrics, batch_stats
 
 
 def _in_parts(
-  config: Config, mesh: Mesh, variables: Any, batch: Batch, vocabulary: Vocabulary, key: jax.Array
+  config: Config, mesh: Mesh, variables: Any, batch: Batch, vocabulary: Vocabulary, key: jax.Array, start: Any
 ) -> Result:
   objective.check_distillation(config, has_regions=batch.regions is not None)
   number, per_image = config.train.accumulate, sharding.per_image(mesh)
@@ -55,17 +62,18 @@ def _in_parts(
   def assign(_, part):
     microbatch, keys = part
     first, _ = first_stage(variables['params'], microbatch.image)
-    return None, objective.assign(config, first, microbatch, vocabulary, keys, per_image=per_image)
+    return None, targets_lib.assign(config, first, microbatch, vocabulary, keys, per_image=per_image)
 
   _, targets = jax.lax.scan(assign, None, parts)
-  counts = objective.count(targets)
+  counts = targets_lib.count(targets)
 
   def gradients_of(part):
     image, targets = part
 
     def loss(params):
       first, after = first_stage(freezing.stopped(config.train.freeze, params), image)
-      return objective.loss_of(config, after, first, targets, vocabulary, counts, per_image=per_image)
+      kept = objective.kept_of(config, start, image, first, targets, vocabulary, per_image=per_image)
+      return objective.loss_of(config, after, first, targets, vocabulary, counts, kept=kept, per_image=per_image)
 
     (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(variables['params'])
     share = jax.tree.map(lambda x: x / number, batch_stats)

@@ -15,7 +15,7 @@ from vild_jax.config import Config
 from vild_jax.runtime import progress
 from vild_jax.runtime.processes import Preempted
 from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
-from vild_jax.train import sharding
+from vild_jax.train import retention, sharding
 from vild_jax.train import state as state_lib
 from vild_jax.train.checkpoint import Checkpoints
 from vild_jax.train.preemption import Notice
@@ -66,6 +66,7 @@ def train(
   try:
     resumed = checkpoints.latest_step() is not None
     state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh, start_from)
+    before = retention.opened(config, workdir, mesh, None if resumed else state)
   except BaseException:
     if jax.process_count() == 1:
       checkpoints.close()  # otherwise its threads print long tracebacks when the process ends
@@ -81,6 +82,7 @@ def train(
   writer = (WorkdirWriter(workdir, resume_step=start) if own_writer else writer) if first else None
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
   train_step = make_train_step(config, mesh)
+  further = () if before is None else (before,)
 
   recorder = Recorder(config, writer, start)
   iterator = batches(start) if start < config.train.steps else iter(())
@@ -92,7 +94,7 @@ def train(
     ):
       for step in range(start + 1, config.train.steps + 1):
         arrays = next(iterator)
-        state, metrics = train_step(state, sharding.put_batch(mesh, to_batch(arrays)), vocabulary)
+        state, metrics = train_step(state, sharding.put_batch(mesh, to_batch(arrays)), vocabulary, *further)
         if summary := recorder.add(step, metrics, arrays.get('image_id')):
           bar.set_postfix_str(
             f'loss {summary.get("loss", np.nan):.3f}, {summary.get("images_per_second", 0):.1f} images/s', refresh=False

@@ -16,13 +16,14 @@ from vild_jax import detector
 from vild_jax.config import Config, Data, Distillation, Evaluation, Train
 from vild_jax.runtime import compiler
 from vild_jax.structs import Batch, Detections, Proposals, TrainState, Vocabulary
-from vild_jax.train import accumulate, optim, sharding
+from vild_jax.train import accumulate, optim, retention, sharding
 from vild_jax.train.state import abstract
 
 
 def make_train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Returns the training step: (state, batch, vocabulary) -> (next state, {metric: scalar}); the state is donated.
 
+  With `train.retention` it takes a fourth argument, the variables of the starting detector (`train.retention`).
   Arrays are global, so that batch statistics, normalisers and samplers give the same on one device as on many. Configs
   that need the same program share one compiled step.
   """
@@ -69,6 +70,8 @@ def _of_the_program(config: Config) -> Config:
       on_nan=config.train.on_nan,
       accumulate=config.train.accumulate,
       freeze=config.train.freeze,
+      retention=config.train.retention,
+      init='the start' if config.train.retention else '',
     ),
   )
 
@@ -78,8 +81,10 @@ def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, d
   update = optim.optimizer(config)
   rate = optim.schedule(config.optimizer, config.train.steps)
 
-  def train_step(state: TrainState, batch: Batch, vocabulary: Vocabulary) -> tuple[TrainState, dict[str, jax.Array]]:
-    gradients, metrics, batch_stats = accumulate.gradients(config, mesh, state, batch, vocabulary)
+  def train_step(
+    state: TrainState, batch: Batch, vocabulary: Vocabulary, start: Any = None
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    gradients, metrics, batch_stats = accumulate.gradients(config, mesh, state, batch, vocabulary, start)
     updates, opt_state = update.update(gradients, state.opt_state, state.params)
     metrics |= {'gradient_norm': optax.global_norm(gradients), 'learning_rate': rate(state.step)}
     after = state.replace(
@@ -93,12 +98,13 @@ def _train_step(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, d
     return after, metrics
 
   state = jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
+  start = jax.tree.map(lambda x: x.sharding, retention.abstract(config, mesh))
   batch = Batch(**{field: sharding.batch_sharding(mesh) for field in Batch.__dataclass_fields__})
   batch, replicated = batch.replace(image=sharding.image_sharding(mesh)), sharding.replicated(mesh)
   return compiler.jit(
     train_step,
     mesh=mesh,
-    in_shardings=(state, batch, replicated),
+    in_shardings=(state, batch, replicated) + (() if start is None else (start,)),
     out_shardings=(state, replicated),
     donate_argnums=0,
   )

@@ -29,10 +29,10 @@ CHECKPOINTS = 'checkpoints'  # the subfolder of a work directory, with one folde
 _ON_THE_HUB = (BUNDLE_FILE, CONFIG_FILE, '*.npz', f'{VARIABLES}/*', f'{TEXT_TOWER}/*', f'{IMAGE_TOWER}/*')
 
 
-def save(path: Path, tree: Any) -> None:
-  """Writes a pytree of arrays to the folder `path`, which must not exist."""
+def save(path: Path, tree: Any, *, replace: bool = False) -> None:
+  """Writes a pytree of arrays to the folder `path`, which must not exist, unless it may be replaced."""
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(Path(path).absolute(), tree)
+    checkpointer.save(Path(path).absolute(), tree, force=replace)
 
 
 def folder_of(place: str | Path) -> Path:

@@ -24,7 +24,7 @@ from vild_jax.data.schema import DataError
 from vild_jax.inference import evaluation
 from vild_jax.runtime import files
 from vild_jax.structs import TrainState
-from vild_jax.train import checkpoint, loop, sharding, state, weights
+from vild_jax.train import checkpoint, loop, retention, sharding, state, weights
 from vild_jax.workflows import folders
 
 # Parameters that fit the embeddings of one teacher alone.
@@ -108,7 +108,13 @@ def open_training(config: Config, workdir: Path | None = None) -> Training:
     shown = sources.showing(dataset, labels.rows, what, quiet=jax.process_index() > 0)
   _check_objects(dataset, labels)
   config = _with_learnt_masks(config, dataset, labels, workdir)
-  return Training(config, dataset, shown, vocabulary, store, labels)
+  opened = Training(config, dataset, shown, vocabulary, store, labels)
+  if config.train.retention and not len(opened.unlabelled):
+    raise ValueError(
+      f'train.retention is {config.train.retention:g}, but every class that is trained is a category of '
+      f'{dataset.folder}; expected some that are not, whose knowledge is kept, or train.retention=0'
+    )
+  return opened
 
 
 def train_on(
@@ -130,6 +136,8 @@ def train_on(
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(mesh, config.data.batch_size, 'data.batch_size', accumulate=config.train.accumulate)
   start = None if checkpoint.has_checkpoint(workdir) else state.check_start(config, mesh)
+  if start:
+    retention.check(config, mesh, start.given)
   notes = [start.report, *_meaning(config, vocabulary, start)] if start and start.report else []
   pictures = None
   if config.train.pictures:
@@ -248,6 +256,10 @@ def _on_classes(opened: Training) -> list[str]:
       f'data, {names[opened.unlabelled[0]]!r} for one; regions without a label may show them, and do not '
       'teach that they are background (docs/finetuning.md)'
     )
+    if opened.config.train.init and not opened.config.train.retention:
+      lines.append(
+        '  the detector of train.init forgets part of what it knows of them, unless train.retention keeps it'
+      )
     if not matches(opened.config.train.freeze, 'rpn_head/'):
       lines.append('  but their objects are background to the proposal network, unless train.freeze has rpn_head/*')
   counts, rows = dataset.counts(), opened.labels.rows
