@@ -117,6 +117,18 @@ def test_a_fixed_background_and_attributes_of_the_vocabulary(variables, predicte
   np.testing.assert_array_equal(found.attributes[:, 6:], 0)
 
 
+def test_the_learnt_background_learns_nothing_beside_a_fixed_one():
+  model, row = tiny.config().model, np.eye(16, dtype=np.float32)[0]
+  embeddings = np.random.default_rng(2).normal(size=(1, 3, 16)).astype(np.float32)
+
+  def of_background(learnt, words):
+    return detector.class_logits(model, {'params': {'background': learnt}}, embeddings, words)[..., -1].sum()
+
+  gradient = jax.grad(of_background)
+  assert np.any(gradient(0.5 * row + 0.1, tiny.vocabulary()) != 0)
+  np.testing.assert_array_equal(gradient(0.5 * row + 0.1, tiny.vocabulary().replace(background=row)), 0)
+
+
 def test_padded_proposals_give_no_detection(variables):
   """The reference's padded all-zero proposals become detections (docs/departures.md, 11)."""
   config = tiny.config('model.rpn.max_proposals=2000', 'model.rpn.test_pre_nms_top_k=30')
