@@ -124,7 +124,7 @@ def test_the_learnt_background_learns_nothing_beside_a_fixed_one():
   def of_background(learnt, words):
     return detector.class_logits(model, {'params': {'background': learnt}}, embeddings, words)[..., -1].sum()
 
-  gradient = jax.grad(of_background)
+  gradient = jax.jit(jax.grad(of_background))
   assert np.any(gradient(0.5 * row + 0.1, tiny.vocabulary()) != 0)
   np.testing.assert_array_equal(gradient(0.5 * row + 0.1, tiny.vocabulary().replace(background=row)), 0)
 

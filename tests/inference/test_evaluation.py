@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -208,3 +209,12 @@ def test_a_vocabulary_of_none_of_the_categories_is_an_error(dataset, tmp_path):
   strangers = VocabularyFile(np.eye(2, 80), ('dodo', 'roc'), np.array([True, False]), 'made up', '')
   with pytest.raises(DataError, match=r"80 categories .* 'person' for one; expected a row for some"):
     evaluate(dataset, tmp_path / 'out', 'coco', words=strangers)
+
+
+def test_the_background_is_that_of_the_classes_or_of_the_training():
+  mesh = sharding.make_mesh(tiny.config('mesh.data=1').mesh)
+  one, other = (dataclasses.replace(WORDS, background=row) for row in np.eye(80)[:2])
+  assert evaluation.put_vocabulary(WORDS, WORDS, mesh).background is None
+  for classes, trained_on, expected in ((WORDS, one, 0), (one, other, 0), (one, WORDS, 0), (WORDS, other, 1)):
+    background = evaluation.put_vocabulary(classes, trained_on, mesh).background
+    np.testing.assert_array_equal(background, np.eye(80)[expected])

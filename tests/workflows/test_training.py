@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -53,6 +54,17 @@ def test_pictures_without_a_base_object_are_trained_on_unless_the_config_says_ot
   assert _seen(_opened(tmp_path / 'repeat', {'tree'}, only, 'data.repeat_threshold=0.9')) == {7, 11}
   novel = 'assignment.novel_labels=true'
   assert _seen(_opened(tmp_path / 'novel', {'ant'}, only, novel)) == {5, 7, 11}
+
+
+def test_a_fixed_background_is_trained_with_and_kept(tmp_path):
+  opened = _opened(tmp_path, {'ant'})
+  assert opened.classes().background is None
+  fixed = dataclasses.replace(opened.vocabulary, background=np.eye(16)[1])
+  np.testing.assert_array_equal(dataclasses.replace(opened, vocabulary=fixed).classes().background, np.eye(16)[1])
+  training._keep_vocabulary(tmp_path / 'kept.npz', fixed)
+  training._keep_vocabulary(tmp_path / 'kept.npz', fixed)
+  with pytest.raises(ValueError, match='differs from the given vocabulary'):
+    training._keep_vocabulary(tmp_path / 'kept.npz', opened.vocabulary)
 
 
 def test_without_any_such_picture_the_data_set_is_refused(tmp_path):
