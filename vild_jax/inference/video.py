@@ -41,7 +41,7 @@ def reading(path: Path) -> Iterator[Video]:
   """Opens a video until the block ends. Raises DataError if it is not readable, or when it turns out to be empty."""
   # FFmpeg alone: for others a number in the name would stand for a sequence of pictures.
   with _quietly():
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    capture = cv2.VideoCapture(_named(path), cv2.CAP_FFMPEG)
   if not capture.isOpened():
     raise DataError(f'{path}: no readable video; expected one that OpenCV decodes, such as MP4')
   try:
@@ -91,11 +91,22 @@ def writing(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
 
 
 def _writer(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+  # MPEG-4 has rates of at most 65535 divided by a whole number, which OpenCV takes to be a power of ten.
+  rate = max(round(rate, 3 if rate < 65 else 1), 0.01)
   with _quietly():
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*_CODEC), rate, size)
+    writer = cv2.VideoWriter(_named(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*_CODEC), rate, size)
   if not writer.isOpened():
     raise OSError(f'OpenCV cannot write a video of {size[0]} x {size[1]} pixels; expected a build with FFmpeg')
   return writer
+
+
+def _named(path: Path) -> str:
+  """Returns the path as OpenCV takes it, which crashes the process for a name that is not text."""
+  try:
+    str(path).encode()
+  except UnicodeEncodeError:
+    raise DataError(f'{str(path)!r}: the path of a video is no UTF-8 text; expected a name that is') from None
+  return str(path)
 
 
 @contextlib.contextmanager
