@@ -187,6 +187,16 @@ def test_a_killed_run_goes_on_where_it_stopped(folder, capsys):
   assert len(list(Path('out').iterdir())) == len(list(Path('whole').iterdir())) == 4
 
 
+@pytest.mark.parametrize('glob', ['**/*.png', '*'])
+def test_a_killed_run_over_a_glob_does_not_take_its_own_drawings_for_pictures(folder, glob):
+  settings = Settings(batch_size=1)
+  with pytest.raises(KeyboardInterrupt):
+    detecting.detect(Blobs(fails_after=1), [glob], 'tree', Path('out'), settings)
+  for _ in range(2):
+    detecting.detect(Blobs(), [glob], 'tree', Path('out'), settings)
+    assert all(path.startswith('in/') for path in found_in())
+
+
 def test_a_run_that_began_nothing_binds_nobody_and_other_files_are_another_run(folder):
   with pytest.raises(KeyboardInterrupt):
     detecting.detect(Blobs(fails_after=0), ['in/x.png'], 'tree', Path('out'))
