@@ -161,7 +161,8 @@ def _tell_numbers(names: Sequence[str]) -> None:
     listed = ', '.join(f'{fonts.label(name, i)} = {name}' for i, name in numbered[:_SHOWN])
     print(
       f'no font here has all letters of {len(numbered)} of {len(names)} names, which drawings show by their numbers: '
-      f'{listed}{", ..." if len(numbered) > _SHOWN else ""}. A font such as Noto Sans in the system would help.',
+      f'{listed}{", ..." if len(numbered) > _SHOWN else ""}. A font such as Noto Sans in the system would help, and '
+      'for scripts such as Arabic the library FriBiDi.',
       file=sys.stderr,
     )
 
