@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers import small_set
 from vild_jax import cli, vocabulary
 from vild_jax.config import Config
-from vild_jax.data import rle
+from vild_jax.data import prepare, rle
 from vild_jax.data.schema import DataError
 from vild_jax.inference import video
 from vild_jax.inference.detections import PictureDetections
@@ -280,7 +281,8 @@ def test_coco_json_is_what_tools_of_coco_read(folder):
 def test_classes_are_names_or_files(folder):
   vocabulary.save('v.npz', KNOWN)
   Path('names').write_text('ant\ntree\n')
-  for classes, first in (('v.npz', 'tree'), ('names', 'ant'), ('red mug', 'red mug')):
+  prepare.prepare(*small_set.write(folder / 'small'), folder / 'data')
+  for classes, first in (('v.npz', 'tree'), ('names', 'ant'), ('data/', 'ant'), ('red mug', 'red mug')):
     detecting.detect(Blobs(), ['in/x.png'], classes, Path('out'))
     assert found_in()['in/x.png']['detections'][0]['class'] == first
   bad = vocabulary.VocabularyFile(np.eye(1, 512, dtype=np.float32), ('red\nmug',), np.array([True]), 'a teacher', '')

@@ -120,7 +120,7 @@ def detect(
 
 
 def _asked(classes: str) -> Sequence[str] | VocabularyFile:
-  if class_lists.is_file(classes) and classes.lower().endswith('.npz'):
+  if classes.lower().endswith('.npz') and class_lists.is_file(classes):
     vocabulary = vocabulary_lib.load(classes)
     class_lists.check_names(vocabulary.names, classes)
     return vocabulary
