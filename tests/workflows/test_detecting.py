@@ -246,6 +246,33 @@ def test_a_killed_video_goes_on_where_it_stopped(folder):
     assert Path('out', name).read_bytes() == Path('whole', name).read_bytes()
 
 
+def test_a_video_that_does_not_say_how_long_it_is(folder):
+  writer = cv2.VideoWriter('raw.mjpeg', cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*'MJPG'), 25, (320, 240))
+  for _ in range(3):
+    writer.write(picture((100, 20, 150, 60), size=(240, 320)))
+  writer.release()
+  Path('raw.mjpeg').rename('raw.mpg')
+  with video.reading(Path('raw.mpg')) as source:
+    assert source.count == 0
+  assert detecting.detect(Blobs(), ['raw.mpg'], 'tree', Path('out')) == []
+  lines = [json.loads(line) for line in Path('out/raw_detections.jsonl').read_text().splitlines()]
+  assert [len(line['detections']) for line in lines] == [1, 1, 1]
+
+
+def test_a_video_that_was_cut_off_is_detected_as_far_as_it_goes_and_named(folder, capsys):
+  writer = cv2.VideoWriter('clip.avi', cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*'MJPG'), 25, (320, 240))
+  for _ in range(20):
+    writer.write(picture((100, 20, 150, 60), size=(240, 320)))
+  writer.release()
+  detecting.detect(Blobs(), ['clip.avi'], 'tree', Path('out'))
+  assert 'can be read' not in capsys.readouterr().err
+  whole = Path('clip.avi').read_bytes()
+  Path('clip.avi').write_bytes(whole[: len(whole) // 2])
+  detecting.detect(Blobs(), ['clip.avi'], 'tree', Path('out'))
+  found = len(Path('out/clip_detections.jsonl').read_text().splitlines())
+  assert 0 < found < 18 and f'clip.avi: only {found} of about 20 frames can be read' in capsys.readouterr().err
+
+
 def test_tiles_find_what_the_whole_picture_has(folder):
   spots = [(10, 10, 40, 30), (90, 100, 125, 131), (180, 200, 215, 225), (230, 300, 270, 340)]
   Image.fromarray(picture(*spots, size=(300, 400))).save('large.png')

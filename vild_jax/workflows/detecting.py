@@ -33,6 +33,7 @@ from vild_jax.workflows.found_files import Parts, Record
 DETECTIONS_FILE, COCO_FILE = 'detections.json', 'coco.json'
 _PICTURE, _VIDEO, _LINES = _ENDINGS = ('_detections.png', '_detections.mp4', '_detections.jsonl')
 _BATCH_PIXELS = 64 * 10**6  # a batch is complete when its pictures have so many
+_WHOLE = 0.9  # a video with a smaller share of the frames that it states is cut off; what it states is an estimate
 _SHOWN = 20  # names without a font that a message lists
 
 
@@ -252,6 +253,8 @@ class _Work:
         for (_, frame), record in zip(now, records, strict=True):
           add(self._drawn(frame, record['detections']))
         number += len(now)
+    if number < _WHOLE * source.count:
+      tqdm.write(f'{item.path}: only {number} of about {source.count} frames can be read', file=sys.stderr)
     chunks = (self.parts.read(i, k) for k in range(chunk))
     found_files.write_lines(lines, itertools.chain.from_iterable(chunks))
     self.parts.write([{'image': str(item.path), 'frames': number}], i)
