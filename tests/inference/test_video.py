@@ -71,4 +71,6 @@ def test_a_video_that_fails_leaves_nothing(tmp_path):
     raise KeyError
   with pytest.raises(OSError, match=r'a.mp4 has 1 of 2 frames; expected room on the disk, and one size of all'):
     _write(tmp_path / 'a.mp4', [frame, np.zeros((24, 32, 3), np.uint8)])
+  with pytest.raises(DataError, match='cannot write a video of 8200 x 48 pixels; expected at most 8191 a side'):
+    _write(tmp_path / 'a.mp4', [np.zeros((48, 8200, 3), np.uint8)])
   assert not list(tmp_path.iterdir())

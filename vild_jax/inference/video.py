@@ -68,7 +68,7 @@ def writing(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
   """Yields a function that adds a frame, uint8 [H, W, 3] RGB, to an MP4; it becomes `path` when the block ends.
 
   All frames have one size; a last row or column that makes it odd is left out, since the codec has none. Raises
-  OSError if the video cannot be written, and then leaves nothing.
+  DataError for a size that the codec has not, OSError if the video cannot be written, and then leaves nothing.
   """
   with files.temporary_folder(path) as folder, contextlib.ExitStack() as stack:
     target, writer, number = folder / 'video.mp4', None, 0
@@ -96,7 +96,10 @@ def _writer(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
   with _quietly():
     writer = cv2.VideoWriter(_named(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*_CODEC), rate, size)
   if not writer.isOpened():
-    raise OSError(f'OpenCV cannot write a video of {size[0]} x {size[1]} pixels; expected a build with FFmpeg')
+    raise DataError(
+      f'OpenCV cannot write a video of {size[0]} x {size[1]} pixels; expected at most 8191 a side, and a build with '
+      'FFmpeg'
+    )
   return writer
 
 
