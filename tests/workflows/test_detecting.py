@@ -209,6 +209,13 @@ def test_a_run_that_began_nothing_binds_nobody_and_other_files_are_another_run(f
     detecting.detect(Blobs(), ['in/x.png', 'in/empty.png'], 'ant', Path('out'), Settings(batch_size=1))
 
 
+def test_a_folder_of_the_user_that_is_called_unfinished_stays(folder):
+  (folder / 'unfinished').mkdir()
+  Path('unfinished/mine.txt').write_text('mine')
+  detecting.detect(Blobs(), ['in/x.png'], 'tree', Path('.'))
+  assert [path.name for path in Path('unfinished').iterdir()] == ['mine.txt']
+
+
 def _clip(path: str, frames: int = 10) -> None:
   with video.writing(Path(path), 5.0) as add:
     for k in range(frames):
