@@ -87,6 +87,7 @@ def test_an_annotation_file_and_the_data_set_made_of_it(tmp_path):
   assert class_list(path) == expected
   assert class_list(prepare.prepare(path, images, tmp_path / 'out')) == expected
   assert class_list(tmp_path / 'out') == expected
+  assert class_list(path.rename(tmp_path / 'UPPER.JSON')) == expected
 
 
 def test_base_classes_from_a_file(tmp_path):
@@ -130,6 +131,7 @@ def test_names_of_an_option_are_words_or_any_file(tmp_path, monkeypatch):
     ('lsit.txt', r"^--classes 'lsit.txt' looks like a path, but there is no such file$"),
     ('V.NPZ', "^--classes 'V.NPZ' looks like a path"),
     ('lists/mine', "^--classes 'lists/mine' .*; a class of this name is 'lists/mine,'$"),
+    ('lists/there', "^--classes 'lists/there' .*; a folder with a data set is 'lists/there/'$"),
     ('tree, red\nmug', r"^--classes: the name 'red\\nmug' holds '\\n'; expected one line of text"),
     ('red\x07mug', r"holds '\\x07'"),
     ('red\u2028mug', r"holds '\\u2028'"),
@@ -142,6 +144,7 @@ def test_names_of_an_option_are_words_or_any_file(tmp_path, monkeypatch):
 def test_names_of_an_option_that_are_none_are_one_line(tmp_path, monkeypatch, classes, message):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'with tab').write_text('tree\nred\tmug\n')
+  (tmp_path / 'lists' / 'there').mkdir(parents=True)
   with pytest.raises(ValueError, match=message) as error:
     class_lists.names(classes)
   assert len(str(error.value).splitlines()) == 1

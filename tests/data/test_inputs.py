@@ -78,6 +78,20 @@ def test_results_in_a_folder_of_pictures_are_no_inputs(folder):
       named('a', out=out)
 
 
+def test_results_are_no_matches_when_a_glob_is_asked_again(folder):
+  globs = ('*.*', '*', '**/*.*', 'c/*')
+  (folder / 'c' / 'x_found.png').touch()  # of somebody else
+  before = [[named(of, out=out) for of in globs] for out in ('out', '.')]
+  assert 'x_found' in before[0][3]
+  for out, expected in zip(('out', '.'), before, strict=True):
+    (folder / out).mkdir(exist_ok=True)
+    result = folder / out / 'x_found.png'
+    result.touch()
+    assert [named(of, out=out) for of in globs] == expected
+    assert named('x_found.png' if out == '.' else 'out/x_found.png', out=out) != {}  # a file that is named counts
+    result.unlink()
+
+
 def test_long_names_are_shortened_and_differ(folder):
   for last in 'ab':
     (folder / 'c' / ('\u00e9' * 100 + last + '.jpg')).touch()

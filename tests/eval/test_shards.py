@@ -65,6 +65,19 @@ def test_the_joined_files_are_those_of_one_process(tmp_path, processes):
   assert not shards.folder.exists()
 
 
+def test_a_folder_of_somebody_else_by_that_name_stays(tmp_path):
+  shards = _shards(tmp_path)
+  shards.folder.mkdir()
+  for name in ('mine.jpg', 'film.part'):
+    (shards.folder / name).write_text('')
+  shards.open(JOB)
+  shards.write(0, np.ones(4, bool), _entries(shards, np.ones(4, bool)))
+  (shards.folder / '.000001-0.part.0a1b2c3d-7-8-00112233.tmp').write_text('')  # of a process that was killed
+  assert shards.finished().all()
+  shards.remove()
+  assert sorted(path.name for path in shards.folder.iterdir()) == ['film.part', 'mine.jpg']
+
+
 def test_what_was_written_is_not_detected_again(tmp_path):
   first = _shards(tmp_path)
   first.open(JOB)

@@ -17,8 +17,9 @@ with_opencv_5 = pytest.mark.skipif(not hasattr(cv2, 'FontFace'), reason='OpenCV 
 
 @pytest.fixture(autouse=True)
 def no_other_fonts(monkeypatch):
-  """The machine's own fonts do not decide the tests."""
+  """Neither the machine's own fonts nor its FriBiDi decide the tests."""
   monkeypatch.setattr(fonts, '_system_fonts', list)
+  monkeypatch.setattr(fonts, '_has_layout', lambda: True)
   forget()
   yield
   forget()
@@ -49,6 +50,28 @@ def test_a_name_that_no_font_covers_becomes_its_number(monkeypatch):
   monkeypatch.delattr(cv2, 'FontFace', raising=False)
   forget()
   assert fonts.label('猫', 11) == '#12' and fonts.label('mug?', 0) == 'mug?'
+
+
+@pytest.mark.parametrize('missing', ['raqm', 'fribidi'])
+def test_scripts_that_must_be_laid_out_are_numbers_where_pillow_cannot(monkeypatch, missing):
+  monkeypatch.undo()
+  monkeypatch.setattr(fonts, '_system_fonts', list)
+  monkeypatch.setattr('PIL.features.check', lambda feature: feature != missing)
+  for name in ('كوب أحمر', 'כוס', 'red כוס'):
+    assert fonts.label(name, 1) == '#2'
+  for name in ('Tasse à café', 'кружка', 'κούπα'):
+    assert fonts.label(name, 1) == name
+
+
+@with_opencv_5
+def test_opencv_does_not_draw_arabic_backwards():
+  assert fonts.label('أحمر 猫', 0) == '#1' and fonts.label('red 猫', 0) == 'red 猫'
+
+
+def test_a_title_that_no_font_covers_leaves_the_name():
+  assert fonts.label('mug', 2, 'red mug') == 'red mug'
+  assert fonts.label('mug', 2, f'{NOWHERE} mug') == 'mug'
+  assert fonts.label(NOWHERE, 2, f'red {NOWHERE}') == '#3'
 
 
 def test_fonts_of_the_system_help(monkeypatch):

@@ -148,6 +148,11 @@ def test_another_image_tower_is_refused(made, tmp_path, teacher):
     (lambda: [vild_jax.Example('a', [])], "the example 'a' has no picture"),
     (lambda: [vild_jax.Example('a', [PICTURE] * 2, [[0, 0, 9, 9]])], r"'a' has boxes of shape \[1, 4\]; expected \[2,"),
     (lambda: [vild_jax.Example('a', PICTURE, [9, 9, 0, 0])], "example 'a', picture 1: box 0 is"),
+    (
+      lambda: [vild_jax.Example('a', PICTURE, [41, 0, 60, 9])],
+      r"'a', picture 1: the box .* outside; .* 41 x 70 pixels",
+    ),
+    (lambda: [vild_jax.Example('a', PICTURE, [3, -9, 9, 0])], "example 'a', picture 1: the box"),
     (lambda: {'a': [PICTURE, PICTURE[..., 0]]}, r"example 'a', picture 2: the image is uint8 \[41, 70\]"),
     (lambda: {'a': 'none.png'}, "example 'a', picture 1: .*none.png"),
     (lambda: ['ant', PICTURE], r'classes\[1\] is a ndarray; expected a name or Example'),

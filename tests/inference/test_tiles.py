@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vild_jax.config import Config
 from vild_jax.data import rle
 from vild_jax.inference import tiles
 from vild_jax.inference.detections import PictureDetections
@@ -103,6 +104,8 @@ def test_masks_and_boxes_of_tiles_arrive_in_the_whole_picture():
 class _Recorder:
   """Finds one pixel in the corner of everything, and remembers what it was given."""
 
+  config = Config()
+
   def detect(self, images, classes, **how):
     self.classes, self.how = classes, how
     self.images = [images] if isinstance(images, np.ndarray) else list(images)
@@ -122,3 +125,10 @@ def test_one_tile_is_the_picture_itself_and_more_come_with_the_whole():
   assert [image.shape[:2] for image in detector.images] == [(50, 70)] + [(40, 40)] * 4
   np.testing.assert_array_equal(detector.images[-1], picture[10:, 30:])
   assert found.boxes.tolist() == [[0, 0, 1, 1], [0, 30, 1, 31], [10, 0, 11, 1]]
+
+
+def test_more_detections_may_be_asked_of_tiles_than_the_detector_gives_of_one():
+  detector, most = _Recorder(), Config().model.postprocess.max_detections
+  for asked, given in ((most + 1, most), (most, most), (1, 1), (None, None)):
+    tiles.detect(detector, np.zeros((50, 70, 3), np.uint8), ['tree'], tile=70, overlap=0.0, max_detections=asked)
+    assert detector.how == {'max_detections': given}

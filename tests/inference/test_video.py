@@ -38,6 +38,23 @@ def test_a_name_may_hold_anything(tmp_path):
   assert _read(tmp_path / 'a %03d ж.mp4')[1] == 1
 
 
+def test_a_name_that_is_no_text_is_one_line(tmp_path):
+  for path in (tmp_path / 'a\udcff.mp4', tmp_path / 'b\udcff' / 'a.mp4'):
+    with pytest.raises(DataError, match=r'udcff.*: the path of a video is no UTF-8 text; expected a name that is$'):
+      _read(path)
+    with pytest.raises(DataError, match='no UTF-8 text'):
+      _write(path, [np.zeros((48, 64, 3), np.uint8)])
+  assert not list(tmp_path.iterdir())
+
+
+# Of phones (slow motion), of screens and of very slow cameras.
+@pytest.mark.parametrize('rate', [119.8834, 239.8342, 65.5361, 29.97003, 999.87, 0.0004])
+def test_any_rate_can_be_written(tmp_path, rate):
+  _write(tmp_path / 'a.mp4', [np.zeros((48, 64, 3), np.uint8)] * 3, rate)
+  found, count, _ = _read(tmp_path / 'a.mp4')
+  assert count == 3 and found == pytest.approx(max(rate, 0.01), rel=1e-3)
+
+
 @pytest.mark.parametrize('content', [None, b'', b'no video', b'\x00\x00\x00\x18ftypmp42' + bytes(400)])
 def test_what_is_no_video_is_one_line(tmp_path, content, capfd):
   if content is not None:
@@ -54,4 +71,6 @@ def test_a_video_that_fails_leaves_nothing(tmp_path):
     raise KeyError
   with pytest.raises(OSError, match=r'a.mp4 has 1 of 2 frames; expected room on the disk, and one size of all'):
     _write(tmp_path / 'a.mp4', [frame, np.zeros((24, 32, 3), np.uint8)])
+  with pytest.raises(DataError, match='cannot write a video of 8200 x 48 pixels; expected at most 8191 a side'):
+    _write(tmp_path / 'a.mp4', [np.zeros((48, 8200, 3), np.uint8)])
   assert not list(tmp_path.iterdir())

@@ -133,6 +133,14 @@ def test_where_it_lies(monkeypatch, tmp_path):
   assert embedded() == embedded() == NAMES and not list(tmp_path.iterdir())
 
 
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+  for name in ('VILD_JAX_CACHE', 'XDG_CACHE_HOME', 'HOME'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr('os.getuid', lambda: 987_654_321)
+  assert name_cache.folder() is None
+  assert embedded() == embedded() == NAMES
+
+
 def test_a_folder_that_cannot_be_written_is_one_warning(monkeypatch, tmp_path, capsys):
   (tmp_path / 'file').write_text('')
   monkeypatch.setenv('VILD_JAX_CACHE', str(tmp_path / 'file' / 'cache'))

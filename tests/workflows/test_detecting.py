@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers import small_set
 from vild_jax import cli, vocabulary
 from vild_jax.config import Config
-from vild_jax.data import rle
+from vild_jax.data import prepare, rle
 from vild_jax.data.schema import DataError
 from vild_jax.inference import video
 from vild_jax.inference.detections import PictureDetections
@@ -187,6 +188,16 @@ def test_a_killed_run_goes_on_where_it_stopped(folder, capsys):
   assert len(list(Path('out').iterdir())) == len(list(Path('whole').iterdir())) == 4
 
 
+@pytest.mark.parametrize('glob', ['**/*.png', '*'])
+def test_a_killed_run_over_a_glob_does_not_take_its_own_drawings_for_pictures(folder, glob):
+  settings = Settings(batch_size=1)
+  with pytest.raises(KeyboardInterrupt):
+    detecting.detect(Blobs(fails_after=1), [glob], 'tree', Path('out'), settings)
+  for _ in range(2):
+    detecting.detect(Blobs(), [glob], 'tree', Path('out'), settings)
+    assert all(path.startswith('in/') for path in found_in())
+
+
 def test_a_run_that_began_nothing_binds_nobody_and_other_files_are_another_run(folder):
   with pytest.raises(KeyboardInterrupt):
     detecting.detect(Blobs(fails_after=0), ['in/x.png'], 'tree', Path('out'))
@@ -196,6 +207,13 @@ def test_a_run_that_began_nothing_binds_nobody_and_other_files_are_another_run(f
   Image.fromarray(picture()).save('in/x.png')
   with pytest.raises(DataError, match='of which the inputs differs'):
     detecting.detect(Blobs(), ['in/x.png', 'in/empty.png'], 'ant', Path('out'), Settings(batch_size=1))
+
+
+def test_a_folder_of_the_user_that_is_called_unfinished_stays(folder):
+  (folder / 'unfinished').mkdir()
+  Path('unfinished/mine.txt').write_text('mine')
+  detecting.detect(Blobs(), ['in/x.png'], 'tree', Path('.'))
+  assert [path.name for path in Path('unfinished').iterdir()] == ['mine.txt']
 
 
 def _clip(path: str, frames: int = 10) -> None:
@@ -235,6 +253,33 @@ def test_a_killed_video_goes_on_where_it_stopped(folder):
     assert Path('out', name).read_bytes() == Path('whole', name).read_bytes()
 
 
+def test_a_video_that_does_not_say_how_long_it_is(folder):
+  writer = cv2.VideoWriter('raw.mjpeg', cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*'MJPG'), 25, (320, 240))
+  for _ in range(3):
+    writer.write(picture((100, 20, 150, 60), size=(240, 320)))
+  writer.release()
+  Path('raw.mjpeg').rename('raw.mpg')
+  with video.reading(Path('raw.mpg')) as source:
+    assert source.count == 0
+  assert detecting.detect(Blobs(), ['raw.mpg'], 'tree', Path('out')) == []
+  lines = [json.loads(line) for line in Path('out/raw_detections.jsonl').read_text().splitlines()]
+  assert [len(line['detections']) for line in lines] == [1, 1, 1]
+
+
+def test_a_video_that_was_cut_off_is_detected_as_far_as_it_goes_and_named(folder, capsys):
+  writer = cv2.VideoWriter('clip.avi', cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*'MJPG'), 25, (320, 240))
+  for _ in range(20):
+    writer.write(picture((100, 20, 150, 60), size=(240, 320)))
+  writer.release()
+  detecting.detect(Blobs(), ['clip.avi'], 'tree', Path('out'))
+  assert 'can be read' not in capsys.readouterr().err
+  whole = Path('clip.avi').read_bytes()
+  Path('clip.avi').write_bytes(whole[: len(whole) // 2])
+  detecting.detect(Blobs(), ['clip.avi'], 'tree', Path('out'))
+  found = len(Path('out/clip_detections.jsonl').read_text().splitlines())
+  assert 0 < found < 18 and f'clip.avi: only {found} of about 20 frames can be read' in capsys.readouterr().err
+
+
 def test_tiles_find_what_the_whole_picture_has(folder):
   spots = [(10, 10, 40, 30), (90, 100, 125, 131), (180, 200, 215, 225), (230, 300, 270, 340)]
   Image.fromarray(picture(*spots, size=(300, 400))).save('large.png')
@@ -270,7 +315,8 @@ def test_coco_json_is_what_tools_of_coco_read(folder):
 def test_classes_are_names_or_files(folder):
   vocabulary.save('v.npz', KNOWN)
   Path('names').write_text('ant\ntree\n')
-  for classes, first in (('v.npz', 'tree'), ('names', 'ant'), ('red mug', 'red mug')):
+  prepare.prepare(*small_set.write(folder / 'small'), folder / 'data')
+  for classes, first in (('v.npz', 'tree'), ('names', 'ant'), ('data/', 'ant'), ('red mug', 'red mug')):
     detecting.detect(Blobs(), ['in/x.png'], classes, Path('out'))
     assert found_in()['in/x.png']['detections'][0]['class'] == first
   bad = vocabulary.VocabularyFile(np.eye(1, 512, dtype=np.float32), ('red\nmug',), np.array([True]), 'a teacher', '')

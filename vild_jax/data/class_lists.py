@@ -124,6 +124,8 @@ def is_file(classes: str, option: str = '--classes') -> bool:
       return True
   if classes.lower().endswith(_SUFFIXES) or (os.sep in classes and ',' not in classes):
     hint = '' if classes.lower().endswith(_SUFFIXES) else f'; a class of this name is {classes + ","!r}'
+    if os.path.isdir(classes):
+      hint = f'; a folder with a data set is {classes + "/"!r}'
     raise ValueError(f'{option} {classes!r} looks like a path, but there is no such file{hint}')
   return False
 
@@ -155,7 +157,7 @@ def _read(spec: str | Path) -> ClassList:
   path = Path(spec)
   if path.is_dir():
     return _from_categories(read_metadata(prepared_folder(path))[0])
-  if path.suffix == '.json':
+  if path.suffix.lower() == '.json':
     return _from_categories(read_categories(path))
   if not path.is_file():
     raise DataError(

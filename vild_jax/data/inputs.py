@@ -42,14 +42,15 @@ def inputs(arguments: Sequence[str | Path], out: Path, endings: Sequence[str] = 
   Args:
     arguments: files; folders, of which all pictures count that are not hidden, in folders below it too; and globs, in
       which ** stands for any folders, of which pictures, videos and folders count.
-    out: where files about the inputs will be written. What it holds is left out of folders.
+    out: where files about the inputs will be written. What it holds is left out of folders, and these files out of
+      globs, so that what a run has written is no input when it is started again.
     endings: of these files.
 
   Raises DataError for an argument that names nothing, or if `out` is a folder of the pictures.
   """
   found: dict[str, tuple[Path, str]] = {}
   for argument in map(str, arguments):
-    for path, name in _named(argument, os.path.realpath(out)):
+    for path, name in _named(argument, os.path.realpath(out), tuple(endings)):
       found.setdefault(os.path.realpath(path), (path, name))
   taken = {_key(Path(path)) for path in found}
   listed = []
@@ -66,7 +67,7 @@ def inputs(arguments: Sequence[str | Path], out: Path, endings: Sequence[str] = 
   return listed
 
 
-def _named(argument: str, out: str) -> Iterator[tuple[Path, str]]:
+def _named(argument: str, out: str, endings: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
   """Yields (path, name) of what one argument names."""
   if os.path.isdir(argument):
     below = list(_in_folder(argument, out))
@@ -76,7 +77,7 @@ def _named(argument: str, out: str) -> Iterator[tuple[Path, str]]:
   elif os.path.lexists(argument):
     yield Path(argument), Path(argument).stem
   elif glob.has_magic(argument):
-    matches = sorted(glob.glob(argument, recursive=True))
+    matches = [match for match in sorted(glob.glob(argument, recursive=True)) if not _is_result(match, out, endings)]
     known = (*pictures.SUFFIXES, *VIDEO_SUFFIXES)
     below = [
       (Path(match), Path(match).stem) for match in matches if _has_suffix(match, known) and os.path.isfile(match)
@@ -89,6 +90,11 @@ def _named(argument: str, out: str) -> Iterator[tuple[Path, str]]:
     yield from below
   else:
     raise DataError(f'{argument} does not exist; expected a picture, a video, a folder of pictures or a glob')
+
+
+def _is_result(match: str, out: str, endings: tuple[str, ...]) -> bool:
+  folder, name = os.path.split(match)
+  return os.path.realpath(match) == out or (name.endswith(endings) and os.path.realpath(folder) == out)
 
 
 def _in_folder(folder: str, out: str) -> Iterator[tuple[Path, str]]:

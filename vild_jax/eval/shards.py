@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +25,7 @@ from vild_jax.runtime import files
 FOLDER = 'unfinished'
 WAIT_SECONDS = 600  # processes end at about the same time; this leaves time for slow file systems
 _JOB = 'job.json'
+_OWN = re.compile(r'job\.json|\d{6}(-\d+)*\.part|\..+\.(json|part)\..+\.tmp')  # the last is what a crash leaves
 _PICTURES = 64  # of a shard, or as many more as make whole batches
 Entry = tuple[int, Sequence[Sequence[Result]]]  # image id, and the results of each method
 
@@ -116,7 +117,7 @@ class Shards:
 
   def remove(self) -> None:
     """Removes the folder."""
-    shutil.rmtree(self.folder, ignore_errors=True)
+    end(self.folder)
 
   def _name(self, shard: int, process: int) -> str:
     return f'{shard:06d}-{process}.part'
@@ -147,8 +148,18 @@ def begin(folder: Path, job: Mapping[str, Any], what: str) -> None:
     return
   folder.mkdir(parents=True, exist_ok=True)
   for stale in folder.glob('*.part'):
-    stale.unlink()
+    if _OWN.fullmatch(stale.name):
+      stale.unlink()
   files.write(path, json.dumps(job, indent=2) + '\n')
+
+
+def end(folder: Path) -> None:
+  """Removes `job.json` and the parts of a job, and their folder unless it holds files of somebody else."""
+  with contextlib.suppress(OSError):
+    for path in folder.iterdir():
+      if _OWN.fullmatch(path.name):
+        path.unlink()
+    folder.rmdir()
 
 
 def _wait(part: Path, process: int, count: int, seconds: float) -> None:

@@ -56,7 +56,7 @@ def draw(
     novel: bool [C], the classes to mark, or None.
     colors: RGB of each object; None: by `class_color`.
     bold: lines and text twice as large, for pictures that are shown at a smaller size; None: if it is enlarged.
-    titles: what the label of each object says; None: the name of its class.
+    titles: what the label of each object says, if a font covers it; None: the name of its class.
 
   Returns:
     uint8 [k·H, k·W, 3]; k, see `enlargement`, is greater than 1 for pictures under 400 pixels.
@@ -87,7 +87,7 @@ def draw(
   for i in order:
     _draw_box(canvas, boxes[i], colors[i], line, dashed=is_novel[i])
   texts = [
-    fonts.label(names[label] if titles is None else titles[i], label)
+    fonts.label(names[label], label, None if titles is None else titles[i])
     + ('' if scores is None else f' {100 * float(scores[i]):.0f}')
     for i, label in enumerate(labels)
   ]

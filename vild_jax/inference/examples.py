@@ -68,13 +68,19 @@ class ExampleTower:
     A box is embedded as the regions that the student learns from: n(n(V(1x)) + n(V(1.5x))) (`crops.CropTower`). Around
     a crop there is nothing to see, so that both its windows are the crop itself.
 
-    Raises ValueError for a picture that cannot be used, or if the image tower is not the expected one.
+    Raises ValueError for a picture that cannot be used, for a box outside of it, or if the image tower is not the
+    expected one.
     """
     tower, rows = self._loaded(), []
     for number, image in enumerate(example.images):
       try:
         pixels = pictures.as_rgb(image)
         box = np.array([0, 0, *pixels.shape[:2]]) if example.boxes is None else example.boxes[number]
+        if (box[:2] <= box[2:]).all() and ((box[:2] >= pixels.shape[:2]).any() or (box[2:] <= 0).any()):
+          raise ValueError(
+            f'the box {box.tolist()} lies outside; expected yxyx inside {pixels.shape[0]} x {pixels.shape[1]} pixels '
+            '(height x width)'
+          )
         rows.append(self._row(tower, pixels, box))
       except ValueError as error:
         raise ValueError(f'example {example.name!r}, picture {number + 1}: {error}') from error

@@ -2,7 +2,8 @@
 
 DejaVu Sans comes with matplotlib and covers Latin, Greek, Cyrillic, Arabic, Hebrew, Georgian and more; the font of
 OpenCV 5 covers Chinese, Japanese and Korean. A font is taken only if it has every character of the name, so that no
-picture shows boxes in the place of letters.
+picture shows boxes in the place of letters, and if the letters can be put in their order and shape: scripts from Hebrew
+to Burmese, and Khmer, need Pillow with Raqm and FriBiDi for that, which without them draws Arabic backwards.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import cv2
 import matplotlib
 import numpy as np
 from matplotlib import ft2font
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 _DEJAVU = Path(matplotlib.get_data_path()) / 'fonts/ttf/DejaVuSans.ttf'
 _OF_EVERY_LABEL = '#0123456789 '  # a number, a score
@@ -37,9 +38,13 @@ def covers(name: str) -> bool:
   return _font_of(name) is not None
 
 
-def label(name: str, number: int) -> str:
-  """Returns what a label shows for a class: its name, or '#3' for the third one if no font covers the name."""
-  return one_line(name) if covers(one_line(name)) else f'#{number + 1}'
+def label(name: str, number: int, title: str | None = None) -> str:
+  """Returns what a label shows for a class: its title if there is one, else its name, or '#3' for the third one.
+
+  What no font covers is passed over.
+  """
+  lines = [one_line(text) for text in (title, name) if text is not None]
+  return next(filter(covers, lines), f'#{number + 1}')
 
 
 @functools.lru_cache(maxsize=512)
@@ -63,9 +68,18 @@ def line(text: str, size: int) -> Image.Image:
 def _font_of(text: str) -> str | None:
   """The path of the first font that has all characters of a text, or `_OPENCV`, or None."""
   needed = {ord(c) for c in text + _OF_EVERY_LABEL if not _is_invisible(c)}
+  laid_out = any(0x590 <= c < 0x10A0 or 0x1780 <= c < 0x1800 for c in needed)
+  if laid_out and not _has_layout():
+    return None
   fonts = (path for paths in (lambda: [str(_DEJAVU)], _system_fonts) for path in paths())
   found = next((path for path in fonts if needed <= _characters(path)), None)
-  return found or (_OPENCV if all(map(_in_opencv, map(chr, needed))) else None)
+  # OpenCV draws from left to right whatever the script.
+  return found or (_OPENCV if not laid_out and all(map(_in_opencv, map(chr, needed))) else None)
+
+
+def _has_layout() -> bool:
+  """Whether Pillow orders and shapes letters; FriBiDi is a library of the system that it may not find."""
+  return features.check('raqm') and features.check('fribidi')
 
 
 def _is_invisible(character: str) -> bool:

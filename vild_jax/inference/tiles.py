@@ -48,6 +48,8 @@ def detect(
   """
   places = grid(*picture.shape[:2], tile, overlap)
   if len(places) == 1:
+    if max_detections is not None:  # of many tiles there may be more than the detector gives of one
+      max_detections = min(max_detections, detector.config.model.postprocess.max_detections)
     return detector.detect(picture, classes, max_detections=max_detections, **how)
   parts = [picture, *(picture[y1:y2, x1:x2] for y1, x1, y2, x2 in places)]
   found = detector.detect(progress.track(parts, f'tiles of {Path(path).name}', unit='tile'), classes, **how)

@@ -41,7 +41,7 @@ def reading(path: Path) -> Iterator[Video]:
   """Opens a video until the block ends. Raises DataError if it is not readable, or when it turns out to be empty."""
   # FFmpeg alone: for others a number in the name would stand for a sequence of pictures.
   with _quietly():
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    capture = cv2.VideoCapture(_named(path), cv2.CAP_FFMPEG)
   if not capture.isOpened():
     raise DataError(f'{path}: no readable video; expected one that OpenCV decodes, such as MP4')
   try:
@@ -68,7 +68,7 @@ def writing(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
   """Yields a function that adds a frame, uint8 [H, W, 3] RGB, to an MP4; it becomes `path` when the block ends.
 
   All frames have one size; a last row or column that makes it odd is left out, since the codec has none. Raises
-  OSError if the video cannot be written, and then leaves nothing.
+  DataError for a size that the codec has not, OSError if the video cannot be written, and then leaves nothing.
   """
   with files.temporary_folder(path) as folder, contextlib.ExitStack() as stack:
     target, writer, number = folder / 'video.mp4', None, 0
@@ -91,11 +91,25 @@ def writing(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
 
 
 def _writer(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
+  # MPEG-4 has rates of at most 65535 divided by a whole number, which OpenCV takes to be a power of ten.
+  rate = max(round(rate, 3 if rate < 65 else 1), 0.01)
   with _quietly():
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*_CODEC), rate, size)
+    writer = cv2.VideoWriter(_named(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*_CODEC), rate, size)
   if not writer.isOpened():
-    raise OSError(f'OpenCV cannot write a video of {size[0]} x {size[1]} pixels; expected a build with FFmpeg')
+    raise DataError(
+      f'OpenCV cannot write a video of {size[0]} x {size[1]} pixels; expected at most 8191 a side, and a build with '
+      'FFmpeg'
+    )
   return writer
+
+
+def _named(path: Path) -> str:
+  """Returns the path as OpenCV takes it, which crashes the process for a name that is not text."""
+  try:
+    str(path).encode()
+  except UnicodeEncodeError:
+    raise DataError(f'{str(path)!r}: the path of a video is no UTF-8 text; expected a name that is') from None
+  return str(path)
 
 
 @contextlib.contextmanager

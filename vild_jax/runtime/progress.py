@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -58,8 +58,10 @@ def bar(total: int | None, description: str, *, unit: str = 'it', initial: int =
 def track(
   items: Iterable[T], description: str, *, total: int | None = None, unit: str = 'it', disable: bool = False
 ) -> Iterable[T]:
-  """Yields `items` and shows their progress in a bar, unless `disable` hides it."""
-  with bar(total if total is not None else len(items), description, unit=unit, disable=disable) as progress:  # type: ignore[arg-type]
+  """Yields `items` and shows their progress in a bar, unless `disable` hides it; their number may be unknown."""
+  if total is None and isinstance(items, Sized):
+    total = len(items)
+  with bar(total, description, unit=unit, disable=disable) as progress:
     for item in items:
       yield item
       progress.update()

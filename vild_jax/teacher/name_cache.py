@@ -30,11 +30,14 @@ Rows = dict[bytes, np.ndarray]
 
 
 def folder() -> Path | None:
-  """Returns the folder that the cache lies in; None if the user wants none."""
+  """Returns the folder that the cache lies in; None if the user wants none, or has no home as in some containers."""
   chosen = os.environ.get('VILD_JAX_CACHE')
-  if chosen:
-    return None if chosen == 'off' else Path(chosen).expanduser()
-  return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'vild_jax'
+  if chosen == 'off':
+    return None
+  try:
+    return Path(chosen or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'vild_jax')).expanduser()
+  except RuntimeError:
+    return None
 
 
 def embed(tower: TextTower, names: Sequence[str], templates: Sequence[str]) -> dict[str, np.ndarray]:

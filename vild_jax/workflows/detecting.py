@@ -33,6 +33,7 @@ from vild_jax.workflows.found_files import Parts, Record
 DETECTIONS_FILE, COCO_FILE = 'detections.json', 'coco.json'
 _PICTURE, _VIDEO, _LINES = _ENDINGS = ('_detections.png', '_detections.mp4', '_detections.jsonl')
 _BATCH_PIXELS = 64 * 10**6  # a batch is complete when its pictures have so many
+_WHOLE = 0.9  # a video with a smaller share of the frames that it states is cut off; what it states is an estimate
 _SHOWN = 20  # names without a font that a message lists
 
 
@@ -120,7 +121,7 @@ def detect(
 
 
 def _asked(classes: str) -> Sequence[str] | VocabularyFile:
-  if class_lists.is_file(classes) and classes.lower().endswith('.npz'):
+  if classes.lower().endswith('.npz') and class_lists.is_file(classes):
     vocabulary = vocabulary_lib.load(classes)
     class_lists.check_names(vocabulary.names, classes)
     return vocabulary
@@ -161,7 +162,8 @@ def _tell_numbers(names: Sequence[str]) -> None:
     listed = ', '.join(f'{fonts.label(name, i)} = {name}' for i, name in numbered[:_SHOWN])
     print(
       f'no font here has all letters of {len(numbered)} of {len(names)} names, which drawings show by their numbers: '
-      f'{listed}{", ..." if len(numbered) > _SHOWN else ""}. A font such as Noto Sans in the system would help.',
+      f'{listed}{", ..." if len(numbered) > _SHOWN else ""}. A font such as Noto Sans in the system would help, and '
+      'for scripts such as Arabic the library FriBiDi.',
       file=sys.stderr,
     )
 
@@ -251,6 +253,8 @@ class _Work:
         for (_, frame), record in zip(now, records, strict=True):
           add(self._drawn(frame, record['detections']))
         number += len(now)
+    if number < _WHOLE * source.count:
+      tqdm.write(f'{item.path}: only {number} of about {source.count} frames can be read', file=sys.stderr)
     chunks = (self.parts.read(i, k) for k in range(chunk))
     found_files.write_lines(lines, itertools.chain.from_iterable(chunks))
     self.parts.write([{'image': str(item.path), 'frames': number}], i)

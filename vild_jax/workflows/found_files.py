@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,8 @@ class Parts:
     files.write(self._path(key), ''.join(json.dumps(record) + '\n' for record in records))
 
   def remove(self) -> None:
-    """Removes the folder with all parts."""
-    shutil.rmtree(self._folder, ignore_errors=True)
+    """Removes all parts, as `shards.end` does."""
+    shards.end(self._folder)
 
   def _path(self, key: tuple[int, ...]) -> Path:
     return self._folder / f'{"-".join(f"{number:06d}" for number in key)}.part'
