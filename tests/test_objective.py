@@ -175,6 +175,12 @@ def test_retention_compares_the_regions_without_a_label_with_the_starting_detect
   huber = np.where(size < 1, size**2 / 2, size - 0.5).mean(-1)
   expected = 3 * (q[..., 0] * huber)[free].sum() / np.asarray(targets.foreground).sum()
   np.testing.assert_allclose(found['retention_box_loss'], expected, rtol=1e-4)
+  # With the reference's novel logits of zero, what is kept is seen as the model is.
+  zero = tiny.config('train.init=bundle', 'train.retention=3', 'assignment.novel_logits_zero=true')
+  p, q = (np.exp(np.where(np.isin(np.arange(7), [4, 5]), 0, np.asarray(x, np.float64))) for x in (logits, start))
+  p, q = (np.stack([x[..., 1], x.sum(-1) - x[..., 1]], -1) / x.sum(-1, keepdims=True) for x in (p, q))
+  found = objective.losses(zero, outputs, targets, words)['retention_loss']
+  np.testing.assert_allclose(found, 3 * (q * np.log(q / p)).sum(-1)[free].mean(), rtol=1e-4)
   with pytest.raises(ValueError, match=r'train\.retention is 3, but'):
     objective.losses(config, outputs.replace(kept=None), targets, words)
 
