@@ -185,6 +185,19 @@ def test_retention_compares_the_regions_without_a_label_with_the_starting_detect
     objective.losses(config, outputs.replace(kept=None), targets, words)
 
 
+def test_a_batch_without_any_object_keeps_boxes_by_their_mean():
+  config, batch = tiny.config('train.init=bundle', 'train.retention=3'), tiny.batch(empty=tuple(range(8)))
+  targets = jax.tree.map(jnp.asarray, sampled.assign(batch, sampled.proposals(tiny.batch())))
+  free = np.asarray(targets.valid)
+  assert free.any() and not np.asarray(targets.foreground).any()
+  logits = jnp.zeros((8, 16, tiny.CLASSES + 1))  # each of four base classes and the background has a fifth
+  kept = detector.SecondStage(None, logits, jnp.full((8, 16, 4), 0.5))
+  outputs = _outputs(targets, logits, jnp.zeros((8, 4, 28, 28))).replace(kept=kept)
+  words = tiny.vocabulary().replace(labelled=np.arange(tiny.CLASSES) != 1)
+  found = objective.losses(config, outputs, targets, words)
+  np.testing.assert_allclose(found['retention_box_loss'], 3 * 0.2 * 0.5 * 0.5**2, rtol=1e-5)
+
+
 def test_a_full_size_step_has_the_expected_shapes():
   config = config_lib.load('configs/vild_text_r50_lvis.py')
   side, count = 1024, config.data.max_instances

@@ -218,7 +218,9 @@ def losses(
     regions = targets.valid & ~targets.foreground, jnp.append(allowed, True), unlabelled
     loss = core_losses.retention(logits, kept.logits, *regions, count=counts['retention'])
     parts['retention_loss'] = config.train.retention * loss
-    loss = core_losses.retention_box(outputs.second.deltas, kept.deltas, kept.logits, *regions, count=counts['box'])
+    # By the foreground, as the loss of boxes; a sum over all regions of a batch without any would be huge.
+    count = jnp.where(counts['box'] > 0, counts['box'], counts['class'])
+    loss = core_losses.retention_box(outputs.second.deltas, kept.deltas, kept.logits, *regions, count=count)
     parts['retention_box_loss'] = config.train.retention * loss
   if targets.regions is not None:
     parts['distillation_loss'] = config.distillation.weight * core_losses.distillation(
