@@ -175,8 +175,27 @@ def test_retention_compares_the_regions_without_a_label_with_the_starting_detect
   huber = np.where(size < 1, size**2 / 2, size - 0.5).mean(-1)
   expected = 3 * (q[..., 0] * huber)[free].sum() / np.asarray(targets.foreground).sum()
   np.testing.assert_allclose(found['retention_box_loss'], expected, rtol=1e-4)
+  # With the reference's novel logits of zero, what is kept is seen as the model is.
+  zero = tiny.config('train.init=bundle', 'train.retention=3', 'assignment.novel_logits_zero=true')
+  p, q = (np.exp(np.where(np.isin(np.arange(7), [4, 5]), 0, np.asarray(x, np.float64))) for x in (logits, start))
+  p, q = (np.stack([x[..., 1], x.sum(-1) - x[..., 1]], -1) / x.sum(-1, keepdims=True) for x in (p, q))
+  found = objective.losses(zero, outputs, targets, words)['retention_loss']
+  np.testing.assert_allclose(found, 3 * (q * np.log(q / p)).sum(-1)[free].mean(), rtol=1e-4)
   with pytest.raises(ValueError, match=r'train\.retention is 3, but'):
     objective.losses(config, outputs.replace(kept=None), targets, words)
+
+
+def test_a_batch_without_any_object_keeps_boxes_by_their_mean():
+  config, batch = tiny.config('train.init=bundle', 'train.retention=3'), tiny.batch(empty=tuple(range(8)))
+  targets = jax.tree.map(jnp.asarray, sampled.assign(batch, sampled.proposals(tiny.batch())))
+  free = np.asarray(targets.valid)
+  assert free.any() and not np.asarray(targets.foreground).any()
+  logits = jnp.zeros((8, 16, tiny.CLASSES + 1))  # each of four base classes and the background has a fifth
+  kept = detector.SecondStage(None, logits, jnp.full((8, 16, 4), 0.5))
+  outputs = _outputs(targets, logits, jnp.zeros((8, 4, 28, 28))).replace(kept=kept)
+  words = tiny.vocabulary().replace(labelled=np.arange(tiny.CLASSES) != 1)
+  found = objective.losses(config, outputs, targets, words)
+  np.testing.assert_allclose(found['retention_box_loss'], 3 * 0.2 * 0.5 * 0.5**2, rtol=1e-5)
 
 
 def test_a_full_size_step_has_the_expected_shapes():

@@ -177,10 +177,12 @@ def losses(
   unlabelled = None
   if vocabulary.labelled is not None:
     unlabelled = jnp.append(allowed & ~vocabulary.labelled, False)
+  kept = outputs.kept
   if config.assignment.novel_logits_zero:
     # The reference keeps novel classes in the softmax with logit 0 (docs/departures.md, 6).
     trained = jnp.append(allowed, True).reshape(1, 1, -1)
     logits, allowed = jnp.where(trained, logits, 0), vocabulary.valid
+    kept = kept and kept.replace(logits=jnp.where(trained, kept.logits, 0))
   parts = {
     'rpn_score_loss': core_losses.rpn_score(
       outputs.first.objectness,
@@ -208,15 +210,17 @@ def losses(
   if not config.model.background:
     del parts['class_loss']
   if config.train.retention:
-    if outputs.kept is None or unlabelled is None:
+    if kept is None or unlabelled is None:
       raise ValueError(
         f'train.retention is {config.train.retention:g}, but what the starting detector says, or which classes have no '
         'labels, is not given; expected both, as `vild-jax train` gives them'
       )
-    kept, regions = outputs.kept, (targets.valid & ~targets.foreground, jnp.append(allowed, True), unlabelled)
+    regions = targets.valid & ~targets.foreground, jnp.append(allowed, True), unlabelled
     loss = core_losses.retention(logits, kept.logits, *regions, count=counts['retention'])
     parts['retention_loss'] = config.train.retention * loss
-    loss = core_losses.retention_box(outputs.second.deltas, kept.deltas, kept.logits, *regions, count=counts['box'])
+    # By the foreground, as the loss of boxes; a sum over all regions of a batch without any would be huge.
+    count = jnp.where(counts['box'] > 0, counts['box'], counts['class'])
+    loss = core_losses.retention_box(outputs.second.deltas, kept.deltas, kept.logits, *regions, count=count)
     parts['retention_box_loss'] = config.train.retention * loss
   if targets.regions is not None:
     parts['distillation_loss'] = config.distillation.weight * core_losses.distillation(

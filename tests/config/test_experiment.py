@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import json
 import typing
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_override_changes_one_leaf(assignment, key, value):
 
 def test_later_overrides_win():
   assert config_lib.override(Config(), ['--seed=1', '--seed=2']).seed == 2
+
+
+def test_settings_that_exclude_or_need_each_other_come_in_any_order():
+  staged = config_lib.override(Config(), ['--train.init_first_stage=start'])
+  words = ['--train.init=bundle', '--train.init_first_stage=', '--train.retention=5']
+  expected = config_lib.override(Config(), ['--train.init=bundle']).train
+  for order in itertools.permutations(words):
+    tuned = config_lib.override(staged, list(order))
+    assert tuned.train == dataclasses.replace(expected, retention=5.0)
+    for back in (['--train.init=', '--train.retention=0'], ['--train.retention=0', '--train.init=']):
+      assert config_lib.override(tuned, back) == Config()
+  with pytest.raises(ConfigError, match=r'train\.init is bundle; expected'):
+    config_lib.override(staged, words[:1])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.helpers import small_set, tiny
 from vild_jax.data import class_lists, prepare, sources
 from vild_jax.data.schema import DataError
 from vild_jax.eval import detections, protocols, shards, truth
-from vild_jax.inference import evaluation
+from vild_jax.inference import evaluation, jobs
 from vild_jax.train import sharding
 from vild_jax.vocabulary import VocabularyFile
 
@@ -112,7 +113,11 @@ def test_a_killed_evaluation_goes_on_and_ends_as_one_without_a_break(dataset, tm
   with pytest.raises(KeyboardInterrupt):
     evaluate(dataset, tmp_path / 'broken', *settings, predict=counting)
   assert (tmp_path / 'broken' / 'unfinished' / 'job.json').is_file()
-  for more, what in ((('data.image_size=128',), 'config'), (('model.temperature=0.5',), 'config')):
+  for more, what in (
+    (('data.image_size=128',), 'config'),
+    (('model.temperature=0.5',), 'config'),
+    (('evaluation.batch_size=2',), 'batch size'),
+  ):
     with pytest.raises(DataError, match=f'an unfinished evaluation of which the {what} differs'):
       evaluate(dataset, tmp_path / 'broken', *settings, *more, predict=counting)
   with pytest.raises(DataError, match='of which the weights differs'):
@@ -125,6 +130,16 @@ def test_a_killed_evaluation_goes_on_and_ends_as_one_without_a_break(dataset, tm
   assert resumed == whole | {'seconds_per_image': resumed['seconds_per_image']}
   texts = [(tmp_path / name / 'results.json').read_bytes() for name in ('whole', 'broken')]
   assert texts[0] == texts[1] and not (tmp_path / 'broken' / 'unfinished').exists()
+
+
+def test_only_model_and_input_size_tell_the_configs_of_detectors_apart():
+  """Else a setting that a later version adds would part an evaluation from its detector."""
+  words = VocabularyFile(np.eye(1, 4), ('ant',), np.array([True]), 'made up', '')
+  of = lambda *more: jobs.of_detector(tiny.config(*more), {'w': np.zeros(2)}, words)['config']
+  model = dataclasses.asdict(tiny.config().model)
+  expected = hashlib.sha256(json.dumps({'image_size': 64, 'model': model}, sort_keys=True).encode()).hexdigest()
+  assert of() == of('train.steps=3', 'evaluation.batch_size=2', 'data.flip=false') == expected
+  assert len({of(), of('data.image_size=128'), of('model.temperature=0.5')}) == 3
 
 
 def federated(folder):

@@ -17,6 +17,7 @@ from vild_jax import vocabulary
 from vild_jax.inference import bundle, queries
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import crops, text
+from vild_jax.train import bundle_files
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (41, 70, 3), dtype=np.uint8)
 OTHER = np.random.default_rng(1).integers(0, 256, (30, 20, 3), dtype=np.uint8)
@@ -137,6 +138,10 @@ def test_another_image_tower_is_refused(made, tmp_path, teacher):
     loaded.classes({'mine': PICTURE})
   changed = shutil.copytree(made / 'seeing', tmp_path / 'changed')
   teacher_checkpoint.save_image_tower(changed / 'image_tower', other)
+  with pytest.raises(ValueError, match=r'image_tower/.* is damaged'):
+    vild_jax.load(changed)
+  about = bundle_files.read_about(changed)
+  bundle_files.seal(changed, {key: value for key, value in about.items() if key not in ('files', 'sha256')})
   with pytest.raises(ValueError, match='has the image tower'):
     vild_jax.load(changed).classes({'mine': PICTURE})
 

@@ -85,6 +85,14 @@ def test_a_missing_file_and_one_too_many_are_named(bundle):
   assert '0123 has 39 bytes, bundle.json lists 40' in damage(bundle)
 
 
+@pytest.mark.parametrize('tower', ['text_tower', 'image_tower'])
+def test_the_checks_cannot_be_switched_off_by_the_loss_of_the_list(bundle, tower):
+  (bundle / 'bundle.json').unlink()
+  (bundle / 'text_tower').rename(bundle / tower)
+  for weights in (True, False):
+    assert damage(bundle, weights=weights).startswith(f'{bundle}/bundle.json is missing, which a bundle with a {tower}')
+
+
 def test_what_people_put_beside_the_files_of_a_bundle_is_theirs(bundle):
   (bundle / 'evaluation').mkdir()
   for name in ('README.md', 'LICENSE', '.gitattributes', 'evaluation/metrics.json'):
@@ -114,6 +122,7 @@ def test_format_1_and_other_folders_have_nothing_to_check(bundle):
   bundle_files.check(bundle)
   assert bundle_files.read_about(bundle)['name'] == 'old'
   (bundle / 'bundle.json').unlink()
+  shutil.rmtree(bundle / 'text_tower')  # what is left may be a converted checkpoint
   bundle_files.check(bundle)
   shutil.rmtree(bundle)
   bundle_files.check(bundle)

@@ -55,8 +55,9 @@ def test_a_resumed_training_gets_the_start_of_the_first_run(tmp_path):
   resumed = retention.opened(config, tmp_path, mesh, None)
   jax.tree.map(np.testing.assert_array_equal, resumed, begun)
   shutil.rmtree(tmp_path / retention.FOLDER)
-  with pytest.raises(ValueError, match='start cannot be read'):
+  with pytest.raises(ValueError, match='start cannot be read') as error:
     retention.opened(config, tmp_path, mesh, None)
+  assert 'is not there; expected what the first run wrote' in str(error.value) and '\n' not in str(error.value)
 
 
 def test_only_a_training_that_starts_from_a_detector_has_something_to_keep():

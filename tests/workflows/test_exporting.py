@@ -49,11 +49,15 @@ def test_the_card_has_step_data_licence_and_the_metrics_of_these_weights_alone(m
     elif name == 'old':
       del metrics['detector']
     (workdir / name / 'metrics.json').write_text(json.dumps(metrics))
+  for name, content in (('foreign', '[0.5]'), ('damaged', '{')):
+    (workdir / name).mkdir()
+    (workdir / name / 'metrics.json').write_text(content)
   words = ('export', made / 'config.json', '--checkpoint', workdir, '--license', 'cc-by-4.0', '--out')
   capsys.readouterr()
   assert run(*words, tmp_path / 'b') == 0
   told = capsys.readouterr().err
   assert f'{workdir}/other/metrics.json is not of these weights and settings: the model card leaves it out' in told
+  assert f'{workdir}/foreign/metrics.json has no box metrics' in told and 'damaged/metrics.json is no' in told
   assert f'{workdir}/old/metrics.json does not say of which weights it is' in told and 'evaluation/' not in told
   card, about = (tmp_path / 'b' / 'README.md').read_text(), json.loads((tmp_path / 'b' / 'bundle.json').read_text())
   assert card.startswith('---\nlicense: cc-by-4.0\n') and '| steps | 2 of 2 |' in card

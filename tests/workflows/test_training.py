@@ -155,9 +155,25 @@ def test_frozen_weights_need_the_teacher_that_they_were_trained_with(tmp_path):
   assert of(('backbone/group1_block1/projection/kernel', 'region_head/fc1/kernel'), teacher='two') == [
     '  its classes are embedded by another teacher: one, here two'
   ]
+  kept = config_lib.override(config, ['train.retention=1'])
+  other = VocabularyFile(rows, ('ant', 'cup', 'fox'), base, 'two', '')
+  assert 'which it has never seen' in training._meaning(kept, other, start())[1]
   for name in ('region_head/projection/kernel', 'image_head/projection/bias', 'background'):
     with pytest.raises(ValueError, match=rf'train\.freeze: {name} is frozen, and in .* another teacher: one, here two'):
       of(('backbone/stem/kernel', name), teacher='two')
+
+
+def test_a_fixed_background_that_the_new_vocabulary_lacks_is_named(tmp_path):
+  config = tiny.config(_start(tmp_path / 'bundle'))
+  rows, base = np.eye(3, 16, dtype=np.float32), np.ones(3, bool)
+  of = lambda background: VocabularyFile(rows, ('ant', 'tree', 'cup'), base, 'one', '', background)
+  said = lambda words: training._meaning(config, words, state.Start(None, (), ''))
+  save(tmp_path / 'bundle' / 'vocabulary.npz', of(-rows[0]))
+  (line,) = said(of(None))
+  assert 'it was trained with a fixed background, which the vocabulary lacks' in line
+  assert said(of(-rows[0])) == []
+  save(tmp_path / 'bundle' / 'vocabulary.npz', of(None))
+  assert said(of(None)) == said(of(-rows[0])) == []
 
 
 def test_a_training_says_which_classes_have_no_labels_and_no_objects(tmp_path):

@@ -77,20 +77,21 @@ def difference(a: Any, b: Any) -> list[str]:
 
 
 def override(settings: T, assignments: list[str]) -> T:
-  """Applies command-line overrides `--key.path=value` (the dashes may be left out) in order.
+  """Applies command-line overrides `--key.path=value` (the dashes may be left out); of one key the last counts.
+
+  Settings that exclude or need each other are checked when all are applied, so that their order does not matter.
 
   Raises ConfigError for an unknown key, naming the nearest valid one, and for a value of the wrong type.
   """
+  leaves, tree = flatten(settings), dataclasses.asdict(settings)
   for assignment in assignments:
     key, equals, text = assignment.removeprefix('--').partition('=')
     if not equals:
       raise ConfigError(f'{assignment!r} is not an override; expected --key.path=value')
-    leaves, tree = flatten(settings), dataclasses.asdict(settings)
     _check_known(key, list(leaves))
     *parents, leaf = key.split('.')
     functools.reduce(lambda node, parent: node[parent], parents, tree)[leaf] = _parse(text.strip(), leaves[key])
-    settings = from_tree(type(settings), tree)
-  return settings
+  return from_tree(type(settings), tree) if assignments else settings
 
 
 def from_tree(kind: type[T], tree: Any, prefix: str = '') -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,8 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vild_jax import config as config_lib
-from vild_jax.config import Config, Data, Evaluation
+from vild_jax.config import Config
 from vild_jax.data.schema import DataError
 from vild_jax.eval.shards import Entry, Shards
 from vild_jax.vocabulary import VocabularyFile
@@ -70,6 +70,7 @@ def description(
 ) -> dict[str, Any]:
   """Returns what decides the detections, as hashes, for the `job.json` of shards; `more` stands there too."""
   return of_detector(config, variables, trained_on) | {
+    'batch size': config.evaluation.batch_size,
     'vocabulary': _of_vocabulary(classes),
     'pictures': hashlib.sha256(repr(list(map(int, image_ids))).encode()).hexdigest(),
     **more,
@@ -78,16 +79,13 @@ def description(
 
 def of_detector(config: Config, variables: Any, trained_on: VocabularyFile) -> dict[str, str]:
   """Returns the part of `description` that tells detectors apart, `DETECTOR`, which `metrics.json` keeps."""
-  decides = Config(
-    model=config.model,
-    data=dataclasses.replace(Data(), image_size=config.data.image_size),
-    evaluation=dataclasses.replace(Evaluation(), batch_size=config.evaluation.batch_size),
-  )
+  # Not of a whole config: a setting that a later version adds elsewhere would make another detector of each.
+  decides = {'model': dataclasses.asdict(config.model), 'image_size': config.data.image_size}
   weights = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
     weights.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(jax.device_get(leaf)).tobytes())
   return {
-    'config': hashlib.sha256(config_lib.to_text(decides).encode()).hexdigest(),
+    'config': hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest(),
     'weights': weights.hexdigest(),
     'training vocabulary': _of_vocabulary(trained_on),
   }

@@ -66,6 +66,8 @@ def read_about(bundle: Path) -> dict[str, Any]:
 def check(folder: Path, *, weights: bool = True) -> None:
   """Checks the files of a bundle against bundle.json; does nothing for another folder, or a bundle of format 1.
 
+  A folder with a tower of the teacher is a bundle, whether bundle.json is there or not.
+
   Args:
     folder: the bundle.
     weights: whether to read the subfolders too, which hold nearly all of the bytes.
@@ -73,6 +75,8 @@ def check(folder: Path, *, weights: bool = True) -> None:
   Raises ValueError that names the first file that is missing, changed, or in a subfolder without being listed.
   """
   if not is_bundle(folder):
+    if tower := next((name for name in (TEXT_TOWER, IMAGE_TOWER) if (folder / name).is_dir()), None):
+      raise ValueError(f'{folder / BUNDLE_FILE} is missing, which a bundle with a {tower}/ has; {_ANEW}')
     return
   listed = read_about(folder).get('files')
   if listed is None:

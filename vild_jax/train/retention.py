@@ -68,10 +68,16 @@ def opened(config: Config, workdir: Path, mesh: Mesh, state: TrainState | None) 
   A new training gives the `state` that it starts from, whose variables are stored in the work directory first; one that
   is resumed gives None. All processes must call it.
 
-  Raises ValueError if what is stored is damaged or of another architecture.
+  Raises ValueError if what is stored is gone, damaged or of another architecture.
   """
   if not parts(config):
     return None
+  folder = workdir / FOLDER
   if state is not None:
-    weights.save(workdir / FOLDER, of(config, state), replace=True)
-  return weights.restore(workdir / FOLDER, abstract(config, mesh))
+    weights.save(folder, of(config, state), replace=True)
+  elif not folder.is_dir():
+    raise ValueError(
+      f'{folder} cannot be read: it is not there; expected what the first run wrote of the detector of train.init '
+      '(train.retention), or a new --workdir'
+    )
+  return weights.restore(folder, abstract(config, mesh))

@@ -73,14 +73,14 @@ class Start:
   Attributes:
     path: the folder of the weights, for `create_on`; None: from scratch.
     frozen: the names of the parameters that stay as they are (`train.freeze`).
-    given: the names of the parameters that `path` gives.
     report: what `train.init` gives, lines of text; '' without it.
+    given: the names of the parameters that `path` gives.
   """
 
   path: Path | None
   frozen: tuple[str, ...]
-  given: frozenset[str]
   report: str
+  given: frozenset[str] = frozenset()
 
 
 def check_start(config: Config, mesh: Mesh) -> Start:
@@ -90,7 +90,7 @@ def check_start(config: Config, mesh: Mesh) -> Start:
   """
   path, report = locate(config), ''
   if path is None and not config.train.freeze:
-    return Start(None, (), frozenset(), '')
+    return Start(None, (), '')
   expected = variables(abstract(config, mesh))
   stays = jax.tree_util.tree_leaves_with_path(optim.frozen(config.train.freeze, expected['params']))
   frozen = tuple(optim.path_name(name) for name, is_frozen in stays if is_frozen)
@@ -111,7 +111,7 @@ def check_start(config: Config, mesh: Mesh) -> Start:
       f'train.freeze: {missing} is frozen, and {source} gives no weights for it that fit: it would stay random; '
       'expected a start that has it (train.init), or other patterns'
     )
-  return Start(path, frozen, frozenset(given), report)
+  return Start(path, frozen, report, frozenset(given))
 
 
 def locate(config: Config) -> Path | None:

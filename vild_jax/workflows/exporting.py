@@ -106,7 +106,11 @@ def _metrics_beside(workdir: Path, of_these: Mapping[str, str]) -> list[dict[str
   """What `evaluate` has written in folders of a work directory about these weights with these settings."""
   found = []
   for path in sorted(workdir.glob(f'*/{_METRICS_FILE}')):
-    metrics = _read_metrics(path, path.relative_to(workdir))
+    try:
+      metrics = _read_metrics(path, path.relative_to(workdir))
+    except ValueError as error:  # nobody asked for this file, which may be of another program
+      print(f'{error}: the model card leaves it out', file=sys.stderr)
+      continue
     if _is_of(metrics, of_these):
       found.append(_kept(metrics, of_these))
     else:

@@ -224,6 +224,8 @@ def _meaning(config: Config, vocabulary: vocabulary_lib.VocabularyFile, start: s
   if not (folder / checkpoint.VOCABULARY_FILE).is_file():
     return lines
   known = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
+  if known.background is not None and vocabulary.background is None:
+    lines.append('  it was trained with a fixed background, which the vocabulary lacks; here it is learnt anew')
   if known.teacher != vocabulary.teacher:
     tied = next((name for name in start.frozen if name.startswith(_OF_THE_TEACHER)), None)
     if tied:
@@ -232,6 +234,8 @@ def _meaning(config: Config, vocabulary: vocabulary_lib.VocabularyFile, start: s
         f'here {vocabulary.teacher}; expected the same teacher, or other patterns'
       )
     lines.append(f'  its classes are embedded by another teacher: {known.teacher}, here {vocabulary.teacher}')
+    if config.train.retention:
+      lines.append('  train.retention keeps what it says of these embeddings, which it has never seen: likely noise')
     return lines
   rows = dict(zip(known.names, known.embeddings, strict=True))
   for name, row in zip(vocabulary.names, vocabulary.embeddings, strict=True):
