@@ -22,8 +22,9 @@ class AnsweredPicture(msgspec.Struct):
 class Found(msgspec.Struct, omit_defaults=True, rename={'class_': 'class'}):
   """A detection.
 
-  `label` is the index of its class in the `classes` of the answer, `box` [x, y, width, height] in pixels, `segmentation`
-  a COCO RLE, or polygons [x, y, x, y, ...] of the outlines; `attributes` are there if the request asked for some.
+  `label` is the index of its class in the `classes` of the answer; `box` is [x, y, width, height] in pixels;
+  `segmentation` is a COCO RLE, or polygons [x, y, x, y, ...] of the outlines; `attributes` are there if the request
+  asked for some.
   """
 
   class_: str

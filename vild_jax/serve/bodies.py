@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
 
 from python_multipart import exceptions
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -23,7 +23,7 @@ class Reader:
     self._limits, self._held = limits, 0
 
   @contextlib.asynccontextmanager
-  async def read(self, request: Request) -> Iterator[bytes]:
+  async def read(self, request: Request) -> AsyncIterator[bytes]:
     """Yields the body; raises Refused for one that is too long or too slow, or if too much is read at the time."""
     most, held, parts = self._limits.body_bytes, 0, []
     too_long = Refused(413, f'the request has more than {most} bytes; expected at most that')
@@ -106,7 +106,7 @@ def parts(body: bytes, header: str) -> dict[str, bytes]:
     nonlocal ended
     ended = True
 
-  def into(buffer: bytearray):  # noqa: ANN202 - a callback of the parser
+  def into(buffer: bytearray) -> Callable[[bytes, int, int], None]:
     return lambda data, start, stop: buffer.extend(data[start:stop])
 
   callbacks = {
