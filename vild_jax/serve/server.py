@@ -121,6 +121,8 @@ def about(detector: Detector, folder: Path) -> app_lib.About:
 
 def bind(host: str, port: int) -> socket.socket:
   """Returns a socket at the address, which does not listen yet; warns if other machines can reach it."""
+  if not 0 <= port < 2**16:
+    raise ValueError(f'--port is {port}; expected 0 to 65535, of which 0 takes a free one')
   try:
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind)
