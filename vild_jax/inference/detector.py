@@ -101,7 +101,7 @@ class Detector:
     settings out of range, or an image that is not a picture, which is called by its place among several.
     """
     names, attribute_names, vocabulary, scores = self._asked(classes, attributes, min_score)
-    model = self._model(masks)
+    model = self.config.model if masks else dataclasses.replace(self.config.model, masks=False)
     _check_range('max_detections', max_detections, model.postprocess.max_detections)
     _check_range('batch_size', batch_size)
     batch_size = max(min(batch_size, _MOST_PAIRS // (model.rpn.max_proposals * len(scores))), 1)
@@ -144,10 +144,9 @@ class Detector:
   ) -> PictureDetections:
     """Detects `classes` in a picture that `look` has seen; arguments, result and errors are those of `detect`."""
     names, attribute_names, vocabulary, scores = self._asked(classes, attributes, min_score)
-    model = self._model(masks)
+    model = self.config.model
     _check_range('max_detections', max_detections, model.postprocess.max_detections)
-    regions = looked.regions if masks else looked.regions.replace(features={})
-    found = looked_at.find(model, self.variables, regions, vocabulary, scores)
+    found = looked_at.find(model, self.variables, looked.regions, vocabulary, scores, masks=masks, most=max_detections)
     return _in_picture(found, looked.scale, looked.size, names, attribute_names, max_detections)
 
   def classes(
@@ -169,9 +168,6 @@ class Detector:
   def takes_examples(self) -> bool:
     """Says whether examples can be asked for: whether there is an image tower."""
     return self._queries.takes_examples
-
-  def _model(self, masks: bool) -> Model:
-    return self.config.model if masks else dataclasses.replace(self.config.model, masks=False)
 
   def _asked(
     self,

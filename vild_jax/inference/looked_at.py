@@ -1,11 +1,12 @@
 """Splits the forward pass where the words come in, so that a picture can be asked for other words without its network.
 
-`look` is backbone, pyramid, proposals and the region heads: all that costs much, and that no word changes. `find` is
-the cosine with the classes, suppression, and the masks of what is found.
+`look` is backbone, pyramid, proposals and the region heads: what costs most, and no word changes. `find` is the cosine
+with the classes, suppression, and the masks of what is found.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from vild_jax.runtime import compiler
 from vild_jax.structs import Detections, FirstStage, Proposals, SecondStage, Vocabulary
 
 Array = jax.Array
+
+_FEWEST_MASKS = 16
 
 
 @flax.struct.dataclass
@@ -88,9 +91,30 @@ def look(model: Model, variables: Any, prepared: Sequence[Prepared]) -> list[Loo
   return [Looked(each, one.square.scale, one.size) for each, one in zip(regions, prepared, strict=False)]
 
 
-def find(model: Model, variables: Any, regions: Regions, vocabulary: Vocabulary, min_score: Any) -> Detections:
-  """Returns the detections of one picture, on the host; `model` may leave out the masks."""
-  return jax.device_get(_finding()(model, variables, regions, vocabulary, min_score))
+def find(
+  model: Model,
+  variables: Any,
+  regions: Regions,
+  vocabulary: Vocabulary,
+  min_score: Any,
+  *,
+  masks: bool,
+  most: int | None = None,
+) -> Detections:
+  """Returns the best `most` detections of one picture (None: all), on the host.
+
+  Masks cost more than all else here, so they are computed for what is found alone; programs are compiled for 16, 32,
+  64, ... of them.
+  """
+  found = jax.device_get(_finding()(model, variables, regions, vocabulary, min_score))
+  count = len(np.flatnonzero(found.valid)[:most])  # the valid ones are the first
+  if not (masks and model.masks):
+    return jax.tree.map(lambda x: x[:count], found)
+  rows = max(_FEWEST_MASKS, 1 << (count - 1).bit_length())
+  found = jax.tree.map(lambda x: x[:rows], found)
+  valid = np.arange(len(found.valid)) < count
+  logits = jax.device_get(_masking()(model, variables, regions.features, found.boxes, valid))
+  return found.replace(valid=valid, masks=logits)
 
 
 @functools.cache
@@ -101,6 +125,11 @@ def _looking() -> Callable:
 @functools.cache
 def _finding() -> Callable:
   return compiler.jit(_find, static_argnums=0)
+
+
+@functools.cache
+def _masking() -> Callable:
+  return compiler.jit(_mask, static_argnums=0)
 
 
 def _look(model: Model, variables: Any, images: Array, sizes: Array) -> list[Regions]:
@@ -114,9 +143,15 @@ def _look(model: Model, variables: Any, images: Array, sizes: Array) -> list[Reg
 
 def _find(model: Model, variables: Any, regions: Regions, vocabulary: Vocabulary, min_score: Array) -> Detections:
   of = jax.tree.map(lambda x: x[None], regions)
-  first = FirstStage(of.features, {}, {}, of.proposals)
+  first = FirstStage({}, {}, {}, of.proposals)
   second = detector.classify(model, variables, of.second, vocabulary)
   scores = detector.class_scores(model, second, vocabulary)
-  found = detector.detect(model, variables, first, second.deltas, scores, of.image_size, jax.vmap, min_score)
+  boxes_alone = dataclasses.replace(model, masks=False)
+  found = detector.detect(boxes_alone, variables, first, second.deltas, scores, of.image_size, jax.vmap, min_score)
   found = found.replace(attributes=detector.attribute_scores(model, second, vocabulary, found.regions))
   return jax.tree.map(lambda x: x[0], found)
+
+
+def _mask(model: Model, variables: Any, features: dict[int, Array], boxes: Array, valid: Array) -> Array:
+  features, boxes, valid = jax.tree.map(lambda x: x[None], (features, boxes, valid))
+  return detector.masks(model, variables, features, boxes, valid, train=False)[0][0]
