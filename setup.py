@@ -12,7 +12,7 @@ setup(
   # The configs travel with a wheel as vild_jax.configs: `vild-jax demo` reads one of them.
   packages=[*find_packages(include=['vild_jax', 'vild_jax.*']), 'vild_jax.configs'],
   package_dir={'vild_jax.configs': 'configs'},
-  package_data={'vild_jax': ['data/categories/*.json', 'teacher/*.json']},
+  package_data={'vild_jax': ['data/categories/*.json', 'teacher/*.json', 'serve/page/*']},
   entry_points={'console_scripts': ['vild-jax = vild_jax.cli:main']},
   install_requires=[
     'absl-py>=2.1',
@@ -53,13 +53,17 @@ setup(
     ],
     'supervision': ['supervision>=0.23'],  # `PictureDetections.to_supervision`
     'hub': ['huggingface_hub>=0.30'],  # teachers and bundles named hf://owner/name, in place of a folder
+    'serve': ['python-multipart>=0.0.34', 'starlette>=1.10', 'uvicorn>=0.54'],  # `vild-jax serve`
     'test': [
       'beartype>=0.19',
       'faster-coco-eval>=1.8.0',
       'pytest>=8.2',
       'pytest-xdist>=3.6.1',
+      'python-multipart>=0.0.34',
       'ruff>=0.17',
+      'starlette>=1.10',
       'tensorboard>=2.19',
+      'uvicorn>=0.54',
     ],
   },
 )

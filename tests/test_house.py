@@ -107,11 +107,27 @@ def distribution(requirement: str) -> str:
   return re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', requirement).group()).lower()
 
 
+def of_an_extra(path: Path) -> str | None:
+  """The extra that a whole room needs: its files may import that at their top, and others import them in functions."""
+  room = path.relative_to(PACKAGE).parts[0]
+  return room if room == 'serve' else None
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name)
+def test_rooms_of_an_extra_are_imported_inside_functions(path):
+  if of_an_extra(path):
+    return
+  for node in parse(path).body:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+      assert 'serve' not in re.split(r'[.,\s]+', ast.unparse(node)), f'{name(path)}:{node.lineno} needs vild_jax[serve]'
+
+
 @pytest.mark.parametrize('path', MODULES, ids=name)
 def test_imported_libraries_are_declared(path):
   arguments = setup_arguments()
-  required = {distribution(line) for line in arguments['install_requires']}
-  optional = {distribution(line) for lines in arguments['extras_require'].values() for line in lines}
+  extras = arguments['extras_require']
+  required = {distribution(line) for line in [*arguments['install_requires'], *extras.get(of_an_extra(path), [])]}
+  optional = {distribution(line) for lines in extras.values() for line in lines}
   homes = importlib.metadata.packages_distributions()
   tree = parse(path)
   for node in ast.walk(tree):

@@ -23,7 +23,7 @@ FLOORS = (
   {'__main__'},
   {'cli'},
   {'commands', 'scenic'},
-  {'workflows'},
+  {'workflows', 'serve'},
   {'inference', 'distill', 'plan'},
   {'interop', 'demo'},
   {'train'},

@@ -29,6 +29,7 @@ COMMANDS = {
   'calibrate': 'search temperature, exponents and NMS threshold on logits that evaluate saved, without inference',
   'score': 'compute the metrics of a results file by the protocol of LVIS, COCO, VOC or others; needs no JAX',
   'detect': 'detect any class names in pictures and videos and draw what is found',
+  'serve': 'serve a page to try a detector, and a JSON API',
   'export': 'write a self-contained folder that `vild_jax.load` reads anywhere',
   'convert': 'convert published weights into a detector, or into a backbone to start training from',
 }

@@ -146,13 +146,13 @@ def second_stage(
   features: dict[int, Array],
   rois: Array,
   valid: Array,
-  vocabulary: Vocabulary,
+  vocabulary: Vocabulary | None,
   *,
   train: bool,
   distilled: RegionTargets | None = None,
   per_image: PerImage = jax.vmap,
 ) -> tuple[SecondStage, Any]:
-  """Turns boxes [B, R, 4] with validity [B, R] into embeddings, class logits and box deltas.
+  """Turns boxes [B, R, 4] with validity [B, R] into embeddings, class logits (None without vocabulary) and box deltas.
 
   Invalid rows are left out of batch statistics. The regions to distil (`distilled`) go through the head that learns
   from them. With an image head this is the image head, and in training it gets nothing else. Without one it is the
@@ -173,12 +173,18 @@ def second_stage(
     student, variables = head(variables, ViLD.image_regions, pool(features, distilled.boxes), distilled.valid)
   elif distilled is not None:
     embeddings, student, deltas = embeddings[:, :count], embeddings[:, count:], deltas[:, :count]
-  image_embeddings = image_logits = None
+  image_embeddings = None
   if model.image_head and not train:
     image_embeddings, _ = head(variables, ViLD.image_regions, pooled, valid)
-    image_logits = class_logits(model, variables, image_embeddings, vocabulary)[..., :-1]
-  logits = class_logits(model, variables, embeddings, vocabulary)
-  return SecondStage(embeddings, logits, deltas, image_logits, image_embeddings, student), variables
+  outputs = SecondStage(embeddings, None, deltas, None, image_embeddings, student)
+  return outputs if vocabulary is None else classify(model, variables, outputs, vocabulary), variables
+
+
+def classify(model: Model, variables: Any, second: SecondStage, vocabulary: Vocabulary) -> SecondStage:
+  """Returns `second` with the class logits of a vocabulary, which its embeddings do not depend on."""
+  logits = partial(class_logits, model, variables, vocabulary=vocabulary)
+  of_image = None if second.image_embeddings is None else logits(second.image_embeddings)[..., :-1]
+  return second.replace(logits=logits(second.embeddings), image_logits=of_image)
 
 
 def features(model: Model, variables: Any, image: Array) -> dict[int, Array]:
@@ -201,10 +207,7 @@ def student_embeddings(
 
 
 def class_logits(model: Model, variables: Any, embeddings: Array, vocabulary: Vocabulary) -> Array:
-  """Returns cosine over temperature [B, R, C + 1] of embeddings [B, R, D]; the background is column C.
-
-  The background is the row that the vocabulary brings, or else the learnt one.
-  """
+  """Returns cosine over temperature [B, R, C + 1]; column C is the background, the vocabulary's or else the learnt."""
   background = variables['params']['background'] if vocabulary.background is None else vocabulary.background
   logits = partial(openvocab.cosine_logits, temperature=model.temperature, valid=vocabulary.valid)
   return jax.vmap(lambda e: logits(e, vocabulary.embeddings, background))(embeddings)

@@ -120,7 +120,7 @@ class SecondStage:
 
   Attributes:
     embeddings: [B, R, D], not normalised.
-    logits: [B, R, C + 1], cosine over temperature; the background is column C.
+    logits: [B, R, C + 1], cosine over temperature; the background is column C. None without a vocabulary.
     deltas: [B, R, 4], to be decoded with `detector.BOX_WEIGHTS`.
     image_logits: [B, R, C] of the image head, without background; None in training, and without an image head.
     image_embeddings: [B, R, D] of the image head, not normalised; None as `image_logits`.
@@ -128,7 +128,7 @@ class SecondStage:
   """
 
   embeddings: Array
-  logits: Array
+  logits: Array | None
   deltas: Array
   image_logits: Array | None = None
   image_embeddings: Array | None = None

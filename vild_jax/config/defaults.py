@@ -27,6 +27,14 @@ MAX_INSTANCES = 300  # ground-truth objects of a training picture; more are left
 OWN = 'vild'  # what `vild-jax detect` always writes
 DETECTION_FORMATS = (OWN, COCO)
 
+# The service (`vild-jax serve`): what requests may cost.
+SERVE_HOST, SERVE_PORT = '127.0.0.1', 8000
+SERVE_MEGABYTES, SERVE_MEGAPIXELS = 20, 25  # of a picture
+SERVE_CLASSES = 1000
+SERVE_QUEUE = 16  # requests that are accepted and not answered yet
+SERVE_SECONDS = 60.0
+SERVE_CACHE_MEGABYTES = 1000  # of the pictures that are kept for further words
+
 # Teachers and vocabularies.
 CLASS_LISTS = ('lvis', 'coco', 'coco-ovd', 'voc', 'objects365')  # that `data.class_lists` has
 PROMPTS = 'vild'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import cv2
 import numpy as np
 from hotcoco import mask as mask_api
 
@@ -101,6 +102,25 @@ def decode_window(rle: dict[str, Any]) -> tuple[np.ndarray, int, int]:
   np.add.at(changes, (to_column - left) * side + to_row - top + 1, -1)
   columns = np.cumsum(changes[:-1], dtype=np.int8).view(bool).reshape(right - left, side)
   return columns.T, int(top), int(left)
+
+
+def outlines(window: np.ndarray, y: int, x: int) -> tuple[list[list[int]], bool]:
+  """Returns the polygons [x, y, x, y, ...] around a mask, exact to the pixel, and whether it has holes.
+
+  COCO's polygons cannot have holes: those are drawn as polygons too, which fills them.
+
+  Args:
+    window: bool [h, w], the part of the mask that begins at the pixel (y, x); outside of it the mask is off.
+    y, x: where it begins.
+  """
+  # cv2's contours go through pixel centres. At twice the size they have different points for the two sides of every
+  # pixel, so that these can be moved to the edges between pixels.
+  double = np.repeat(np.repeat(window.astype(np.uint8), 2, 0), 2, 1)
+  if not double.any():
+    return [], False
+  contours, hierarchy = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+  has_holes = bool((hierarchy[0, :, 3] >= 0).any())
+  return [((c[:, 0] + 1) // 2 + (x, y)).ravel().tolist() for c in contours], has_holes
 
 
 def plain(rle: dict[str, Any]) -> dict[str, Any]:

@@ -294,14 +294,8 @@ def _region(mask: np.ndarray, full: int) -> dict:
 
 def _segmentation(mask: np.ndarray, box: list[int]) -> list[list[int]] | dict:
   x, y, width, height = box
-  # cv2's contours go through pixel centres. At twice the size they have different points for the two sides of every
-  # pixel, so that these can be moved to the edges between pixels.
-  double = np.repeat(np.repeat(mask[y : y + height, x : x + width].astype(np.uint8), 2, 0), 2, 1)
-  contours, hierarchy = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-  if (hierarchy[0, :, 3] >= 0).any():
-    # COCO's polygons cannot have holes.
-    return rle.encode_mask(mask)
-  return [((c[:, 0] + 1) // 2 + (x, y)).ravel().tolist() for c in contours]
+  polygons, has_holes = rle.outlines(mask[y : y + height, x : x + width], y, x)
+  return rle.encode_mask(mask) if has_holes else polygons
 
 
 def _category_table(train: tuple[list, list, int]) -> list[dict]:

@@ -15,6 +15,8 @@ from vild_jax.data import pictures
 from vild_jax.data.pictures import Picture
 from vild_jax.teacher import checkpoint, crops
 
+_REMEMBERED = 4096  # boxes whose embeddings are kept
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
@@ -102,5 +104,7 @@ class ExampleTower:
     """Returns the embedding of a box [D], remembered by its pixels, since the same examples are asked for again."""
     key = hashlib.sha256(repr((pixels.shape, box.tolist())).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
     if key not in self._embedded:
+      if len(self._embedded) == _REMEMBERED:
+        del self._embedded[next(iter(self._embedded))]
       self._embedded[key] = tower.embed(pixels, box[None])[0]
     return self._embedded[key]

@@ -20,6 +20,8 @@ from vild_jax.vocabulary import VocabularyFile
 # Names and examples, or {name: its pictures, or None for the name's own words}, or a vocabulary.
 Classes = Sequence[str | Example] | Mapping[str, Picture | Sequence[Picture] | None] | VocabularyFile
 
+_REMEMBERED = 65_536  # names that are not in the vocabulary: 128 MiB at 512 dimensions
+
 
 class Queries:
   """Embeds the classes that a detector is asked for; embeddings are remembered, those of names also on the disk."""
@@ -32,9 +34,20 @@ class Queries:
     examples: ExampleTower | None = None,
   ):
     self._config, self._trained_on, self._tower, self._examples = config, training_vocabulary, tower, examples
-    self._embedded: dict[str, np.ndarray] = _other_spellings(training_vocabulary) | dict(
+    self._stored: dict[str, np.ndarray] = _other_spellings(training_vocabulary) | dict(
       zip(training_vocabulary.names, training_vocabulary.embeddings, strict=True)
     )
+    self._embedded: dict[str, np.ndarray] = {}  # other names, the newest last
+
+  @property
+  def takes_names(self) -> bool:
+    """Says whether there is a text tower, so that any names can be asked for."""
+    return self._tower is not None
+
+  @property
+  def takes_examples(self) -> bool:
+    """Says whether there is an image tower, so that examples can be asked for."""
+    return self._examples is not None
 
   def resolve(self, classes: Classes | None = None) -> tuple[tuple[str, ...], Vocabulary]:
     """Returns the names of the classes, and their vocabulary padded to 16, 32, 64, ... rows.
@@ -80,8 +93,9 @@ class Queries:
   def _embed(self, asked: Sequence[str | Example]) -> np.ndarray:
     """Returns float32 [C, D]. Whatever can be refused is refused before the first name is embedded, which can take."""
     names = [one for one in asked if isinstance(one, str)]
-    known = {name: name if name in self._embedded else vocabulary_lib.clean_name(name) for name in names}
-    unknown = [name for name in dict.fromkeys(known.values()) if name not in self._embedded]
+    known = {name: name if name in self._stored else vocabulary_lib.clean_name(name) for name in names}
+    found = {name: self._row(name) for name in dict.fromkeys(known.values())}
+    unknown = [name for name, row in found.items() if row is None]
     if unknown and self._tower is None:
       near = difflib.get_close_matches(unknown[0], self._trained_on.names, n=3, cutoff=0.5)
       raise ValueError(
@@ -96,8 +110,15 @@ class Queries:
       )
     of_example = {one: self._examples.embed(one) for one in shown}
     if unknown:
-      self._embedded.update(name_cache.embed(self._tower, unknown, prompt_lib.load_templates(self._trained_on.prompts)))
-    return np.stack([of_example[one] if isinstance(one, Example) else self._embedded[known[one]] for one in asked])
+      fresh = name_cache.embed(self._tower, unknown, prompt_lib.load_templates(self._trained_on.prompts))
+      found.update(fresh)
+      self._embedded.update(fresh)
+      for name in list(self._embedded)[:-_REMEMBERED]:
+        del self._embedded[name]
+    return np.stack([of_example[one] if isinstance(one, Example) else found[known[one]] for one in asked])
+
+  def _row(self, name: str) -> np.ndarray | None:
+    return self._stored.get(name, self._embedded.get(name))
 
 
 def _asked(
