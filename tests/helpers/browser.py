@@ -19,8 +19,15 @@ from typing import Any
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 _SECONDS = 60  # to wait for anything, on a machine that does much else
 _FLAGS = (
-  *'--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --hide-scrollbars'.split(),
-  *'--disable-background-networking --disable-component-update --disable-extensions --disable-sync'.split(),
+  '--headless=new',
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-dev-shm-usage',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-extensions',
+  '--disable-sync',
+  '--no-first-run',
   '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1',
   '--remote-debugging-pipe',
 )
@@ -88,9 +95,7 @@ class Page:
 
   def resize(self, width: int, height: int, *, pixels: float = 1, phone: bool = False) -> None:
     """Sets the size of the window in CSS pixels, of which each is `pixels` of the device."""
-    self.call(
-      'Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=pixels, mobile=phone
-    )
+    self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=pixels, mobile=phone)
     self.call('Emulation.setTouchEmulationEnabled', enabled=phone)
 
   def choose(self, selector: str, path: Path) -> None:

@@ -20,7 +20,7 @@ async function send(path, options = {}) {
   const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   let answer;
   try {
-    answer = await fetch(path.replace(/^\//, ''), { ...options, headers });
+    answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === 'AbortError') throw error;
     throw new ServiceError(0, 'The service does not answer. Is it still running?');
@@ -39,11 +39,11 @@ async function send(path, options = {}) {
 /** Returns what the service says of its model. */
 export const about = async () => (await send('v1/about')).json();
 
-/** Returns the example pictures [{name, url, width, height}]. */
+/** Returns the example pictures [{name, ...}]. */
 export const examples = async () => (await send('v1/examples')).json();
 
-/** Returns the bytes at an address of the service, a Blob. */
-export const blob = async (path) => (await send(path)).blob();
+/** Returns an example picture, the Blob of a PNG. */
+export const example = async (name) => (await send(`v1/examples/${encodeURIComponent(name)}.png`)).blob();
 
 /**
  * Returns the answer to a request about a picture {blob, name, id}, and sets its id.

@@ -65,6 +65,8 @@ const results = new Results(
   { change: showFound, light: (item) => light(item, false) },
 );
 
+byId('slider').min = LOWEST_SCORE;
+
 function light(item, scroll) {
   if (item === stage.lit) return;
   stage.lit = item;
@@ -112,7 +114,8 @@ async function take(blob, name) {
     byId('picture-name').textContent = `${name}, ${size.join(' × ')}`;
     stage.show(...size);
     queries.reset(image, size);
-  }
+  } else byId('picture-name').textContent = `${name}, which this browser cannot show`;
+  byId('save-png').disabled = !shown;
   allowExamples(shown);
   await run(); // the service says what is wrong with a picture that this browser cannot show
 }
@@ -127,7 +130,10 @@ function allowExamples(shown) {
 
 // --- a request ------------------------------------------------------------------------------------------------------
 
-const words = () => byId('words').value.split(/[,\n]/).map((word) => word.trim()).filter(Boolean);
+function words() {
+  const all = byId('words').value.split(/[,\n]/).map((word) => word.trim());
+  return [...new Set(all)].filter(Boolean);
+}
 
 async function run() {
   const { picture, about } = state;
@@ -175,7 +181,7 @@ function show(answer, roundTrip, named) {
   if (!byId('frame').hidden) stage.size = [width, height];
   Object.assign(state.picture, { width, height });
   list(byId('times'), [
-    ...(seconds.decode === undefined ? [] : [['Decoding', duration(seconds.decode)]]),
+    ['Decoding', duration(seconds.decode)],
     ['Image features', cached ? 'kept from before' : duration(seconds.image)],
     ['Words', duration(seconds.words)],
     ['Service, total', duration(seconds.total)],
@@ -194,16 +200,20 @@ function describe(about) {
   byId('model').textContent = about.name;
   byId('lead').textContent = `Finds what you name in a picture: ${about.masks ? 'boxes and masks' : 'boxes'}.`;
   byId('words').placeholder = about.names.slice(0, 3).join(', ');
-  byId('own').textContent = `Empty: the ${plural(about.classes, 'class', 'classes')} that the model was trained with.`;
+  byId('own').textContent = about.words_allowed
+    ? `Empty: the ${plural(about.classes, 'class', 'classes')} of the model's vocabulary.`
+    : `The model has no text tower: it knows the ${plural(about.classes, 'name')} of its vocabulary alone. Empty: all.`;
   byId('layer-masks').disabled = !about.masks;
   if (!about.masks) byId('layer-masks').parentElement.title = 'This model finds boxes alone.';
   const names = `${about.names.slice(0, 12).join(', ')}${about.classes > 12 ? ' …' : ''}`;
   list(byId('facts'), [
     ['Name', about.name],
-    ['Own classes', `${about.classes.toLocaleString('en')}: ${names}`],
+    ['Vocabulary', `${about.classes.toLocaleString('en')}: ${names}`],
     ['Finds', about.masks ? 'boxes and masks' : 'boxes'],
-    ['Examples on the picture', about.examples_allowed ? 'yes' : 'no, it has no image tower'],
+    ['Any words', about.words_allowed ? 'yes' : 'no, it has no text tower'],
+    ['Examples by boxes', about.examples_allowed ? 'yes' : 'no, it has no image tower'],
     ['Pictures are seen at', `${about.image_size} × ${about.image_size} pixels`],
+    ['Largest picture', `${about.limits.pixels / 1e6} megapixels, ${about.limits.picture_bytes / 1e6} MB`],
     ['Version', about.version],
   ]);
   byId('card').hidden = !about.card;
@@ -213,8 +223,8 @@ function describe(about) {
 
 async function offerSamples() {
   const samples = await api.examples();
-  const rows = await Promise.all(samples.map(async ({ name, url }) => {
-    const picture = await api.blob(url);
+  const rows = await Promise.all(samples.map(async ({ name }) => {
+    const picture = await api.example(name);
     const button = Object.assign(document.createElement('button'), { type: 'button', title: name });
     const image = Object.assign(document.createElement('img'), { src: URL.createObjectURL(picture), alt: name });
     button.append(image);
@@ -243,11 +253,13 @@ document.addEventListener('paste', (event) => {
   takeFirst(event.clipboardData.files);
 });
 document.addEventListener('dragover', (event) => {
+  if (!event.dataTransfer.types.includes('Files')) return; // text may be dropped where text is
   event.preventDefault();
   byId('place').classList.add('over');
 });
 document.addEventListener('dragleave', (event) => event.relatedTarget ?? byId('place').classList.remove('over'));
 document.addEventListener('drop', (event) => {
+  if (!event.dataTransfer.files.length) return;
   event.preventDefault();
   byId('place').classList.remove('over');
   takeFirst(event.dataTransfer.files);

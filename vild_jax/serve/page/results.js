@@ -3,12 +3,14 @@
 import { classColor, css } from './paint.js';
 import { maskPath } from './rle.js';
 
-const NUMBER = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
+const LONGEST_TITLE = 28; // characters of a name in the picture
 const SORTS = {
   class: (a, b) => a.name.localeCompare(b.name) || b.score - a.score,
   score: (a, b) => b.score - a.score,
   size: (a, b) => b.box[2] * b.box[3] - a.box[2] * a.box[3],
 };
+
+const short = (name) => (name.length > LONGEST_TITLE ? `${name.slice(0, LONGEST_TITLE - 1)}…` : name);
 
 /** Returns the detections of an answer as items to paint and list, best first. */
 export function itemsOf(answer) {
@@ -21,7 +23,7 @@ export function itemsOf(answer) {
     segmentation: found.segmentation,
     path: found.segmentation?.counts ? maskPath(found.segmentation) : null,
     color: classColor(found.label),
-    title: `${found.class} ${Math.round(100 * found.score)}`,
+    title: `${short(found.class)} ${Math.round(100 * found.score)}`,
   }));
 }
 
@@ -82,7 +84,7 @@ export class Results {
       swatch.style.background = css(classColor(label));
       const small = Object.assign(document.createElement('small'), { textContent: count });
       small.title = `${count} found, at any score`;
-      const text = Object.assign(document.createElement('span'), { textContent: name });
+      const text = Object.assign(document.createElement('span'), { textContent: name, title: name });
       row.append(box, swatch, text, small);
       return row;
     });
@@ -121,8 +123,9 @@ export class Results {
     swatch.style.background = css(item.color);
     const name = document.createElement('th');
     name.scope = 'row';
+    name.title = item.name;
     name.append(swatch, item.name);
-    const [x, y, w, h] = item.box.map((value) => NUMBER.format(value));
+    const [x, y, w, h] = item.box.map(Math.round);
     const cells = [item.score.toFixed(2), `${w} × ${h}`, `${x}, ${y}`].map((text) =>
       Object.assign(document.createElement('td'), { textContent: text }));
     row.append(name, ...cells);

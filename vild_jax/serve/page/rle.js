@@ -19,6 +19,9 @@ export function runLengths(counts) {
   return lengths;
 }
 
+/** Returns the number of pixels that are on. */
+export const area = (rle) => runLengths(rle.counts).reduce((sum, length, i) => sum + (i % 2) * length, 0);
+
 /** Returns {column: rows at which the mask goes on and off in turn}, of the columns that have a pixel. */
 function changes(rle) {
   const height = rle.size[0];

@@ -1,6 +1,7 @@
 // Downloads what is shown: JSON in the form of COCO's annotation files, and the picture with the drawings.
 
 import { paint } from './paint.js';
+import { area } from './rle.js';
 
 const MOST_PIXELS = 2 ** 24; // phones give an empty canvas beyond
 const [LEGIBLE, LARGE] = [400, 2560]; // sides between which lines grow with the picture; smaller ones are enlarged
@@ -15,7 +16,7 @@ export function coco(picture, items, names) {
       image_id: 1,
       category_id: item.label + 1,
       bbox: item.box,
-      area: item.box[2] * item.box[3],
+      area: item.segmentation ? area(item.segmentation) : item.box[2] * item.box[3],
       iscrowd: 0,
       score: item.score,
       ...(item.segmentation ? { segmentation: item.segmentation } : {}),

@@ -26,7 +26,8 @@ export class Stage {
     canvas.addEventListener('pointermove', (event) => this.move(event));
     canvas.addEventListener('pointerup', (event) => this.release(event));
     canvas.addEventListener('pointercancel', () => (this.start = null));
-    canvas.addEventListener('pointerleave', () => this.on.hover(null));
+    // A finger that is lifted leaves too, and what it has touched should stay.
+    canvas.addEventListener('pointerleave', (event) => event.pointerType === 'mouse' && this.on.hover(null));
   }
 
   /** Shows another picture, whose img is loaded. */
@@ -41,8 +42,8 @@ export class Stage {
     if (!this.size) return;
     const { canvas } = this;
     const unit = window.devicePixelRatio || 1;
-    canvas.width = Math.round(this.frame.clientWidth * unit);
-    canvas.height = Math.round(this.frame.clientHeight * unit);
+    const { width, height } = this.frame.getBoundingClientRect();
+    [canvas.width, canvas.height] = [Math.round(width * unit), Math.round(height * unit)];
     const context = canvas.getContext('2d');
     const scale = canvas.width / this.size[0];
     paint(context, this.items, { scale, unit, layers: this.layers, lit: this.lit });
