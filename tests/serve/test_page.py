@@ -134,6 +134,14 @@ def corner(page, x: float, y: float) -> tuple[float, float]:
   return left + x * width, top + y * height
 
 
+def touch(page, *places: tuple[float, float]):
+  """Puts a finger on the first place, moves it over the others and lifts it."""
+  for number, (x, y) in enumerate(places):
+    kind = 'touchMove' if number else 'touchStart'
+    page.call('Input.dispatchTouchEvent', type=kind, touchPoints=[{'x': x, 'y': y}])
+  page.call('Input.dispatchTouchEvent', type='touchEnd', touchPoints=[])
+
+
 @pytest.mark.parametrize(('name', 'pixels'), [('small', 1), ('large', 1), ('large', 2)])
 def test_boxes_and_masks_are_where_the_detector_found_them(page, pictures, name, pixels):
   page.resize(1100, 900, pixels=pixels)
@@ -237,11 +245,10 @@ def test_a_phone_has_one_column_and_draws_boxes_by_touch(page, pictures, served)
   page.resize(390, 844, pixels=2, phone=True)
   look_for(page, 'a very long name of a class that no line of a phone can hold, star', pictures / 'large.jpg')
   assert page.js('document.documentElement.scrollWidth') <= 390
+  touch(page, corner(page, 0.7, 0.5))
+  assert page.js('document.querySelector("tr.lit").innerText').startswith('star')
   page.click('#mark')
-  places = [corner(page, 0.25, 0.25), corner(page, 0.5, 0.5)]
-  for kind, at in (('Start', places[:1]), ('Move', places[1:]), ('End', [])):
-    points = [{'x': x, 'y': y} for x, y in at]
-    page.call('Input.dispatchTouchEvent', type=f'touch{kind}', touchPoints=points)
+  touch(page, corner(page, 0.25, 0.25), corner(page, 0.5, 0.5))
   found = page.js('["x", "y", "w", "h"].map((side) => document.getElementById(`box-${side}`).valueAsNumber)')
   assert np.abs(np.array(found) - np.array([0.25, 0.25, 0.25, 0.25]) * [*LARGE, *LARGE]).max() <= 10
   page.click('#example-form .primary')
