@@ -67,12 +67,17 @@ def multipart(parts: dict[str, bytes]) -> bytes:
 
 @contextlib.contextmanager
 def serving(
-  detector: Any = None, limits: Limits | None = None, *, batch_size: int = 4, token: str | None = None
+  detector: Any = None,
+  limits: Limits | None = None,
+  *,
+  batch_size: int = 4,
+  token: str | None = None,
+  about: app_lib.About = ABOUT,
 ) -> Iterator[Served]:
   detector = detector or FakeDetector()
   service = Service(detector, limits or Limits(), batch_size)
   listener = server.bind('127.0.0.1', 0)
-  running = server.server(service, app_lib.make(service, ABOUT, examples.drawn(), token))
+  running = server.server(service, app_lib.make(service, about, examples.drawn(), token))
   thread = threading.Thread(target=running.run, kwargs={'sockets': [listener]})
   thread.start()
   try:
