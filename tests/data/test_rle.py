@@ -90,3 +90,24 @@ def test_windows_of_masks_are_cut_out_and_put_back():
     whole = np.zeros((50, 60), bool)
     whole[5 + y : 5 + y + window.shape[0], 8 + x : 8 + x + window.shape[1]] = window
     assert rle.encode_window(window, 5 + y, 8 + x, 50, 60) == rle.encode_mask(whole)
+
+
+def test_outlines_are_exact_to_the_pixel_and_fill_holes():
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    mask = np.zeros((30, 40), bool)
+    for x in range(1, 39):  # every run touches the middle, so that nothing that is off is enclosed
+      mask[rng.integers(0, 15) : rng.integers(16, 31), x] = True
+    window, y, x = rle.decode_window(rle.encode_mask(mask))
+    (polygon,), has_holes = rle.outlines(window, y, x)
+    assert not has_holes
+    np.testing.assert_array_equal(rle.decode_mask([polygon], 30, 40), mask)
+  ring = np.zeros((9, 9), bool)
+  ring[1:8, 1:8] = True
+  filled = ring.copy()
+  assert rle.outlines(ring[1:8, 1:8], 1, 1) == ([[1, 1, 1, 8, 8, 8, 8, 1]], False)
+  ring[3:5, 3:6] = False
+  polygons, has_holes = rle.outlines(ring[1:8, 1:8], 1, 1)
+  assert has_holes and len(polygons) == 2
+  np.testing.assert_array_equal(rle.decode_mask(polygons, 9, 9), filled)
+  assert rle.outlines(np.zeros((0, 0), bool), 0, 0) == rle.outlines(np.zeros((3, 3), bool), 0, 0) == ([], False)

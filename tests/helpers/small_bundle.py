@@ -28,8 +28,9 @@ class Parts:
   teacher: Path
 
 
-def parts(folder: Path) -> Parts:
-  teacher = small_teacher.make(drawn=True)
+def parts(folder: Path, *, sigmoid: bool = False) -> Parts:
+  """With `sigmoid` the teacher's embeddings have the dimension of the detector, so that new words can be asked for."""
+  teacher = small_teacher.make(sigmoid=True) if sigmoid else small_teacher.make(drawn=True)
   teacher_checkpoint.save_teacher(folder / 'teacher', teacher)
   flags = np.array([True, True, False])
   words = vocabulary.VocabularyFile(np.eye(3, 16, dtype=np.float32), NAMES, flags, teacher.text_identity, 'vild')

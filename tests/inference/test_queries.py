@@ -14,7 +14,7 @@ import vild_jax
 from tests.helpers import small_teacher, tiny
 from tests.helpers.plain_crops import plain_embeddings, plain_pixels
 from vild_jax import vocabulary
-from vild_jax.inference import bundle, queries
+from vild_jax.inference import bundle, examples, queries
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import crops, text
 from vild_jax.train import bundle_files
@@ -115,6 +115,18 @@ def test_a_picture_is_embedded_once(detector, monkeypatch):
   assert len(seen) == 1
   detector.classes([vild_jax.Example('mine', picture, [0, 0, 9, 9])])
   assert len(seen) == 2
+
+
+def test_what_is_remembered_is_bounded(made, monkeypatch):
+  """The oldest goes first, not a name of the vocabulary, and not before it is used."""
+  monkeypatch.setattr(queries, '_REMEMBERED', 2)
+  monkeypatch.setattr(examples, '_REMEMBERED', 2)
+  detector = vild_jax.load(made / 'seeing')
+  asked = ['one', 'two', 'three', 'ant', *(vild_jax.Example(f'{n}', PICTURE[n:]) for n in range(3))]
+  first = detector.classes(asked).embeddings
+  assert list(detector._queries._embedded) == ['two', 'three']
+  assert len(detector._queries._examples._embedded) == 2
+  np.testing.assert_allclose(detector.classes(asked).embeddings, first, atol=1e-6)
 
 
 def test_the_image_tower_comes_with_the_bundle_or_with_the_teacher(made, detector):

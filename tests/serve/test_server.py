@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import service as service_lib
+from tests.helpers import small_bundle
 from tests.helpers.encoded import encode
 from tests.helpers.fake_detector import FakeDetector
 from vild_jax import cli, serve
@@ -77,6 +80,37 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest():
   assert statuses == [200, 200, 200]
   assert process.wait(30) == 0
   assert not process.stderr.read()
+
+
+@pytest.mark.slow
+def test_the_command_serves_a_bundle(tmp_path):
+  """Words, a box as an example, and its end; nothing is written beside the bundle."""
+  bundle = small_bundle.write(tmp_path / 'bundle', small_bundle.parts(tmp_path, sigmoid=True))
+  cache = tmp_path / 'cache'
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'vild_jax', 'serve', '--checkpoint', str(bundle), '--port', '0'],
+    cwd=ROOT,
+    env={key: value for key, value in os.environ.items() if key != 'VILD_JAX_CACHE'} | {'XDG_CACHE_HOME': str(cache)},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  served = service_lib.Served(int(re.search(r':(\d+),', process.stdout.readline())[1]), None, None)
+  while True:
+    try:
+      about = served.json('/v1/about')
+      break
+    except ConnectionRefusedError:
+      time.sleep(0.05)
+  assert about['examples_allowed'] and about['words_allowed'] and about['card'].startswith('---')
+  assert about['names'] == list(small_bundle.NAMES)
+  status, found = served.detect({**json.loads(question(7)), 'classes': ['a new name'], 'min_score': 0})
+  assert status == 200 and not found['cached']
+  box = [{'name': 'mine', 'box': [0, 0, 8, 4]}]
+  again = {'image_id': found['image']['id'], 'classes': ['tree'], 'examples': box, 'min_score': 0, 'masks': 'polygons'}
+  status, found = served.detect(again)
+  assert status == 200 and found['cached'] and found['classes'] == ['tree', 'mine'] and found['detections']
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(60) == 0 and not cache.exists()
 
 
 def in_threads(count: int, call) -> list:

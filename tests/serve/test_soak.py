@@ -35,7 +35,7 @@ def resident(pid: int) -> int:
 def test_32_clients_for_two_minutes(tmp_path):
   """VILD_JAX_SOAK_BUNDLE names another bundle than that of random weights."""
   bundle = os.environ.get('VILD_JAX_SOAK_BUNDLE') or small_bundle.write(
-    tmp_path / 'bundle', small_bundle.parts(tmp_path)
+    tmp_path / 'bundle', small_bundle.parts(tmp_path, sigmoid=True)
   )
   words = [sys.executable, '-m', 'vild_jax', 'serve', '--checkpoint', str(bundle), '--port', '0', '--queue', '64']
   process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)

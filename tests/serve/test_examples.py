@@ -1,0 +1,33 @@
+"""The example pictures of the page."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.encoded import encode, oriented
+from vild_jax.serve import examples
+
+
+def test_pictures_of_a_folder(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+  (tmp_path / 'b.png').write_bytes(encode(pixels))
+  (tmp_path / 'a.jpg').write_bytes(encode(pixels, 'JPEG', exif=oriented(6)))
+  (tmp_path / 'c.png').write_bytes(encode(np.zeros((2048, 512, 3), np.uint8)))
+  (tmp_path / 'notes.txt').write_text('of people')
+  found = examples.read(tmp_path)
+  assert [(one.name, one.width, one.height) for one in found] == [('a', 20, 30), ('b', 30, 20), ('c', 256, 1024)]
+  for one in found:
+    assert Image.open(io.BytesIO(one.png)).size == (one.width, one.height)
+  np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(found[1].png))), pixels)
+  (tmp_path / 'd.png').write_bytes(b'nothing')
+  with pytest.raises(ValueError, match=r'd\.png: no readable picture'):
+    examples.read(tmp_path)
+
+
+def test_without_a_folder_they_are_drawn(tmp_path):
+  found = examples.read(tmp_path / 'none')
+  assert len({one.png for one in found}) == 4 and found == examples.drawn()
