@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.helpers.fake_detector import FakeDetector
@@ -63,6 +66,17 @@ def multipart(parts: dict[str, bytes]) -> bytes:
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
     lines += head.encode() + content + b'\r\n'
   return lines + f'--{BOUNDARY}--\r\n'.encode()
+
+
+@contextlib.contextmanager
+def process(*words: str, **options: Any) -> Iterator[subprocess.Popen]:
+  """A process of Python, whose first line says where it serves; it does not outlive the test."""
+  root = Path(__file__).resolve().parents[2]
+  with subprocess.Popen([sys.executable, '-m', *words], cwd=root, stdout=subprocess.PIPE, text=True, **options) as one:
+    try:
+      yield one
+    finally:
+      one.kill()
 
 
 @contextlib.contextmanager

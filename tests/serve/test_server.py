@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +25,6 @@ from vild_jax import cli, serve
 from vild_jax.serve import server
 from vild_jax.serve.limits import Limits
 
-ROOT = Path(__file__).resolve().parents[2]
 JSON = {'content-type': 'application/json'}
 
 
@@ -39,47 +37,41 @@ def question(number: int) -> bytes:
 @pytest.mark.slow
 def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest():
   """Three are accepted, one of which is at the detector; then SIGTERM, and a request on a connection that is open."""
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'tests.helpers.serve_slowly', '0.7'],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  port = int(process.stdout.readline())
-  served = service_lib.Served(port, None, None)
-  end = time.monotonic() + 30
-  while True:
-    try:
-      assert served.ask('GET', '/health')[0] == 200
-      break
-    except ConnectionRefusedError:
-      assert time.monotonic() < end
-      time.sleep(0.05)
-  late = socket.create_connection(('127.0.0.1', port), timeout=20)
-  body = question(99)
-  late.sendall(b'POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n')
-  late.sendall(b'Content-Length: %d\r\n\r\n' % len(body))  # its body comes after SIGTERM
-  statuses = []
-  ask = lambda number: statuses.append(served.ask('POST', '/v1/detect', question(number), JSON)[0])
-  threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
-  for thread in threads:
-    thread.start()
-  while 'vild_queue 3' not in served.ask('GET', '/metrics')[2].decode():
-    time.sleep(0.02)
-  process.send_signal(signal.SIGTERM)
-  time.sleep(0.3)
-  late.sendall(body)
-  answer = late.recv(65536)
-  assert answer.startswith(b'HTTP/1.1 503'), answer
-  late.close()
-  with pytest.raises(ConnectionRefusedError):
-    served.ask('GET', '/health')
-  for thread in threads:
-    thread.join(30)
-  assert statuses == [200, 200, 200]
-  assert process.wait(30) == 0
-  assert not process.stderr.read()
+  with service_lib.process('tests.helpers.serve_slowly', '0.7', stderr=subprocess.PIPE) as process:
+    port = int(process.stdout.readline())
+    served = service_lib.Served(port, None, None)
+    end = time.monotonic() + 30
+    while True:
+      try:
+        assert served.ask('GET', '/health')[0] == 200
+        break
+      except ConnectionRefusedError:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    late = socket.create_connection(('127.0.0.1', port), timeout=20)
+    body = question(99)
+    late.sendall(b'POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n')
+    late.sendall(b'Content-Length: %d\r\n\r\n' % len(body))  # its body comes after SIGTERM
+    statuses = []
+    ask = lambda number: statuses.append(served.ask('POST', '/v1/detect', question(number), JSON)[0])
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+      thread.start()
+    while 'vild_queue 3' not in served.ask('GET', '/metrics')[2].decode():
+      time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    late.sendall(body)
+    answer = late.recv(65536)
+    assert answer.startswith(b'HTTP/1.1 503'), answer
+    late.close()
+    with pytest.raises(ConnectionRefusedError):
+      served.ask('GET', '/health')
+    for thread in threads:
+      thread.join(30)
+    assert statuses == [200, 200, 200]
+    assert process.wait(30) == 0
+    assert not process.stderr.read()
 
 
 @pytest.mark.slow
@@ -87,30 +79,32 @@ def test_the_command_serves_a_bundle(tmp_path):
   """Words, a box as an example, and its end; nothing is written beside the bundle."""
   bundle = small_bundle.write(tmp_path / 'bundle', small_bundle.parts(tmp_path, sigmoid=True))
   cache = tmp_path / 'cache'
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'vild_jax', 'serve', '--checkpoint', str(bundle), '--port', '0'],
-    cwd=ROOT,
-    env={key: value for key, value in os.environ.items() if key != 'VILD_JAX_CACHE'} | {'XDG_CACHE_HOME': str(cache)},
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  served = service_lib.Served(int(re.search(r':(\d+),', process.stdout.readline())[1]), None, None)
-  while True:
-    try:
-      about = served.json('/v1/about')
-      break
-    except ConnectionRefusedError:
-      time.sleep(0.05)
-  assert about['examples_allowed'] and about['words_allowed'] and about['card'].startswith('---')
-  assert about['names'] == list(small_bundle.NAMES)
-  status, found = served.detect({**json.loads(question(7)), 'classes': ['a new name'], 'min_score': 0})
-  assert status == 200 and not found['cached']
-  box = [{'name': 'mine', 'box': [0, 0, 8, 4]}]
-  again = {'image_id': found['image']['id'], 'classes': ['tree'], 'examples': box, 'min_score': 0, 'masks': 'polygons'}
-  status, found = served.detect(again)
-  assert status == 200 and found['cached'] and found['classes'] == ['tree', 'mine'] and found['detections']
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(60) == 0 and not cache.exists()
+  environment = {key: value for key, value in os.environ.items() if key != 'VILD_JAX_CACHE'}
+  words = ('vild_jax', 'serve', '--checkpoint', str(bundle), '--port', '0')
+  with service_lib.process(*words, env=environment | {'XDG_CACHE_HOME': str(cache)}) as process:
+    served = service_lib.Served(int(re.search(r':(\d+),', process.stdout.readline())[1]), None, None)
+    while True:
+      try:
+        about = served.json('/v1/about')
+        break
+      except ConnectionRefusedError:
+        time.sleep(0.05)
+    assert about['examples_allowed'] and about['words_allowed'] and about['card'].startswith('---')
+    assert about['names'] == list(small_bundle.NAMES)
+    status, found = served.detect({**json.loads(question(7)), 'classes': ['a new name'], 'min_score': 0})
+    assert status == 200 and not found['cached']
+    box = [{'name': 'mine', 'box': [0, 0, 8, 4]}]
+    again = {
+      'image_id': found['image']['id'],
+      'classes': ['tree'],
+      'examples': box,
+      'min_score': 0,
+      'masks': 'polygons',
+    }
+    status, found = served.detect(again)
+    assert status == 200 and found['cached'] and found['classes'] == ['tree', 'mine'] and found['detections']
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0 and not cache.exists()
 
 
 def in_threads(count: int, call) -> list:
