@@ -127,8 +127,11 @@ def test_settings_reach_the_detector(folder):
   assert [len(of['detections']) for of in found_in().values()] == [1, 0, 1]
   assert set(found_in()['in/x.png']['detections'][0]) == {'class', 'score', 'box_yxyx'}
   Image.fromarray(np.zeros((1000, 1001, 3), np.uint8)).save('large.png')
-  (line,) = detecting.detect(detector, ['large.png'], 'tree', Path('out'), settings)
-  assert 'large.png has more than 1 megapixels' in line and found_in() == {}
+  (line,) = detecting.detect(detector, ['in/x.png', 'large.png'], 'tree', Path('out'), settings)
+  assert 'large.png has more than 1 megapixels' in line and list(found_in()) == ['in/x.png']
+  with pytest.raises(DataError, match=r'large\.png has more than 1 megapixels'):  # alone, it leaves nothing to do
+    detecting.detect(detector, ['large.png'], 'tree', Path('alone'), settings)
+  assert not Path('alone').exists()
 
 
 def test_attributes_are_written_and_drawn(folder):

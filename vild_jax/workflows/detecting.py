@@ -97,16 +97,19 @@ def detect(
     coco: whether to write `coco.json` too, the pictures as a data set in COCO's format.
 
   Returns:
-    A line about each input that could not be read. All others are done.
+    A line about each of several inputs that could not be read. All others are done.
 
   Raises:
     FolderInUse: another process works in `out`.
-    ValueError: an argument does not fit, or `out` has an unfinished detection with other arguments.
+    ValueError: an argument does not fit, `out` has an unfinished detection with other arguments, or the only input
+      cannot be read.
   """
   settings = settings or Settings()
   asked = _asked(classes)
   words = _embedded(detector, asked, settings.attributes)
   inputs = inputs_lib.inputs(images, out, _ENDINGS)
+  if len(inputs) == 1:
+    _check_readable(inputs[0], settings)
   with locks.locked(out):
     parts = Parts(out / FOLDER, _job(detector, words, inputs, settings))
     _tell_numbers(words.names)
@@ -118,6 +121,14 @@ def detect(
     unreadable = [record['error'] for record in work.records() if 'error' in record]
     parts.remove()
   return unreadable
+
+
+def _check_readable(item: Input, settings: Settings) -> None:
+  """Raises DataError if the only input cannot be read: then nothing would be left to do."""
+  if item.is_video:
+    with video.reading(item.path):
+      return
+  pictures.decode(item.path, upright=True, max_pixels=settings.max_megapixels * 10**6)
 
 
 def _asked(classes: str) -> Sequence[str] | VocabularyFile:
