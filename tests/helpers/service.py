@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,12 @@ def serving(
   batch_size: int = 4,
   token: str | None = None,
   about: app_lib.About = ABOUT,
+  pictures: Sequence[examples.ExamplePicture] | None = None,
 ) -> Iterator[Served]:
   detector = detector or FakeDetector()
   service = Service(detector, limits or Limits(), batch_size)
   listener = server.bind('127.0.0.1', 0)
-  running = server.server(service, app_lib.make(service, about, examples.drawn(), token))
+  running = server.server(service, app_lib.make(service, about, pictures or examples.drawn(), token))
   thread = threading.Thread(target=running.run, kwargs={'sockets': [listener]})
   thread.start()
   try:

@@ -60,3 +60,8 @@ def test_a_program_of_several_processes_starts_when_all_have_compiled_it(monkeyp
   assert program(3) == program(3) == 6 and program.lower(3).compile()(4) == 8
   jax.effects_barrier()
   assert done == (['traced', 'waited'] if len(processes) > 1 else ['traced']) + 3 * ['ran']
+
+
+def test_buckets_are_powers_of_two_that_hold_the_rows():
+  assert [compiler.bucket(count) for count in (0, 1, 2, 3, 4, 5, 1203)] == [1, 1, 2, 4, 4, 8, 2048]
+  assert [compiler.bucket(count, 16) for count in (0, 1, 16, 17)] == [16, 16, 16, 32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import re
@@ -18,6 +19,7 @@ from tests.helpers.fake_detector import FakeDetector
 from vild_jax.data import rle
 from vild_jax.inference.examples import Example
 from vild_jax.serve import app as app_lib
+from vild_jax.serve import examples
 from vild_jax.serve.limits import Limits
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -128,6 +130,13 @@ def test_example_pictures(served):
     assert status == 200 and headers['content-type'] == 'image/png'
     assert Image.open(io.BytesIO(content)).size == (one['width'], one['height'])
   assert served.ask('GET', '/v1/examples/none.png')[0] == 404
+
+
+def test_example_pictures_of_any_name_are_found_at_their_address():
+  shown = [dataclasses.replace(examples.drawn()[0], name='50% of #1?')]
+  with service_lib.serving(pictures=shown) as served:
+    (listed,) = served.json('/v1/examples')
+    assert listed['name'] == '50% of #1?' and served.ask('GET', listed['url'])[2] == shown[0].png
 
 
 def test_the_page_and_its_files(served):

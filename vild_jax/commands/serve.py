@@ -45,11 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Serves until SIGTERM or Ctrl-C."""
-  for name, least in (
-    ('batch_size', 1), ('max_megabytes', 1), ('max_megapixels', 1), ('max_classes', 1), ('queue', 1),
-    ('cache_megabytes', 0), ('timeout', 1),
-  ):  # fmt: skip
-    value = getattr(args, name)
+  for name in ('batch_size', 'max_megabytes', 'max_megapixels', 'max_classes', 'queue', 'cache_megabytes', 'timeout'):
+    value, least = getattr(args, name), 0 if name == 'cache_megabytes' else 1
     arguments.require(
       value is None or value >= least, f'--{name.replace("_", "-")} is {value}; expected {least} or more'
     )

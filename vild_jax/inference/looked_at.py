@@ -82,7 +82,7 @@ def look(model: Model, variables: Any, prepared: Sequence[Prepared]) -> list[Loo
 
   A program is compiled for each power of two: others are filled up with a picture of zeros.
   """
-  rows = 1 << (len(prepared) - 1).bit_length()
+  rows = compiler.bucket(len(prepared))
   images = np.zeros((rows, *prepared[0].square.image.shape), np.float32)
   sizes = np.zeros((rows, 2), np.float32)
   for row, one in enumerate(prepared):
@@ -110,7 +110,7 @@ def find(
   count = len(np.flatnonzero(found.valid)[:most])  # the valid ones are the first
   if not (masks and model.masks):
     return jax.tree.map(lambda x: x[:count], found)
-  rows = max(_FEWEST_MASKS, 1 << (count - 1).bit_length())
+  rows = compiler.bucket(count, _FEWEST_MASKS)
   found = jax.tree.map(lambda x: x[:rows], found)
   valid = np.arange(len(found.valid)) < count
   logits = jax.device_get(_masking()(model, variables, regions.features, found.boxes, valid))

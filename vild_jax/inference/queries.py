@@ -12,6 +12,7 @@ from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config
 from vild_jax.data.pictures import Picture
 from vild_jax.inference.examples import Example, ExampleTower
+from vild_jax.runtime import compiler
 from vild_jax.structs import Attributes, Vocabulary
 from vild_jax.teacher import name_cache, text
 from vild_jax.teacher import prompts as prompt_lib
@@ -20,6 +21,7 @@ from vild_jax.vocabulary import VocabularyFile
 # Names and examples, or {name: its pictures, or None for the name's own words}, or a vocabulary.
 Classes = Sequence[str | Example] | Mapping[str, Picture | Sequence[Picture] | None] | VocabularyFile
 
+_FEWEST = 16  # rows of a padded vocabulary
 _REMEMBERED = 65_536  # names that are not in the vocabulary: 128 MiB at 512 dimensions
 
 
@@ -68,7 +70,7 @@ class Queries:
       asked = _asked(classes)
       names = _names(asked)
       rows, shown = self._embed(asked), np.array([isinstance(one, Example) for one in asked])
-    padded = _padded(len(names))
+    padded = compiler.bucket(len(names), _FEWEST)
     missing = padded - len(names)
     return names, Vocabulary(
       embeddings=np.pad(rows, ((0, missing), (0, 0))),
@@ -86,7 +88,7 @@ class Queries:
     names = _names(asked)
     if len(set(names)) < max(len(names), 2):
       raise ValueError(f'attributes is {list(names)}; expected two or more that differ, of which an object has one')
-    padded = _padded(len(names))
+    padded = compiler.bucket(len(names), _FEWEST)
     rows = np.pad(self._embed(asked), ((0, padded - len(names)), (0, 0)))
     return names, Attributes(embeddings=rows, valid=np.arange(padded) < len(names))
 
@@ -142,10 +144,6 @@ def _asked(
 
 def _names(asked: Sequence[str | Example]) -> tuple[str, ...]:
   return tuple(one.name if isinstance(one, Example) else one for one in asked)
-
-
-def _padded(count: int) -> int:
-  return max(16, 1 << (count - 1).bit_length())
 
 
 def _other_spellings(file: VocabularyFile) -> dict[str, np.ndarray]:

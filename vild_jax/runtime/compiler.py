@@ -39,6 +39,11 @@ def jit(function: Callable, *, mesh: Mesh | None = None, **options: Any) -> Call
   return _Together(compiled) if len(processes) > 1 else compiled
 
 
+def bucket(count: int, fewest: int = 1) -> int:
+  """Returns the power of two to which `count` rows are padded, at least `fewest`, so that few programs are compiled."""
+  return max(fewest, 1 << max(count - 1, 0).bit_length())
+
+
 class _Together:
   """A compiled function of several processes whose first call starts when every process has compiled it.
 

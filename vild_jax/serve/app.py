@@ -9,6 +9,7 @@ import hmac
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from starlette.applications import Starlette
@@ -86,7 +87,12 @@ def make(
   async def examples(request: Request) -> Response:
     return JSONResponse(
       [
-        {'name': one.name, 'url': f'/v1/examples/{one.name}.png', 'width': one.width, 'height': one.height}
+        {
+          'name': one.name,
+          'url': f'/v1/examples/{quote(one.name, safe="")}.png',
+          'width': one.width,
+          'height': one.height,
+        }
         for one in pictures
       ]
     )
@@ -179,8 +185,8 @@ def _with_token(endpoint: Callable, token: str | None) -> Callable:
 
   async def checked(request: Request) -> Response:
     if not hmac.compare_digest(request.headers.get('authorization', '').encode('latin-1'), expected):
-      raise Refused(401, 'expected the header "Authorization: Bearer TOKEN" with the token of this service',
-                    www_authenticate='Bearer')  # fmt: skip
+      reason = 'expected the header "Authorization: Bearer TOKEN" with the token of this service'
+      raise Refused(401, reason, www_authenticate='Bearer')
     return await endpoint(request)
 
   return checked

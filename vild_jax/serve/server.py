@@ -93,7 +93,9 @@ def serve(
   detector = load(folder, teacher=teacher)
   batch_size = batch_size or (1 if jax.default_backend() == 'cpu' else defaults.DETECT_BATCH)
   start = time.perf_counter()
-  detector.find(detector.look([detector.prepare(np.zeros((1, 1, 3), np.uint8))])[0], detector.vocabulary.names[:1])
+  (nothing,) = detector.look([detector.prepare(np.zeros((1, 1, 3), np.uint8))])
+  for names in (detector.vocabulary.names[:1], None):  # a few words, and the vocabulary, which is asked for by default
+    detector.find(nothing, names)
   compiled = time.perf_counter() - start
   service = Service(detector, limits, batch_size)
   shown = examples.read(folder / _EXAMPLES)

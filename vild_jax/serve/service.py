@@ -101,8 +101,8 @@ class Service:
           done: _Done = await asyncio.wrap_future(self.batcher.submit(job))
           found = await in_thread(answers.found, done.detections, job.question.masks)
       except TimeoutError:
-        raise Refused(503, f'there is no answer after {self.limits.seconds:g} s; expected a service with less to do',
-                      retry_after='5') from None  # fmt: skip
+        reason = f'there is no answer after {self.limits.seconds:g} s; expected a service with less to do'
+        raise Refused(503, reason, retry_after='5') from None
     total = time.perf_counter() - start
     self.metrics.answer(total, done.cached)
     (height, width), seconds = job.size, Seconds(job.decode, done.image, done.words, total)
