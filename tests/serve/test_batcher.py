@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -51,3 +53,42 @@ def test_the_end_waits_for_what_was_submitted_and_refuses_more():
   with pytest.raises(Refused, match='shutting down') as error, batcher.place():
     pass
   assert error.value.status == 503
+
+
+def test_what_the_work_raises_is_told_and_the_thread_lives():
+  def work(batch):
+    (job, future), *_ = batch
+    if job == 'bad':
+      raise KeyError('a defect')
+    future.set_result(job)
+
+  batcher = Batcher(work, places=9, most=1)
+  with pytest.raises(KeyError, match='a defect'):
+    batcher.submit('bad').result(10)
+  assert batcher.submit('good').result(10) == 'good'
+  batcher.close()
+
+
+def test_jobs_of_those_who_left_are_not_kept_while_the_detector_is_slow():
+  class Picture:
+    pass
+
+  go_on = threading.Event()
+
+  def work(batch):
+    go_on.wait(10)
+    for _, future in batch:
+      future.set_result(None)
+
+  batcher = Batcher(work, places=1, most=1)
+  first = batcher.submit(Picture())
+  while not first.running():
+    pass
+  left = Picture()
+  kept = weakref.ref(left)
+  assert batcher.submit(left).cancel()
+  del left
+  gc.collect()
+  assert kept() is None
+  go_on.set()
+  batcher.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import queue
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -25,12 +25,13 @@ class Batcher(Generic[Job]):
     """Starts the thread.
 
     Args:
-      work: gets at most `most` jobs, each with the future that it has to complete; must not raise.
+      work: gets at most `most` jobs, each with the future that it has to complete; what it raises completes the rest.
       places: how many jobs are accepted at the same time.
       most: how many are handed over together.
     """
     self._work, self._places, self._most = work, places, most
-    self._waiting: queue.SimpleQueue[tuple[Job, Future] | None] = queue.SimpleQueue()
+    self._waiting: dict[Future, Job] = {}  # in the order in which they came
+    self._changed, self._closed = threading.Condition(), False
     self.taken, self.stopping = 0, False
     self._thread = threading.Thread(target=self._run, name='detector')
     self._thread.start()
@@ -53,28 +54,46 @@ class Batcher(Generic[Job]):
       self.taken -= 1
 
   def submit(self, job: Job) -> Future:
-    """Hands over a job that has a place; a future that is cancelled before its job begins costs nothing."""
+    """Hands over a job that has a place; one whose future is cancelled before it begins is forgotten at once.
+
+    Its place is free then, so that without forgetting a slow detector would gather the pictures of all who have left.
+    """
     future: Future = Future()
-    self._waiting.put((job, future))
+    with self._changed:
+      self._waiting[future] = job
+      self._changed.notify()
+    future.add_done_callback(self._forget)
     return future
 
   def close(self) -> None:
     """Ends the thread when all jobs that were submitted are done."""
     self.stopping = True
-    self._waiting.put(None)
+    with self._changed:
+      self._closed = True
+      self._changed.notify()
     self._thread.join()
 
+  def _forget(self, future: Future) -> None:
+    with self._changed:
+      self._waiting.pop(future, None)
+
+  def _next(self) -> list[tuple[Job, Future]]:
+    """Waits for jobs and takes them; none are left when the batcher is closed and this is empty."""
+    with self._changed:
+      while self._changed.wait_for(lambda: self._waiting or self._closed) and self._waiting:
+        first = list(itertools.islice(self._waiting.items(), self._most))
+        for future, _ in first:
+          del self._waiting[future]
+        if batch := [(job, future) for future, job in first if future.set_running_or_notify_cancel()]:
+          return batch
+      return []
+
   def _run(self) -> None:
-    ending = False
-    while not ending:
-      batch, one = [], self._waiting.get()
-      with contextlib.suppress(queue.Empty):
-        while one is not None:
-          if one[1].set_running_or_notify_cancel():
-            batch.append(one)
-          if len(batch) == self._most:
-            break
-          one = self._waiting.get_nowait()
-      ending = one is None
-      if batch:
+    while batch := self._next():
+      try:
         self._work(batch)
+      except Exception as error:  # whatever it is: without this thread nobody would ever be answered
+        for _, future in batch:
+          if not future.done():
+            future.set_exception(error)
+      del batch  # and the pictures in it, while nobody asks
