@@ -124,6 +124,17 @@ def test_of_several_frames_the_first_is_used_and_counted(picture):
   assert pictures.stored(example(encode(picture, 'TIFF'), *picture.shape[:2]), 'x')[1] == (pictures.CONVERTED,)
 
 
+def test_the_pages_of_a_tiff_are_not_walked_through(picture):
+  """A second page that is no page would be noticed."""
+  pages = [Image.fromarray(picture)] * 2
+  data = bytearray(encode(pages[0], 'TIFF', save_all=True, append_images=pages[1:]))
+  (first,) = struct.unpack_from('<I', data, 4)
+  (entries,) = struct.unpack_from('<H', data, first)
+  (second,) = struct.unpack_from('<I', data, first + 2 + 12 * entries)
+  data[second:] = bytes(len(data) - second)
+  np.testing.assert_array_equal(pictures.decode(bytes(data)), picture)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 

@@ -250,7 +250,8 @@ def _unreadable(source: object, error: OSError) -> DataError:
 
 def _decoded(data: bytes, name: str, max_pixels: int) -> _Decoded:
   with _opened(io.BytesIO(data), name, max_pixels) as picture:
-    several = picture.format != 'MPO' and getattr(picture, 'n_frames', 1) > 1
+    # Not `n_frames`, for which Pillow reads the header of each page of a TIFF: a small file can have a million.
+    several = picture.format != 'MPO' and getattr(picture, 'is_animated', False)
     pixels, peak = _rgb(picture, name)
     return _Decoded(pixels, picture.format, _orientation(picture), several, peak)
 
