@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -73,3 +75,10 @@ class FakeDetector:
       tuple(attributes or ()),
       np.full((len(keep), len(attributes)), 1 / len(attributes), np.float32) if attributes else None,
     )
+
+  def begin_find(self, *arguments, **options) -> Callable[[], PictureDetections]:
+    return functools.partial(self.finish, self.find(*arguments, **options))
+
+  def finish(self, found: PictureDetections) -> PictureDetections:
+    """What needs no device; a test may replace it by something slower."""
+    return found

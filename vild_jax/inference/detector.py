@@ -143,11 +143,29 @@ class Detector:
     attributes: Sequence[str | Example] | None = None,
   ) -> PictureDetections:
     """Detects `classes` in a picture that `look` has seen; arguments, result and errors are those of `detect`."""
+    return self.begin_find(
+      looked, classes, min_score=min_score, masks=masks, max_detections=max_detections, attributes=attributes
+    )()
+
+  def begin_find(
+    self,
+    looked: looked_at.Looked,
+    classes: queries.Classes | None = None,
+    *,
+    min_score: float | Mapping[str, float] | Sequence[float] = defaults.MIN_SCORE,
+    masks: bool = True,
+    max_detections: int | None = None,
+    attributes: Sequence[str | Example] | None = None,
+  ) -> Callable[[], PictureDetections]:
+    """Does what `find` needs the device for; what it returns does the rest, and may be called in another thread.
+
+    The rest puts the masks into the picture, which takes up to half a second for each in a picture of 25 megapixels.
+    """
     names, attribute_names, vocabulary, scores = self._asked(classes, attributes, min_score)
     model = self.config.model
     _check_range('max_detections', max_detections, model.postprocess.max_detections)
     found = looked_at.find(model, self.variables, looked.regions, vocabulary, scores, masks=masks, most=max_detections)
-    return _in_picture(found, looked.scale, looked.size, names, attribute_names, max_detections)
+    return functools.partial(_in_picture, found, looked.scale, looked.size, names, attribute_names, max_detections)
 
   def classes(
     self, classes: queries.Classes | None = None, attributes: Sequence[str | Example] | None = None

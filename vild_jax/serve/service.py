@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,14 @@ from vild_jax.inference.detections import PictureDetections
 from vild_jax.inference.examples import Example
 from vild_jax.runtime import messages
 from vild_jax.serve import answers, questions
-from vild_jax.serve.answers import Answer, AnsweredPicture, Seconds
+from vild_jax.serve.answers import Answer, AnsweredPicture, Found, Seconds
 from vild_jax.serve.batcher import Batcher
 from vild_jax.serve.held import Held, HeldPicture
 from vild_jax.serve.limits import Limits, Refused
 from vild_jax.serve.metrics import Metrics
 from vild_jax.serve.questions import Question
 
-_THREADS = 2  # that read requests and decode pictures; each holds the pixels of one
+_THREADS = 2  # that read requests, decode pictures and put masks into them; each holds the pixels of one
 
 
 @dataclass
@@ -44,9 +44,9 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Done:
-  """What the thread of the detector returns: detections, and the seconds of the image forward and of the words."""
+  """What the thread of the detector returns: what is left to do, and the seconds of the forward and of the words."""
 
-  detections: PictureDetections
+  finish: Callable[[], PictureDetections]
   image: float
   words: float
   cached: bool
@@ -56,7 +56,7 @@ class Service:
   """Answers questions; `close` must be called at the end.
 
   Attributes:
-    detector: has `prepare`, `look` and `find` of `inference.detector.Detector`.
+    detector: has `prepare`, `look` and `begin_find` of `inference.detector.Detector`.
     limits: what is allowed.
     held: the pictures that are kept.
     metrics: what was done.
@@ -68,7 +68,7 @@ class Service:
     self.detector, self.limits, self.metrics = detector, limits, Metrics()
     self.held = Held(limits.cached_pictures, limits.cached_bytes)
     self.batcher: Batcher[_Job] = Batcher(self._work, places=limits.queue, most=batch_size)
-    self._threads = ThreadPoolExecutor(_THREADS, 'pictures')
+    self._threads, self._free = ThreadPoolExecutor(_THREADS, 'pictures'), asyncio.Semaphore(_THREADS)
 
   def close(self) -> None:
     """Finishes what was accepted and ends all threads."""
@@ -93,21 +93,28 @@ class Service:
     Raises Refused.
     """
     start = time.perf_counter()
-    in_thread = lambda *call: asyncio.get_running_loop().run_in_executor(self._threads, *call)
     with self.batcher.place():
       try:
         async with asyncio.timeout(self.limits.seconds):
-          job = await in_thread(self._job, text, picture)
+          job = await self._in_thread(self._job, text, picture)
           done: _Done = await asyncio.wrap_future(self.batcher.submit(job))
-          found = await in_thread(answers.found, done.detections, job.question.masks)
+          names, found, rest = await self._in_thread(_finished, done.finish, job.question.masks)
       except TimeoutError:
         reason = f'there is no answer after {self.limits.seconds:g} s; expected a service with less to do'
         raise Refused(503, reason, retry_after='5') from None
+      except Exception as error:
+        raise _refusal(error) from None
     total = time.perf_counter() - start
     self.metrics.answer(total, done.cached)
-    (height, width), seconds = job.size, Seconds(job.decode, done.image, done.words, total)
-    image = AnsweredPicture(job.id, width, height)
-    return Answer(image, list(done.detections.names), found, seconds, done.cached)
+    (height, width), seconds = job.size, Seconds(job.decode, done.image, done.words + rest, total)
+    return Answer(AnsweredPicture(job.id, width, height), names, found, seconds, done.cached)
+
+  async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls in a thread. Who leaves while none is free leaves nothing behind, as in the queue of the executor."""
+    await self._free.acquire()
+    future, loop = self._threads.submit(call, *arguments), asyncio.get_running_loop()
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
+    return await asyncio.wrap_future(future)
 
   def _job(self, text: bytes, picture: bytes | None) -> _Job:
     """Reads a question, and decodes its picture if it is not held, or if examples are crops of it."""
@@ -147,7 +154,7 @@ class Service:
       looked = self.detector.look([job.prepared for job in new.values()])
     except Exception as error:
       for _, future in waiting:
-        future.set_exception(_refusal(error))
+        future.set_exception(error)
       return
     seconds = time.perf_counter() - start
     for job, one in zip(new.values(), looked, strict=True):
@@ -161,7 +168,7 @@ class Service:
     """Completes the future; `seconds` are those of the image forward, None if the picture was held."""
     start, question = time.perf_counter(), job.question
     try:
-      detections = self.detector.find(
+      finish = self.detector.begin_find(
         job.held.looked,
         job.classes,
         min_score=question.min_score,
@@ -170,13 +177,20 @@ class Service:
         attributes=question.attributes,
       )
     except Exception as error:
-      future.set_exception(_refusal(error))
+      future.set_exception(error)
     else:
-      future.set_result(_Done(detections, seconds or 0.0, time.perf_counter() - start, seconds is None))
+      future.set_result(_Done(finish, seconds or 0.0, time.perf_counter() - start, seconds is None))
 
   def _most(self, asked: int | None) -> int | None:
     """At most so many are asked for: a number beyond what the detector gives is no error."""
     return asked and min(asked, self.detector.config.model.postprocess.max_detections)
+
+
+def _finished(finish: Callable[[], PictureDetections], masks: str) -> tuple[list[str], list[Found], float]:
+  """Returns the names, the detections in the form of an answer, and the seconds that it took."""
+  start = time.perf_counter()
+  detections = finish()
+  return list(detections.names), answers.found(detections, masks), time.perf_counter() - start
 
 
 def _decoded(encoded: bytes, most: int) -> np.ndarray:
@@ -207,6 +221,8 @@ def _shown(examples: Sequence[questions.Shown], pixels: np.ndarray) -> list[Exam
 
 def _refusal(error: Exception) -> Refused:
   """Returns what a client is told: all that a request can do wrong is a ValueError."""
+  if isinstance(error, Refused):
+    return error
   if isinstance(error, ValueError):
     return Refused(422, error)
   print(f'vild-jax serve: {type(error).__name__}: {messages.first_line(error)}', file=sys.stderr)
