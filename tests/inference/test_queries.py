@@ -115,6 +115,11 @@ def test_a_picture_is_embedded_once(detector, monkeypatch):
   assert len(seen) == 1
   detector.classes([vild_jax.Example('mine', picture, [0, 0, 9, 9])])
   assert len(seen) == 2
+  whole = detector.classes([vild_jax.Example('mine', picture, [10, 5, 20, 15])])
+  cut = detector.classes([vild_jax.Example('mine', picture[7:23, 2:18], [3, 3, 13, 13])])  # all that is seen of it
+  assert len(seen) == 3 and (whole.embeddings == cut.embeddings).all()
+  detector.classes([vild_jax.Example('mine', picture[7:23, 2:18], [3, 3, 13, 12])])
+  assert len(seen) == 4
 
 
 def test_what_is_remembered_is_bounded(made, monkeypatch):

@@ -110,6 +110,8 @@ def test_fuzzed_headers_never_break_the_service(served):
 def test_bombs_are_not_decoded(served):
   refused(served.upload(png_of(30_000, 30_000)), 413, '30000 wide and 30000 high; expected at most 10000 pixels')
   refused(served.upload(png_of(101, 100)), 413, '101 wide')
+  shown = [{'name': name, 'image': base64.b64encode(encode(np.zeros((90, 90, 3), np.uint8))).decode()} for name in 'ab']
+  refused(served.upload(PNG, {'examples': shown}), 413, "'b' is 90 wide and 90 high; expected at most 1900 pixels")
   refused(served.upload(b''), 422, '0 bytes')
   refused(served.detect({'image': ''}), 422, '0 bytes')
 
@@ -152,6 +154,9 @@ def test_bodies_without_a_length_are_counted(served):
     ({'image': TEXT, 'classes': list('abcdef')}, '6 classes and examples; expected at most 5'),
     ({'image': TEXT, 'examples': [{'name': 'a', 'box': [0, 0, 1, 1]}] * 3}, '3 examples; expected at most 2'),
     ({'image': TEXT, 'examples': [{'name': 'a', 'box': [0, 0, 1]}]}, '$.examples[0].box'),
+    ({'image': TEXT, 'examples': [{'name': 'a'}]}, 'no box; expected one, or an image of its own'),
+    ({'image': TEXT, 'examples': [{'name': 'a', 'image': '!'}]}, 'not base64'),
+    ({'image': TEXT, 'examples': [{'name': 'a', 'image': 'abcd'}]}, "the picture of 'a': no readable picture"),
     ({'image': TEXT, 'attributes': list('abcd')}, '4 attributes'),
     ({'image': TEXT, 'min_score': 2}, '$.min_score'),
     ({'image': TEXT, 'max_detections': 0}, '$.max_detections'),

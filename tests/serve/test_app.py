@@ -99,6 +99,19 @@ def test_a_box_on_the_picture_is_an_example(served):
     assert status == 422 and 'inside of the picture, which is 40 wide and 60 high' in found['error']['reason']
 
 
+def test_an_example_brings_a_picture_of_its_own(served):
+  other = base64.b64encode(encode(PIXELS[:20, :30])).decode()
+  shown = [{'name': 'whole', 'image': other}, {'name': 'part', 'image': other, 'box': [1, 2, 29, 18]}]
+  status, found = served.upload(PICTURE, {'examples': shown})
+  assert status == 200 and found['classes'] == ['whole', 'part'] and found['image']['width'] == 60
+  asked = served.detector.found[-1]['classes']
+  np.testing.assert_array_equal([one.boxes[0] for one in asked], [[0, 0, 20, 30], [2, 1, 20, 30]])
+  assert all((one.images[0] == PIXELS[:20, :30]).all() for one in asked)
+  shown[1]['box'] = [1, 2, 30, 18]
+  status, found = served.detect({'image': TEXT, 'examples': shown})
+  assert status == 422 and 'inside of the picture, which is 30 wide and 20 high' in found['error']['reason']
+
+
 def test_examples_need_an_image_tower():
   with service_lib.serving(FakeDetector(takes_examples=False)) as served:
     status, found = served.upload(PICTURE, {'examples': [{'name': 'x', 'box': [0, 0, 5, 5]}]})

@@ -101,8 +101,11 @@ class ExampleTower:
     return self._tower
 
   def _row(self, tower: crops.CropTower, pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Returns the embedding of a box [D], remembered by its pixels, since the same examples are asked for again."""
-    key = hashlib.sha256(repr((pixels.shape, box.tolist())).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
+    """Returns the embedding of a box [D], remembered by what the tower sees, since the same are asked for again."""
+    bounds = crops.crop_bounds(box[None], *pixels.shape[:2])[:, 0]
+    top, left, bottom, right = bounds[-1]  # the largest window, which holds the others
+    inside = repr((bounds - [top, left, top, left]).tolist()).encode()
+    key = hashlib.sha256(inside + pixels[top:bottom, left:right].tobytes()).digest()
     if key not in self._embedded:
       if len(self._embedded) == _REMEMBERED:
         del self._embedded[next(iter(self._embedded))]

@@ -18,10 +18,14 @@ _ID = re.compile('[0-9a-f]{64}')
 
 
 class Shown(msgspec.Struct, forbid_unknown_fields=True):
-  """A class that is shown: a box on the picture of the request, [x, y, width, height] in pixels of it, upright."""
+  """A class that is shown: a box on a picture, [x, y, width, height] in pixels of it, upright.
+
+  `image` is that picture in base64, whose whole is meant without a box; without `image` it is that of the request.
+  """
 
   name: str
-  box: tuple[float, float, float, float]
+  box: tuple[float, float, float, float] | None = None
+  image: str | None = None
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -60,7 +64,7 @@ def read(text: bytes, picture: bytes | None, limits: Limits) -> tuple[Question, 
   if sum(given is not None for given in (question.image, question.image_id, picture)) != 1:
     raise Refused(422, 'the request has no picture or several; expected one of image (a part, or base64) and image_id')
   if question.image is not None:
-    picture, question.image = _decoded(question.image), None
+    picture, question.image = from_base64(question.image), None
   if question.image_id is not None and not _ID.fullmatch(question.image_id):
     raise Refused(422, f'image_id is {question.image_id!r}; expected the image.id of an answer')
   if picture is not None and not picture:
@@ -71,7 +75,8 @@ def read(text: bytes, picture: bytes | None, limits: Limits) -> tuple[Question, 
   return question, picture
 
 
-def _decoded(text: str) -> bytes:
+def from_base64(text: str) -> bytes:
+  """Returns the bytes of base64, or of a `data:` URL of it; raises Refused for anything else."""
   start = _DATA_URL.match(text[:200])
   try:
     return base64.b64decode(text[start.end() if start else 0 :], validate=True)
@@ -90,6 +95,9 @@ def _check_names(question: Question, limits: Limits) -> None:
       raise Refused(422, f'the request has {count} {what}; expected at most {most}')
   if question.classes == [] and not question.examples:
     raise Refused(422, 'classes is []; expected one or more names or examples, or no classes for those of the bundle')
+  for shown in question.examples:
+    if shown.box is None and shown.image is None:
+      raise Refused(422, f'the example {shown.name[:40]!r} has no box; expected one, or an image of its own, or both')
   for name in (*classes, *attributes, *(shown.name for shown in question.examples)):
     if not name.strip() or len(name) > limits.name_characters:
       raise Refused(422, f'a name is {name[:40]!r}; expected 1 to {limits.name_characters} characters')

@@ -117,7 +117,7 @@ class Service:
     return await asyncio.wrap_future(future)
 
   def _job(self, text: bytes, picture: bytes | None) -> _Job:
-    """Reads a question, and decodes its picture if it is not held, or if examples are crops of it."""
+    """Reads a question, and decodes its picture if it is not held, or if an example is a box on it."""
     question, encoded = questions.read(text, picture, self.limits)
     if question.examples and not self.detector.takes_examples:
       raise Refused(422, 'the bundle has no image tower; expected classes in words, and no examples')
@@ -128,12 +128,12 @@ class Service:
       raise Refused(404, f'the picture {id} is not held any more; expected the picture itself')
     encoded = encoded if held is None else held.encoded
     pixels = prepared = None
-    if held is None or question.examples:
+    if held is None or any(shown.image is None for shown in question.examples):
       pixels = _decoded(encoded, self.limits.pixels)
     size = pixels.shape[:2] if held is None else held.size
     classes = question.classes
     if question.examples:
-      classes = [*(classes or []), *_shown(question.examples, pixels)]
+      classes = [*(classes or []), *_shown(question.examples, pixels, self.limits.pixels)]
     if held is None:
       prepared = self.detector.prepare(pixels)
     return _Job(id, encoded, size, prepared, held, question, classes, time.perf_counter() - start)
@@ -193,29 +193,34 @@ def _finished(finish: Callable[[], PictureDetections], masks: str) -> tuple[list
   return list(detections.names), answers.found(detections, masks), time.perf_counter() - start
 
 
-def _decoded(encoded: bytes, most: int) -> np.ndarray:
+def _decoded(encoded: bytes, most: int, name: str = 'the picture') -> np.ndarray:
   """Returns the upright pixels; of a picture that has too many only the header is read."""
   try:
-    height, width = pictures.size(encoded)
+    height, width = pictures.size(encoded, name)
     if height * width > most:
-      raise Refused(413, f'the picture is {width} wide and {height} high; expected at most {most} pixels')
-    return pictures.decode(encoded, upright=True)
+      raise Refused(413, f'{name} is {width} wide and {height} high; expected at most {most} pixels')
+    return pictures.decode(encoded, name, upright=True)
   except ValueError as error:
     raise Refused(422, error) from None
 
 
-def _shown(examples: Sequence[questions.Shown], pixels: np.ndarray) -> list[Example]:
-  height, width = pixels.shape[:2]
+def _shown(examples: Sequence[questions.Shown], pixels: np.ndarray | None, most: int) -> list[Example]:
+  """Returns the examples; `pixels` is the picture of the request, `most` how many all other pictures may have."""
   found = []
   for shown in examples:
-    x, y, w, h = shown.box
+    of, name = pixels, f'the picture of {shown.name[:40]!r}'
+    if shown.image is not None:
+      of = _decoded(questions.from_base64(shown.image), most, name)
+      most -= of.shape[0] * of.shape[1]
+    height, width = of.shape[:2]
+    x, y, w, h = shown.box or (0, 0, width, height)
     if not (w > 0 and h > 0 and x >= 0 and y >= 0 and x + w <= width and y + h <= height):
       raise Refused(
         422,
         f'the box of {shown.name[:40]!r} is {list(shown.box)}; expected [x, y, width, height] inside of the picture, '
         f'which is {width} wide and {height} high',
       )
-    found.append(Example(shown.name, pixels, [y, x, y + h, x + w]))
+    found.append(Example(shown.name, of, [y, x, y + h, x + w]))
   return found
 
 
