@@ -25,14 +25,19 @@ class Detector(FakeDetector):
   """Finds one object of each class, at a place and with a score of its own; masks are ellipses."""
 
   def find(self, looked, classes=None, **options) -> PictureDetections:
-    names = super().find(looked, classes, **options).names
+    asked = super().find(looked, classes, **options)
+    names = asked.names
     height, width = looked.size
     count = min(len(names), len(PLACES))
     boxes = np.array(PLACES, np.float32)[:count] * [width, height, width, height]
     masks = [ellipse(box, width, height) for box in boxes] if options['masks'] else None
     yxyx = np.concatenate([boxes[:, 1::-1], boxes[:, 1::-1] + boxes[:, :1:-1]], axis=1).astype(np.float32)
     scores, labels = np.array(SCORES[:count], np.float32), np.arange(count, dtype=np.int32)
-    return PictureDetections(yxyx, scores, labels, names, looked.size, masks and tuple(map(rle.encode_mask, masks)))
+    rles = masks and tuple(map(rle.encode_mask, masks))
+    shares = np.tile(np.linspace(0.6, 0.4, len(asked.attribute_names), dtype=np.float32), (count, 1))
+    return PictureDetections(
+      yxyx, scores, labels, names, looked.size, rles, asked.attribute_names, shares if asked.attribute_names else None
+    )
 
 
 def ellipse(box: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -57,6 +57,7 @@ def pictures(tmp_path_factory):
   for name, (width, height) in {'small': (60, 40), 'large': LARGE}.items():
     coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), np.uint8))
     (folder / f'{name}.jpg').write_bytes(encode(coarse.resize((width, height)), 'JPEG'))
+  (folder / 'page.tiff').write_bytes(encode(rng.integers(0, 256, (40, 60, 3), np.uint8), 'TIFF'))
   (folder / 'text.png').write_text('this is no picture')
   return folder
 
@@ -175,6 +176,28 @@ def test_a_box_drawn_with_the_mouse_is_looked_for(page, pictures, served):
   assert page.js('document.querySelectorAll("#examples li").length') == 0
 
 
+def test_examples_stay_for_further_pictures_and_attributes_are_asked_for(page, pictures, served):
+  """The crop holds what the image tower sees of the box; a picture that no browser shows takes no box of another."""
+  look_for(page, '', pictures / 'small.jpg')
+  page.click('#mark')
+  page.js('"x30 y10 w20 h16".split(" ").map((one) => { const e = document.getElementById(`box-${one[0]}`);'
+          'e.value = one.slice(1); e.dispatchEvent(new Event("input")); })')  # fmt: skip
+  page.key('Enter', 13)
+  page.until('document.querySelectorAll("#examples li").length === 1 && !run.textContent.includes("Looking")')
+  (first,) = served.detector.found[-1]['classes']
+  look_for(page, 'a, b', pictures / 'large.jpg')
+  kept = served.detector.found[-1]['classes'][2]
+  assert kept.name == first.name == 'example 1' and kept.images[0].shape == (24, 30, 3)
+  np.testing.assert_array_equal([first.boxes[0], kept.boxes[0]], [[10, 30, 26, 50], [4, 5, 20, 25]])
+  assert np.abs(kept.images[0].astype(int) - first.images[0][6:30, 25:55]).max() < 12  # two decoders of JPEG
+  assert page.text('#examples') == 'example 1\n×'
+  page.js('document.getElementById("attributes").value = "red, blue"')
+  page.choose('#file', pictures / 'page.tiff')
+  page.until('!results.hidden && document.getElementById("picture-name").innerText.includes("cannot show")')
+  assert len(served.detector.found[-1]['classes']) == 3 and page.js('document.getElementById("mark").disabled')
+  assert page.js('[...document.querySelectorAll("tbody th")].map((e) => e.innerText)') == ['a red', 'b red']
+
+
 def test_a_phone_has_one_column_and_draws_boxes_by_touch(page, pictures, served):
   page.resize(390, 844, pixels=2, phone=True)
   look_for(page, 'a very long name of a class that no line of a phone can hold, star', pictures / 'large.jpg')
@@ -188,6 +211,18 @@ def test_a_phone_has_one_column_and_draws_boxes_by_touch(page, pictures, served)
   page.click('#example-form .primary')
   page.until('document.querySelectorAll("#classes label").length === 3')
   assert served.detector.found[-1]['classes'][2].boxes[0][1] == pytest.approx(750, abs=10)
+
+
+def test_the_picture_stays_in_view_and_covers_nothing(page):
+  page.click('#samples button')
+  page.until('!document.getElementById("results").hidden')
+  page.click('summary')
+  page.js('document.getElementById("card").style.height = "2000px"')
+  edges = '[about.getBoundingClientRect().top - picture.lastElementChild.getBoundingClientRect().bottom, scrollY]'
+  for place in (200, 800, 9000):
+    (below, scrolled) = page.js(f'window.scrollTo(0, {place}), {edges}')
+    assert below > 0 and scrolled >= min(place, 800)
+  assert page.js('window.scrollTo(0, 130), document.getElementById("place").getBoundingClientRect().top') == 16
 
 
 def test_all_of_it_by_keyboard_alone(page):
@@ -309,13 +344,16 @@ def test_light_and_dark(page):
   assert paper() == 'rgb(251, 251, 250)'
 
 
-def test_a_token_is_asked_for_and_what_the_model_cannot_do_says_why(tab):
+def test_a_token_is_asked_for_and_what_the_model_cannot_do_says_why(tab, pictures):
   about = dataclasses.replace(
     service_lib.ABOUT, masks=False, examples_allowed=False, card='---\na: 1\n---\n# Toy <b>\n| k | `v` |'
   )
   tab.events.clear()
   with service_lib.serving(Detector(takes_examples=False), token='secret', about=about) as served:
     tab.open(f'http://127.0.0.1:{served.port}/')
+    tab.until('document.getElementById("token-dialog").open')
+    tab.key('Escape', 27)
+    tab.choose('#file', pictures / 'small.jpg')  # asks again
     tab.until('document.getElementById("token-dialog").open')
     tab.js('document.getElementById("token").focus()')
     tab.type('secret')

@@ -26,7 +26,7 @@ async function send(path, options = {}) {
     throw new ServiceError(0, 'The service does not answer. Is it still running?');
   }
   if (answer.status === 401) {
-    token = await askForToken();
+    token = (await askForToken()).replace(/[^!-~]/g, ''); // no token has other signs, which no header can hold either
     if (token) return send(path, options);
   }
   if (!answer.ok) {

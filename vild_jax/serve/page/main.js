@@ -96,6 +96,8 @@ async function take(blob, name) {
     return;
   }
   state.running?.abort();
+  queries.leave();
+  allowExamples(false);
   const image = byId('image');
   const old = image.src;
   image.src = URL.createObjectURL(blob);
@@ -113,7 +115,7 @@ async function take(blob, name) {
     Object.assign(state.picture, { width: size[0], height: size[1] });
     byId('picture-name').textContent = `${name}, ${size.join(' × ')}`;
     stage.show(...size);
-    queries.reset(image, size);
+    queries.enter(image, size);
   } else byId('picture-name').textContent = `${name}, which this browser cannot show`;
   byId('save-png').disabled = !shown;
   allowExamples(shown);
@@ -122,21 +124,21 @@ async function take(blob, name) {
 
 function allowExamples(shown) {
   const { about } = state;
-  const reason = !about?.examples_allowed && 'This model has no image tower: it cannot look for what a box shows.';
-  stage.mayDraw = Boolean(shown && !reason);
+  const no = about?.examples_allowed === false && 'This model has no image tower: it cannot look for what a box shows.';
+  stage.mayDraw = Boolean(shown && about?.examples_allowed);
   byId('mark').disabled = !stage.mayDraw;
-  byId('mark').title = reason || (shown ? 'Draw a box, and look for what is inside' : 'Choose a picture first');
+  byId('mark').title = no || (shown ? 'Draw a box, and look for what is inside' : 'Choose a picture first');
 }
 
 // --- a request ------------------------------------------------------------------------------------------------------
 
-function words() {
-  const all = byId('words').value.split(/[,\n]/).map((word) => word.trim());
+function words(id) {
+  const all = byId(id).value.split(/[,\n]/).map((word) => word.trim());
   return [...new Set(all)].filter(Boolean);
 }
 
 async function run() {
-  const { picture, about } = state;
+  const { picture } = state;
   if (!picture) {
     fail('Choose a picture first.');
     byId('file').focus();
@@ -147,20 +149,23 @@ async function run() {
   state.running = running;
   busy(true);
   fail(null);
-  const classes = words();
-  const request = {
-    ...(classes.length ? { classes } : {}),
-    ...(queries.queries.length ? { examples: queries.queries } : {}),
-    min_score: LOWEST_SCORE,
-    max_detections: MOST_DETECTIONS,
-    masks: about?.masks ? 'rle' : 'none',
-  };
+  const [classes, attributes] = [words('words'), words('attributes')];
   const started = performance.now();
   try {
+    if (!state.about) await begin(); // the service was away, or had no token
+    const request = {
+      ...(classes.length ? { classes } : {}),
+      ...(attributes.length ? { attributes } : {}),
+      ...(queries.queries.length ? { examples: queries.asked } : {}),
+      min_score: LOWEST_SCORE,
+      max_detections: MOST_DETECTIONS,
+      masks: state.about.masks ? 'rle' : 'none',
+    };
     const answer = await api.detect(picture, request, running.signal);
     if (state.running === running) show(answer, (performance.now() - started) / 1000, classes.length > 0);
   } catch (error) {
-    if (error.name !== 'AbortError') fail(error.status ? `${error.message} (${error.status})` : error);
+    if (state.running !== running || error.name === 'AbortError') return;
+    fail(error.status ? `${error.message} (${error.status})` : error);
   } finally {
     if (state.running === running) busy(false);
   }
@@ -203,6 +208,7 @@ function describe(about) {
   byId('own').textContent = about.words_allowed
     ? `Empty: the ${plural(about.classes, 'class', 'classes')} of the model's vocabulary.`
     : `The model has no text tower: it knows the ${plural(about.classes, 'name')} of its vocabulary alone. Empty: all.`;
+  byId('attributes-field').hidden = !about.words_allowed;
   byId('layer-masks').disabled = !about.masks;
   if (!about.masks) byId('layer-masks').parentElement.title = 'This model finds boxes alone.';
   const names = `${about.names.slice(0, 12).join(', ')}${about.classes > 12 ? ' …' : ''}`;
@@ -218,7 +224,12 @@ function describe(about) {
   ]);
   byId('card').hidden = !about.card;
   byId('card').lastElementChild.replaceChildren(...card(about.card));
-  allowExamples(Boolean(state.picture));
+  allowExamples(!byId('frame').hidden);
+}
+
+async function begin() {
+  describe(await api.about());
+  await offerSamples();
 }
 
 async function offerSamples() {
@@ -304,8 +315,7 @@ api.onTokenNeeded(() => new Promise((resolve) => {
 }));
 
 try {
-  describe(await api.about());
-  await offerSamples();
+  await begin();
 } catch (error) {
   fail(error);
 }

@@ -12,19 +12,28 @@ const SORTS = {
 
 const short = (name) => (name.length > LONGEST_TITLE ? `${name.slice(0, LONGEST_TITLE - 1)}…` : name);
 
+/** Returns the most probable of {name: probability}. */
+const likeliest = (attributes) => Object.keys(attributes).reduce((a, b) => (attributes[b] > attributes[a] ? b : a));
+
 /** Returns the detections of an answer as items to paint and list, best first. */
 export function itemsOf(answer) {
-  return answer.detections.map((found, index) => ({
-    index,
-    label: found.label,
-    name: found.class,
-    score: found.score,
-    box: found.box,
-    segmentation: found.segmentation,
-    path: found.segmentation?.counts ? maskPath(found.segmentation) : null,
-    color: classColor(found.label),
-    title: `${short(found.class)} ${Math.round(100 * found.score)}`,
-  }));
+  return answer.detections.map((found, index) => {
+    const attribute = found.attributes ? likeliest(found.attributes) : null;
+    const name = attribute ? `${attribute}, ${found.class}` : found.class;
+    return {
+      index,
+      label: found.label,
+      name: found.class,
+      attribute,
+      attributes: found.attributes,
+      score: found.score,
+      box: found.box,
+      segmentation: found.segmentation,
+      path: found.segmentation?.counts ? maskPath(found.segmentation) : null,
+      color: classColor(found.label),
+      title: `${short(name)} ${Math.round(100 * found.score)}`,
+    };
+  });
 }
 
 /**
@@ -123,8 +132,11 @@ export class Results {
     swatch.style.background = css(item.color);
     const name = document.createElement('th');
     name.scope = 'row';
-    name.title = item.name;
     name.append(swatch, item.name);
+    const small = Object.assign(document.createElement('small'), { textContent: item.attribute });
+    if (item.attribute) name.append(' ', small);
+    const shares = Object.entries(item.attributes ?? {}).map(([key, share]) => `${key} ${share.toFixed(2)}`);
+    name.title = [item.name, ...shares].join(', ');
     const [x, y, w, h] = item.box.map(Math.round);
     const cells = [item.score.toFixed(2), `${w} × ${h}`, `${x}, ${y}`].map((text) =>
       Object.assign(document.createElement('td'), { textContent: text }));

@@ -20,6 +20,7 @@ export function coco(picture, items, names) {
       iscrowd: 0,
       score: item.score,
       ...(item.segmentation ? { segmentation: item.segmentation } : {}),
+      ...(item.attributes ? { attributes: item.attributes } : {}),
     })),
   };
 }
