@@ -51,7 +51,9 @@ class FakeDetector:
     self.looked.append(len(prepared))
     return [Looked(size, self.nbytes) for size in prepared]
 
-  def find(self, looked, classes=None, *, min_score, masks, max_detections, attributes) -> PictureDetections:
+  def find(
+    self, looked, classes=None, *, min_score=0.05, masks=True, max_detections=None, attributes=None
+  ) -> PictureDetections:
     asked = NAMES if classes is None else classes
     names = tuple(one.name if isinstance(one, Example) else one for one in asked)
     if 'unknown' in names:

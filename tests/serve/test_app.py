@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.helpers.fake_detector import FakeDetector
 from vild_jax.data import rle
 from vild_jax.inference.examples import Example
 from vild_jax.serve import app as app_lib
-from vild_jax.serve import examples
+from vild_jax.serve import examples, openapi
 from vild_jax.serve.limits import Limits
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -198,6 +199,10 @@ def test_the_description_has_every_route_and_every_field(served):
   references = re.findall(r"'\$ref': '#/components/schemas/(\w+)'", str(document))
   assert references and set(references) <= set(schemas)
   assert 'security' not in document
+  sources = ''.join(path.read_text() for path in Path(app_lib.__file__).parent.glob('*.py'))
+  statuses = set(re.findall(r'Refused\(\s*(\d+)', sources)) | {'429'}
+  described = openapi.document('0', token=True)['paths']['/v1/detect']['post']['responses']
+  assert len(statuses) > 7 and statuses <= set(described)
 
 
 def test_a_token():
@@ -209,5 +214,6 @@ def test_a_token():
       assert served.ask('GET', path, None, {'authorization': 'Bearer secret'})[0] == 200
     assert served.detect({'image': TEXT})[0] == 401 and not served.detector.looked
     assert served.detect({'image': TEXT}, authorization='Bearer secret')[0] == 200
+    assert served.detect({'image': TEXT}, authorization='bearer  secret')[0] == 200
     assert served.json('/openapi.json')['security'] == [{'token': []}]
     assert served.ask('GET', '/')[0] == served.ask('GET', '/health')[0] == 200

@@ -28,6 +28,12 @@ def test_pictures_of_a_folder(tmp_path):
     examples.read(tmp_path)
 
 
+def test_pictures_that_differ_in_their_suffix_have_names_of_their_own(tmp_path):
+  for name in ('a.jpg', 'a.png', 'b.png'):
+    (tmp_path / name).write_bytes(encode(np.zeros((2, 3, 3), np.uint8)))
+  assert [one.name for one in examples.read(tmp_path)] == ['a.jpg', 'a.png', 'b']
+
+
 def test_without_a_folder_they_are_drawn(tmp_path):
   found = examples.read(tmp_path / 'none')
   assert len({one.png for one in found}) == 4 and found == examples.drawn()

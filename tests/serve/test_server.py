@@ -144,6 +144,13 @@ def test_load_in_short():
     assert len(served.service.held) == 4
 
 
+@pytest.mark.parametrize(('batch_size', 'looked'), [(1, [1]), (6, [1, 2, 4, 8])])
+def test_all_sizes_of_batches_are_compiled_before_the_first_request(batch_size, looked):
+  detector = FakeDetector()
+  assert server.compile_for(detector, batch_size) >= 0
+  assert detector.looked == looked and [one['classes'] for one in detector.found] == [('circle',), None]
+
+
 def test_only_the_loopback_needs_no_warning():
   with warnings.catch_warnings():
     warnings.simplefilter('error')

@@ -181,10 +181,11 @@ class _Counted:
 def _with_token(endpoint: Callable, token: str | None) -> Callable:
   if token is None:
     return endpoint
-  expected = f'Bearer {token}'.encode()
+  expected = token.encode()
 
   async def checked(request: Request) -> Response:
-    if not hmac.compare_digest(request.headers.get('authorization', '').encode('latin-1'), expected):
+    scheme, _, given = request.headers.get('authorization', '').partition(' ')
+    if scheme.lower() != 'bearer' or not hmac.compare_digest(given.strip().encode('latin-1'), expected):
       reason = 'expected the header "Authorization: Bearer TOKEN" with the token of this service'
       raise Refused(401, reason, www_authenticate='Bearer')
     return await endpoint(request)

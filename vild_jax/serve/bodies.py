@@ -40,7 +40,9 @@ class Reader:
             raise too_long
           if self._held > self._limits.bodies_bytes:
             raise busy(f'requests of {self._held} bytes are being read')
-      yield b''.join(parts)
+      body = b''.join(parts)
+      parts.clear()
+      yield body
     except TimeoutError:
       seconds = self._limits.body_seconds
       raise Refused(408, f'{held} bytes of the request came in {seconds:g} s; expected all of it') from None

@@ -34,7 +34,10 @@ def read(folder: Path) -> list[ExamplePicture]:
   if not folder.is_dir():
     return drawn()
   paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in pictures.SUFFIXES]
-  return [_as_example(path.stem, pictures.decode(path, upright=True)) for path in paths[:_MOST]]
+  paths = paths[:_MOST]
+  stems = [path.stem for path in paths]
+  names = [path.name if stems.count(path.stem) > 1 else path.stem for path in paths]  # each is an address
+  return [_as_example(name, pictures.decode(path, upright=True)) for name, path in zip(names, paths, strict=True)]
 
 
 def drawn() -> list[ExamplePicture]:

@@ -18,6 +18,7 @@ _REFUSALS = {
   '415': 'Another content type.',
   '422': 'A picture that cannot be read, or a request that is not as described.',
   '429': 'Too many requests wait; Retry-After says when to ask again.',
+  '500': 'The detector failed; the log of the service says how.',
   '503': 'No answer in time, or the service is shutting down.',
 }
 _ERROR = {

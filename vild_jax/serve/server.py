@@ -18,6 +18,7 @@ import uvicorn
 from vild_jax import __version__
 from vild_jax.config import defaults
 from vild_jax.inference.detector import Detector, load
+from vild_jax.runtime import compiler
 from vild_jax.serve import app as app_lib
 from vild_jax.serve import examples
 from vild_jax.serve.limits import Limits
@@ -92,17 +93,24 @@ def serve(
   folder = weights.folder_of(checkpoint)
   detector = load(folder, teacher=teacher)
   batch_size = batch_size or (1 if jax.default_backend() == 'cpu' else defaults.DETECT_BATCH)
-  start = time.perf_counter()
-  (nothing,) = detector.look([detector.prepare(np.zeros((1, 1, 3), np.uint8))])
-  for names in (detector.vocabulary.names[:1], None):  # a few words, and the vocabulary, which is asked for by default
-    detector.find(nothing, names)
-  compiled = time.perf_counter() - start
+  compiled = compile_for(detector, batch_size)
   service = Service(detector, limits, batch_size)
   shown = examples.read(folder / _EXAMPLES)
   app = app_lib.make(service, about(detector, folder), shown, secret)
   address = '{}:{}'.format(f'[{host}]' if ':' in host else host, listener.getsockname()[1])
   print(f'{detector.config.name} at http://{address}, compiled in {compiled:.0f} s; Ctrl-C ends it', flush=True)
   server(service, app, access_log=access_log).run(sockets=[listener])
+
+
+def compile_for(detector: Detector, batch_size: int) -> float:
+  """Compiles what most requests need, batches of all sizes among it, and returns the seconds that it took."""
+  start, rows = time.perf_counter(), 1
+  while rows <= compiler.bucket(batch_size):
+    nothing, *_ = detector.look([detector.prepare(np.zeros((1, 1, 3), np.uint8))] * rows)
+    rows *= 2
+  for names in (detector.vocabulary.names[:1], None):  # a few words, and the vocabulary, which is asked for by default
+    detector.find(nothing, names)
+  return time.perf_counter() - start
 
 
 def about(detector: Detector, folder: Path) -> app_lib.About:
