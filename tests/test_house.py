@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'vild_jax'
@@ -27,18 +27,39 @@ def name(path: Path) -> str:
   return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def parse(path: Path) -> ast.Module:
   return ast.parse(path.read_text(encoding='utf-8'), str(path))
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=name)
+def every(paths: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+  """Makes one test of a rule for a file, which names all files that break it; a test for each file costs a minute."""
+
+  def one_test(rule: Callable[[Path], None]) -> Callable[[], None]:
+    def test() -> None:
+      assert paths
+      broken = []
+      for path in paths:
+        try:
+          rule(path)
+        except AssertionError as error:
+          broken.append(f'{name(path)}: {error}')
+      assert not broken, '\n'.join(broken)
+
+    test.__name__, test.__doc__ = rule.__name__, rule.__doc__
+    return test
+
+  return one_test
+
+
+@every(SOURCES)
 def test_files_are_short(path):
   lines = len(path.read_text(encoding='utf-8').splitlines())
   assert lines <= MAX_LINES, f'{name(path)} has {lines} lines; expected at most {MAX_LINES}: split it by what it does'
   assert path.stem not in ('utils', 'util', 'helpers', 'misc', 'common'), f'{name(path)}: name it by what it does'
 
 
-@pytest.mark.parametrize('path', MODULES, ids=name)
+@every(MODULES)
 def test_public_functions_and_classes_have_docstrings(path):
   tree = parse(path)
   assert ast.get_docstring(tree) or not tree.body, f'{name(path)} says nowhere what it is for'
@@ -52,7 +73,7 @@ def test_public_functions_and_classes_have_docstrings(path):
   assert not bare, f'{name(path)}: no docstring in {", ".join(bare)}'
 
 
-@pytest.mark.parametrize('path', MODULES, ids=name)
+@every(MODULES)
 def test_docstrings_of_public_functions_begin_with_a_verb(path):
   """In the third person: "Returns ...", "Writes ...". A noun ("The ...", "A ...") does not say what happens."""
   wrong = [
@@ -65,7 +86,7 @@ def test_docstrings_of_public_functions_begin_with_a_verb(path):
   assert not wrong, f'{name(path)}: {"; ".join(wrong)}; expected a verb in the third person first'
 
 
-@pytest.mark.parametrize('path', MODULES, ids=name)
+@every(MODULES)
 def test_nothing_is_unpickled(path):
   for node in ast.walk(parse(path)):
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -75,7 +96,7 @@ def test_nothing_is_unpickled(path):
       assert isinstance(node.value, ast.Constant) and node.value.value is False, f'{name(path)}:{node.value.lineno}'
 
 
-@pytest.mark.parametrize('path', [path for path in SOURCES if ROOT / 'tests' in path.parents], ids=name)
+@every([path for path in SOURCES if ROOT / 'tests' in path.parents])
 def test_tests_share_through_helpers_alone(path):
   imported = set()
   for node in ast.walk(parse(path)):
@@ -92,6 +113,7 @@ def test_tests_share_through_helpers_alone(path):
   )
 
 
+@functools.cache
 def setup_arguments() -> dict[str, object]:
   """The literal arguments of the call of setup()."""
   call = next(
@@ -113,7 +135,7 @@ def of_an_extra(path: Path) -> str | None:
   return room if room == 'serve' else None
 
 
-@pytest.mark.parametrize('path', MODULES, ids=name)
+@every(MODULES)
 def test_rooms_of_an_extra_are_imported_inside_functions(path):
   if of_an_extra(path):
     return
@@ -122,13 +144,19 @@ def test_rooms_of_an_extra_are_imported_inside_functions(path):
       assert 'serve' not in re.split(r'[.,\s]+', ast.unparse(node)), f'{name(path)}:{node.lineno} needs vild_jax[serve]'
 
 
-@pytest.mark.parametrize('path', MODULES, ids=name)
+@functools.cache
+def installed() -> Mapping[str, list[str]]:
+  """{top name of a module: distributions that hold it}, of all that is installed; takes a tenth of a second."""
+  return importlib.metadata.packages_distributions()
+
+
+@every(MODULES)
 def test_imported_libraries_are_declared(path):
   arguments = setup_arguments()
   extras = arguments['extras_require']
   required = {distribution(line) for line in [*arguments['install_requires'], *extras.get(of_an_extra(path), [])]}
   optional = {distribution(line) for lines in extras.values() for line in lines}
-  homes = importlib.metadata.packages_distributions()
+  homes = installed()
   tree = parse(path)
   for node in ast.walk(tree):
     if not isinstance(node, ast.Import | ast.ImportFrom):
@@ -141,7 +169,7 @@ def test_imported_libraries_are_declared(path):
         assert homes_of_it & declared, f'{name(path)}:{node.lineno} imports {module}; setup.py does not declare it'
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'constraints').glob('*.txt')), ids=name)
+@every(sorted((ROOT / 'constraints').glob('*.txt')))
 def test_constraints_pin_every_requirement(path):
   pinned = {
     distribution(line)
@@ -166,7 +194,7 @@ def test_the_package_ships_every_file_it_holds():
   assert all((folder / '__init__.py').is_file() for folder in folders), 'a folder of modules without __init__.py'
 
 
-@pytest.mark.parametrize('path', [path for path in SOURCES if path.suffix == '.sh'], ids=name)
+@every([path for path in SOURCES if path.suffix == '.sh'])
 def test_launchers_parse_and_stop_at_the_first_error(path):
   text = path.read_text(encoding='utf-8')
   assert text.startswith('#!/usr/bin/env bash\n') and '\nset -euo pipefail\n' in text
