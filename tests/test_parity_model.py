@@ -122,10 +122,11 @@ def test_logits_of_both_heads(model, predicted, trunk, expected):
   inside = predicted[1]
   stage = jax.jit(partial(detector.second_stage, config.model, train=False))
   features = {level: jnp.asarray(x)[None] for level, x in inside['features'].items()}
-  second, _ = stage(variables, features, trunk['rois'][None], np.ones((1, 1000), bool), words)
-  assert_close(second.logits[0], reference.background_last(expected['class_outputs']))
-  assert_close(second.image_logits[0], expected['distill_class_outputs'])
-  assert_close(second.deltas[0], expected['box_outputs'])
+  # Some of the 1,000: the heads see each region alone, and are most of the time of this file.
+  second, _ = stage(variables, features, trunk['rois'][None, ::5], np.ones((1, 200), bool), words)
+  assert_close(second.logits[0], reference.background_last(expected['class_outputs'])[::5])
+  assert_close(second.image_logits[0], expected['distill_class_outputs'][::5])
+  assert_close(second.deltas[0], expected['box_outputs'][::5])
 
 
 def _equal_as_sets(found, scores, labels, found_boxes):

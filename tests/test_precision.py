@@ -44,7 +44,8 @@ def test_every_product_has_the_precision_of_the_config(precision):
 
 
 def test_by_default_the_network_has_that_of_the_platform():
-  for lowered in _programs(tiny.config(*ENSEMBLE)):
+  train, *_ = _programs(tiny.config(*ENSEMBLE))  # the others are not even traced
+  for lowered in [train]:
     assert 'HIGH HIGH' not in (found := _products(lowered)) and set(found) - {'HIGHEST HIGHEST'}
 
 

@@ -66,12 +66,11 @@ def _check_collectives(text, config, params):
     ), body
 
 
-@pytest.mark.slow  # each arrangement compiles for a minute
-@pytest.mark.parametrize('arranged', MANY)
-def test_ten_steps_end_at_the_same_parameters(arranged):
+@pytest.mark.slow  # two minutes; the arrangement that splits all three axes
+def test_ten_steps_end_at_the_same_parameters():
   with jax.enable_x64(True):
     before, one = same_training.ten_steps(ONE)
-    _, many = same_training.ten_steps(tiny.config(*BASE, *MANY[arranged]))
+    _, many = same_training.ten_steps(tiny.config(*BASE, *MANY['2 data x 2 fsdp x 2 spatial']))
   same_training.assert_same_end(one, many, before)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,21 @@ def small_run(tmp_path_factory) -> tuple[Path, set[tuple[str, str]]]:
   """The folder of a small experiment, and the settings that were read while it was made, as {(class, field)}.
 
   The folder holds a prepared set, a vocabulary, a region store, a trained work directory, a bundle and an evaluation.
-  The training distils, so that every setting has its reader. Tests must leave the folder's files as they are.
+  The training distils, so that every setting has its reader. Tests must leave the folder's files as they are: the
+  processes of a run share them.
   """
-  folder = tmp_path_factory.mktemp('small-run')
+  of_the_process = tmp_path_factory.getbasetemp()
+  folder = (of_the_process.parent if 'PYTEST_XDIST_WORKER' in os.environ else of_the_process) / 'small-run'
+  done = folder / 'settings-read.json'
+  with folder.with_suffix('.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not done.exists():
+      folder.mkdir()
+      done.write_text(json.dumps(sorted(_make(folder))))
+  return folder, set(map(tuple, json.loads(done.read_text())))
+
+
+def _make(folder: Path) -> set[tuple[str, str]]:
   small_experiment.prepare(folder)
   small_experiment.plant_regions(folder)
   config = tiny.config(
@@ -41,7 +56,7 @@ def small_run(tmp_path_factory) -> tuple[Path, set[tuple[str, str]]]:
     assert run('export', *checkpoint, '--out', folder / 'bundle') == 0
     assert run('evaluate', *checkpoint, '--out', folder / 'evaluation', '--json', folder / 'm.json') == 0
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 72, 3), dtype=np.uint8)).save(folder / 'picture.png')
-  return folder, read
+  return read
 
 
 @pytest.fixture(scope='session')

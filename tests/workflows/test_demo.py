@@ -19,6 +19,8 @@ def small_demo():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(demo, '_TEACHER_CROPS', 256)
     patch.setattr(demo, '_TEACHER_STEPS', 2)
+    patch.setattr(demo, '_START_STEPS', 2)
+    patch.setattr(demo.toy_teacher, '_PHASES', demo.toy_teacher._PHASES[1:])  # each compiles a step
     patch.setattr(demo, '_GALLERY', 3)
     patch.setattr(toy_world, 'generate', functools.partial(toy_world.generate, train_images=48, val_images=16))
     patch.setattr(demo, 'toy_config', functools.partial(_tiny_config, demo.toy_config))
@@ -27,7 +29,7 @@ def small_demo():
 
 def _tiny_config(real, *args):
   config = real(*args)
-  small = tiny.config('model.region_head.embedding_dim=0', 'train.steps=2')
+  small = tiny.config('model.region_head.embedding_dim=0', 'train.steps=2', 'mesh.data=1')
   return dataclasses.replace(
     small,
     name=config.name,

@@ -11,7 +11,7 @@ from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax.train import checkpoint, writers
 
-STEPS = 24
+STEPS = 16
 
 
 @pytest.fixture(scope='module')
