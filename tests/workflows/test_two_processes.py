@@ -49,6 +49,10 @@ def write_config(folder, steps, save_every):
     'data.batch_size=4',
     'evaluation.batch_size=8',
     'mesh.data=-1',
+    # Two levels of the pyramid compile and run faster than five.
+    'model.pyramid.min_level=4',
+    'model.pyramid.max_level=5',
+    'model.anchors.size=1.5',
   )
   (folder / f'{steps}.json').write_text(config_lib.to_text(config))
   return folder / f'{steps}.json'
