@@ -303,8 +303,7 @@ def detect(
   """
 
   def of_one(found: Proposals, deltas: Array, scores: Array, image_size: Array) -> Detections:
-    if weight := model.postprocess.objectness_weight:
-      scores = scores * jnp.power(found.scores, weight)[:, None]
+    scores = openvocab.with_objectness(scores, found.scores, model.postprocess.objectness_weight)
     if min_score is not None:  # a score of 0 is below every `postprocess.score_threshold`
       scores = jnp.where(scores >= min_score[None, :], scores, 0.0)
     return choose(model, refine(found.boxes, deltas, image_size), found.valid, scores)

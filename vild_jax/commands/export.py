@@ -1,4 +1,4 @@
-"""`vild-jax export`: writes a bundle from a work directory or a bundle."""
+"""`vild-jax export`: writes a bundle, or a model that runs without this package, from a work directory or a bundle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from vild_jax.commands import arguments
+from vild_jax.config import defaults
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   arguments.add_checkpoint(parser)
   arguments.add_step(parser)
   arguments.add_settings(parser)
-  parser.add_argument('--out', required=True, help='folder of the bundle')
-  parser.add_argument('--format', choices=['bundle'], default='bundle', help='format to write')
+  parser.add_argument('--out', required=True, help='folder of the bundle or model')
+  parser.add_argument(
+    '--format',
+    choices=[defaults.BUNDLE, *defaults.PORTABLE],
+    default=defaults.BUNDLE,
+    help='the others than the bundle run without this package, with the vocabulary as an input',
+  )
+  parser.add_argument(
+    '--without-nms',
+    action='store_true',
+    help='of a portable model: give all regions with their scores, and leave the choice of detections to the caller',
+  )
   arguments.add_teacher(
     parser,
     'the teacher whose text tower the bundle keeps (default: that in a bundle of --checkpoint, else of the config)',
@@ -44,15 +55,25 @@ def run(args: argparse.Namespace) -> None:
   """Writes the bundle and prints its folder."""
   from vild_jax.workflows import exporting
 
-  config = arguments.load_config(args)
-  made = exporting.export(
-    config,
-    args.checkpoint,
-    Path(args.out),
-    teacher=args.teacher,
-    image_tower=args.image_tower,
-    step=args.step,
-    license=args.license,
-    metrics=args.metrics,
-  )
+  config, out = arguments.load_config(args), Path(args.out)
+  if args.format == defaults.BUNDLE:
+    if args.without_nms:
+      raise ValueError(f'--without-nms is of a portable model; expected --format {", ".join(defaults.PORTABLE)}')
+    made = exporting.export(
+      config,
+      args.checkpoint,
+      out,
+      teacher=args.teacher,
+      image_tower=args.image_tower,
+      step=args.step,
+      license=args.license,
+      metrics=args.metrics,
+    )
+  else:
+    for option in ('teacher', 'metrics', 'image_tower'):
+      if getattr(args, option):
+        raise ValueError(f'--{option.replace("_", "-")} is of a bundle; expected it with --format bundle alone')
+    made = exporting.export_portable(
+      config, args.checkpoint, out, args.format, suppress=not args.without_nms, step=args.step, license=args.license
+    )
   print(made)

@@ -18,7 +18,7 @@ from vild_jax.core import sampling
 
 _BLOCK = 256
 # (box, class) pairs in one round of the class-wise suppression; one round is usually enough.
-_PAIRS = 1024
+PAIRS = 1024
 
 
 def _settle(alive, overlaps):
@@ -140,7 +140,7 @@ def classwise_nms(
     _, best = jax.lax.top_k(table, pre_nms_top_k)
     rows = jnp.arange(num_classes)[:, None]
     table = jnp.where(jnp.zeros(table.shape, bool).at[rows, best].set(True), table, -jnp.inf)
-  num_pairs = min(_PAIRS, num_boxes * num_classes)
+  num_pairs = min(PAIRS, num_boxes * num_classes)
   flat_index = jnp.arange(num_boxes * num_classes, dtype=jnp.int32).reshape(table.shape)
 
   def take_best(table, outputs):

@@ -91,6 +91,13 @@ def class_scores(
   return ensemble_scores(scores, of_image, is_base, base_weight=base_weight, novel_weight=novel_weight)
 
 
+def with_objectness(
+  scores: Float[Array, '*r c'], objectness: Float[Array, '*r'], weight: float
+) -> Float[Array, '*r c']:
+  """Returns scores times the objectness of their regions to the power of `weight`; 0 leaves them as they are."""
+  return scores * jnp.power(objectness, weight)[..., None] if weight else scores
+
+
 def attribute_scores(
   region: Float[Array, 'r d'],
   attributes: Float[Array, 'a d'],

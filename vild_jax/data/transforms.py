@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,17 @@ class ResizedImage:
   size: np.ndarray
   scale: np.ndarray
   offset: np.ndarray
+
+
+def description(image_size: int) -> dict[str, Any]:
+  """Returns what `resize_and_pad` does with a picture to be detected in, in words and numbers for a JSON file."""
+  return {
+    'image_size': image_size,
+    'resize': 'bilinear, no half-pixel centres, no antialias',
+    'mean': list(RGB_MEAN),
+    'std': list(RGB_STD),
+    'padding': 'bottom and right',
+  }
 
 
 def draw_augmentation(rng: np.random.Generator, scale_range: tuple[float, float], flip: bool) -> Augmentation:

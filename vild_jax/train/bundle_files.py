@@ -29,14 +29,14 @@ _NO_DIGEST = '0' * 64
 _SEALED = re.compile(rb'(.*"sha256": ")([0-9a-f]{64})("\n}\n)', re.DOTALL)
 
 
-def seal(folder: Path, about: Mapping[str, Any]) -> None:
-  """Writes bundle.json, the last file of a bundle: `about`, the list of all files, and its own checksum."""
-  names = sorted(set(_below(folder)) - {BUNDLE_FILE, CARD_FILE})
+def seal(folder: Path, about: Mapping[str, Any], into: str = BUNDLE_FILE) -> None:
+  """Writes bundle.json (or `into`), the last file of a folder: `about`, the list of all files, and its own checksum."""
+  names = sorted(set(_below(folder)) - {into, CARD_FILE})
   digests = _digests(folder, names)
   listed = {name: {'bytes': (folder / name).stat().st_size, 'sha256': digests[name]} for name in names}
   open_ = (json.dumps({**about, 'files': listed, 'sha256': _NO_DIGEST}, indent=2) + '\n').encode()
   start, _, end = _SEALED.fullmatch(open_).groups()
-  files.write(folder / BUNDLE_FILE, start + hashlib.sha256(open_).hexdigest().encode() + end)
+  files.write(folder / into, start + hashlib.sha256(open_).hexdigest().encode() + end)
 
 
 def is_bundle(folder: Path) -> bool:

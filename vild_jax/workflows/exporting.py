@@ -1,17 +1,22 @@
-"""Exports a work directory, or a bundle, as a bundle."""
+"""Exports a work directory, or a bundle, as a bundle or as a portable model, which runs without this package."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, defaults
 from vild_jax.inference import bundle, jobs
+from vild_jax.portable import folder as portable_folder
+from vild_jax.portable import program
 from vild_jax.train import bundle_files, checkpoint, weights
 from vild_jax.workflows.training import DATA_FILE
 
@@ -82,6 +87,38 @@ def export(
     metrics=found,
     license=license or (about or {}).get('license'),
   )
+
+
+def export_portable(
+  config: Config,
+  folder: str | Path,
+  out: Path,
+  form: str,
+  *,
+  suppress: bool = True,
+  step: int | None = None,
+  license: str | None = None,
+) -> Path:
+  """Writes a model that runs without this package, and returns its folder (`vild_jax.portable.folder`).
+
+  Args:
+    config, folder, step, license: as `export` takes them.
+    out: a new folder, or an older portable model to replace.
+    form: one of `defaults.PORTABLE`.
+    suppress: whether the model chooses detections; if not, it gives boxes, scores and features.
+
+  Raises ValueError if config and checkpoint do not fit each other, what writes the form is not installed, or `out`
+  exists and is no portable model.
+  """
+  writer = importlib.import_module(f'vild_jax.portable.{form}')
+  writer.check()
+  folder = weights.folder_of(folder)
+  config = checkpoint.same_model(config, folder)
+  about = bundle_files.read_about(folder) if bundle_files.is_bundle(folder) else {}
+  variables = jax.device_get(checkpoint.load_variables(folder, config, step=step))
+  path = folder / checkpoint.VOCABULARY_FILE
+  source = program.Source(config, variables, vocabulary_lib.load(path).background, suppress)
+  return portable_folder.write(out, form, source, path, writer.write, license=license or about.get('license'))
 
 
 def _towers(

@@ -1,0 +1,430 @@
+"""Detects objects in pictures with the model in this folder; this file stands alone.
+
+  python run.py photo.jpg                          prints what is found, as JSON
+  python run.py photo.jpg --classes "mug, chair"   of these names alone
+  python run.py *.jpg --vocabulary other.npz --out drawn/
+
+It needs NumPy, Pillow, and what runs the model: jax and flatbuffers (StableHLO), onnxruntime (ONNX) or tensorflow
+(SavedModel). In Python: `Detector(folder).detect([picture], classes)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+ABOUT = 'model.json'
+VOCABULARY = 'vocabulary.npz'
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')  # never one that starts another program, as EPS does
+MIN_SCORE = 0.05
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+  """Holds classes: float32 `embeddings` [C, D], C `names`, bool `is_base` [C], and who embedded them."""
+
+  embeddings: np.ndarray
+  names: tuple[str, ...]
+  is_base: np.ndarray
+  teacher: str
+  background: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+  """Holds the detections in one picture, best first, in its own pixels: N boxes (top, left, bottom, right).
+
+  `labels` are rows of `names`, `size` is (height, width), and `mask_logits` [N, M, M] are inside each box, or None.
+  """
+
+  boxes: np.ndarray
+  scores: np.ndarray
+  labels: np.ndarray
+  names: tuple[str, ...]
+  size: tuple[int, int]
+  mask_logits: np.ndarray | None
+
+  def mask(self, index: int) -> np.ndarray:
+    """Returns the mask of one detection, bool [H, W]."""
+    return paste(self.mask_logits[index], self.boxes[index], *self.size)
+
+  def to_json(self) -> list[dict[str, Any]]:
+    """Returns the detections as values that JSON has; masks are COCO's run lengths, down the columns."""
+    return [
+      {
+        'name': self.names[label],
+        'score': float(score),
+        'box': [float(x) for x in box],
+        **({} if self.mask_logits is None else {'mask': run_lengths(self.mask(index))}),
+      }
+      for index, (label, score, box) in enumerate(zip(self.labels, self.scores, self.boxes, strict=True))
+    ]
+
+
+# --- before the model -------------------------------------------------------------------------------------------------
+
+
+def open_picture(path: str | Path) -> np.ndarray:
+  """Returns uint8 [H, W, 3] RGB of a file, turned as viewers show it. Raises ValueError if it is no picture."""
+  try:
+    with warnings.catch_warnings(action='ignore'), Image.open(path, formats=FORMATS) as picture:
+      return np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))
+  except Exception as error:  # Pillow's decoders raise many types
+    reason = ' '.join(str(error).split())
+    raise ValueError(f'{path} cannot be read as a picture ({reason}); expected one of {", ".join(FORMATS)}') from None
+
+
+def preprocess(
+  picture: np.ndarray, side: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Places a picture in the square of the network: rescaled to fit, normalised, zeros below and to the right.
+
+  Source position = target position · in / out, bilinear, without half-pixel centres and without antialiasing.
+
+  Returns:
+    (square float32 [side, side, 3], (height, width) of the content float32 [2], scale along (y, x) float32 [2]).
+  """
+  before = np.array(picture.shape[:2], np.float32)
+  fit = np.min(np.float32(side) / before)
+  after = np.minimum(np.maximum(np.round(before * fit), 1), side)
+  (top, bottom, down), (left, right, across) = (_taps(int(n), int(m)) for n, m in zip(before, after, strict=True))
+  rows = _blend(picture[top].astype(np.float32), picture[bottom].astype(np.float32), down[:, None, None])
+  content = _blend(rows[:, left], rows[:, right], across[None, :, None])
+  square = np.zeros((side, side, 3), np.float32)
+  square[: len(content), : content.shape[1]] = (content / 255 - np.float32(mean)) / np.float32(std)
+  return square, after.astype(np.float32), (after / before).astype(np.float32)
+
+
+def _taps(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  position = np.arange(after, dtype=np.float32) * (np.float32(before) / np.float32(after))
+  lower = np.minimum(position.astype(np.int64), before - 1)
+  return lower, np.minimum(lower + 1, before - 1), position - lower.astype(np.float32)
+
+
+def _blend(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+  return a + (b - a) * weight
+
+
+def read_vocabulary(path: str | Path) -> Vocabulary:
+  """Reads a vocabulary file, as `vild-jax embed-text` writes it. Raises ValueError if it cannot be used."""
+  try:
+    with np.load(path, allow_pickle=False) as of:
+      rows, names, is_base = of['embeddings'].astype(np.float32), tuple(of['names'].tolist()), of['is_base']
+      teacher, background = str(of['teacher']), of.get('background')
+  except Exception as error:  # NumPy and zipfile raise many types
+    reason = ' '.join(str(error).split())
+    raise ValueError(f'{path} is not a usable vocabulary ({reason}); expected one of `vild-jax embed-text`') from None
+  if rows.ndim != 2 or not len(names) == len(rows) == len(is_base):
+    raise ValueError(f'{path} has {len(names)} names and embeddings {rows.shape}; expected a row for each name')
+  return Vocabulary(rows, names, is_base.astype(bool), teacher, background)
+
+
+def clean_name(name: str) -> str:
+  """Returns a name as prompts contain it; two spellings of one name become equal."""
+  return ' '.join(name.replace('_', ' ').replace('/', ' or ').lower().split()).rstrip('.')
+
+
+# --- after the model --------------------------------------------------------------------------------------------------
+
+
+def suppress(
+  boxes: np.ndarray, valid: np.ndarray, scores: np.ndarray, settings: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Chooses detections from what a model without suppression returns of one picture.
+
+  Within each class a better box drops a worse one that it overlaps; then the best of all classes are taken. Equal
+  scores go to the lower class, then to the lower region.
+
+  Args:
+    boxes: [R, 4]; valid: bool [R]; scores: [R, C].
+    settings: `iou_threshold`, `score_threshold`, `max_detections`, `candidates_per_class`.
+
+  Returns:
+    (regions [N], labels [N], scores [N]), best first.
+  """
+  table = np.where(valid[:, None] & (scores > settings['score_threshold']), scores, -np.inf).T
+  worse = np.argsort(-table, axis=1, kind='stable')[:, settings['candidates_per_class'] :]
+  np.put_along_axis(table, worse, -np.inf, 1)
+  order = np.argsort(-table, axis=None, kind='stable')[: np.count_nonzero(table > -np.inf)]
+  overlaps = overlap(boxes) >= settings['iou_threshold']
+  dropped, chosen = np.zeros(table.shape, bool), []
+  for pair in order:
+    label, region = divmod(int(pair), table.shape[1])
+    if not dropped[label, region]:
+      chosen.append((region, label, table[label, region]))
+      if len(chosen) == settings['max_detections']:
+        break
+      dropped[label] |= overlaps[region]
+  regions, labels, best = zip(*chosen, strict=True) if chosen else ((), (), ())
+  return np.array(regions, int), np.array(labels, int), np.array(best, np.float32)
+
+
+def overlap(boxes: np.ndarray) -> np.ndarray:
+  """Returns the intersection over union [N, N] of boxes [N, 4]; 0 where the union is empty."""
+  area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+  sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+  both = np.prod(np.maximum(sides, 0), axis=2)
+  union = area[:, None] + area[None, :] - both
+  return both / np.where(union > 0, union, 1)
+
+
+def paste(logits: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Pastes mask logits [M, M] of a box (top, left, bottom, right) into a picture -> bool [height, width].
+
+  The mask gets a border of one zero pixel, and its box grows with it; corners are truncated to whole pixels.
+  """
+  padded = np.pad(0.5 * (1 + np.tanh(0.5 * np.asarray(logits, np.float32))), 1)
+  half = (box[2:] - box[:2]) * np.float32(0.5)
+  grown = half * np.float32(len(padded) / len(logits))
+  corners = np.concatenate([box[:2] + half - grown, box[:2] + half + grown]).astype(np.int32)
+  picture = np.zeros((height, width), bool)
+  rows, columns = (
+    _resampled(int(first), int(last), len(padded), length)
+    for first, last, length in zip(corners[:2], corners[2:], (height, width), strict=True)
+  )
+  window = rows[1] @ padded @ columns[1].T > 0.5
+  picture[rows[0] : rows[0] + window.shape[0], columns[0] : columns[0] + window.shape[1]] = window
+  return picture
+
+
+def _resampled(first: int, last: int, before: int, length: int) -> tuple[int, np.ndarray]:
+  """Returns the first pixel inside the picture, and bilinear weights [pixels inside, before] of one axis."""
+  after = max(last - first + 1, 1)
+  inside = np.arange(max(first, 0), max(min(last + 1, length), max(first, 0)))
+  position = np.clip((inside - first + 0.5) * (before / after) - 0.5, 0, before - 1)
+  return max(first, 0), np.maximum(1 - np.abs(position[:, None] - np.arange(before)), 0).astype(np.float32)
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+  """Returns a mask as COCO's run lengths, {'size': [H, W], 'counts': [off, on, off, ...]}, down the columns."""
+  flat = np.concatenate([[False], mask.T.reshape(-1)])
+  changes = np.flatnonzero(flat[1:] != flat[:-1])
+  return {'size': list(mask.shape), 'counts': np.diff(changes, prepend=0, append=mask.size).tolist()}
+
+
+def draw(picture: np.ndarray, found: Found) -> Image.Image:
+  """Draws detections on their picture, uint8 [H, W, 3]."""
+  image = Image.fromarray(picture)
+  pen = ImageDraw.Draw(image)
+  for index, (label, box) in reversed(list(enumerate(zip(found.labels, found.boxes.tolist(), strict=True)))):
+    color = tuple(round(255 * x) for x in colorsys.hls_to_rgb((0.58 + 0.618034 * int(label)) % 1, 0.55, 0.8))
+    if found.mask_logits is not None:
+      image.paste(color, mask=Image.fromarray(found.mask(index).astype(np.uint8) * np.uint8(110)))
+    top, left, bottom, right = box
+    pen.rectangle((left, top, right, bottom), outline=color, width=2)
+    at, text = (left, max(top - 12, 0)), f'{found.names[label]} {found.scores[index]:.2f}'
+    pen.rectangle(pen.textbbox(at, text), fill=color)
+    pen.text(at, text, fill=(255, 255, 255))
+  return image
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def check_files(folder: Path, about: Mapping[str, Any]) -> None:
+  """Raises ValueError, naming the file, if one in the list of model.json is missing or not as it was exported."""
+  for name, listed in about['files'].items():
+    path = folder / name
+    if not path.is_file() or path.stat().st_size != listed['bytes']:
+      raise ValueError(f'{path} is missing or has another size than {ABOUT} lists; expected the folder as exported')
+    with open(path, 'rb') as file:
+      if hashlib.file_digest(file, 'sha256').hexdigest() != listed['sha256']:
+        raise ValueError(f'{path} is damaged: it does not have the checksum that {ABOUT} lists')
+
+
+def _stablehlo(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
+  import jax
+  from jax import export
+
+  return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+
+
+def _onnx(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
+  import onnxruntime
+
+  session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+  return lambda *inputs: session.run(list(program['outputs']), dict(zip(program['inputs'], inputs, strict=True)))
+
+
+def _savedmodel(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
+  import tensorflow
+
+  model = tensorflow.saved_model.load(str(path))  # whose variables live as long as it does
+  return lambda *inputs: [x.numpy() for x in model.call(*map(tensorflow.convert_to_tensor, inputs))]
+
+
+RUNTIMES = {
+  'stablehlo': (_stablehlo, "'jax>=0.10.2' flatbuffers"),
+  'onnx': (_onnx, 'onnxruntime'),
+  'savedmodel': (_savedmodel, 'tensorflow'),
+}
+
+
+class Detector:
+  """Runs the model of a folder on pictures.
+
+  Attributes:
+    about: what model.json says.
+    vocabulary: that of the training.
+  """
+
+  def __init__(self, folder: str | Path, *, check: bool = True):
+    """Loads the model; with `check`, its files are first compared with their checksums.
+
+    Raises ValueError if the folder is not such a model, or damaged, or its runtime is not installed.
+    """
+    folder = Path(folder)
+    try:
+      self.about = json.loads((folder / ABOUT).read_text(encoding='utf-8'))
+      load, needs = RUNTIMES[self.about['format']]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise ValueError(f'{folder / ABOUT} cannot be read ({error!r}); expected a folder of `vild-jax export`') from None
+    if check:
+      check_files(folder, self.about)
+    self.vocabulary = read_vocabulary(folder / VOCABULARY)
+    try:
+      self.programs = {name: load(folder / of['file'], of) for name, of in self.about['programs'].items()}
+    except ImportError as error:
+      raise ValueError(f'{error}; expected what runs this model: pip install {needs}') from None
+
+  def detect(
+    self,
+    pictures: Sequence[np.ndarray],
+    classes: Sequence[str] | Vocabulary | None = None,
+    *,
+    min_score: float = MIN_SCORE,
+    batch_size: int = 1,
+  ) -> Iterator[Found]:
+    """Yields the detections in each picture, uint8 [H, W, 3] RGB.
+
+    Args:
+      pictures: of any sizes.
+      classes: names of the training's vocabulary, or another vocabulary of the same teacher; None: all that the
+        training's vocabulary has.
+      min_score: detections with a lower score are left out.
+      batch_size: pictures that go through the network together.
+
+    Raises ValueError for an unknown name or a vocabulary that the model does not fit.
+    """
+    names, words = self.words(classes)
+    for start in range(0, len(pictures), batch_size):
+      chunk = pictures[start : start + batch_size]
+      squares, sizes, scales = self.prepare(chunk, batch_size)
+      found = self.run(squares, sizes, words)
+      for row, (picture, scale) in enumerate(zip(chunk, scales, strict=True)):
+        yield _in_picture({key: value[row] for key, value in found.items()}, picture, scale, names, min_score)
+
+  def prepare(self, pictures: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Returns squares [rows, S, S, 3] and content sizes [rows, 2], filled up with zeros, and the scale of each."""
+    how = self.about['preprocessing']
+    side = how['image_size']
+    squares, sizes, scales = np.zeros((rows, side, side, 3), np.float32), np.zeros((rows, 2), np.float32), []
+    for row, picture in enumerate(pictures):
+      squares[row], sizes[row], scale = preprocess(picture, side, how['mean'], how['std'])
+      scales.append(scale)
+    return squares, sizes, scales
+
+  def words(self, classes: Sequence[str] | Vocabulary | None = None) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
+    """Returns the names, and the inputs (embeddings, base flags, validity) of the model, padded to 16, 32, 64, ..."""
+    of = classes if isinstance(classes, Vocabulary) else self.vocabulary
+    if of.teacher != self.vocabulary.teacher or of.embeddings.shape[1:] != self.vocabulary.embeddings.shape[1:]:
+      raise ValueError(f'the vocabulary is of teacher {of.teacher!r}; expected {self.vocabulary.teacher!r}')
+    if of.background is not None and not np.array_equal(of.background, self.vocabulary.background):
+      raise ValueError('the vocabulary has a background of its own; expected one without: the model has its own inside')
+    names, rows = of.names, of.embeddings
+    if classes is not None and of is not classes:
+      place = {clean_name(name): row for row, name in enumerate(of.names)} | {n: r for r, n in enumerate(of.names)}
+      names = tuple(name.strip() for name in classes)
+      found = [place.get(name, place.get(clean_name(name))) for name in names]
+      if None in found:
+        unknown = names[found.index(None)]
+        raise ValueError(f'{unknown!r} is not in {VOCABULARY}; expected names in it, or another vocabulary file')
+      rows = rows[np.array(found, int)]
+    if not len(rows):
+      raise ValueError('there are no classes; expected one or more names')
+    trained = zip(self.vocabulary.names, self.vocabulary.is_base, strict=True)
+    base = {clean_name(name) for name, flag in trained if flag}
+    padded = max(self.about['fewest_classes'], 1 << (len(rows) - 1).bit_length())
+    missing = padded - len(rows)
+    is_base = np.pad([clean_name(name) in base for name in names], (0, missing))
+    return names, (np.pad(rows, ((0, missing), (0, 0))), is_base, np.arange(padded) < len(rows))
+
+  def run(self, squares: np.ndarray, sizes: np.ndarray, words: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    """Returns boxes [B, K, 4] in the square, scores, labels, valid [B, K] and perhaps masks [B, K, M, M]."""
+    found = self.call('model', squares, sizes, *words)
+    if 'labels' in found:
+      return {key: np.asarray(value) for key, value in found.items()}
+    boxes, valid, scores = (np.asarray(found[name]) for name in ('boxes', 'valid', 'scores'))
+    slots = len(squares), self.about['suppression']['max_detections']
+    kinds = {'boxes': ((4,), np.float32), 'scores': ((), np.float32), 'labels': ((), np.int32), 'valid': ((), bool)}
+    chosen = {key: np.zeros((*slots, *more), dtype) for key, (more, dtype) in kinds.items()}
+    for row in range(len(squares)):
+      regions, labels, best = suppress(boxes[row], valid[row], scores[row], self.about['suppression'])
+      for key, value in (('boxes', boxes[row][regions]), ('scores', best), ('labels', labels), ('valid', True)):
+        chosen[key][row, : len(regions)] = value
+    if 'masks' in self.programs:
+      features = [found[name] for name in self.about['programs']['masks']['inputs'] if name.startswith('features')]
+      chosen['masks'] = np.asarray(self.call('masks', chosen['boxes'], chosen['valid'], *features)['masks'])
+    return chosen
+
+  def call(self, program: str, *inputs: Any) -> dict[str, Any]:
+    """Returns {name: output} of one program of the model, whose inputs are given in their order."""
+    return dict(zip(self.about['programs'][program]['outputs'], self.programs[program](*inputs), strict=True))
+
+
+def _in_picture(
+  found: Mapping[str, np.ndarray], picture: np.ndarray, scale: np.ndarray, names: tuple[str, ...], min_score: float
+) -> Found:
+  keep = np.flatnonzero(found['valid'] & (found['scores'] >= min_score))
+  height, width = picture.shape[:2]
+  boxes = np.clip(found['boxes'][keep] / np.tile(scale, 2), 0, np.float32([height, width, height, width]))
+  masks = found['masks'][keep].astype(np.float32) if 'masks' in found else None
+  return Found(boxes, found['scores'][keep], found['labels'][keep], names, (height, width), masks)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+  """Runs the command line and returns its exit code: 2 for bad input, which one line on stderr explains."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('pictures', nargs='+', metavar='PICTURE')
+  parser.add_argument('--classes', help='names, with commas between them (default: all of the vocabulary)')
+  parser.add_argument('--vocabulary', metavar='FILE', help='of `vild-jax embed-text`, by the same teacher')
+  parser.add_argument('--min-score', type=float, default=MIN_SCORE, help='of detections (default: %(default)s)')
+  parser.add_argument('--out', metavar='DIR', help='also write drawings, PNG, into this folder')
+  parser.add_argument('--batch-size', type=int, default=1, help='pictures at a time (default: %(default)s)')
+  parser.add_argument('--model', default=str(Path(__file__).parent), help='folder (default: that of this file)')
+  args = parser.parse_args(words)
+  try:
+    if args.classes and args.vocabulary:
+      raise ValueError('--classes and --vocabulary are both given; expected one of them')
+    if args.batch_size < 1:
+      raise ValueError(f'--batch-size is {args.batch_size}; expected 1 or more')
+    pictures = [open_picture(path) for path in args.pictures]
+    detector = Detector(args.model)
+    classes = args.classes.split(',') if args.classes else args.vocabulary and read_vocabulary(args.vocabulary)
+    told = []
+    everything = detector.detect(pictures, classes, min_score=args.min_score, batch_size=args.batch_size)
+    for path, picture, found in zip(args.pictures, pictures, everything, strict=True):
+      told.append({'picture': path, 'size': list(found.size), 'detections': found.to_json()})
+      if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        draw(picture, found).save(Path(args.out) / f'{Path(path).stem}.png')
+  except (ValueError, OSError) as error:
+    print(f'run.py: {error}', file=sys.stderr)
+    return 2
+  print(json.dumps(told))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
