@@ -61,15 +61,11 @@ class Found:
 
   def to_json(self) -> list[dict[str, Any]]:
     """Returns the detections as values that JSON has; masks are COCO's run lengths, down the columns."""
-    return [
-      {
-        'name': self.names[label],
-        'score': float(score),
-        'box': [float(x) for x in box],
-        **({} if self.mask_logits is None else {'mask': run_lengths(self.mask(index))}),
-      }
-      for index, (label, score, box) in enumerate(zip(self.labels, self.scores, self.boxes, strict=True))
-    ]
+    rows = zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
+    told = [{'name': self.names[label], 'score': score, 'box': box} for label, score, box in rows]
+    for index, one in enumerate(told if self.mask_logits is not None else []):
+      one['mask'] = run_lengths(self.mask(index))
+    return told
 
 
 # --- before the model -------------------------------------------------------------------------------------------------
@@ -90,17 +86,16 @@ def preprocess(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Places a picture in the square of the network: rescaled to fit, normalised, zeros below and to the right.
 
-  Source position = target position · in / out, bilinear, without half-pixel centres and without antialiasing.
-
-  Returns:
-    (square float32 [side, side, 3], (height, width) of the content float32 [2], scale along (y, x) float32 [2]).
+  Returns (square float32 [side, side, 3], (height, width) of the content [2], scale along (y, x) [2]).
   """
   before = np.array(picture.shape[:2], np.float32)
   fit = np.min(np.float32(side) / before)
   after = np.minimum(np.maximum(np.round(before * fit), 1), side)
   (top, bottom, down), (left, right, across) = (_taps(int(n), int(m)) for n, m in zip(before, after, strict=True))
-  rows = _blend(picture[top].astype(np.float32), picture[bottom].astype(np.float32), down[:, None, None])
-  content = _blend(rows[:, left], rows[:, right], across[None, :, None])
+  blend = lambda a, b, weight: a + (b - a) * weight
+  # Source position = target position · in / out, without half-pixel centres and without antialiasing.
+  rows = blend(picture[top].astype(np.float32), picture[bottom].astype(np.float32), down[:, None, None])
+  content = blend(rows[:, left], rows[:, right], across[None, :, None])
   square = np.zeros((side, side, 3), np.float32)
   square[: len(content), : content.shape[1]] = (content / 255 - np.float32(mean)) / np.float32(std)
   return square, after.astype(np.float32), (after / before).astype(np.float32)
@@ -110,10 +105,6 @@ def _taps(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   position = np.arange(after, dtype=np.float32) * (np.float32(before) / np.float32(after))
   lower = np.minimum(position.astype(np.int64), before - 1)
   return lower, np.minimum(lower + 1, before - 1), position - lower.astype(np.float32)
-
-
-def _blend(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
-  return a + (b - a) * weight
 
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
@@ -126,7 +117,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     reason = ' '.join(str(error).split())
     raise ValueError(f'{path} is not a usable vocabulary ({reason}); expected one of `vild-jax embed-text`') from None
   if rows.ndim != 2 or not len(names) == len(rows) == len(is_base):
-    raise ValueError(f'{path} has {len(names)} names and embeddings {rows.shape}; expected a row for each name')
+    raise ValueError(f'{path} has {len(names)} names for embeddings {rows.shape}; expected a row for each')
   return Vocabulary(rows, names, is_base.astype(bool), teacher, background)
 
 
@@ -147,11 +138,10 @@ def suppress(
   scores go to the lower class, then to the lower region.
 
   Args:
-    boxes: [R, 4]; valid: bool [R]; scores: [R, C].
-    settings: `iou_threshold`, `score_threshold`, `max_detections`, `candidates_per_class`.
+    boxes, valid, scores: [R, 4], bool [R] and [R, C].
+    settings: `suppression` of model.json.
 
-  Returns:
-    (regions [N], labels [N], scores [N]), best first.
+  Returns (regions [N], labels [N], scores [N]), best first.
   """
   table = np.where(valid[:, None] & (scores > settings['score_threshold']), scores, -np.inf).T
   worse = np.argsort(-table, axis=1, kind='stable')[:, settings['candidates_per_class'] :]
@@ -180,10 +170,8 @@ def overlap(boxes: np.ndarray) -> np.ndarray:
 
 
 def paste(logits: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Pastes mask logits [M, M] of a box (top, left, bottom, right) into a picture -> bool [height, width].
-
-  The mask gets a border of one zero pixel, and its box grows with it; corners are truncated to whole pixels.
-  """
+  """Pastes mask logits [M, M] of a box (top, left, bottom, right) into a picture -> bool [height, width]."""
+  # The mask gets a border of one zero pixel, and its box grows with it; corners are truncated to whole pixels.
   padded = np.pad(0.5 * (1 + np.tanh(0.5 * np.asarray(logits, np.float32))), 1)
   half = (box[2:] - box[:2]) * np.float32(0.5)
   grown = half * np.float32(len(padded) / len(logits))
@@ -209,8 +197,8 @@ def _resampled(first: int, last: int, before: int, length: int) -> tuple[int, np
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
   """Returns a mask as COCO's run lengths, {'size': [H, W], 'counts': [off, on, off, ...]}, down the columns."""
   flat = np.concatenate([[False], mask.T.reshape(-1)])
-  changes = np.flatnonzero(flat[1:] != flat[:-1])
-  return {'size': list(mask.shape), 'counts': np.diff(changes, prepend=0, append=mask.size).tolist()}
+  counts = np.diff(np.flatnonzero(flat[1:] != flat[:-1]), prepend=0, append=mask.size)
+  return {'size': list(mask.shape), 'counts': counts.tolist()}
 
 
 def draw(picture: np.ndarray, found: Found) -> Image.Image:
@@ -272,26 +260,17 @@ RUNTIMES = {
 
 
 class Detector:
-  """Runs the model of a folder on pictures.
+  """Runs the model of a folder on pictures; `about` is what model.json says, `vocabulary` that of the training."""
 
-  Attributes:
-    about: what model.json says.
-    vocabulary: that of the training.
-  """
-
-  def __init__(self, folder: str | Path, *, check: bool = True):
-    """Loads the model; with `check`, its files are first compared with their checksums.
-
-    Raises ValueError if the folder is not such a model, or damaged, or its runtime is not installed.
-    """
+  def __init__(self, folder: str | Path):
+    """Loads a model. Raises ValueError if the folder is none, or damaged, or its runtime is not installed."""
     folder = Path(folder)
     try:
       self.about = json.loads((folder / ABOUT).read_text(encoding='utf-8'))
       load, needs = RUNTIMES[self.about['format']]
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise ValueError(f'{folder / ABOUT} cannot be read ({error!r}); expected a folder of `vild-jax export`') from None
-    if check:
-      check_files(folder, self.about)
+    check_files(folder, self.about)
     self.vocabulary = read_vocabulary(folder / VOCABULARY)
     try:
       self.programs = {name: load(folder / of['file'], of) for name, of in self.about['programs'].items()}
@@ -308,14 +287,8 @@ class Detector:
   ) -> Iterator[Found]:
     """Yields the detections in each picture, uint8 [H, W, 3] RGB.
 
-    Args:
-      pictures: of any sizes.
-      classes: names of the training's vocabulary, or another vocabulary of the same teacher; None: all that the
-        training's vocabulary has.
-      min_score: detections with a lower score are left out.
-      batch_size: pictures that go through the network together.
-
-    Raises ValueError for an unknown name or a vocabulary that the model does not fit.
+    `classes` are names of the training's vocabulary, or another vocabulary of the same teacher; None: all names of the
+    training's. Raises ValueError for an unknown name or a vocabulary that does not fit.
     """
     names, words = self.words(classes)
     for start in range(0, len(pictures), batch_size):
@@ -341,20 +314,18 @@ class Detector:
     if of.teacher != self.vocabulary.teacher or of.embeddings.shape[1:] != self.vocabulary.embeddings.shape[1:]:
       raise ValueError(f'the vocabulary is of teacher {of.teacher!r}; expected {self.vocabulary.teacher!r}')
     if of.background is not None and not np.array_equal(of.background, self.vocabulary.background):
-      raise ValueError('the vocabulary has a background of its own; expected one without: the model has its own inside')
+      raise ValueError('the vocabulary has a background of its own; expected one without, as the model has its own')
     names, rows = of.names, of.embeddings
     if classes is not None and of is not classes:
-      place = {clean_name(name): row for row, name in enumerate(of.names)} | {n: r for r, n in enumerate(of.names)}
+      place = {spelling: row for row, name in enumerate(of.names) for spelling in (clean_name(name), name)}
       names = tuple(name.strip() for name in classes)
       found = [place.get(name, place.get(clean_name(name))) for name in names]
       if None in found:
-        unknown = names[found.index(None)]
-        raise ValueError(f'{unknown!r} is not in {VOCABULARY}; expected names in it, or another vocabulary file')
+        raise ValueError(f'{names[found.index(None)]!r} is not in {VOCABULARY}; expected a name of {VOCABULARY}')
       rows = rows[np.array(found, int)]
     if not len(rows):
       raise ValueError('there are no classes; expected one or more names')
-    trained = zip(self.vocabulary.names, self.vocabulary.is_base, strict=True)
-    base = {clean_name(name) for name, flag in trained if flag}
+    base = {clean_name(self.vocabulary.names[row]) for row in np.flatnonzero(self.vocabulary.is_base)}
     padded = max(self.about['fewest_classes'], 1 << (len(rows) - 1).bit_length())
     missing = padded - len(rows)
     is_base = np.pad([clean_name(name) in base for name in names], (0, missing))
@@ -379,7 +350,7 @@ class Detector:
     return chosen
 
   def call(self, program: str, *inputs: Any) -> dict[str, Any]:
-    """Returns {name: output} of one program of the model, whose inputs are given in their order."""
+    """Returns {name: output} of one program of the model."""
     return dict(zip(self.about['programs'][program]['outputs'], self.programs[program](*inputs), strict=True))
 
 
@@ -397,28 +368,25 @@ def main(words: Sequence[str] | None = None) -> int:
   """Runs the command line and returns its exit code: 2 for bad input, which one line on stderr explains."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('pictures', nargs='+', metavar='PICTURE')
-  parser.add_argument('--classes', help='names, with commas between them (default: all of the vocabulary)')
-  parser.add_argument('--vocabulary', metavar='FILE', help='of `vild-jax embed-text`, by the same teacher')
+  either = parser.add_mutually_exclusive_group()
+  either.add_argument('--classes', help='names, with commas between them (default: all of the vocabulary)')
+  either.add_argument('--vocabulary', metavar='FILE', help='of `vild-jax embed-text`, by the same teacher')
   parser.add_argument('--min-score', type=float, default=MIN_SCORE, help='of detections (default: %(default)s)')
   parser.add_argument('--out', metavar='DIR', help='also write drawings, PNG, into this folder')
   parser.add_argument('--batch-size', type=int, default=1, help='pictures at a time (default: %(default)s)')
   parser.add_argument('--model', default=str(Path(__file__).parent), help='folder (default: that of this file)')
   args = parser.parse_args(words)
   try:
-    if args.classes and args.vocabulary:
-      raise ValueError('--classes and --vocabulary are both given; expected one of them')
-    if args.batch_size < 1:
-      raise ValueError(f'--batch-size is {args.batch_size}; expected 1 or more')
     pictures = [open_picture(path) for path in args.pictures]
     detector = Detector(args.model)
     classes = args.classes.split(',') if args.classes else args.vocabulary and read_vocabulary(args.vocabulary)
     told = []
-    everything = detector.detect(pictures, classes, min_score=args.min_score, batch_size=args.batch_size)
-    for path, picture, found in zip(args.pictures, pictures, everything, strict=True):
+    founds = detector.detect(pictures, classes, min_score=args.min_score, batch_size=max(args.batch_size, 1))
+    for path, picture, found in zip(args.pictures, pictures, founds, strict=True):
       told.append({'picture': path, 'size': list(found.size), 'detections': found.to_json()})
       if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
-        draw(picture, found).save(Path(args.out) / f'{Path(path).stem}.png')
+        draw(picture, found).save(Path(args.out) / f'{len(told)}_{Path(path).stem}.png')
   except (ValueError, OSError) as error:
     print(f'run.py: {error}', file=sys.stderr)
     return 2
