@@ -18,6 +18,7 @@ setup(
     'absl-py>=2.1',
     'array_record>=0.8.3',
     'clu>=0.0.12',
+    'flatbuffers>=24.3',  # jax.export writes with it, and does not declare it
     'flax>=0.12.8',
     'ftfy>=6.2',
     'grain>=0.2.18',
@@ -52,6 +53,8 @@ setup(
       'tensorflow>=2.21',
     ],
     'supervision': ['supervision>=0.23'],  # `PictureDetections.to_supervision`
+    # Runs an export as ONNX. What writes one, jax2onnx, needs an older Orbax and an environment of its own.
+    'onnx': ['onnxruntime>=1.20'],
     'hub': ['huggingface_hub>=0.30'],  # teachers and bundles named hf://owner/name, in place of a folder
     'serve': ['python-multipart>=0.0.34', 'starlette>=1.10', 'uvicorn>=0.54'],  # `vild-jax serve`
     'test': [

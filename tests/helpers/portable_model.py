@@ -26,7 +26,7 @@ def bundle(out: Path, *overrides: str) -> Path:
   """Writes a bundle of the tiny detector with drawn weights."""
   config = tiny.config(*overrides)
   words = vocabulary(out.parent / f'{out.name}.npz')
-  return bundle_lib.export_bundle(out, config, tiny.variables(config, deltas=0.3), words, vocabulary_teacher=TEACHER)
+  return bundle_lib.export_bundle(out, config, tiny.variables(config, deltas=0.1), words, vocabulary_teacher=TEACHER)
 
 
 def empty_program(where: Path, of: program.Source) -> dict[str, str]:

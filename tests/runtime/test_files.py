@@ -233,6 +233,7 @@ MAY_WRITE = {
   'data/regions/writer.py:StoreWriter.finish': 'into memory',
   'eval/results.py:ResultsWriter.__enter__': 'the temporary file of `files.replacing`, open until the block ends',
   'eval/summary.py:_png': 'into memory',
+  'portable/run.py:main': 'runs without this package: drawings for whoever asked for them',
   'report/pictures.py:inline': 'into memory',
   'teacher/checkpoint.py:_save': 'into memory',
   'train/checkpoint.py:Checkpoints.save': 'Orbax makes checkpoints whole',
