@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vild_jax.core import boxes as box_ops
-from vild_jax.core import sampling
+from vild_jax.core import ranking, sampling
 
 _BLOCK = 256
 # (box, class) pairs in one round of the class-wise suppression; one round is usually enough.
@@ -137,7 +137,7 @@ def classwise_nms(
   if valid is not None:
     table = jnp.where(valid[None, :], table, -jnp.inf)
   if pre_nms_top_k < num_boxes:
-    _, best = jax.lax.top_k(table, pre_nms_top_k)
+    _, best = ranking.top_k(table, pre_nms_top_k)
     rows = jnp.arange(num_classes)[:, None]
     table = jnp.where(jnp.zeros(table.shape, bool).at[rows, best].set(True), table, -jnp.inf)
   num_pairs = min(PAIRS, num_boxes * num_classes)
@@ -145,7 +145,7 @@ def classwise_nms(
 
   def take_best(table, outputs):
     """Moves the kept ones of the best pairs to the outputs and removes these pairs from the table."""
-    pair_scores, pairs = jax.lax.top_k(table.reshape(-1), num_pairs)
+    pair_scores, pairs = ranking.top_k(table.reshape(-1), num_pairs)
     labels, indices = pairs // num_boxes, pairs % num_boxes
     count = jnp.sum(outputs[3], dtype=jnp.int32)
     kept = _survivors(boxes[indices], pair_scores > -jnp.inf, labels, iou_threshold, max_outputs - count)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped
 
 from vild_jax import structs
 from vild_jax.core import boxes as box_ops
-from vild_jax.core import nms
+from vild_jax.core import nms, ranking
 from vild_jax.core.precision import at_least_float32
 
 
@@ -44,7 +44,7 @@ def propose(
   level_boxes, level_scores = [], []
   for level in sorted(logits):
     num = logits[level].shape[0]
-    scores, best = jax.lax.top_k(jax.nn.sigmoid(at_least_float32(logits[level])), min(pre_nms_top_k, num))
+    scores, best = ranking.top_k(jax.nn.sigmoid(at_least_float32(logits[level])), min(pre_nms_top_k, num))
     boxes = box_ops.decode(at_least_float32(deltas[level][best]), anchors[level][best])
     boxes = box_ops.clip(boxes, image_size)
     kept, valid = nms.sorted_nms(
@@ -58,7 +58,7 @@ def propose(
   boxes, scores = jnp.concatenate(level_boxes), jnp.concatenate(level_scores)
   missing = max(max_proposals - scores.shape[0], 0)
   boxes = jnp.pad(boxes, ((0, missing), (0, 0)))
-  scores, best = jax.lax.top_k(jnp.pad(scores, (0, missing), constant_values=-1.0), max_proposals)
+  scores, best = ranking.top_k(jnp.pad(scores, (0, missing), constant_values=-1.0), max_proposals)
   valid = scores >= 0.0
   return structs.Proposals(
     boxes=jnp.where(valid[:, None], boxes[best], 0.0), scores=jnp.where(valid, scores, 0.0), valid=valid

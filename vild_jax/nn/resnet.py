@@ -68,7 +68,7 @@ class ResNet(nn.Module):
     block_type = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 of __call__: train
     x = conv(self.width, 7, stride=2, use_bias=False, init=BACKBONE_INIT, dtype=self.dtype, name='stem')(image)
     x = nn.relu(BatchNorm(self.dtype, self.momentum, name='stem_bn')(x, train=train))
-    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
+    x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='SAME')
     features = {}
     for group, blocks in enumerate(groups):
       for block in range(blocks):

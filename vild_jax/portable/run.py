@@ -249,7 +249,12 @@ def _savedmodel(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequenc
   import tensorflow
 
   model = tensorflow.saved_model.load(str(path))  # whose variables live as long as it does
-  return lambda *inputs: [x.numpy() for x in model.call(*map(tensorflow.convert_to_tensor, inputs))]
+
+  def call(*inputs: Any) -> list[np.ndarray]:
+    found = model.call(*map(tensorflow.convert_to_tensor, inputs))
+    return [found[name].numpy() for name in program['outputs']]
+
+  return call
 
 
 RUNTIMES = {
