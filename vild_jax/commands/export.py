@@ -9,6 +9,17 @@ from vild_jax.commands import arguments
 from vild_jax.config import defaults
 
 
+# The options that not every format has.
+_OF_FORMATS = {
+  'teacher': (defaults.BUNDLE,),
+  'metrics': (defaults.BUNDLE,),
+  'image_tower': (defaults.BUNDLE,),
+  'without_nms': defaults.PORTABLE,
+  'classes': (defaults.ONNX,),
+  'onnx_python': (defaults.ONNX,),
+}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options of the command."""
   arguments.add_example(parser, 'vild-jax export configs/vild_text_r50_lvis.py --checkpoint workdir/text --out bundle')
@@ -27,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--without-nms',
     action='store_true',
     help='of a portable model: give all regions with their scores, and leave the choice of detections to the caller',
+  )
+  group = parser.add_argument_group('--format onnx')
+  group.add_argument(
+    '--classes', type=int, metavar='N', help='the most classes that the model takes (default: the training vocabulary)'
+  )
+  group.add_argument(
+    '--onnx-python', metavar='PYTHON', help='the interpreter of an environment with jax2onnx (default: this one)'
   )
   arguments.add_teacher(
     parser,
@@ -56,9 +74,10 @@ def run(args: argparse.Namespace) -> None:
   from vild_jax.workflows import exporting
 
   config, out = arguments.load_config(args), Path(args.out)
+  for option, formats in _OF_FORMATS.items():
+    if getattr(args, option) and args.format not in formats:
+      raise ValueError(f'--{option.replace("_", "-")} is not of --format {args.format}; expected {", ".join(formats)}')
   if args.format == defaults.BUNDLE:
-    if args.without_nms:
-      raise ValueError(f'--without-nms is of a portable model; expected --format {", ".join(defaults.PORTABLE)}')
     made = exporting.export(
       config,
       args.checkpoint,
@@ -70,10 +89,15 @@ def run(args: argparse.Namespace) -> None:
       metrics=args.metrics,
     )
   else:
-    for option in ('teacher', 'metrics', 'image_tower'):
-      if getattr(args, option):
-        raise ValueError(f'--{option.replace("_", "-")} is of a bundle; expected it with --format bundle alone')
     made = exporting.export_portable(
-      config, args.checkpoint, out, args.format, suppress=not args.without_nms, step=args.step, license=args.license
+      config,
+      args.checkpoint,
+      out,
+      args.format,
+      suppress=not args.without_nms,
+      step=args.step,
+      license=args.license,
+      classes=args.classes,
+      onnx_python=args.onnx_python,
     )
   print(made)

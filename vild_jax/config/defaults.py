@@ -37,7 +37,7 @@ SERVE_CACHE_MEGABYTES = 1000  # of the pictures that are kept for further words
 
 # What `vild-jax export` writes; the others than the bundle run without this package.
 BUNDLE = 'bundle'
-PORTABLE = ('stablehlo', 'onnx', 'savedmodel')
+STABLEHLO, ONNX, SAVEDMODEL = PORTABLE = ('stablehlo', 'onnx', 'savedmodel')
 
 # Teachers and vocabularies.
 CLASS_LISTS = ('lvis', 'coco', 'coco-ovd', 'voc', 'objects365')  # that `data.class_lists` has

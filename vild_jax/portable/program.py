@@ -8,8 +8,8 @@ Nothing here needs Orbax, so that it can be traced in an environment without it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -62,12 +62,19 @@ class Source:
     variables: {'params', 'batch_stats'}, NumPy arrays, which become constants of the programs.
     background: float32 [D], the fixed row of the background; None: the learnt one.
     suppress: whether the model chooses detections; if not, whoever calls it does.
+    sizes: {'b': pictures, 'c': classes} if these numbers are fixed; empty if they are open.
   """
 
   config: Config
   variables: Any
   background: np.ndarray | None
   suppress: bool
+  sizes: Mapping[str, int] = field(default_factory=dict)
+
+  def sized(self, arrays: Arrays) -> Arrays:
+    """Returns arrays with the fixed sizes in their shapes."""
+    number = lambda size: self.sizes.get(size, self.sizes['c'] + 1 if self.sizes and size == 'c + 1' else size)
+    return {name: (dtype, tuple(map(number, shape))) for name, (dtype, shape) in arrays.items()}
 
 
 def programs(source: Source) -> tuple[Program, ...]:
@@ -102,7 +109,7 @@ def programs(source: Source) -> tuple[Program, ...]:
 
   if source.suppress:
     chosen = {'scores': ('float32', ('b', most)), 'labels': ('int32', ('b', most))}
-    return (Program('model', inputs, boxes_in | chosen | mask_logits, detect),)
+    return (Program('model', source.sized(inputs), source.sized(boxes_in | chosen | mask_logits), detect),)
 
   levels = range(model.pyramid.min_level, model.pyramid.max_level + 1) if model.masks else ()
   pyramid: Arrays = {
@@ -134,5 +141,6 @@ def programs(source: Source) -> tuple[Program, ...]:
     maps = dict(zip(levels, features, strict=True))
     return (detector.masks(model, variables, maps, chosen, valid, train=False)[0],)
 
-  found = Program('model', inputs, of_regions | pyramid, regions)
-  return (found, Program('masks', boxes_in | pyramid, mask_logits, masks_of)) if model.masks else (found,)
+  found = Program('model', source.sized(inputs), source.sized(of_regions | pyramid), regions)
+  of_masks = Program('masks', source.sized(boxes_in | pyramid), source.sized(mask_logits), masks_of)
+  return (found, of_masks) if model.masks else (found,)

@@ -68,9 +68,6 @@ class Found:
     return told
 
 
-# --- before the model -------------------------------------------------------------------------------------------------
-
-
 def open_picture(path: str | Path) -> np.ndarray:
   """Returns uint8 [H, W, 3] RGB of a file, turned as viewers show it. Raises ValueError if it is no picture."""
   try:
@@ -124,9 +121,6 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
 def clean_name(name: str) -> str:
   """Returns a name as prompts contain it; two spellings of one name become equal."""
   return ' '.join(name.replace('_', ' ').replace('/', ' or ').lower().split()).rstrip('.')
-
-
-# --- after the model --------------------------------------------------------------------------------------------------
 
 
 def suppress(
@@ -217,9 +211,6 @@ def draw(picture: np.ndarray, found: Found) -> Image.Image:
   return image
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
 def check_files(folder: Path, about: Mapping[str, Any]) -> None:
   """Raises ValueError, naming the file, if one in the list of model.json is missing or not as it was exported."""
   for name, listed in about['files'].items():
@@ -242,7 +233,16 @@ def _onnx(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]
   import onnxruntime
 
   session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-  return lambda *inputs: session.run(list(program['outputs']), dict(zip(program['inputs'], inputs, strict=True)))
+  single = [of['shape'][0] == 1 for of in program['inputs'].values()]  # one picture at a time
+
+  def run(*inputs: np.ndarray) -> list[np.ndarray]:
+    rows = []
+    for row in range(len(inputs[0])):
+      of_row = [x[row : row + 1] if one else x for x, one in zip(inputs, single, strict=True)]
+      rows.append(session.run([*program['outputs']], dict(zip(program['inputs'], of_row, strict=True))))
+    return list(map(np.concatenate, zip(*rows, strict=True)))
+
+  return run
 
 
 def _savedmodel(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
@@ -301,7 +301,11 @@ class Detector:
       squares, sizes, scales = self.prepare(chunk, batch_size)
       found = self.run(squares, sizes, words)
       for row, (picture, scale) in enumerate(zip(chunk, scales, strict=True)):
-        yield _in_picture({key: value[row] for key, value in found.items()}, picture, scale, names, min_score)
+        keep = found['valid'][row] & (found['scores'][row] >= min_score)
+        kept, (height, width) = {key: value[row][keep] for key, value in found.items()}, picture.shape[:2]
+        boxes = np.clip(kept['boxes'] / np.tile(scale, 2), 0, np.float32([height, width, height, width]))
+        masks = kept['masks'].astype(np.float32) if 'masks' in kept else None
+        yield Found(boxes, kept['scores'], kept['labels'], names, (height, width), masks)
 
   def prepare(self, pictures: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Returns squares [rows, S, S, 3] and content sizes [rows, 2], filled up with zeros, and the scale of each."""
@@ -331,7 +335,10 @@ class Detector:
     if not len(rows):
       raise ValueError('there are no classes; expected one or more names')
     base = {clean_name(self.vocabulary.names[row]) for row in np.flatnonzero(self.vocabulary.is_base)}
-    padded = max(self.about['fewest_classes'], 1 << (len(rows) - 1).bit_length())
+    fixed = self.about['programs']['model']['inputs']['embeddings']['shape'][0]
+    padded = max(self.about['fewest_classes'], 1 << (len(rows) - 1).bit_length()) if fixed == 'c' else fixed
+    if len(rows) > padded:
+      raise ValueError(f'there are {len(rows)} classes; expected at most {padded}, as the model was exported for')
     missing = padded - len(rows)
     is_base = np.pad([clean_name(name) in base for name in names], (0, missing))
     return names, (np.pad(rows, ((0, missing), (0, 0))), is_base, np.arange(padded) < len(rows))
@@ -357,16 +364,6 @@ class Detector:
   def call(self, program: str, *inputs: Any) -> dict[str, Any]:
     """Returns {name: output} of one program of the model."""
     return dict(zip(self.about['programs'][program]['outputs'], self.programs[program](*inputs), strict=True))
-
-
-def _in_picture(
-  found: Mapping[str, np.ndarray], picture: np.ndarray, scale: np.ndarray, names: tuple[str, ...], min_score: float
-) -> Found:
-  keep = np.flatnonzero(found['valid'] & (found['scores'] >= min_score))
-  height, width = picture.shape[:2]
-  boxes = np.clip(found['boxes'][keep] / np.tile(scale, 2), 0, np.float32([height, width, height, width]))
-  masks = found['masks'][keep].astype(np.float32) if 'masks' in found else None
-  return Found(boxes, found['scores'][keep], found['labels'][keep], names, (height, width), masks)
 
 
 def main(words: Sequence[str] | None = None) -> int:

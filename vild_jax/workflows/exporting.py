@@ -17,6 +17,7 @@ from vild_jax.config import Config, defaults
 from vild_jax.inference import bundle, jobs
 from vild_jax.portable import folder as portable_folder
 from vild_jax.portable import program
+from vild_jax.runtime import compiler
 from vild_jax.train import bundle_files, checkpoint, weights
 from vild_jax.workflows.training import DATA_FILE
 
@@ -98,6 +99,8 @@ def export_portable(
   suppress: bool = True,
   step: int | None = None,
   license: str | None = None,
+  classes: int | None = None,
+  onnx_python: str | None = None,
 ) -> Path:
   """Writes a model that runs without this package, and returns its folder (`vild_jax.portable.folder`).
 
@@ -106,19 +109,30 @@ def export_portable(
     out: a new folder, or an older portable model to replace.
     form: one of `defaults.PORTABLE`.
     suppress: whether the model chooses detections; if not, it gives boxes, scores and features.
+    classes: of ONNX, the most that it takes, padded to a power of two; None: those of the training vocabulary.
+    onnx_python: of ONNX, the interpreter that has jax2onnx; None: this one.
 
   Raises ValueError if config and checkpoint do not fit each other, what writes the form is not installed, or `out`
   exists and is no portable model.
   """
   writer = importlib.import_module(f'vild_jax.portable.{form}')
-  writer.check()
+  where = (onnx_python or sys.executable,) if form == defaults.ONNX else ()
+  writer.check(*where)
   folder = weights.folder_of(folder)
   config = checkpoint.same_model(config, folder)
   about = bundle_files.read_about(folder) if bundle_files.is_bundle(folder) else {}
   variables = jax.device_get(checkpoint.load_variables(folder, config, step=step))
   path = folder / checkpoint.VOCABULARY_FILE
-  source = program.Source(config, variables, vocabulary_lib.load(path).background, suppress)
-  return portable_folder.write(out, form, source, path, writer.write, license=license or about.get('license'))
+  vocabulary = vocabulary_lib.load(path)
+  sizes = {}
+  if form != defaults.STABLEHLO:  # of the runtimes, this one alone has bfloat16 for all operations
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype='float32'))
+  if form == defaults.ONNX:
+    fewest = program.fewest_classes(config.model)
+    sizes = {'b': 1, 'c': compiler.bucket(max(len(vocabulary.names), classes or 0), fewest)}
+  source = program.Source(config, variables, vocabulary.background, suppress, sizes)
+  write = lambda out, source: writer.write(out, source, *where)
+  return portable_folder.write(out, form, source, path, write, license=license or about.get('license'))
 
 
 def _towers(
