@@ -8,7 +8,6 @@ from pathlib import Path
 from vild_jax.commands import arguments
 from vild_jax.config import defaults
 
-
 # The options that not every format has.
 _OF_FORMATS = {
   'teacher': (defaults.BUNDLE,),

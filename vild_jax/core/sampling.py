@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 def first_true(mask: Bool[Array, 'n'], num: int) -> tuple[Int[Array, '{num}'], Bool[Array, '{num}']]:
   """Returns the indices of the first `num` True entries, ascending, and validity; unused slots: 0 and False."""
   # The k-th True is where the running count first reaches k; this needs comparisons only, no sort and no scatter.
-  slots = jnp.searchsorted(jnp.cumsum(mask, dtype=jnp.int32), jnp.arange(1, num + 1), method='compare_all')
+  counts = jnp.cumsum(mask, dtype=jnp.int32)
+  slots = jnp.sum(counts[None, :] < jnp.arange(1, num + 1)[:, None], axis=1, dtype=jnp.int32)
   valid = slots < mask.shape[0]
-  return jnp.where(valid, slots, 0).astype(jnp.int32), valid
+  return jnp.where(valid, slots, 0), valid
 
 
 def _best(mask, priority, num, quota):

@@ -77,9 +77,19 @@ class Source:
     return {name: (dtype, tuple(map(number, shape))) for name, (dtype, shape) in arrays.items()}
 
 
+def of_one(function: Callable) -> Callable:
+  """Maps a function of one image over a batch of one, without the gathers that `jax.vmap` makes of slices."""
+
+  def on_batch(*batches: Any) -> Any:
+    return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], batches)))
+
+  return on_batch
+
+
 def programs(source: Source) -> tuple[Program, ...]:
   """Returns the functions of a portable model, `model` and perhaps `masks`."""
   config, variables = source.config, source.variables
+  per_image = of_one if source.sizes.get('b') == 1 else jax.vmap
   backbone = dataclasses.replace(config.model.backbone, remat=False)  # which is for training alone
   model = dataclasses.replace(config.model, backbone=backbone)
   side, dim, count, most = (
@@ -103,7 +113,7 @@ def programs(source: Source) -> tuple[Program, ...]:
     return Vocabulary(embeddings=embeddings, is_base=is_base, valid=valid, background=source.background)
 
   def detect(image: Array, size: Array, *classes: Array) -> tuple[Array, ...]:
-    found, _ = detector.predict_batch(model, variables, image, size, vocabulary(*classes))
+    found, _ = detector.predict_batch(model, variables, image, size, vocabulary(*classes), per_image=per_image)
     chosen = found.boxes, found.valid, found.scores, found.labels
     return (*chosen, found.masks) if model.masks else chosen
 
@@ -126,10 +136,12 @@ def programs(source: Source) -> tuple[Program, ...]:
 
   def regions(image: Array, size: Array, *classes: Array) -> tuple[Array, ...]:
     words = vocabulary(*classes)
-    first, _ = detector.first_stage(model, variables, image, train=False)
+    first, _ = detector.first_stage(model, variables, image, train=False, per_image=per_image)
     found = first.proposals
-    second, _ = detector.second_stage(model, variables, first.features, found.boxes, found.valid, words, train=False)
-    refined = jax.vmap(detector.refine)(found.boxes, second.deltas, size)
+    second, _ = detector.second_stage(
+      model, variables, first.features, found.boxes, found.valid, words, train=False, per_image=per_image
+    )
+    refined = per_image(detector.refine)(found.boxes, second.deltas, size)
     valid = found.valid & (boxes.area(refined) > 0)
     scores = openvocab.with_objectness(
       detector.class_scores(model, second, words), found.scores, model.postprocess.objectness_weight
@@ -139,7 +151,7 @@ def programs(source: Source) -> tuple[Program, ...]:
 
   def masks_of(chosen: Array, valid: Array, *features: Array) -> tuple[Array]:
     maps = dict(zip(levels, features, strict=True))
-    return (detector.masks(model, variables, maps, chosen, valid, train=False)[0],)
+    return (detector.masks(model, variables, maps, chosen, valid, train=False, per_image=per_image)[0],)
 
   found = Program('model', source.sized(inputs), source.sized(of_regions | pyramid), regions)
   of_masks = Program('masks', source.sized(boxes_in | pyramid), source.sized(mask_logits), masks_of)
