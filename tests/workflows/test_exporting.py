@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -97,3 +98,19 @@ def test_a_bundle_of_a_bundle_keeps_the_towers(tmp_path):
   assert json.loads((second / 'bundle.json').read_text())['license'] == 'mit'
   assert config_lib.load(second / 'config.json').teacher == str(parts.teacher)
   assert towers == [name for name in small_bundle.files_of(second) if '_tower/' in name]
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (('--format', 'stablehlo', '--teacher', 'T'), '--teacher is not of --format stablehlo; expected bundle'),
+    (('--format', 'onnx', '--image-tower'), '--image-tower is not of --format onnx; expected bundle'),
+    (('--without-nms',), '--without-nms is not of --format bundle; expected stablehlo, onnx, savedmodel'),
+    (('--format', 'savedmodel', '--classes', '9'), '--classes is not of --format savedmodel; expected onnx'),
+    (('--format', 'onnx', '--onnx-python', 'absent'), "--onnx-python is 'absent', which does not run"),
+  ],
+)
+def test_options_of_another_format_are_refused(words, message, tmp_path, capsys):
+  config = Path(__file__).resolve().parents[2] / 'configs' / 'vild_text_toy.py'
+  assert run('export', config, '--checkpoint', tmp_path / 'none', '--out', tmp_path / 'out', *words) == 2
+  assert message in capsys.readouterr().err and not list(tmp_path.iterdir())

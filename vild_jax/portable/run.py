@@ -248,13 +248,13 @@ def _onnx(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]
 def _savedmodel(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
   import tensorflow
 
-  model = tensorflow.saved_model.load(str(path))  # whose variables live as long as it does
+  model = tensorflow.saved_model.load(str(path)).signatures['serving_default']
 
-  def call(*inputs: Any) -> list[np.ndarray]:
-    found = model.call(*map(tensorflow.convert_to_tensor, inputs))
+  def run(*inputs: Any) -> list[np.ndarray]:
+    found = model(**dict(zip(program['inputs'], map(tensorflow.convert_to_tensor, inputs), strict=True)))
     return [found[name].numpy() for name in program['outputs']]
 
-  return call
+  return run
 
 
 RUNTIMES = {

@@ -59,8 +59,7 @@ def _save(path: Path, one: program.Program, fewest: int) -> None:
     with_gradient=False,
     native_serialization_platforms=('cpu', 'cuda', 'tpu'),
   )
-  model = tensorflow.Module()
-  model.call = tensorflow.function(
+  function = tensorflow.function(
     converted,
     autograph=False,
     input_signature=[
@@ -69,4 +68,4 @@ def _save(path: Path, one: program.Program, fewest: int) -> None:
     ],
   )
   with ranking.by_sorting():
-    tensorflow.saved_model.save(model, str(path), signatures=model.call.get_concrete_function())
+    tensorflow.saved_model.save(tensorflow.Module(), str(path), signatures=function.get_concrete_function())
