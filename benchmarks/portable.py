@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-BATCHES = (1, 3)
 NEAR = 1e-4  # of a score or an IoU to its threshold
 BOX, SCORE = 0.05, 1e-4  # two detections or regions are the same if they differ less; pixels of the square
 _REGIONS = ('boxes', 'valid', 'scores', 'logits', 'image_logits')
@@ -135,11 +134,11 @@ def portable(args: argparse.Namespace) -> None:
   about, kept = detector.about, np.load(args.live, allow_pickle=False)
   images = [run.open_picture(path) for path in kept['pictures'].tolist()]
   worst: dict[str, Any] = {}
-  seconds: dict[int, list[float]] = {count: [] for count in BATCHES}
+  seconds: dict[int, list[float]] = {count: [] for count in args.batches}
   first: list[float] = []
   for v, path in enumerate(kept['vocabularies'].tolist()):
     names, words = detector.words(run.read_vocabulary(path))
-    for count in BATCHES:
+    for count in args.batches:
       entries = []
       for at in range(0, len(images), count):
         squares, sizes, _ = detector.prepare(images[at : at + count], count)
@@ -200,6 +199,7 @@ def main() -> None:
   mode.set_defaults(do=portable)
   mode.add_argument('folder', type=Path)
   mode.add_argument('--live', type=Path, required=True)
+  mode.add_argument('--batches', type=int, nargs='+', default=[1, 3], help='pictures at a time')
   args = parser.parse_args()
   args.do(args)
 

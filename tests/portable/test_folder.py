@@ -34,7 +34,7 @@ def test_the_folder_has_the_model_its_words_a_runner_and_checksums_of_them(tmp_p
   inputs = about['programs']['model']['inputs']
   assert inputs['image'] == {'type': 'float32', 'shape': ['b', 64, 64, 3]}
   assert inputs['embeddings'] == {'type': 'float32', 'shape': ['c', 16]}
-  assert list(inputs) == ['image', 'size', 'embeddings', 'is_base', 'valid']
+  assert list(inputs) == ['image', 'size', 'embeddings', 'is_base', 'is_class']
 
 
 def test_the_readme_says_what_goes_in_and_out_the_licence_and_how_to_run(tmp_path):

@@ -103,14 +103,14 @@ def programs(source: Source) -> tuple[Program, ...]:
     'size': ('float32', ('b', 2)),
     'embeddings': ('float32', ('c', dim)),
     'is_base': ('bool', ('c',)),
-    'valid': ('bool', ('c',)),
+    'is_class': ('bool', ('c',)),
   }
   boxes_in: Arrays = {'boxes': ('float32', ('b', most, 4)), 'valid': ('bool', ('b', most))}
   mask_side = 2 * model.mask_head.roi_size
   mask_logits: Arrays = {'masks': (model.dtype, ('b', most, mask_side, mask_side))} if model.masks else {}
 
-  def vocabulary(embeddings: Array, is_base: Array, valid: Array) -> Vocabulary:
-    return Vocabulary(embeddings=embeddings, is_base=is_base, valid=valid, background=source.background)
+  def vocabulary(embeddings: Array, is_base: Array, is_class: Array) -> Vocabulary:
+    return Vocabulary(embeddings=embeddings, is_base=is_base, valid=is_class, background=source.background)
 
   def detect(image: Array, size: Array, *classes: Array) -> tuple[Array, ...]:
     found, _ = detector.predict_batch(model, variables, image, size, vocabulary(*classes), per_image=per_image)

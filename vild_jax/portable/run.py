@@ -318,7 +318,7 @@ class Detector:
     return squares, sizes, scales
 
   def words(self, classes: Sequence[str] | Vocabulary | None = None) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
-    """Returns the names, and the inputs (embeddings, base flags, validity) of the model, padded to 16, 32, 64, ..."""
+    """Returns the names, and the inputs (embeddings, is_base, is_class) of the model, padded to 16, 32, 64, ..."""
     of = classes if isinstance(classes, Vocabulary) else self.vocabulary
     if of.teacher != self.vocabulary.teacher or of.embeddings.shape[1:] != self.vocabulary.embeddings.shape[1:]:
       raise ValueError(f'the vocabulary is of teacher {of.teacher!r}; expected {self.vocabulary.teacher!r}')
