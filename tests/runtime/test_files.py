@@ -234,6 +234,7 @@ MAY_WRITE = {
   'eval/results.py:ResultsWriter.__enter__': 'the temporary file of `files.replacing`, open until the block ends',
   'eval/summary.py:_png': 'into memory',
   'portable/run.py:main': 'runs without this package: drawings for whoever asked for them',
+  'portable/savedmodel.py:_save': 'TensorFlow; below the new folder of its caller',
   'report/pictures.py:inline': 'into memory',
   'teacher/checkpoint.py:_save': 'into memory',
   'train/checkpoint.py:Checkpoints.save': 'Orbax makes checkpoints whole',
