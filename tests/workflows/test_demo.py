@@ -123,7 +123,9 @@ def test_methods_share_the_work(compared, made):
   }
   assert configs[0]['train']['init_first_stage'] == str(made / 'start')
   cosine = report['methods']['vild_ensemble']['teacher_cosine']
-  assert -1 <= cosine['novel'] <= 1 and cosine['regions']['all'] > 0
+  assert cosine['regions']['all'] > 0
+  for group, count in cosine['regions'].items():  # after so few steps no region need lie on a novel object
+    assert -1 <= cosine[group] <= 1 if count else cosine[group] is None
   assert 'teacher_cosine' not in report['methods']['vild_text']
   page = (made / 'report.html').read_text()
   assert 'ViLD-ensemble, text head alone' in page and 'share a backbone' in page
