@@ -61,3 +61,16 @@ def test_a_source_with_fixed_sizes_has_them_in_its_shapes():
   on_batch = program.of_one(lambda a, b: {'sum': a + b['c']})
   found = on_batch(np.float32([[1, 2]]), {'c': np.float32([[3, 4]])})
   np.testing.assert_array_equal(found['sum'], [[4, 6]])
+
+
+def test_a_program_with_pooling_is_computed_without():
+  def call(x, y):
+    pooled = jax.lax.reduce_window(x, -np.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
+    return pooled + y, jax.lax.top_k(pooled[0, 0, 0], 2)[1], 2 * x.shape[1]
+
+  x, y = RNG.normal(size=(1, 7, 8, 5)).astype(np.float32), np.float32(3)
+  traced = jax.make_jaxpr(call)(x, y)
+  found = onnx.evaluate(traced, x, y)
+  jax.tree.map(np.testing.assert_array_equal, found, list(call(x, y)))
+  again = jax.make_jaxpr(lambda *arrays: onnx.evaluate(traced, *arrays))(x, y)
+  assert 'reduce_window' in str(traced) and 'reduce_window' not in str(again)

@@ -7,15 +7,20 @@ alone. ONNX has a fixed number of classes here, and one picture: jax2onnx transl
 
 from __future__ import annotations
 
+import functools
 import importlib
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from vild_jax import config as config_lib
 from vild_jax.portable import program
@@ -80,6 +85,36 @@ def read(folder: Path) -> program.Source:
   return program.Source(config, variables, background, given['suppress'], given['sizes'])
 
 
+def evaluate(traced: core.ClosedJaxpr, *arrays: jax.Array) -> list[jax.Array]:
+  """Computes a traced program, with maxima of windows in the place of pooling.
+
+  jax2onnx makes a pooling of four axes of it, which onnxruntime does not have.
+  """
+  values = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
+  values |= zip(traced.jaxpr.invars, arrays, strict=True)
+  value = lambda x: x.val if isinstance(x, core.Literal) else values[x]
+  for step in traced.jaxpr.eqns:
+    given = map(value, step.invars)
+    if step.primitive.name == 'reduce_window_max':
+      found = [_pool(*given, step.params)]
+    else:
+      found = step.primitive.bind(*given, **step.primitive.get_bind_params(step.params))
+      found = found if step.primitive.multiple_results else [found]
+    values |= zip(step.outvars, found, strict=True)
+  return list(map(value, traced.jaxpr.outvars))
+
+
+def _pool(x: jax.Array, params: Mapping[str, Any]) -> jax.Array:
+  """The maximum of every window of x [B, H, W, C], as the elementwise maximum of its shifted and strided copies."""
+  sides, strides, padding = (params[key] for key in ('window_dimensions', 'window_strides', 'padding'))
+  x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(before, after, 0) for before, after in padding])
+  copies = []
+  for first in itertools.product(*map(range, sides)):
+    last = [size - side + start + 1 for size, side, start in zip(x.shape, sides, first, strict=True)]
+    copies.append(jax.lax.slice(x, first, last, strides))
+  return functools.reduce(jax.lax.max, copies)
+
+
 def main(folder: Path, out: Path) -> None:
   """Writes the programs of the source in `folder`; runs in the interpreter that has jax2onnx."""
   to_onnx = importlib.import_module('jax2onnx').to_onnx  # no requirement of this package: the two exclude each other
@@ -87,10 +122,7 @@ def main(folder: Path, out: Path) -> None:
     inputs = [jax.ShapeDtypeStruct(shape, dtype) for dtype, shape in one.inputs.values()]
     # Traced before jax2onnx replaces functions of jax.numpy and flax by its own, of which some lack arguments or vmap.
     traced = jax.make_jaxpr(one.call)(*inputs)
-
-    def run(*arrays: jax.Array, traced: Any = traced) -> list[jax.Array]:
-      return jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *arrays)
-
+    run = functools.partial(evaluate, traced)
     path = out / f'{one.name}{SUFFIX}'
     to_onnx(
       run,
