@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-ABOUT = 'model.json'
-VOCABULARY = 'vocabulary.npz'
+ABOUT, VOCABULARY = 'model.json', 'vocabulary.npz'
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')  # never one that starts another program, as EPS does
 MIN_SCORE = 0.05
 
@@ -232,6 +231,7 @@ def _stablehlo(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence
 def _onnx(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
   import onnxruntime
 
+  onnxruntime.set_default_logger_severity(3)  # errors; it warns of every constant that it does not need
   session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
   single = [of['shape'][0] == 1 for of in program['inputs'].values()]  # one picture at a time
 
