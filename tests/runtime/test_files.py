@@ -233,6 +233,7 @@ MAY_WRITE = {
   'data/regions/writer.py:StoreWriter.finish': 'into memory',
   'eval/results.py:ResultsWriter.__enter__': 'the temporary file of `files.replacing`, open until the block ends',
   'eval/summary.py:_png': 'into memory',
+  'portable/savedmodel.py:_save': 'TensorFlow; below the new folder of `portable.folder.write`',
   'portable/run.py:main': 'runs without this package: drawings for whoever asked for them',
   'portable/savedmodel.py:_save': 'TensorFlow; below the new folder of its caller',
   'report/pictures.py:inline': 'into memory',
