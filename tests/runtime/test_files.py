@@ -235,7 +235,6 @@ MAY_WRITE = {
   'eval/summary.py:_png': 'into memory',
   'portable/savedmodel.py:_save': 'TensorFlow; below the new folder of `portable.folder.write`',
   'portable/run.py:main': 'runs without this package: drawings for whoever asked for them',
-  'portable/savedmodel.py:_save': 'TensorFlow; below the new folder of its caller',
   'report/pictures.py:inline': 'into memory',
   'teacher/checkpoint.py:_save': 'into memory',
   'train/checkpoint.py:Checkpoints.save': 'Orbax makes checkpoints whole',
