@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -65,6 +66,18 @@ def test_pictures_are_turned_as_viewers_show_them_and_others_refused(tmp_path):
   (tmp_path / 'no.png').write_text('no picture')
   with pytest.raises(ValueError, match=r'no\.png cannot be read as a picture .*; expected one of JPEG'):
     run.open_picture(tmp_path / 'no.png')
+
+
+def test_of_deep_grey_the_upper_bits_count_and_unknown_ranges_are_refused(tmp_path):
+  grey = RNG.integers(0, 2**16, (4, 6), dtype=np.uint16)
+  for name in ('deep.png', 'deep.tif'):
+    Image.fromarray(grey).save(tmp_path / name)
+    found = run.open_picture(tmp_path / name)
+    np.testing.assert_array_equal(found, np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(found, pictures.decode(tmp_path / name))
+  Image.fromarray(grey.astype(np.float32)).save(tmp_path / 'float.tif')
+  with pytest.raises(ValueError, match='32-bit grey'):
+    run.open_picture(tmp_path / 'float.tif')
 
 
 # --- suppression ------------------------------------------------------------------------------------------------------
@@ -159,6 +172,29 @@ def test_words_are_those_of_the_live_detector(model):
     assert run.clean_name(name) == vocabulary_lib.clean_name(name)
 
 
+def test_another_spelling_of_two_names_is_that_of_neither(model):
+  detector = run.Detector(model[0])
+  rows = np.eye(3, 16, dtype=np.float32)
+  names = ('Red mug', 'red_mug', 'ant')
+  detector.vocabulary = run.Vocabulary(rows, names, np.ones(3, bool), portable_model.TEACHER)
+  np.testing.assert_array_equal(detector.words(['Red mug', 'red_mug', 'Ant'])[1][0][:3], rows)
+  with pytest.raises(ValueError, match="'red mug' is not in"):
+    detector.words(['red mug'])
+
+
+def test_no_more_than_a_batch_of_pictures_is_opened_at_a_time(model):
+  opened = []
+
+  def pictures():
+    for number in range(5):
+      opened.append(number)
+      yield np.zeros((8, 8, 3), np.uint8)
+
+  founds = run.Detector(model[0]).detect(pictures(), batch_size=2)
+  assert next(founds).size == (8, 8) and opened == [0, 1]
+  assert len(list(founds)) == 4 and len(opened) == 5
+
+
 def test_what_does_not_fit_is_refused_in_one_line(model, tmp_path):
   detector = run.Detector(model[0])
   with pytest.raises(ValueError, match=r"'axe' is not in vocabulary\.npz; expected a name of"):
@@ -168,6 +204,15 @@ def test_what_does_not_fit_is_refused_in_one_line(model, tmp_path):
   other = run.read_vocabulary(portable_model.vocabulary(tmp_path / 'other.npz', teacher='other:1'))
   with pytest.raises(ValueError, match=r"of teacher 'other:1'; expected 'tiny:0123456789abcdef'"):
     detector.words(other)
+  wide = run.Vocabulary(np.ones((1, 8), np.float32), ('ant',), np.ones(1, bool), portable_model.TEACHER)
+  with pytest.raises(ValueError, match='embeddings of dimension 8; expected 16, that of the model'):
+    detector.words(wide)
+  for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
+    with pytest.raises(ValueError, match=r'a picture is .*; expected uint8 \[H, W, 3\] RGB'):
+      next(detector.detect([wrong]))
+  np.savez(tmp_path / 'flags.npz', embeddings=np.ones((1, 16)), names=['ant'], is_base=True, teacher='x')
+  with pytest.raises(ValueError, match=r'flags\.npz has names \(1,\) .*; expected a finite row for each'):
+    run.read_vocabulary(tmp_path / 'flags.npz')
   (tmp_path / 'bad.npz').write_bytes(b'bad')
   with pytest.raises(
     ValueError, match=r'bad\.npz is not a usable vocabulary .*; expected one of `vild-jax embed-text`'
@@ -189,12 +234,32 @@ def test_a_folder_that_is_no_model_or_damaged_or_without_runtime_is_refused(mode
   with pytest.raises(ValueError, match=r'names\.txt is missing or has another size than model\.json lists'):
     run.Detector(model[0])
   (model[0] / 'names.txt').write_bytes(content)
+  about = (model[0] / 'model.json').read_bytes()
+  (model[0] / 'model.json').write_bytes(about.replace(b'0.485', b'0.585'))
+  with pytest.raises(ValueError, match=r'model\.json is damaged: it does not have the checksum that it states'):
+    run.Detector(model[0])
+  for old, wrong in ((b'"file": "model.stablehlo"', b'"file": "unlisted"'), (b'"names.txt"', b'"../names.txt"')):
+    unsealed = json.dumps(json.loads(about.replace(old, wrong)) | {'sha256': '0' * 64}).encode()
+    own = hashlib.sha256(unsealed).hexdigest().encode()
+    (model[0] / 'model.json').write_bytes(unsealed.replace(b'0' * 64, own))
+    with pytest.raises(
+      ValueError, match=r"has the file '(unlisted|\.\.)'; expected those that it lists, in its folder"
+    ):
+      run.Detector(model[0])
+  (model[0] / 'model.json').write_bytes(about)
 
   def absent(path, program):
     raise ImportError("No module named 'runtime'")
 
   monkeypatch.setitem(run.RUNTIMES, 'stablehlo', (absent, 'runtime'))
   with pytest.raises(ValueError, match=r"No module named 'runtime'; expected .*: pip install runtime"):
+    run.Detector(model[0])
+
+  def too_old(path, program):
+    raise RuntimeError('Unknown\nversion')
+
+  monkeypatch.setitem(run.RUNTIMES, 'stablehlo', (too_old, 'runtime>=2'))
+  with pytest.raises(ValueError, match=r'^Unknown version; expected what runs this model: pip install runtime>=2$'):
     run.Detector(model[0])
 
 
@@ -206,5 +271,14 @@ def test_the_command_prints_json_and_draws(model, picture, tmp_path, capsys):
   assert told['detections'][0]['score'] == 0.75 and told['detections'][0]['mask']['size'] == [40, 72]
   drawn = np.asarray(Image.open(tmp_path / 'drawn' / '1_picture.png'))
   assert drawn.shape == picture[1].shape and (drawn != picture[1]).any()
-  assert run.main([*words, '--classes', 'axe']) == 2
-  assert capsys.readouterr().err == "run.py: 'axe' is not in vocabulary.npz; expected a name of vocabulary.npz\n"
+  for classes, said in (
+    ('axe', "'axe' is not in vocabulary.npz"),
+    ('', 'there are no classes'),
+    (' ,', 'there are no'),
+  ):
+    assert run.main([*words, '--classes', classes]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f'run.py: {said}') and err.count('\n') == 1
+  assert run.main([words[0], str(tmp_path / 'none.png'), *words[1:]]) == 2
+  out, err = capsys.readouterr()
+  assert json.loads(out) == [told] and 'none.png cannot be read as a picture' in err

@@ -4,8 +4,8 @@
   python run.py photo.jpg --classes "mug, chair"   of these names alone
   python run.py *.jpg --vocabulary other.npz --out drawn/
 
-It needs NumPy, Pillow, and what runs the model: jax and flatbuffers (StableHLO), onnxruntime (ONNX) or tensorflow
-(SavedModel). In Python: `Detector(folder).detect([picture], classes)`.
+It needs Python 3.11, NumPy, Pillow, and what runs the model: jax and flatbuffers (StableHLO), onnxruntime (ONNX) or
+tensorflow (SavedModel). In Python: `Detector(folder).detect([picture], classes)`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import colorsys
 import hashlib
+import itertools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ class Vocabulary:
   is_base: np.ndarray
   teacher: str
   background: np.ndarray | None = None
+
+
+Classes = Sequence[str] | Vocabulary | None
 
 
 @dataclass(frozen=True)
@@ -70,23 +75,27 @@ class Found:
 def open_picture(path: str | Path) -> np.ndarray:
   """Returns uint8 [H, W, 3] RGB of a file, turned as viewers show it. Raises ValueError if it is no picture."""
   try:
-    with warnings.catch_warnings(action='ignore'), Image.open(path, formats=FORMATS) as picture:
-      return np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))
+    with warnings.catch_warnings(action='ignore'), Image.open(path, formats=FORMATS) as stored:
+      picture, tags = ImageOps.exif_transpose(stored), getattr(stored, 'tag_v2', {})
+      if picture.mode.startswith('I;16') or (picture.mode == 'I' and stored.format == 'PNG'):
+        # The upper 8 of 16 bits, or of a TIFF's 12; Pillow would make white of all above 255.
+        grey = (np.asarray(picture) >> ((tags.get(258) or (16,))[0] - 8)).astype(np.uint8)
+        return np.repeat((~grey if tags.get(262) == 0 else grey)[:, :, None], 3, axis=2)
+      if picture.mode in ('I', 'F'):
+        raise ValueError('32-bit grey, of no known range')
+      return np.asarray(picture.convert('RGB'))
   except Exception as error:  # Pillow's decoders raise many types
     reason = ' '.join(str(error).split())
     raise ValueError(f'{path} cannot be read as a picture ({reason}); expected one of {", ".join(FORMATS)}') from None
 
 
-def preprocess(
-  picture: np.ndarray, side: int, mean: Sequence[float], std: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def preprocess(picture: np.ndarray, side: int, mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, ...]:
   """Places a picture in the square of the network: rescaled to fit, normalised, zeros below and to the right.
 
   Returns (square float32 [side, side, 3], (height, width) of the content [2], scale along (y, x) [2]).
   """
   before = np.array(picture.shape[:2], np.float32)
-  fit = np.min(np.float32(side) / before)
-  after = np.minimum(np.maximum(np.round(before * fit), 1), side)
+  after = np.minimum(np.maximum(np.round(before * np.min(np.float32(side) / before)), 1), side)
   (top, bottom, down), (left, right, across) = (_taps(int(n), int(m)) for n, m in zip(before, after, strict=True))
   blend = lambda a, b, weight: a + (b - a) * weight
   # Source position = target position · in / out, without half-pixel centres and without antialiasing.
@@ -107,14 +116,14 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
   """Reads a vocabulary file, as `vild-jax embed-text` writes it. Raises ValueError if it cannot be used."""
   try:
     with np.load(path, allow_pickle=False) as of:
-      rows, names, is_base = of['embeddings'].astype(np.float32), tuple(of['names'].tolist()), of['is_base']
+      rows, names, is_base = of['embeddings'].astype(np.float32), of['names'], of['is_base']
       teacher, background = str(of['teacher']), of.get('background')
   except Exception as error:  # NumPy and zipfile raise many types
     reason = ' '.join(str(error).split())
     raise ValueError(f'{path} is not a usable vocabulary ({reason}); expected one of `vild-jax embed-text`') from None
-  if rows.ndim != 2 or not len(names) == len(rows) == len(is_base):
-    raise ValueError(f'{path} has {len(names)} names for embeddings {rows.shape}; expected a row for each')
-  return Vocabulary(rows, names, is_base.astype(bool), teacher, background)
+  if rows.ndim != 2 or not names.shape == is_base.shape == rows.shape[:1] or not np.isfinite(rows).all():
+    raise ValueError(f'{path} has names {names.shape} for embeddings {rows.shape}; expected a finite row for each')
+  return Vocabulary(rows, tuple(names.tolist()), is_base.astype(bool), teacher, background)
 
 
 def clean_name(name: str) -> str:
@@ -122,19 +131,12 @@ def clean_name(name: str) -> str:
   return ' '.join(name.replace('_', ' ').replace('/', ' or ').lower().split()).rstrip('.')
 
 
-def suppress(
-  boxes: np.ndarray, valid: np.ndarray, scores: np.ndarray, settings: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def suppress(boxes: np.ndarray, valid: np.ndarray, scores: np.ndarray, settings: Mapping) -> tuple[np.ndarray, ...]:
   """Chooses detections from what a model without suppression returns of one picture.
 
   Within each class a better box drops a worse one that it overlaps; then the best of all classes are taken. Equal
-  scores go to the lower class, then to the lower region.
-
-  Args:
-    boxes, valid, scores: [R, 4], bool [R] and [R, C].
-    settings: `suppression` of model.json.
-
-  Returns (regions [N], labels [N], scores [N]), best first.
+  scores go to the lower class, then to the lower region. `settings` is `suppression` of model.json.
+  Takes boxes [R, 4], valid [R] and scores [R, C]; returns (regions [N], labels [N], scores [N]), best first.
   """
   table = np.where(valid[:, None] & (scores > settings['score_threshold']), scores, -np.inf).T
   worse = np.argsort(-table, axis=1, kind='stable')[:, settings['candidates_per_class'] :]
@@ -170,12 +172,8 @@ def paste(logits: np.ndarray, box: np.ndarray, height: int, width: int) -> np.nd
   grown = half * np.float32(len(padded) / len(logits))
   corners = np.concatenate([box[:2] + half - grown, box[:2] + half + grown]).astype(np.int32)
   picture = np.zeros((height, width), bool)
-  rows, columns = (
-    _resampled(int(first), int(last), len(padded), length)
-    for first, last, length in zip(corners[:2], corners[2:], (height, width), strict=True)
-  )
-  window = rows[1] @ padded @ columns[1].T > 0.5
-  picture[rows[0] : rows[0] + window.shape[0], columns[0] : columns[0] + window.shape[1]] = window
+  (top, down), (left, across) = map(_resampled, corners[:2].tolist(), corners[2:].tolist(), padded.shape, picture.shape)
+  picture[top : top + len(down), left : left + len(across)] = down @ padded @ across.T > 0.5
   return picture
 
 
@@ -211,14 +209,19 @@ def draw(picture: np.ndarray, found: Found) -> Image.Image:
 
 
 def check_files(folder: Path, about: Mapping[str, Any]) -> None:
-  """Raises ValueError, naming the file, if one in the list of model.json is missing or not as it was exported."""
+  """Raises ValueError, naming the file, if model.json or one in its list is missing or not as it was exported."""
+  content, own = (folder / ABOUT).read_bytes(), str(about.get('sha256')).encode()
+  if hashlib.sha256(content.replace(own, b'0' * 64)).hexdigest().encode() != own:  # made with zeros in its own place
+    raise ValueError(f'{folder / ABOUT} is damaged: it does not have the checksum that it states')
+  parts = {part for name in about['files'] for part in name.split('/')}
+  if wrong := {of['file'] for of in about['programs'].values()} - parts | parts & {'', '.', '..'}:
+    raise ValueError(f'{folder / ABOUT} has the file {min(wrong)!r}; expected those that it lists, in its folder')
   for name, listed in about['files'].items():
     path = folder / name
     if not path.is_file() or path.stat().st_size != listed['bytes']:
       raise ValueError(f'{path} is missing or has another size than {ABOUT} lists; expected the folder as exported')
-    with open(path, 'rb') as file:
-      if hashlib.file_digest(file, 'sha256').hexdigest() != listed['sha256']:
-        raise ValueError(f'{path} is damaged: it does not have the checksum that {ABOUT} lists')
+    if hashlib.sha256(path.read_bytes()).hexdigest() != listed['sha256']:
+      raise ValueError(f'{path} is damaged: it does not have the checksum that {ABOUT} lists')
 
 
 def _stablehlo(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
@@ -234,15 +237,9 @@ def _onnx(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]
   onnxruntime.set_default_logger_severity(3)  # errors; it warns of every constant that it does not need
   session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
   single = [of['shape'][0] == 1 for of in program['inputs'].values()]  # one picture at a time
-
-  def run(*inputs: np.ndarray) -> list[np.ndarray]:
-    rows = []
-    for row in range(len(inputs[0])):
-      of_row = [x[row : row + 1] if one else x for x, one in zip(inputs, single, strict=True)]
-      rows.append(session.run([*program['outputs']], dict(zip(program['inputs'], of_row, strict=True))))
-    return list(map(np.concatenate, zip(*rows, strict=True)))
-
-  return run
+  ask = lambda *row: session.run([*program['outputs']], dict(zip(program['inputs'], row, strict=True)))
+  rows = lambda inputs: (x[:, None] if one else itertools.repeat(x) for x, one in zip(inputs, single, strict=True))
+  return lambda *inputs: list(map(np.concatenate, zip(*map(ask, *rows(inputs)), strict=True)))
 
 
 def _savedmodel(path: Path, program: Mapping[str, Any]) -> Callable[..., Sequence[Any]]:
@@ -279,25 +276,21 @@ class Detector:
     self.vocabulary = read_vocabulary(folder / VOCABULARY)
     try:
       self.programs = {name: load(folder / of['file'], of) for name, of in self.about['programs'].items()}
-    except ImportError as error:
-      raise ValueError(f'{error}; expected what runs this model: pip install {needs}') from None
+    except Exception as error:  # the runtimes raise many types
+      reason = ' '.join(str(error).split())
+      raise ValueError(f'{reason}; expected what runs this model: pip install {needs}') from error
 
   def detect(
-    self,
-    pictures: Sequence[np.ndarray],
-    classes: Sequence[str] | Vocabulary | None = None,
-    *,
-    min_score: float = MIN_SCORE,
-    batch_size: int = 1,
+    self, pictures: Iterable[np.ndarray], classes: Classes = None, *, min_score: float = MIN_SCORE, batch_size: int = 1
   ) -> Iterator[Found]:
-    """Yields the detections in each picture, uint8 [H, W, 3] RGB.
+    """Yields the detections in each picture, uint8 [H, W, 3] RGB, of which no more than a batch is kept.
 
-    `classes` are names of the training's vocabulary, or another vocabulary of the same teacher; None: all names of the
-    training's. Raises ValueError for an unknown name or a vocabulary that does not fit.
+    `classes`: names of the training's vocabulary (None: all), or another vocabulary of its teacher. Raises ValueError
+    for what does not fit.
     """
     names, words = self.words(classes)
-    for start in range(0, len(pictures), batch_size):
-      chunk = pictures[start : start + batch_size]
+    pictures = iter(pictures)
+    while chunk := list(itertools.islice(pictures, batch_size)):
       squares, sizes, scales = self.prepare(chunk, batch_size)
       found = self.run(squares, sizes, words)
       for row, (picture, scale) in enumerate(zip(chunk, scales, strict=True)):
@@ -309,24 +302,30 @@ class Detector:
 
   def prepare(self, pictures: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Returns squares [rows, S, S, 3] and content sizes [rows, 2], filled up with zeros, and the scale of each."""
-    how = self.about['preprocessing']
-    side = how['image_size']
+    side, mean, std = map(self.about['preprocessing'].get, ('image_size', 'mean', 'std'))
     squares, sizes, scales = np.zeros((rows, side, side, 3), np.float32), np.zeros((rows, 2), np.float32), []
     for row, picture in enumerate(pictures):
-      squares[row], sizes[row], scale = preprocess(picture, side, how['mean'], how['std'])
+      if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
+        raise ValueError(f'a picture is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3] RGB')
+      squares[row], sizes[row], scale = preprocess(picture, side, mean, std)
       scales.append(scale)
     return squares, sizes, scales
 
-  def words(self, classes: Sequence[str] | Vocabulary | None = None) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
+  def words(self, classes: Classes = None) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
     """Returns the names, and the inputs (embeddings, is_base, is_class) of the model, padded to 16, 32, 64, ..."""
     of = classes if isinstance(classes, Vocabulary) else self.vocabulary
-    if of.teacher != self.vocabulary.teacher or of.embeddings.shape[1:] != self.vocabulary.embeddings.shape[1:]:
+    if of.teacher != self.vocabulary.teacher:
       raise ValueError(f'the vocabulary is of teacher {of.teacher!r}; expected {self.vocabulary.teacher!r}')
+    (_, dim), (fixed, expected) = of.embeddings.shape, self.about['programs']['model']['inputs']['embeddings']['shape']
+    if dim != expected:
+      raise ValueError(f'the vocabulary has embeddings of dimension {dim}; expected {expected}, that of the model')
     if of.background is not None and not np.array_equal(of.background, self.vocabulary.background):
       raise ValueError('the vocabulary has a background of its own; expected one without, as the model has its own')
     names, rows = of.names, of.embeddings
     if classes is not None and of is not classes:
-      place = {spelling: row for row, name in enumerate(of.names) for spelling in (clean_name(name), name)}
+      many = Counter(map(clean_name, of.names))  # another spelling of two names is that of neither
+      place = {name: row for row, name in enumerate(map(clean_name, of.names)) if many[name] == 1}
+      place |= {name: row for row, name in enumerate(of.names)}
       names = tuple(name.strip() for name in classes)
       found = [place.get(name, place.get(clean_name(name))) for name in names]
       if None in found:
@@ -335,7 +334,6 @@ class Detector:
     if not len(rows):
       raise ValueError('there are no classes; expected one or more names')
     base = {clean_name(self.vocabulary.names[row]) for row in np.flatnonzero(self.vocabulary.is_base)}
-    fixed = self.about['programs']['model']['inputs']['embeddings']['shape'][0]
     padded = max(self.about['fewest_classes'], 1 << (len(rows) - 1).bit_length()) if fixed == 'c' else fixed
     if len(rows) > padded:
       raise ValueError(f'there are {len(rows)} classes; expected at most {padded}, as the model was exported for')
@@ -371,29 +369,31 @@ def main(words: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('pictures', nargs='+', metavar='PICTURE')
   either = parser.add_mutually_exclusive_group()
-  either.add_argument('--classes', help='names, with commas between them (default: all of the vocabulary)')
+  names = lambda text: [name for name in text.split(',') if name.strip()]
+  either.add_argument('--classes', type=names, help='names, with commas between them (default: all of the vocabulary)')
   either.add_argument('--vocabulary', metavar='FILE', help='of `vild-jax embed-text`, by the same teacher')
   parser.add_argument('--min-score', type=float, default=MIN_SCORE, help='of detections (default: %(default)s)')
   parser.add_argument('--out', metavar='DIR', help='also write drawings, PNG, into this folder')
   parser.add_argument('--batch-size', type=int, default=1, help='pictures at a time (default: %(default)s)')
   parser.add_argument('--model', default=str(Path(__file__).parent), help='folder (default: that of this file)')
   args = parser.parse_args(words)
+  told, code = [], 0
   try:
-    pictures = [open_picture(path) for path in args.pictures]
     detector = Detector(args.model)
-    classes = args.classes.split(',') if args.classes else args.vocabulary and read_vocabulary(args.vocabulary)
-    told = []
-    founds = detector.detect(pictures, classes, min_score=args.min_score, batch_size=max(args.batch_size, 1))
-    for path, picture, found in zip(args.pictures, pictures, founds, strict=True):
+    classes = args.vocabulary and read_vocabulary(args.vocabulary) if args.classes is None else args.classes
+    opened, shown = itertools.tee(map(open_picture, args.pictures))  # never more than a batch of them
+    founds = detector.detect(opened, classes, min_score=args.min_score, batch_size=max(args.batch_size, 1))
+    for path, picture, found in zip(args.pictures, shown, founds, strict=True):
       told.append({'picture': path, 'size': list(found.size), 'detections': found.to_json()})
       if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
         draw(picture, found).save(Path(args.out) / f'{len(told)}_{Path(path).stem}.png')
   except (ValueError, OSError) as error:
     print(f'run.py: {error}', file=sys.stderr)
-    return 2
-  print(json.dumps(told))
-  return 0
+    code = 2
+  if told:  # also before a picture that is none
+    print(json.dumps(told))
+  return code
 
 
 if __name__ == '__main__':
