@@ -53,6 +53,13 @@ def test_the_readme_says_what_goes_in_and_out_the_licence_and_how_to_run(tmp_pat
     assert said in text, said
 
 
+def test_the_example_has_names_that_a_shell_and_commas_leave_whole(tmp_path):
+  path = portable_model.vocabulary(tmp_path / 'v.npz', names=('bird, blue', '"big" $5', 'red mug', 'ant'))
+  source = program.Source(tiny.config(), None, None, True)
+  out = folder.write(tmp_path / 'out', 'stablehlo', source, path, portable_model.empty_program)
+  assert '--classes "red mug, ant" --out' in (out / 'README.md').read_text()
+
+
 def test_an_older_model_is_replaced_and_nothing_else(tmp_path):
   out = portable_model.write(tmp_path / 'out')
   (out / 'of people.txt').write_text('gone with the model')
@@ -62,6 +69,9 @@ def test_an_older_model_is_replaced_and_nothing_else(tmp_path):
   with pytest.raises(ValueError, match='other exists; expected a new folder'):
     portable_model.write(tmp_path / 'other')
   assert (tmp_path / 'other' / 'file').read_text() == 'precious'
+  for about in ('{"format": "layers-model", "programs": 1}', '["stablehlo"]', '{"format": ["onnx"]}', 'no JSON'):
+    (tmp_path / 'other' / 'model.json').write_text(about)
+    assert not folder.is_portable(tmp_path / 'other')
 
 
 def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path):

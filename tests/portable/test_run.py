@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -158,6 +160,27 @@ def test_detections_come_in_the_pixels_of_each_picture(model, picture):
   np.testing.assert_allclose(found.boxes, [[0, 0, 20, 40]])
   np.testing.assert_allclose(small.boxes, [[0, 0, 10 * 40 / 36, 20 * 72 / 64]], rtol=1e-6)
   assert found.mask(0)[2:18, 2:38].all() and not found.mask(0)[25:].any()
+
+
+def test_onnx_gets_one_picture_after_the_other_and_all_classes(monkeypatch):
+  asked = []
+
+  class Session:
+    def __init__(self, path, providers):
+      pass
+
+    def run(self, names, feed):
+      asked.append((names, {name: x.shape for name, x in feed.items()}))
+      return [feed['image'] + feed['rows'].sum()]
+
+  runtime = types.SimpleNamespace(
+    InferenceSession=Session, set_default_logger_severity=int, get_available_providers=list
+  )
+  monkeypatch.setitem(sys.modules, 'onnxruntime', runtime)
+  of = {'inputs': {'image': {'shape': [1, 2]}, 'rows': {'shape': [16, 2]}}, 'outputs': {'out': {}}}
+  (found,) = run.RUNTIMES['onnx'][0]('path', of)(np.float32([[1, 2], [3, 4], [5, 6]]), np.ones((16, 2)))
+  assert found.tolist() == [[33, 34], [35, 36], [37, 38]]
+  assert asked == [(['out'], {'image': (1, 2), 'rows': (16, 2)})] * 3
 
 
 def test_words_are_those_of_the_live_detector(model):

@@ -10,6 +10,7 @@ README.md       says the same to people, who may edit it
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,8 +27,12 @@ NAMES = 'names.txt'
 
 
 def is_portable(folder: Path) -> bool:
-  """Says whether a folder is a portable model, whole or damaged."""
-  return (Path(folder) / run.ABOUT).is_file()
+  """Says whether a folder is a portable model, whole or damaged; other programs write a model.json too."""
+  try:
+    about = json.loads((Path(folder) / run.ABOUT).read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return False
+  return isinstance(about, dict) and about.get('format') in [*run.RUNTIMES] and 'programs' in about
 
 
 def write(

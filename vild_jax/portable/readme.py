@@ -28,7 +28,8 @@ _MEANINGS = {
 def text(about: Mapping[str, Any], vocabulary: VocabularyFile) -> str:
   """Returns the README of a folder, given what its model.json says and the training vocabulary."""
   _, needs = run.RUNTIMES[about['format']]
-  names, suppression, pictures = list(vocabulary.names[:2]), about['suppression'], about['preprocessing']
+  plain = [name for name in vocabulary.names if not set(name) & set(',"$`\\!')]  # in the quotes of a shell
+  names, suppression, pictures = plain[:2], about['suppression'], about['preprocessing']
   models = ', '.join(f'`{of["file"]}`' for of in about['programs'].values())
   return f"""# {about['name']}
 
