@@ -107,6 +107,7 @@ def test_a_bundle_of_a_bundle_keeps_the_towers(tmp_path):
     (('--format', 'onnx', '--image-tower'), '--image-tower is not of --format onnx; expected bundle'),
     (('--without-nms',), '--without-nms is not of --format bundle; expected stablehlo, onnx, savedmodel'),
     (('--format', 'savedmodel', '--classes', '9'), '--classes is not of --format savedmodel; expected onnx'),
+    (('--format', 'onnx', '--classes', '0'), '--classes is 0; expected 1 or more'),
     (('--format', 'onnx', '--onnx-python', 'absent'), "--onnx-python is 'absent', which does not run"),
   ],
 )

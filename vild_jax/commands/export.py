@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   group = parser.add_argument_group('--format onnx')
   group.add_argument(
-    '--classes', type=int, metavar='N', help='the most classes that the model takes (default: the training vocabulary)'
+    '--classes',
+    type=int,
+    metavar='N',
+    help='the most classes that the model takes, if more than the training vocabulary has',
   )
   group.add_argument(
     '--onnx-python', metavar='PYTHON', help='the interpreter of an environment with jax2onnx (default: this one)'
@@ -76,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
   for option, formats in _OF_FORMATS.items():
     if getattr(args, option) and args.format not in formats:
       raise ValueError(f'--{option.replace("_", "-")} is not of --format {args.format}; expected {", ".join(formats)}')
+  arguments.require(args.classes is None or args.classes > 0, f'--classes is {args.classes}; expected 1 or more')
   if args.format == defaults.BUNDLE:
     made = exporting.export(
       config,

@@ -1,7 +1,7 @@
 """Defines what a portable model computes: functions of a picture and of a vocabulary, with the weights inside.
 
-They are the functions of `vild_jax.detector` itself. With suppression there is one program, `detect`. Without it there
-are two: `regions` gives boxes, scores and features, and `masks` the masks of the boxes that somebody has chosen.
+They are the functions of `vild_jax.detector` itself. With suppression there is one program, `model`. Without it there
+are two: `model` gives boxes, scores and features, and `masks` the masks of the boxes that somebody has chosen.
 Nothing here needs Orbax, so that it can be traced in an environment without it.
 """
 

@@ -109,7 +109,7 @@ def export_portable(
     out: a new folder, or an older portable model to replace.
     form: one of `defaults.PORTABLE`.
     suppress: whether the model chooses detections; if not, it gives boxes, scores and features.
-    classes: of ONNX, the most that it takes, padded to a power of two; None: those of the training vocabulary.
+    classes: of ONNX, the most that it takes, if more than the training vocabulary has; padded to a power of two.
     onnx_python: of ONNX, the interpreter that has jax2onnx; None: this one.
 
   Raises ValueError if config and checkpoint do not fit each other, what writes the form is not installed, or `out`
