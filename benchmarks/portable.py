@@ -116,7 +116,7 @@ def of_final(
       # Rows that the other side may have kept in its place, or that may have dropped it: those of its class, of both.
       same = np.concatenate([x['boxes'][x['valid'] & (x['labels'] == of['labels'][row])] for x in (expected, found)])
       ious = overlap(np.concatenate([of['boxes'][row][None], same, lost]))[0, 1:]
-      lowest = min(x['scores'][x['valid']].min() for x in (expected, found))
+      lowest = min(x['scores'][x['valid']].min(initial=np.inf) for x in (expected, found))
       near = of['scores'][row] - lowest <= NEAR or (np.abs(ious - how['iou_threshold']) <= NEAR).any()
       unexplained += not (near or (ious[len(same) :] > how['iou_threshold']).any())
   return worst | {'unmatched': unmatched, 'unexplained': unexplained}
