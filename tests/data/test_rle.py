@@ -75,6 +75,18 @@ def test_a_mask_without_a_pixel_is_found_whatever_its_shape():
   assert rle.is_empty({'size': [4, 5], 'counts': rle.encode_mask(np.zeros((4, 5), bool))['counts']}, 4, 5)
 
 
+def test_a_window_is_encoded_as_the_whole_mask_is():
+  """Also where it is as high as the mask, so that a run goes on in the next column, and where it is empty."""
+  rng = np.random.default_rng(0)
+  for number in range(300):
+    height, width = map(int, rng.integers(1, 9, 2))
+    h, w = height if number % 2 else int(rng.integers(1, height + 1)), int(rng.integers(0, width + 1))
+    y, x = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+    mask = np.zeros((height, width), bool)
+    mask[y : y + h, x : x + w] = rng.random((h, w)) < rng.choice([0, 0.3, 0.7, 1])
+    assert rle.encode_window(mask[y : y + h, x : x + w], y, x, height, width) == rle.encode_mask(mask)
+
+
 def test_windows_of_masks_are_cut_out_and_put_back():
   rng = np.random.default_rng(0)
   shapes = [(1, 1), (7, 13), (40, 3), (30, 30)]
