@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -15,7 +16,7 @@ from tests.helpers import tiny
 from vild_jax import config as config_lib
 from vild_jax.runtime import processes
 from vild_jax.structs import Batch, TrainState
-from vild_jax.train import checkpoint, loop, recorder, sharding, writers
+from vild_jax.train import checkpoint, loop, recorder, sharding, timing, writers
 from vild_jax.train import state as state_lib
 from vild_jax.train.step import make_train_step
 
@@ -204,34 +205,82 @@ def test_the_newest_checkpoints_and_the_best_ones_stay(tmp_path):
     assert {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()} == ({8, 9} if resumed else {2, 5, 6})
 
 
+def _told_to_end(monkeypatch, at):
+  """Sends the real signal while step `at` is computed, once."""
+  told = []
+
+  def make(config, mesh):
+    run = make_train_step(config, mesh)
+
+    def step(state, *arguments):
+      if int(state.step) + 1 == at and not told:
+        told.append(os.kill(os.getpid(), signal.SIGTERM))
+      return run(state, *arguments)
+
+    return step
+
+  monkeypatch.setattr(loop, 'make_train_step', make)
+
+
 @pytest.mark.parametrize('told_at', [1, 5])
-def test_sigterm_saves_the_step_and_a_resume_ends_bit_identical(undisturbed, tmp_path, mesh, told_at):
-  """The real signal, while step `told_at` is fed; in between the loop ends as it does for one process."""
-
-  def stream(start):
-    for step, arrays in enumerate(_batches()(start), start + 1):
-      if step == told_at and start < told_at:
-        os.kill(os.getpid(), signal.SIGTERM)
-      yield arrays
-
+def test_sigterm_saves_the_step_and_a_resume_ends_bit_identical(undisturbed, tmp_path, mesh, monkeypatch, told_at):
+  """In between the loop ends as it does for one process."""
+  _told_to_end(monkeypatch, told_at)
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(processes.Preempted, match=rf'told to end \(SIGTERM\); step {told_at} of 8 is saved in '):
-    _train(tmp_path, stream, mesh)
+    _train(tmp_path, _batches(), mesh)
   assert signal.getsignal(signal.SIGTERM) is before
   assert checkpoint.Checkpoints(tmp_path).latest_step() == told_at
-  resumed = _train(tmp_path, stream, mesh)
+  resumed = _train(tmp_path, _batches(), mesh)
   for a, b in zip(jax.tree.leaves(undisturbed[1]), jax.tree.leaves(resumed), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
-def test_told_to_end_in_the_last_step_a_run_is_finished(tmp_path, mesh):
-  def stream(start):
-    for step, arrays in enumerate(_batches()(start), start + 1):
-      if step == 8:
-        os.kill(os.getpid(), signal.SIGTERM)
-      yield arrays
+def test_told_to_end_in_the_last_step_a_run_is_finished(tmp_path, mesh, monkeypatch):
+  _told_to_end(monkeypatch, 8)
+  assert int(_train(tmp_path, _batches(), mesh).step) == 8
 
-  assert int(_train(tmp_path, stream, mesh).step) == 8
+
+def test_devices_that_wait_for_data_are_measured_and_warned_of(tmp_path, mesh, capsys, monkeypatch):
+  """By a clock on which each batch takes 3 s, and nothing else any time."""
+  seconds = [0.0]
+
+  class Slow:
+    ready = False
+
+    def __init__(self, items, place):
+      self._items, self._place, self.close = items, place, items.close
+
+    def __next__(self):
+      seconds[0] += 3
+      return self._place(next(self._items))
+
+  monkeypatch.setattr(loop, 'Ahead', Slow)
+  checkpoint.claim_workdir(tmp_path, CONFIG)
+  clock = timing.Clock(now=lambda: seconds[0])
+  loop.train(CONFIG, tmp_path, tiny.vocabulary(), _batches(), mesh=mesh, clock=clock)
+  lines, said = writers.read_metrics(tmp_path / writers.METRICS_FILE), capsys.readouterr().err
+  # The first step is not part of a line, since it includes the compilation.
+  expected = [{'data_seconds': 3.0 * steps, 'step_seconds': 0, 'save_seconds': 0, 'log_seconds': 0} for steps in (3, 4)]
+  assert [{key: line[key] for key in expected[0]} for line in lines] == expected
+  assert said.count('(9.0 of 9.0 s) the devices waited for data; more workers (data.workers=0, of ') == 1
+  assert said.count('first step after 3.0 s: data 3.0') == 1
+  assert said.count('the devices waited') == 1 and '0.0 % of 24 s were training steps; data 100.0 %' in said
+  kept = json.loads((tmp_path / timing.GOODPUT_FILE).read_text())
+  assert {part: s for part, s in kept['seconds'].items() if s} == {'data': 24} and kept['step'] == 8
+
+
+def test_a_trace_of_some_steps_is_written_and_the_others_are_as_without_it(undisturbed, tmp_path, mesh, capsys):
+  checkpoint.claim_workdir(tmp_path, CONFIG)
+  state = loop.train(CONFIG, tmp_path, tiny.vocabulary(), _batches(), mesh=mesh, profile=2)
+  (trace,) = (tmp_path / loop.PROFILE_FOLDER).rglob('*.xplane.pb')
+  assert trace.stat().st_size > 0 and f'{loop.PROFILE_FOLDER} holds a trace' in capsys.readouterr().err
+  np.testing.assert_array_equal(state.params['background'], undisturbed[1].params['background'])
+
+
+def test_metrics_of_a_line_are_means_over_its_steps():
+  steps = [{'loss': np.float32(1), 'part_loss': np.float32(4)}, {'loss': np.float32(2), 'part_loss': np.float32(8)}]
+  assert recorder.averages(steps) == {'loss': 1.5, 'part_loss': 6} and recorder.averages([]) == {}
 
 
 def test_the_saved_config_reads_back(undisturbed):

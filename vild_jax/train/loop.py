@@ -1,4 +1,8 @@
-"""The training loop: resumes, runs steps, logs and saves. The computation is in `step`; the caller opens the data."""
+"""The training loop: resumes, runs steps, logs and saves. The computation is in `step`; the caller opens the data.
+
+The next two batches are on the devices before they are needed (`ahead`), and every second of the loop is counted as one
+part of the run's time (`timing`).
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,17 @@ from vild_jax.config import Config
 from vild_jax.runtime import progress
 from vild_jax.runtime.processes import Preempted
 from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
-from vild_jax.train import retention, sharding
+from vild_jax.train import retention, sharding, timing
 from vild_jax.train import state as state_lib
+from vild_jax.train.ahead import Ahead
 from vild_jax.train.checkpoint import Checkpoints
 from vild_jax.train.preemption import Notice
 from vild_jax.train.recorder import Recorder
 from vild_jax.train.step import make_train_step
 from vild_jax.train.writers import WorkdirWriter
+
+PROFILE_FOLDER = 'profile'  # in a work directory
+_BEFORE_PROFILE = 3  # steps; the first ones are not like the others
 
 
 def train(
@@ -34,6 +42,8 @@ def train(
   start_from: Path | None = None,
   writer: Any = None,
   pictures: Callable[[Any], Mapping[str, np.ndarray]] | None = None,
+  clock: timing.Clock | None = None,
+  profile: int = 0,
 ) -> TrainState:
   """Trains until step `config.train.steps`, from the newest checkpoint in `workdir` if there is one.
 
@@ -52,6 +62,9 @@ def train(
       writes.
     pictures: takes the variables and returns {title: uint8 [H, W, 3]}; called every `config.train.pictures_every`
       steps and at the end.
+    clock: counts the time that was spent before the loop; by default it starts here.
+    profile: number of steps, from the fourth on, of which each process writes a trace into `workdir`/profile, for XProf
+      (TensorBoard) or Perfetto.
 
   Returns:
     The final state.
@@ -62,11 +75,14 @@ def train(
     Preempted: the process got SIGTERM; the state after the last complete step is saved.
   """
   first = jax.process_index() == 0
+  clock = clock or timing.Clock()
   checkpoints = Checkpoints(workdir, keep=config.train.keep, keep_best=config.train.keep_best)
   try:
-    resumed = checkpoints.latest_step() is not None
-    state = checkpoints.restore(config, mesh) if resumed else state_lib.create_on(config, mesh, start_from)
-    before = retention.opened(config, workdir, mesh, None if resumed else state)
+    with clock.part(timing.RESTORE):
+      resumed = checkpoints.latest_step()
+      new = resumed is None
+      state = state_lib.create_on(config, mesh, start_from) if new else checkpoints.restore(config, mesh)
+      before = retention.opened(config, workdir, mesh, state if new else None)
   except BaseException:
     if jax.process_count() == 1:
       checkpoints.close()  # otherwise its threads print long tracebacks when the process ends
@@ -80,39 +96,65 @@ def train(
     )
   own_writer = writer is None and first
   writer = (WorkdirWriter(workdir, resume_step=start) if own_writer else writer) if first else None
+  goodput = timing.Goodput(workdir, clock, resumed) if first else None
   vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
   train_step = make_train_step(config, mesh)
   further = () if before is None else (before,)
 
-  recorder = Recorder(config, writer, start)
-  iterator = batches(start) if start < config.train.steps else iter(())
+  def place(arrays: Mapping[str, Any]) -> tuple[Batch, Any]:
+    return sharding.put_batch(mesh, to_batch(arrays)), arrays.get('image_id')
+
+  recorder = Recorder(config, writer, start, clock)
+  batches_ahead = Ahead(batches(start) if start < config.train.steps else iter(()), place)
   together = True
   try:
     with (
       Notice(start) as notice,
       progress.bar(config.train.steps, 'train', unit='step', initial=start, disable=not first) as bar,
     ):
+      clock.switch(timing.STEP)
       for step in range(start + 1, config.train.steps + 1):
-        arrays = next(iterator)
-        state, metrics = train_step(state, sharding.put_batch(mesh, to_batch(arrays)), vocabulary, *further)
-        if summary := recorder.add(step, metrics, arrays.get('image_id')):
-          bar.set_postfix_str(
-            f'loss {summary.get("loss", np.nan):.3f}, {summary.get("images_per_second", 0):.1f} images/s', refresh=False
-          )
+        if not batches_ahead.ready:
+          # Only when the devices have finished do they wait for data.
+          recorder.settle()
+          with clock.part(timing.DATA):
+            batch, image_ids = next(batches_ahead)
+        else:
+          batch, image_ids = next(batches_ahead)
+        if profile and step == start + 1 + _BEFORE_PROFILE:
+          recorder.settle()
+          jax.profiler.start_trace(str(workdir / PROFILE_FOLDER))
+        with clock.part(timing.COMPILE if step == start + 1 else timing.STEP):
+          state, metrics = train_step(state, batch, vocabulary, *further)
+        if summary := recorder.add(step, metrics, image_ids):
+          shown = f'loss {summary.get("loss", np.nan):.3f}, {summary.get("images_per_second", 0):.1f} images/s'
+          bar.set_postfix_str(f'{shown}, {100 * recorder.waited:.0f} % waiting for data', refresh=False)
+          if first:
+            goodput.write(step)
+        if first and step == start + 1:
+          print(clock.start_up(), file=sys.stderr)
+        if profile and step == min(start + _BEFORE_PROFILE + profile, config.train.steps):
+          _end_profile(recorder, workdir, first)
+          profile = 0
         preempted, last = notice.reached(step), step == config.train.steps
         if step % config.train.checkpoint_every == 0 or last or preempted:
           # `loss_since_save` raises if a step was not finite, so that a broken state is never saved.
-          checkpoints.save(step, state, loss=recorder.loss_since_save())
+          loss = recorder.loss_since_save()
+          with clock.part(timing.SAVE):
+            checkpoints.save(step, state, loss=loss)
+          if first:
+            goodput.write(step, saved=True)
         if preempted and not last:
           raise Preempted(
             f'told to end (SIGTERM); step {step} of {config.train.steps} is saved in {workdir}: the same '
             'command goes on from there'
           )
         if pictures is not None and (step % config.train.pictures_every == 0 or last):
-          # All processes must call `everywhere`: each may hold a part of the variables.
-          variables = sharding.everywhere(mesh, state_lib.variables(state))
-          if first:
-            writer.write_images(step, pictures(variables))
+          with clock.part(timing.PICTURES):
+            # All processes must call `everywhere`: each may hold a part of the variables.
+            variables = sharding.everywhere(mesh, state_lib.variables(state))
+            if first:
+              writer.write_images(step, pictures(variables))
           recorder.restart_clock()
         bar.update()
   except (FloatingPointError, Preempted):
@@ -123,14 +165,28 @@ def train(
     raise
   finally:
     if together:
-      checkpoints.close()
+      with clock.part(timing.SAVE):
+        checkpoints.close()
     if writer is not None:
       writer.flush()
     if own_writer:
       writer.close()  # tensorboardX writes in its own thread; `flush` may miss the last events
-    if hasattr(iterator, 'close'):
-      iterator.close()
+    batches_ahead.close()
+  if first and start < config.train.steps:
+    goodput.write(config.train.steps, saved=True)
+    print(goodput, file=sys.stderr)
   return state
+
+
+def _end_profile(recorder: Recorder, workdir: Path, first: bool) -> None:
+  recorder.settle()
+  jax.profiler.stop_trace()
+  if first:
+    print(
+      f'{workdir / PROFILE_FOLDER} holds a trace; `tensorboard --logdir {workdir}` shows it with the plugin XProf, and '
+      'so does ui.perfetto.dev',
+      file=sys.stderr,
+    )
 
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:

@@ -24,7 +24,7 @@ from vild_jax.data.schema import DataError
 from vild_jax.inference import evaluation
 from vild_jax.runtime import files
 from vild_jax.structs import TrainState
-from vild_jax.train import checkpoint, loop, retention, sharding, state, weights
+from vild_jax.train import checkpoint, loop, retention, sharding, state, timing, weights
 from vild_jax.workflows import folders
 
 # Parameters that fit the embeddings of one teacher alone.
@@ -33,12 +33,14 @@ _SAME_EMBEDDING = 1e-3  # difference of unit rows that machines may make, unlike
 DATA_FILE = 'data.json'  # in a work directory: the identities of its training data and region store
 
 
-def train(config: Config, workdir: Path) -> TrainState:
+def train(config: Config, workdir: Path, *, clock: timing.Clock | None = None, profile: int = 0) -> TrainState:
   """Trains, or resumes, in `workdir` and returns the final state; errors as `open_training` and `train_on`.
 
   The vocabulary is copied into the work directory, so that the checkpoints stay usable without the original file.
+  `clock` and `profile` are those of `loop.train`; the clock starts here by default.
   """
-  return train_on(open_training(config, workdir), workdir)
+  clock = clock or timing.Clock()
+  return train_on(open_training(config, workdir), workdir, clock=clock, profile=profile)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,13 @@ def open_training(config: Config, workdir: Path | None = None) -> Training:
 
 
 def train_on(
-  opened: Training, workdir: Path, *, stream: Callable[[int], Iterator[Mapping]] | None = None, writer: Any = None
+  opened: Training,
+  workdir: Path,
+  *,
+  stream: Callable[[int], Iterator[Mapping]] | None = None,
+  writer: Any = None,
+  clock: timing.Clock | None = None,
+  profile: int = 0,
 ) -> TrainState:
   """Trains, or resumes, in `workdir` and returns the final state.
 
@@ -126,7 +134,7 @@ def train_on(
     opened: what `open_training` returned.
     workdir: the work directory; see `train`.
     stream: takes the start step and returns the batches, for a pipeline of your own; by default `opened.stream`.
-    writer: as in `loop.train`.
+    writer, clock, profile: as in `loop.train`.
 
   Raises:
     FolderInUse: another process trains in `workdir`.
@@ -161,6 +169,8 @@ def train_on(
       start_from=start.path if start else None,
       writer=writer,
       pictures=pictures,
+      clock=clock,
+      profile=profile,
     )
 
 
