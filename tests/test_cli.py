@@ -31,6 +31,16 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
   [
     (('train', 'c.py', '--workdir', 'w', '--train.steps', '3'), 'expected --train.steps=VALUE'),
     (('train', 'c.py'), '--workdir'),
+    (
+      ('train', 'c.py', '--workdir', 'gs://bucket/run'),
+      'gs://bucket/run is an address, and nothing is read',
+    ),
+    (('evaluate', 'c.py', '--checkpoint', 'c', '--out', 's3://b/o'), 's3://b/o is an address'),
+    (('train', 'c.py', '--workdir', 'w', '--data.train=gs://bucket/data'), 'gs://bucket/data is an address'),
+    (
+      ('detect', 'http://x.org/a.jpg', '--checkpoint', 'c', '--classes', 'a', '--out', 'o'),
+      'x.org/a.jpg is an address',
+    ),
     (('evaluate', 'c.py', '--checkpoint', 'c', '--out', 'o', '--json', '/nowhere/m.json'), 'a folder that exists'),
   ],
 )
@@ -50,6 +60,12 @@ def test_settings_of_calibrate_come_before_the_overrides_of_the_command_line(tmp
   args = cli.parse(list(map(str, [*words, '--model.postprocess.nms_threshold=0.6'])))
   post = arguments.load_config(args).model.postprocess
   assert (post.nms_threshold, post.temperature) == (0.6, 0.02)
+
+
+def test_a_name_on_the_hub_is_no_address():
+  assert (
+    cli.parse(['export', 'c.json', '--checkpoint', 'hf://owner/name', '--out', 'o']).checkpoint == 'hf://owner/name'
+  )
 
 
 def test_an_unknown_argument_is_refused():

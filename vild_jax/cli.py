@@ -9,9 +9,11 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+
+from vild_jax.runtime import files
 
 # {name: summary}. The module `commands/NAME.py` declares the options of a command and runs it; `run` may return an exit
 # code, for work of which a part failed.
@@ -63,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
           heartbeat_seconds=args.heartbeat_seconds,
           saves_on_sigterm=args.command == 'train',
         )
+      if getattr(args, 'programs', None):
+        from vild_jax.runtime import compiler
+
+        compiler.keep_programs(Path(args.programs))
       return _module(args.command).run(args) or 0
   except KeyboardInterrupt:
     print('vild-jax: interrupted', file=sys.stderr)
@@ -98,9 +104,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     hint = f'expected {stray[0]}=VALUE' if lacks_value else f'see vild-jax {args.command} --help'
     parser.error(f'unknown argument {stray[0]!r}; {hint}')
   args.overrides = rest
+  for word in _paths(args):
+    try:
+      files.local(word)
+    except ValueError as error:
+      parser.error(str(error))
   if getattr(args, 'json', None) and not Path(args.json).absolute().parent.is_dir():
     parser.error(f'--json is {args.json!r}; expected a file in a folder that exists')
   return args
+
+
+def _paths(args: argparse.Namespace) -> Iterator[str]:
+  """Yields all values that could be paths, those of overrides too, but no names on the Hugging Face hub."""
+  for value in vars(args).values():
+    for word in value if isinstance(value, list | tuple) else [value]:
+      word = word.partition('=')[2] if isinstance(word, str) and word.startswith('--') else word
+      if isinstance(word, str) and not word.startswith('hf:'):
+        yield word
 
 
 def _parser(named: str | None) -> argparse.ArgumentParser:

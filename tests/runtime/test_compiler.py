@@ -1,5 +1,7 @@
 """Programs are compiled with the options of their platform, and plainly where the compiler does not know them."""
 
+import subprocess
+import sys
 import types
 
 import jax
@@ -65,3 +67,31 @@ def test_a_program_of_several_processes_starts_when_all_have_compiled_it(monkeyp
 def test_buckets_are_powers_of_two_that_hold_the_rows():
   assert [compiler.bucket(count) for count in (0, 1, 2, 3, 4, 5, 1203)] == [1, 1, 2, 4, 4, 8, 2048]
   assert [compiler.bucket(count, 16) for count in (0, 1, 16, 17)] == [16, 16, 16, 32]
+
+
+_SCRIPT = """
+import sys
+import jax
+from pathlib import Path
+from vild_jax.runtime import compiler
+
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition('/')[2]))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+compiler.keep_programs(Path(sys.argv[1]))
+print(compiler.jit(lambda x: 3 * x)(2.0), events.count('cache_hits'), events.count('cache_misses'))
+"""
+
+
+@pytest.mark.slow
+def test_kept_programs_are_read_by_the_next_process(tmp_path):
+  said = []
+  for _ in range(2):
+    done = subprocess.run(
+      [sys.executable, '-c', _SCRIPT, tmp_path / 'a' / 'cache'], capture_output=True, text=True, check=True
+    )
+    said.append(done.stdout.split())
+    assert not done.stderr
+  (value, hits, misses), warm = said
+  assert value == '6.0' and hits == '0' and int(misses) > 0
+  assert warm == ['6.0', misses, '0']

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vild_jax.runtime import files, owners
+from vild_jax.runtime import files, locks, owners
 
 ROOT = Path(__file__).resolve().parents[2]
 # A process number that cannot run: the kernel gives none beyond 2^22.
@@ -29,6 +29,23 @@ def test_a_file_is_replaced_and_leaves_nothing_half_done(tmp_path):
   assert files.write(path, 'one') == path
   files.write(str(path), b'two')
   assert path.read_bytes() == b'two' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+  'writes',
+  [
+    lambda path: files.write(path, 'x'),
+    lambda path: files.new_folder(path).__enter__(),
+    lambda path: files.temporary_folder(path).__enter__(),
+    lambda path: locks.locked(path).__enter__(),
+  ],
+)
+def test_an_address_is_not_taken_for_a_path(tmp_path, monkeypatch, writes):
+  monkeypatch.chdir(tmp_path)
+  for address in ('gs://bucket/run', Path('gs://bucket/run'), 's3://b/c'):
+    with pytest.raises(ValueError, match=r'^(gs|s3):/.* is an address, and nothing is read or written there; expected'):
+      writes(address)
+  assert not list(tmp_path.iterdir()) and files.local('C:/data') == Path('C:/data')
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

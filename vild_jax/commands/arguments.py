@@ -92,6 +92,17 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_cache(parser: argparse.ArgumentParser) -> None:
+  """Adds the option --cache, which `cli` applies before the command runs."""
+  parser.add_argument(
+    '--cache',
+    metavar='DIR',
+    dest='programs',
+    help='keep compiled programs in this folder, so that the next start does not compile them again; all processes may '
+    'share it (default: the variable JAX_COMPILATION_CACHE_DIR, or none)',
+  )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
   """Adds the option --json; `write_json` writes the file."""
   parser.add_argument('--json', metavar='FILE', help='also write the results to this file')

@@ -26,12 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='after a step whose loss or gradients are not finite: stop the run, or skip the update and count it '
     '(default: train.on_nan of the config, which is stop)',
   )
+  parser.add_argument(
+    '--profile',
+    type=int,
+    metavar='STEPS',
+    default=0,
+    help='write a trace of so many steps into WORKDIR/profile, for XProf or Perfetto (default: none)',
+  )
+  arguments.add_cache(parser)
   arguments.add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> None:
   """Trains to the end, from the newest checkpoint if there is one."""
+  from vild_jax.train import timing
   from vild_jax.workflows import training
 
+  clock = timing.Clock.of_process()
+  arguments.require(args.profile >= 0, f'--profile is {args.profile}; expected a number of steps')
   on_nan = [f'--train.on_nan={args.on_nan}'] if args.on_nan else []
-  training.train(arguments.load_config(args, *on_nan), Path(args.workdir))
+  config = arguments.load_config(args, *on_nan)
+  training.train(config, Path(args.workdir), clock=clock, profile=args.profile)

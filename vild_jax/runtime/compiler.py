@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,6 +43,17 @@ def jit(function: Callable, *, mesh: Mesh | None = None, **options: Any) -> Call
 def bucket(count: int, fewest: int = 1) -> int:
   """Returns the power of two to which `count` rows are padded, at least `fewest`, so that few programs are compiled."""
   return max(fewest, 1 << max(count - 1, 0).bit_length())
+
+
+def keep_programs(folder: Path) -> None:
+  """Keeps compiled programs in a folder, from which later processes read them instead of compiling.
+
+  Call it before anything is compiled. Programs that compile in less than a second are not kept. What was compiled for
+  another kind of device, by another version of JAX or with other options has another name, so that processes of all
+  kinds may share a folder. Raises OSError if it cannot be made.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  jax.config.update('jax_compilation_cache_dir', str(folder.absolute()))
 
 
 class _Together:

@@ -28,7 +28,18 @@ from pathlib import Path
 from vild_jax.runtime import owners
 
 ABANDONED_DAYS = 7  # after which a leftover of another machine goes
+_REMOTE = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # a Path has taken the second slash away; drives have one letter
 _TEMPORARY = re.compile(r'\.(?P<target>.+)\.(?P<owner>[0-9a-f]{8}-\d+-\d+)-[0-9a-f]{8}\.tmp')
+
+
+def local(path: str | Path) -> Path:
+  """Returns a path; raises ValueError if it is an address such as gs://bucket/run, which is on no file system."""
+  if _REMOTE.match(str(path)):
+    raise ValueError(
+      f'{path} is an address, and nothing is read or written there; expected a path, for example in a folder where a '
+      'bucket is mounted (docs/scale.md, "Files")'
+    )
+  return Path(path)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -48,7 +59,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
   A link at `path` is replaced, not followed. A device such as /dev/null is written to directly. OSError names `path`,
   not the temporary file.
   """
-  path = Path(path)
+  path = local(path)
   if _is_device(path):
     yield path
     return
@@ -80,7 +91,7 @@ def new_folder(out: str | Path, *, may_replace: Callable[[Path], bool] = lambda 
     ValueError: `out` holds something that may not be replaced.
     OSError: the folder cannot be written or renamed; what stood at `out` stands there again, or the message says where.
   """
-  out = Path(out).absolute()
+  out = local(out).absolute()
   _check_replaceable(out, may_replace)
   with temporary_folder(out) as temporary:
     (temporary / 'new').mkdir()
@@ -111,7 +122,7 @@ def _check_replaceable(out: Path, may_replace: Callable[[Path], bool]) -> None:
 @contextlib.contextmanager
 def temporary_folder(beside: str | Path) -> Iterator[Path]:
   """Yields a hidden folder beside a path, whose name it carries; gone at the end, as are parents made for it alone."""
-  beside = Path(beside).absolute()
+  beside = local(beside).absolute()
   made = [folder for folder in beside.parents if not folder.exists()]
   beside.parent.mkdir(parents=True, exist_ok=True)
   sweep(beside.parent)

@@ -44,7 +44,7 @@ def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
     FolderInUse: another process holds the lock.
     OSError: the folder cannot be written.
   """
-  folder = Path(folder)
+  folder = files.local(folder)
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   folder.mkdir(parents=True, exist_ok=True)
   files.sweep(folder)
