@@ -10,14 +10,15 @@ Prepare the data and the vocabulary first, then train:
 
 from dataclasses import replace
 
-from vild_jax.config import Config, Data, Model
+from vild_jax.config import Config, Data, Model, Optimizer
 
 
 def get_config() -> Config:
-  """Returns the defaults of `vild_jax.config`, which are the paper's, with the paths of the data, and bfloat16."""
+  """Returns the defaults of `vild_jax.config`, which are the paper's, in bfloat16, its rate by the batch."""
   return Config(
     name='vild_text_r50_lvis',
     vocabulary='data/lvis_v1_vocabulary.npz',
     model=replace(Model(), dtype='bfloat16'),
     data=Data(train='data/lvis_v1', val='data/lvis_v1'),
+    optimizer=Optimizer(reference_batch=256),  # the rate follows --data.batch_size
   )

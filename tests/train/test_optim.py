@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import optax
@@ -9,8 +11,9 @@ import pytest
 
 from tests.helpers import tiny
 from vild_jax import detector
-from vild_jax.config import Config, Optimizer, Train
+from vild_jax.config import Config, ConfigError, Optimizer, Train, load
 from vild_jax.train import optim
+from vild_jax.train.step import _of_the_program
 
 
 def test_schedule_is_the_references_but_for_the_decay_that_it_lost(golden):
@@ -22,6 +25,41 @@ def test_schedule_is_the_references_but_for_the_decay_that_it_lost(golden):
   before = steps < 175_500
   np.testing.assert_allclose(ours[before], expected[before], rtol=1e-5)
   np.testing.assert_allclose(ours[~before], 0.00032, rtol=1e-5)
+
+
+def test_the_rate_follows_the_batch_and_the_warm_up_its_pictures():
+  given = Optimizer(learning_rate=0.32, warmup_learning_rate=0.0032, warmup_steps=1000, reference_batch=256)
+  of_64 = optim.of_batch(given, 64)
+  assert (of_64.learning_rate, of_64.warmup_steps, of_64.reference_batch) == (0.08, 4000, None)
+  assert of_64.warmup_learning_rate == pytest.approx(0.0008)
+  rate, plain = optim.schedule(of_64, 180_000), optim.schedule(optim.of_batch(given, 256), 180_000)
+  for pictures in (0, 128_000, 256_000, 1_000_000):  # a quarter of the rate, after as many pictures
+    np.testing.assert_allclose(4 * rate(pictures // 64), plain(pictures // 256), rtol=1e-6)
+  assert optim.of_batch(of_64, 8) == of_64 and optim.of_batch(Optimizer(), 8) == Optimizer()
+
+
+def test_the_optimiser_and_the_step_take_the_rate_of_the_batch():
+  settings = ('reference_batch=2', 'warmup_learning_rate=0.01', 'warmup_steps=0', 'weight_decay=0')
+  config = tiny.config(*(f'optimizer.{setting}' for setting in settings))  # its batch is 8
+  params = {'a': {'kernel': np.ones((2, 2), np.float32)}}
+  update = optim.optimizer(config)
+  found, _ = update.update(params, update.init(params), params)
+  np.testing.assert_allclose(found['a']['kernel'], -0.01 * 4, rtol=1e-6)
+  assert _of_the_program(config).optimizer.learning_rate == pytest.approx(0.04)
+  assert optim.described(config) == (
+    'learning rate 0.04 after 0 steps of warm-up: 0.01 and 0 for a batch of 2 (optimizer.reference_batch), here of 8'
+  )
+  assert optim.described(tiny.config()) == 'learning rate 0.01 after 2 steps of warm-up'
+  with pytest.raises(ConfigError, match=r'optimizer\.reference_batch.*-2.*expected a number of pictures, or null'):
+    tiny.config('optimizer.reference_batch=-2')
+  assert tiny.config('optimizer.reference_batch=2', 'optimizer.reference_batch=null').optimizer.reference_batch is None
+
+
+@pytest.mark.parametrize(
+  'file', sorted((Path(__file__).resolve().parents[2] / 'configs').glob('*_r*.py')), ids=lambda file: file.stem
+)
+def test_the_configs_of_lvis_and_coco_give_their_rate_for_256_pictures(file):
+  assert load(file).optimizer == Optimizer(reference_batch=256)
 
 
 def test_every_parameter_has_a_rule_and_only_kernels_and_the_background_decay():

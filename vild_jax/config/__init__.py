@@ -1,7 +1,7 @@
 """Provides the configuration of an experiment: the names that users' config files import.
 
-`experiment` defines the settings, `model` those of the network. `settings` reads and overrides them, and `defaults`
-holds the values that commands and functions share.
+`experiment` defines the settings, `model` those of the network, `training` those of optimiser and loop. `settings`
+reads and overrides them, and `defaults` holds the values that commands and functions share.
 """
 
 from vild_jax.config.experiment import (
@@ -11,8 +11,6 @@ from vild_jax.config.experiment import (
   Distillation,
   Evaluation,
   Mesh,
-  Optimizer,
-  Train,
   calibrated,
   from_text,
   load,
@@ -32,6 +30,7 @@ from vild_jax.config.model import (
   RegionHead,
 )
 from vild_jax.config.settings import ConfigError, difference, flatten, given, matches, override
+from vild_jax.config.training import Optimizer, Train
 
 __all__ = [
   'Anchors',

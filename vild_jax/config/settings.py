@@ -133,7 +133,7 @@ def _coerce(kind: Any, value: Any, key: str) -> Any:
       return tuple(_coerce(inner[0], v, key) for v in value)
   elif float in (kind, *typing.get_args(kind)) and isinstance(value, int | float) and not isinstance(value, bool):
     return float(value)
-  elif type(value) is kind:
+  elif type(value) in (kind, *typing.get_args(kind)):
     return value
   raise ConfigError(f'{key}={value!r} does not fit; expected {_kind_name(kind)}')
 

@@ -30,7 +30,7 @@ from vild_jax.plan import flops, hlo
 from vild_jax.plan.topology import Target, devices
 from vild_jax.runtime import files
 from vild_jax.structs import Batch, RegionTargets, Vocabulary
-from vild_jax.train import retention, sharding, state
+from vild_jax.train import optim, retention, sharding, state
 from vild_jax.train.step import make_train_step
 
 _VERSION = 2  # of the kept results; those of another version are not used
@@ -132,6 +132,7 @@ def plan(
     'platform': of.platform,
     'mesh': dict(mesh.shape),
     'batch': config.data.batch_size,
+    'rate': optim.described(config),
     'lowering_seconds': lowering,
     'batch_per_device': config.data.batch_size / mesh.size,
     'state_bytes': sharding.bytes_per_device(arguments[0]),

@@ -12,7 +12,7 @@ def report(found: dict[str, Any]) -> str:
   memory, lines = found['memory'], []
   mesh = ' x '.join(f'{size} {axis}' for axis, size in found['mesh'].items())
   lines.append(f'{found["config"]} on {found["topology"]} ({found["platform"]}), mesh {mesh}')
-  lines.append(f'batch            {found["batch"]}, {found["batch_per_device"]:g} on a device')
+  lines.append(f'batch            {found["batch"]}, {found["batch_per_device"]:g} on a device; {found["rate"]}')
   lines.append(f'memory needed    {verdict(found)}')
   if found['compiled']:
     lines.append(

@@ -19,7 +19,7 @@ from vild_jax.config import Config
 from vild_jax.runtime import progress
 from vild_jax.runtime.processes import Preempted
 from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
-from vild_jax.train import retention, sharding, timing
+from vild_jax.train import optim, retention, sharding, timing
 from vild_jax.train import state as state_lib
 from vild_jax.train.ahead import Ahead
 from vild_jax.train.checkpoint import Checkpoints
@@ -91,7 +91,7 @@ def train(
   if first:
     print(
       f'{config.name}: steps {start} to {config.train.steps} of {config.data.batch_size} pictures on {mesh.size} x '
-      f'{mesh.devices.flat[0].device_kind}, in {workdir}\n{sharding.describe(mesh, state)}',
+      f'{mesh.devices.flat[0].device_kind}, in {workdir}\n{sharding.describe(mesh, state)}\n{optim.described(config)}',
       file=sys.stderr,
     )
   own_writer = writer is None and first
