@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -249,7 +250,7 @@ if __name__ == '__main__':
   joined = lambda **data: take(batch.train_batches(examples(5), labels, config(**data), regions=planted()), 3)
   assert all(map(equal, joined(), joined(workers=2)))
   repeated = lambda **data: take(batch.train_batches(examples(5), labels, configured(repeat_threshold=1.0, **data)), 3)
-  with mock.patch.object(batch, '_shared_memory_holds', lambda needed: False):
+  with mock.patch.object(batch, '_shared_memory_holds', lambda workers, needed: False):
     assert all(map(same, repeated(), repeated(workers=1)))
   broken = [dataclasses.replace(e, image=e.image[:200]) for e in examples(2)]
   try:
@@ -313,3 +314,12 @@ def test_evaluation_takes_every_picture_once_in_order():
 
 def test_evaluation_of_an_empty_set_ends_at_once():
   assert list(batch.eval_batches([], configured(), batch_size=4)) == []
+
+
+def test_too_little_shared_memory_is_reported_with_what_it_would_take(monkeypatch, capsys):
+  room = types.SimpleNamespace(f_bavail=16_384, f_frsize=4096)  # the 64 MiB of a container
+  monkeypatch.setattr(batch.os, 'statvfs', lambda path: room)
+  assert batch._shared_memory_holds(2, 2**26) and capsys.readouterr().err == ''
+  assert not batch._shared_memory_holds(2, 300 * 2**20)
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('/dev/shm has 64 MiB, and batches of 2 workers take up to 300 MiB: they go through pipes')

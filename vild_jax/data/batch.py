@@ -264,7 +264,7 @@ def _stream(batches: grain.MapDataset, workers: int, batch_bytes: int) -> Iterat
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain passes absl's flags on to its workers, which fails unless they are parsed
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    if not _shared_memory_holds(3 * workers * batch_bytes):  # for each worker: one being made, one queued, one in use
+    if not _shared_memory_holds(workers, 3 * workers * batch_bytes):  # a worker makes one, one waits, one is in use
       options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
       stream = grain.experimental.WithOptionsIterDataset(stream, options)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
@@ -309,8 +309,8 @@ def _prepare_worker(index: int, count: int) -> None:
   worker_processes.prepare()
 
 
-def _shared_memory_holds(needed: int) -> bool:
-  """Tells whether /dev/shm has room for `needed` bytes.
+def _shared_memory_holds(workers: int, needed: int) -> bool:
+  """Tells whether /dev/shm has room for the `needed` bytes of the workers; stderr reports if it has not.
 
   Containers often have 64 MB there, and writing more kills a worker by SIGBUS. Pipes are slower, but work then.
   """
@@ -318,4 +318,12 @@ def _shared_memory_holds(needed: int) -> bool:
     status = os.statvfs('/dev/shm')
   except OSError:
     return True  # this system keeps shared memory elsewhere
-  return status.f_bavail * status.f_frsize >= needed
+  free = status.f_bavail * status.f_frsize
+  if free < needed:
+    print(
+      f'/dev/shm has {free / 2**20:,.0f} MiB, and batches of {workers} workers take up to {needed / 2**20:,.0f} MiB: '
+      'they go through pipes, which takes several times the processor time; a larger one helps (docker run --shm-size, '
+      'docs/scale.md), or fewer data.workers',
+      file=sys.stderr,
+    )
+  return free >= needed
