@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   absl.logging.set_verbosity(absl.logging.ERROR)  # silences Orbax
   joined = False
   try:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), processes.ending_when_told() if args.command == 'train' else nullcontext():
       warnings.showwarning = lambda message, *_, **__: print(
         f'vild-jax {args.command}: warning: {message}', file=sys.stderr
       )

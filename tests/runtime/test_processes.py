@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from vild_jax import cli
-from vild_jax.commands import train
+from vild_jax.commands import evaluate, train
 from vild_jax.runtime import processes
 
 NOTHING = {'coordinator_address': None, 'num_processes': None, 'process_id': None}
@@ -118,3 +121,23 @@ def test_the_exit_code_of_a_run_that_was_told_to_end(monkeypatch, capsys):
   assert capsys.readouterr().err == 'vild-jax train: step 3 is saved\n'
   assert cli.main(['train', 'c.py', '--workdir', 'w', '--num-processes', '2']) == 2
   assert 'vild-jax train: --num-processes is given without --coordinator-address' in capsys.readouterr().err
+
+
+def test_a_signal_before_the_loop_ends_with_the_code_that_launchers_start_again(monkeypatch, capsys):
+  def reading(args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+    raise AssertionError('went on')
+
+  before = signal.getsignal(signal.SIGTERM)
+  monkeypatch.setattr(train, 'run', reading)
+  assert cli.main(['train', 'c.py', '--workdir', 'w']) == processes.EXIT_PREEMPTED
+  assert 'told to end (SIGTERM) before the first step' in capsys.readouterr().err
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_command_ends_at_the_signal_as_any_process_does(monkeypatch):
+  seen = []
+  monkeypatch.setattr(evaluate, 'run', lambda args: seen.append(signal.getsignal(signal.SIGTERM)))
+  assert cli.main(['evaluate', 'c.py', '--checkpoint', 'w', '--out', 'o']) == 0
+  assert seen == [signal.getsignal(signal.SIGTERM)]

@@ -6,6 +6,7 @@ several processes; JAX reads the details from it.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.util
 import os
@@ -13,8 +14,9 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # The exit code of a run that got SIGTERM and saved its state; the launcher starts it again (EX_TEMPFAIL of sysexits).
@@ -31,7 +33,28 @@ _SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID',
 
 
 class Preempted(Exception):
-  """Says that training got SIGTERM and has saved its state; started again, it resumes from there."""
+  """Says that training got SIGTERM and what it had is saved; started again, it goes on from there."""
+
+
+@contextlib.contextmanager
+def ending_when_told() -> Iterator[None]:
+  """Lets SIGTERM raise Preempted in the block, so that the process ends with a code that launchers start again.
+
+  `train.preemption` takes over while the loop runs. Python handles a signal when it runs: one that comes while JAX
+  compiles is handled afterwards. In a thread other than the main one nothing changes.
+  """
+  if threading.current_thread() is not threading.main_thread():  # Python delivers signals to it alone
+    yield
+    return
+
+  def told(*_: Any) -> None:
+    raise Preempted('told to end (SIGTERM) before the first step or after the last; the same command begins again')
+
+  before = signal.signal(signal.SIGTERM, told)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def join(
