@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
           heartbeat_seconds=args.heartbeat_seconds,
           saves_on_sigterm=args.command == 'train',
         )
-      if getattr(args, 'programs', None):
-        from vild_jax.runtime import compiler
+      if hasattr(args, 'programs'):
+        from vild_jax.commands import arguments
 
-        compiler.keep_programs(Path(args.programs))
+        arguments.use_compiler(args)
       return _module(args.command).run(args) or 0
   except KeyboardInterrupt:
     print('vild-jax: interrupted', file=sys.stderr)

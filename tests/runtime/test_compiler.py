@@ -39,6 +39,16 @@ def test_other_platforms_get_no_options(platform):
   assert not compiler.compiler_options(platform)
 
 
+def test_effort_is_an_option_of_every_platform_and_passes_the_compiler():
+  compiler.use_effort(-1.0)
+  try:
+    assert compiler.compiler_options('tpu') == {'exec_time_optimization_effort': -1.0}
+    assert compiler.compiler_options('cpu') == {**compiler._ON_CPU, 'exec_time_optimization_effort': -1.0}
+    assert compiler.jit(lambda x: x + 1)(1) == 2
+  finally:
+    compiler.use_effort(0.0)
+
+
 def test_an_unknown_option_is_left_out(monkeypatch):
   monkeypatch.setattr(compiler, '_ON_CPU', {'xla_cpu_there_is_no_such_option': '1'})
   assert compiler.compiler_options('cpu') == {}

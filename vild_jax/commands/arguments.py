@@ -92,8 +92,8 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_cache(parser: argparse.ArgumentParser) -> None:
-  """Adds the option --cache, which `cli` applies before the command runs."""
+def add_compiler(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of the compiler; `cli` applies them before the command runs, by `use_compiler`."""
   parser.add_argument(
     '--cache',
     metavar='DIR',
@@ -101,6 +101,33 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     help='keep compiled programs in this folder, so that the next start does not compile them again; all processes may '
     'share it (default: the variable JAX_COMPILATION_CACHE_DIR, or none)',
   )
+  add_effort(parser)
+
+
+def add_effort(parser: argparse.ArgumentParser) -> None:
+  """Adds the option --effort; `require_effort` checks it."""
+  parser.add_argument(
+    '--effort',
+    type=float,
+    default=0.0,
+    metavar='E',
+    help='effort of the compiler, from -1 (least time) to 1; 0 is its default',
+  )
+
+
+def require_effort(args: argparse.Namespace) -> None:
+  """Raises ValueError unless the value of --effort is one that the compiler takes."""
+  require(-1 <= args.effort <= 1, f'--effort is {args.effort}; expected a number from -1 to 1')
+
+
+def use_compiler(args: argparse.Namespace) -> None:
+  """Applies the options of `add_compiler` to all programs that are compiled from now on."""
+  from vild_jax.runtime import compiler
+
+  require_effort(args)
+  compiler.use_effort(args.effort)
+  if args.programs:
+    compiler.keep_programs(Path(args.programs))
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

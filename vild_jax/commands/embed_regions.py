@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'padding rows) and image_teacher; all files together hold every picture of the split once, the best '
     'region of a picture first',
   )
-  arguments.add_cache(parser)
+  arguments.add_compiler(parser)
   arguments.add_processes(parser)
   arguments.add_json(parser)
 

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--out', required=True, help='folder for results.json, metrics.json, report.html, a table by category and plots'
   )
-  arguments.add_cache(parser)
+  arguments.add_compiler(parser)
   arguments.add_processes(parser)
   arguments.add_json(parser)
 

@@ -37,13 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='GIB',
     help='memory of one device that the program may need (default: the compiler decides)',
   )
-  parser.add_argument(
-    '--effort',
-    type=float,
-    default=0.0,
-    metavar='E',
-    help='effort of the compiler, from -1 (least time) to 1; 0 is its default',
-  )
+  arguments.add_effort(parser)
   parser.add_argument(
     '--cache', metavar='DIR', help='folder that stores results for later runs (default: ~/.cache/vild_jax/plan)'
   )
@@ -61,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
   arguments.require(
     args.hbm is None or 0 < args.hbm < math.inf, f'--hbm is {args.hbm}; expected a positive number of GiB'
   )
-  arguments.require(-1 <= args.effort <= 1, f'--effort is {args.effort}; expected a number from -1 to 1')
+  arguments.require_effort(args)
   cache = Path(args.cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'vild_jax' / 'plan')
   hbm = None if args.hbm is None else int(args.hbm * 2**30)
   found = search.planned(config, target, fit=args.fit, classes=args.classes, effort=args.effort, cache=cache, hbm=hbm)

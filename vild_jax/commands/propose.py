@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='N',
     help='pictures in a file; an interruption loses at most one file of work, and each process writes whole files',
   )
-  arguments.add_cache(parser)
+  arguments.add_compiler(parser)
   arguments.add_processes(parser)
   arguments.add_json(parser)
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=0,
     help='write a trace of so many steps into WORKDIR/profile, for XProf or Perfetto (default: none)',
   )
-  arguments.add_cache(parser)
+  arguments.add_compiler(parser)
   arguments.add_processes(parser)
 
 

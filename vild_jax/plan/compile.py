@@ -28,7 +28,7 @@ from vild_jax.config import Config, defaults, with_embedding_dim
 from vild_jax.data.transforms import MASK_SIZE
 from vild_jax.plan import flops, hlo
 from vild_jax.plan.topology import Target, devices
-from vild_jax.runtime import files
+from vild_jax.runtime import compiler, files
 from vild_jax.structs import Batch, RegionTargets, Vocabulary
 from vild_jax.train import optim, retention, sharding, state
 from vild_jax.train.step import make_train_step
@@ -117,7 +117,7 @@ def plan(
   traced = train_step.trace(*arguments)
   lowered = traced.lower()
   lowering = time.monotonic() - start
-  options = {'exec_time_optimization_effort': effort} if effort else {}
+  options = compiler.with_effort(effort)
   file = cache and cache / f'{_key(lowered.as_text(), of, options)}.json'
   found = _kept(file)
   if found is None:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 # What is left to YNNPACK: sums, which XLA computes far slower, and matrix products, where small ones gain.
 _ON_CPU = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
+_effort = 0.0  # of `use_effort`
 _NUMBERS = itertools.count()
 _PATIENCE = 86_400  # seconds that one process may compile longer than another; the heartbeat detects dead processes
 
@@ -83,12 +84,24 @@ def _wait_for_all() -> None:
   multihost.get_barrier_sync_fn()(key=f'compiled-{next(_NUMBERS)}', timeout_ms=1000 * _PATIENCE)
 
 
+def use_effort(effort: float) -> None:
+  """Sets the effort of the compiler for programs compiled from now on: from -1 (least time) to 1; 0 is its default."""
+  global _effort
+  _effort = effort
+
+
 def compiler_options(platform: str | None = None) -> Mapping[str, Any]:
   """Returns options for programs that run on a platform ('cpu', 'gpu', 'tpu'; by default that of the default device).
 
-  They are empty except on a CPU, and there too if this version of XLA does not know them.
+  Without an effort they are empty except on a CPU, and there too if this version of XLA does not know them.
   """
-  return _known() if (platform or jax.default_backend()) == 'cpu' else {}
+  of_platform = _known() if (platform or jax.default_backend()) == 'cpu' else {}
+  return {**of_platform, **with_effort(_effort)}
+
+
+def with_effort(effort: float) -> dict[str, float]:
+  """Returns the compiler options of an effort, as `use_effort` takes it."""
+  return {'exec_time_optimization_effort': effort} if effort else {}
 
 
 @functools.cache
