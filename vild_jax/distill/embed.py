@@ -10,9 +10,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from vild_jax.runtime import progress
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import crops
 
-_AHEAD = 3  # pictures that are decoded ahead, while the tower embeds the crops of one
-_FIRST = 4  # pictures after which the remaining time is estimated; the first one, with the compilation, is left out
+_DECODERS = min(os.cpu_count() or 1, 8)  # threads; decoding a picture does not hold Python's lock
+_AHEAD = _DECODERS + 2  # pictures that are decoded ahead
+_FIRST = 4  # pictures, and rounds of the devices, after which the remaining time is estimated
 
 
 def embed_regions(
@@ -45,13 +47,16 @@ def embed_regions(
   out: str | Path,
   *,
   max_regions: int = defaults.MAX_REGIONS,
-  dtype: Any = jnp.float32,
+  dtype: Any = None,
   batch_size: int = defaults.CROP_BATCH,
   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
+  devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
   """Writes the embeddings of the best proposals of each picture; another call continues an interrupted store.
 
-  On equal devices the finished store has the same bytes, whatever the number of interruptions and processes.
+  The crops of a shard share batches, which another shard does not join. On equal devices the finished store has the
+  same bytes, whatever the number of interruptions, processes and devices. Another batch size may change the last bit of
+  a number, and is another job, as is another number of images in a shard.
 
   Args:
     teacher: a teacher with both towers; vocabularies of its text tower fit the store.
@@ -59,9 +64,11 @@ def embed_regions(
     proposals: boxes and scores; any store with the same boxes gives the same result.
     out: folder of the store; an interrupted store is continued.
     max_regions: how many proposals of a picture are kept, the best ones.
-    dtype: arithmetic of the image tower; embeddings are stored in float16.
-    batch_size: crops of one picture that the tower embeds at a time.
+    dtype: arithmetic of the image tower, by default bfloat16 on accelerators and float32 on a CPU; embeddings are
+      stored in float16.
+    batch_size: crops that each device embeds at a time.
     images_per_shard: pictures in a file.
+    devices: of this process; see `crops.CropTower`.
 
   Returns:
     A dictionary: whole (False while other processes have shards to write), seconds, images and crops (of this call),
@@ -77,7 +84,8 @@ def embed_regions(
       f'{proposals.path} is of the data set {proposals.dataset[:12]}, split {proposals.split!r}; '
       f'expected {dataset.identity[:12]}, split {dataset.split!r}, which is {_name(dataset)}'
     )
-  tower = crops.CropTower(teacher, dtype, batch_size=batch_size)
+  dtype = dtype or (jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16)
+  tower = crops.CropTower(teacher, dtype, batch_size=batch_size, devices=devices)
   job = Job(
     EMBEDDINGS,
     dataset=dataset.identity,
@@ -92,17 +100,24 @@ def embed_regions(
     recipe=tower.recipe,
   )
 
-  def embedded(examples: Iterable[int]) -> Iterator[tuple[int, Regions]]:
-    with contextlib.closing(_ahead(lambda i: _read(dataset, proposals, i, max_regions), examples)) as pictures:
-      for image_id, image, regions in pictures:
-        try:
-          rows = tower.embed(image, regions.boxes).astype(np.float16)
-        except ValueError as error:
-          raise DataError(f'image {image_id}: {error}') from error
-        yield image_id, Regions(regions.boxes, regions.scores, rows)
+  def read(index: int) -> tuple[tuple[int, Regions], crops.Crops]:
+    example = dataset[index]
+    regions = proposals[example.image_id]
+    kept = Regions(regions.boxes[:max_regions], regions.scores[:max_regions])
+    image = pictures_lib.decode_example(example)
+    try:
+      return (example.image_id, kept), tower.plan(image, kept.boxes)
+    except ValueError as error:
+      raise DataError(f'image {example.image_id}: {error}') from error
+
+  def embedded(shards: list[range]) -> Iterator[tuple[int, Regions]]:
+    with contextlib.closing(_ahead(read, itertools.chain(*shards))) as pictures:
+      groups = (itertools.islice(pictures, len(shard)) for shard in shards)
+      for (image_id, kept), rows in tower.embed_many(groups):
+        yield image_id, Regions(kept.boxes, kept.scores, rows.astype(np.float16))
 
   at_most = min(proposals.regions, len(dataset) * max_regions)
-  return _write(Path(out), job, embedded, at_most, len(crops.SCALES))
+  return _write(Path(out), job, embedded, at_most, len(crops.SCALES), tower.round_size)
 
 
 def import_regions(
@@ -139,8 +154,8 @@ def import_regions(
     recipe={'imported': arrays.digest},
   )
 
-  def read(examples: Iterable[int]) -> Iterator[tuple[int, Regions]]:
-    for i in examples:
+  def read(shards: list[range]) -> Iterator[tuple[int, Regions]]:
+    for i in itertools.chain(*shards):
       example = dataset[i]
       regions = arrays.of(example)
       yield (
@@ -148,46 +163,49 @@ def import_regions(
         Regions(regions.boxes[:max_regions], regions.scores[:max_regions], regions.embeddings[:max_regions]),
       )
 
-  return _write(Path(out), job, read, len(dataset) * max_regions, 0)
+  return _write(Path(out), job, read, len(dataset) * max_regions)
 
 
 def _write(
   out: Path,
   job: Job,
-  make: Callable[[Iterable[int]], Iterator[tuple[int, Regions]]],
+  make: Callable[[list[range]], Iterator[tuple[int, Regions]]],
   at_most: int,
-  crops_per_region: int,
+  crops_per_region: int = 0,
+  round_size: int = 0,
 ) -> dict[str, Any]:
-  """Writes the missing shards of a store that will have `at_most` regions; `make` yields the regions of examples."""
+  """Writes the missing shards of a store that will have `at_most` regions; `make` yields those of shards' examples."""
   with StoreWriter(out, job, process_index=jax.process_index(), process_count=jax.process_count()) as writer:
     missing = writer.missing()
-    examples = [i for shard in missing for i in job.examples(shard)]
-    share = len(examples) / job.images
+    shards = [job.examples(shard) for shard in missing]
+    total = sum(map(len, shards))
+    share = total / job.images
     size = at_most * (20 + 2 * job.embedding_dim) + 20 * job.images
     print(
       f'{out}: {job.images} images, at most {at_most} regions of dimension {job.embedding_dim} and '
-      f'{readable(size)} in {job.shards} shards; to do: {len(missing)} shards, {len(examples)} images'
+      f'{readable(size)} in {job.shards} shards; to do: {len(missing)} shards, {total} images'
       + (f', at most {round(share * at_most * crops_per_region)} crops' if crops_per_region else ''),
       file=sys.stderr,
     )
     with (
-      progress.bar(len(examples), 'embed' if crops_per_region else 'import', unit='image') as bar,
-      contextlib.closing(make(examples)) as items,
+      progress.bar(total, 'embed' if crops_per_region else 'import', unit='image') as bar,
+      contextlib.closing(make(shards)) as items,
     ):
-      meter = _Meter(bar, len(examples), crops_per_region)
-      for shard in missing:
-        writer.write(shard, meter.count(itertools.islice(items, len(job.examples(shard)))))
+      meter = _Meter(bar, total, crops_per_region, round_size)
+      for shard, examples in zip(missing, shards, strict=True):
+        writer.write(shard, meter.count(itertools.islice(items, len(examples))))
     whole = writer.finish()
-  made = {'images': len(examples), 'crops': meter.crops, 'seconds': meter.seconds}
+  made = {'images': total, 'crops': meter.crops, 'seconds': meter.seconds}
   return made | outcome(out, whole)
 
 
 class _Meter:
   """Counts images and crops, shows crops per second in the bar, and estimates the remaining time once."""
 
-  def __init__(self, bar: Any, total: int, crops_per_region: int):
-    self._bar, self._total, self._per_region = bar, total, crops_per_region
-    self._start, self._after_first, self.images, self.crops = time.perf_counter(), 0.0, 0, 0
+  def __init__(self, bar: Any, total: int, crops_per_region: int, round_size: int):
+    self._bar, self._total, self._per_region, self._round = bar, total, crops_per_region, round_size
+    self._start, self._first, self.images, self.crops = time.perf_counter(), None, 0, 0
+    self._said = False
 
   @property
   def seconds(self) -> float:
@@ -198,14 +216,22 @@ class _Meter:
       yield item
       self.images += 1
       self.crops += self._per_region * len(item[1].boxes)
-      if self.images == 1:
-        self._after_first = self.seconds
       if self._per_region:
         self._bar.set_postfix_str(f'{self.crops / self.seconds:.0f} crops/s', refresh=False)
-        if self.images == _FIRST < self._total:
-          left = (self.seconds - self._after_first) / (_FIRST - 1) * (self._total - _FIRST)
-          self._bar.write(f'about {_duration(left)} for the {self._total - _FIRST} images to come', file=sys.stderr)
+        self._estimate()
       self._bar.update()
+
+  def _estimate(self) -> None:
+    """Says the remaining time, once; the first round of the devices, with the compilation, is left out."""
+    left = self._total - self.images
+    if self._first is None:
+      if self.crops >= self._round:
+        self._first = self.seconds, self.images
+    elif not self._said and left and self.images >= _FIRST and self.crops >= _FIRST * self._round:
+      seconds, images = self._first
+      left_seconds = (self.seconds - seconds) / (self.images - images) * left
+      self._bar.write(f'about {_duration(left_seconds)} for the {left} images to come', file=sys.stderr)
+      self._said = True
 
 
 def _duration(seconds: float) -> str:
@@ -214,19 +240,9 @@ def _duration(seconds: float) -> str:
   return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'
 
 
-def _read(
-  dataset: sources.PreparedDataset, proposals: RegionStore, index: int, max_regions: int
-) -> tuple[int, np.ndarray, Regions]:
-  """Returns (image id, picture uint8 [H, W, 3], its best regions)."""
-  example = dataset[index]
-  regions = proposals[example.image_id]
-  kept = Regions(regions.boxes[:max_regions], regions.scores[:max_regions])
-  return example.image_id, pictures_lib.decode_example(example), kept
-
-
 def _ahead(function: Callable[[int], Any], items: Iterable[int]) -> Iterator[Any]:
-  """Yields `function(item)` for each item, in order; a thread computes a few results ahead of the caller."""
-  with ThreadPoolExecutor(1, 'decode') as pool:
+  """Yields `function(item)` for each item, in order; threads compute a few results ahead of the caller."""
+  with ThreadPoolExecutor(_DECODERS, 'decode') as pool:
     waiting: collections.deque = collections.deque()
     try:
       for item in items:

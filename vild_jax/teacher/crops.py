@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vild_jax.config import defaults
 from vild_jax.nn import clip
@@ -18,7 +22,10 @@ from vild_jax.runtime import compiler
 from vild_jax.teacher import checkpoint, resample
 from vild_jax.teacher import image as image_lib
 
+T = TypeVar('T')
 SCALES = (1.0, 1.5)
+_PIECE = 25  # crops that an accelerator cuts from a picture at a time
+_RUNNING = 2  # rounds of batches that the devices have: one that they work on, and the next
 _SIDES = (640, 1024, 2048, 4096)  # pictures on an accelerator are padded to such a square, or a multiple of the last
 _WINDOW = (
   'top, left = floor(y1 - (k-1)/2 * height), floor(x1 - (k-1)/2 * width); bottom, right = ceil(y2 + ...), '
@@ -56,6 +63,68 @@ def crop_bounds(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
   return np.stack(found).astype(np.int32)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Crops:
+  """Holds a picture and what to cut out of it; `CropTower.plan` makes it.
+
+  Attributes:
+    picture: uint8 [H, W, 3].
+    bounds: int32 [2 N, 4], (top, left, bottom, right): all 1x, then all 1.5x.
+    windows: the same after the teacher's preprocessing; None if `resample` does not have its resize.
+  """
+
+  picture: np.ndarray
+  bounds: np.ndarray
+  windows: resample.Windows | None
+  _uploaded: dict[Any, jax.Array] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def planes(self) -> np.ndarray:
+    """Returns the picture as float32 [3, H, W]."""
+    return np.ascontiguousarray(self.picture.transpose(2, 0, 1), np.float32)
+
+  def on(self, device: jax.Device) -> jax.Array:
+    """Returns the padded picture on a device; it is uploaded once."""
+    if device not in self._uploaded:
+      self._uploaded[device] = jax.device_put(_padded(self.picture), device)
+    return self._uploaded[device]
+
+
+def schedule(groups: Iterable[Iterable[tuple[T, int]]], size: int) -> Iterator[list[tuple[T, range]]]:
+  """Yields batches of at most `size` crops: which crops of which pictures.
+
+  A batch takes the crops of as many pictures as it needs, in order. Only the last batch of a group is not full: no
+  batch spans two groups, so that a group has the same batches wherever it is computed.
+
+  Args:
+    groups: pictures of each group, as (picture, its number of crops).
+    size: crops of a batch.
+  """
+  for group in groups:
+    batch, free = [], size
+    for picture, count in group:
+      start = 0
+      while start < count:
+        part = range(start, min(start + free, count))
+        batch.append((picture, part))
+        start, free = part.stop, free - len(part)
+        if not free:
+          yield batch
+          batch, free = [], size
+    if batch:
+      yield batch
+
+
+@dataclasses.dataclass(eq=False)
+class _Picture:
+  """A picture on its way: its key, its crops, the rows that are there, and the number of those still to come."""
+
+  key: Any
+  crops: Crops
+  rows: np.ndarray
+  left: int
+
+
 class CropTower:
   """Embeds regions of pictures with an image tower.
 
@@ -72,6 +141,7 @@ class CropTower:
   Attributes:
     identity: of the image tower and its preprocessing.
     embedding_dim: D.
+    round_size: crops that all devices together embed at a time.
     recipe: what decides the embeddings besides the teacher, in JSON values, for a store's manifest.
   """
 
@@ -83,18 +153,24 @@ class CropTower:
     batch_size: int = defaults.CROP_BATCH,
     on_device: bool | None = None,
     threads: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
   ):
-    """Puts the image tower on this process's first device, or on all of its accelerators, which share the batches.
+    """Puts the image tower on the devices, each of which embeds a batch at a time.
 
     Args:
       teacher: with an image tower; ValueError otherwise.
-      dtype: of the tower's arithmetic. bfloat16 is faster on accelerators.
+      dtype: of the arithmetic of the tower and of resizes on the device. bfloat16 is faster on accelerators.
       batch_size: crops per batch. An embedding does not depend on it beyond rounding.
       on_device: whether to crop and resize on the device, not on the host; by default True unless it is a CPU.
       threads: number of threads for crops on the host; by default one per core, at most 16.
+      devices: of this process; by default all of its accelerators, or one CPU, whose devices would share its cores.
     """
-    self._tower = image_lib.ImageTower(teacher, dtype, batch_size=batch_size)
-    self.identity, self.embedding_dim = self._tower.identity, self._tower.embedding_dim
+    tower = image_lib.ImageTower(teacher, dtype)
+    self.identity, self.embedding_dim = tower.identity, tower.embedding_dim
+    self._side, self._batch_size, self._preprocess = tower.image_size, batch_size, tower.preprocess
+    accelerated = jax.default_backend() != 'cpu'
+    self._known = resample.is_known(self._preprocess)
+    self._on_device = self._known and (accelerated if on_device is None else on_device)
     self.recipe = {
       'scales': list(SCALES),
       'window': _WINDOW,
@@ -102,103 +178,165 @@ class CropTower:
       'sum': 'n(n(V(1x)) + n(V(1.5x)))',
       'dtype': jnp.dtype(dtype).name,
       'batch_size': batch_size,
+      'batches': 'of several pictures',
     }
-    self._side, self._batch_size = self._tower.image_size, batch_size
-    accelerated = jax.default_backend() != 'cpu'
-    self._on_device = accelerated if on_device is None else on_device
     self._threads = threads or min(os.cpu_count() or 1, 16)
     self._pool = ThreadPoolExecutor(self._threads, 'crops')
-    self._params = [jax.device_put(teacher.params['image'], d) for d in jax.local_devices()[1:]] if accelerated else []
-    self._params.insert(0, self._tower.params)
-    self._of_squares, self._of_picture = _programs(teacher.config, jnp.dtype(dtype), self._tower.preprocess)
+    self._devices = tuple(devices or jax.local_devices()[: None if accelerated else 1])
+    self.round_size = batch_size * len(self._devices)
+    mesh = Mesh(np.array(self._devices), ('crops',))
+    self._sharding = NamedSharding(mesh, PartitionSpec('crops'))
+    self._params = jax.device_put(tower.params, NamedSharding(mesh, PartitionSpec()))
+    self._rows, self._cut = _programs(teacher.config, jnp.dtype(dtype), self._preprocess, batch_size, mesh)
 
-  def embed(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Returns float32 [N, D], unit rows, of boxes [N, 4] yxyx in pixels of one picture, uint8 [H, W, 3].
+  def plan(self, image: np.ndarray, boxes: np.ndarray) -> Crops:
+    """Returns the crops of boxes [N, 4] yxyx in pixels of one picture, uint8 [H, W, 3]; the boxes may reach beyond it.
 
-    Boxes may reach beyond the picture. Raises ValueError if the picture is of another kind, or as `crop_bounds` does.
+    Raises ValueError if the picture is of another kind, or as `crop_bounds` does.
     """
     _check(image)
     bounds = crop_bounds(boxes, *image.shape[:2]).reshape(-1, 4)
-    if not len(bounds):
-      return np.zeros((0, self.embedding_dim), np.float32)
-    if not resample.is_known(self._tower.preprocess):
-      parts = np.split(bounds, range(self._batch_size, len(bounds), self._batch_size))
-      return _add(
-        np.concatenate(
-          [
-            self._tower.embed_images([image[top:bottom, left:right] for top, left, bottom, right in part])
-            for part in parts
-          ]
-        )
-      )
-    chosen = resample.windows(self._tower.preprocess, bounds, self._side)
-    rows, ahead = [], len(self._params)  # the number of batches to prepare while the tower works on one
-    for batch in (self._device_batches if self._on_device else self._host_batches)(image, chosen):
-      rows.append(batch)
-      if len(rows) > ahead:
-        rows[-1 - ahead] = np.asarray(rows[-1 - ahead])
-    return _add(np.concatenate(jax.device_get(rows))[: len(bounds)])
+    return Crops(image, bounds, resample.windows(self._preprocess, bounds, self._side) if self._known else None)
+
+  def embed(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Returns float32 [N, D], unit rows, of boxes of one picture; arguments and errors are those of `plan`."""
+    ((_, rows),) = self.embed_many([[(None, self.plan(image, boxes))]])
+    return rows
+
+  def embed_many(self, groups: Iterable[Iterable[tuple[T, Crops]]]) -> Iterator[tuple[T, np.ndarray]]:
+    """Yields (key, float32 [N, D], unit rows) for each (key, crops) of pictures, in order.
+
+    Batches and groups are those of `schedule`. Pictures are taken ahead of those that are yielded, from the next group
+    too, so that no device waits for the end of a picture or group. The rows of a group are the same to the bit for any
+    number of equal devices, and whatever the other groups are. If the pictures end in an error, it is raised after
+    those before it are yielded.
+    """
+    waiting: collections.deque[_Picture] = collections.deque()
+    failed: list[BaseException] = []
+
+    def entered(group: Iterable[tuple[T, Crops]]) -> Iterator[tuple[_Picture, int]]:
+      try:
+        for key, crops in group:
+          count = len(crops.bounds)
+          waiting.append(_Picture(key, crops, np.empty((count, self.embedding_dim), np.float32), count))
+          yield waiting[-1], count
+      except (Exception, KeyboardInterrupt) as error:
+        failed.append(error)
+
+    def complete() -> Iterator[tuple[T, np.ndarray]]:
+      while waiting and not waiting[0].left:
+        picture = waiting.popleft()
+        yield picture.key, _add(picture.rows)
+
+    whole = itertools.takewhile(lambda _: not failed, groups)
+    batches = schedule(map(entered, whole), self._batch_size)
+    running: collections.deque[tuple[list, jax.Array]] = collections.deque()
+    while now := list(itertools.islice(batches, len(self._devices))):
+      running.append((now, self._start(now)))
+      if len(running) == _RUNNING:
+        self._take(*running.popleft())
+      yield from complete()
+    while running:
+      self._take(*running.popleft())
+    yield from complete()
+    if failed:
+      raise failed[0]
 
   def pixels(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Returns the crops of `embed`, uint8 [2 N, S, S, 3]: all 1x, then all 1.5x; only for resizes of `resample`."""
-    _check(image)
-    bounds = crop_bounds(boxes, *image.shape[:2]).reshape(-1, 4)
-    chosen = resample.windows(self._tower.preprocess, bounds, self._side)
-    if not self._on_device:
-      return self._squares(_planes(image), chosen, range(len(bounds)), len(bounds))
-    return np.asarray(
-      resample.on_device(jnp.asarray(_padded(image)), chosen, self._tower.preprocess.resample, self._side)
-    ).astype(np.uint8)
-
-  def _host_batches(self, image: np.ndarray, chosen: resample.Windows) -> Iterator[jax.Array]:
-    planes, count = _planes(image), len(chosen.start)
-    for number, start in enumerate(range(0, count, self._batch_size)):
-      part = range(start, min(start + self._batch_size, count))
-      squares = self._squares(planes, chosen, part, self._batch_size)
-      yield self._of_squares(self._params[number % len(self._params)], squares)
-
-  def _squares(self, planes: np.ndarray, chosen: resample.Windows, part: range, size: int) -> np.ndarray:
-    """Returns uint8 [size, S, S, 3]: a new array each time, since the device may read it without a copy."""
-    squares = np.zeros((size, self._side, self._side, 3), np.uint8)
-    method, step = self._tower.preprocess.resample, max(-(-len(part) // self._threads), 1)
-    for _ in self._pool.map(
-      lambda start: resample.on_host(
-        planes, chosen, part[start : start + step], method, squares[start : min(start + step, len(part))]
-      ),
-      range(0, len(part), step),
-    ):
-      pass
+    crops = self.plan(image, boxes)
+    count = len(crops.bounds)
+    if self._on_device:
+      buffer = jnp.zeros((count + _PIECE, self._side, self._side, 3), jnp.uint8, device=self._devices[0])
+      return np.asarray(self._cut_into(buffer, 0, crops, range(count)))[:count]
+    squares = np.zeros((count, self._side, self._side, 3), np.uint8)
+    self._fill(squares, crops, range(count))
     return squares
 
-  def _device_batches(self, image: np.ndarray, chosen: resample.Windows) -> Iterator[jax.Array]:
-    padded, count = _padded(image), len(chosen.start)
-    uploaded = {}
-    for number, start in enumerate(range(0, count, self._batch_size)):
-      slot = number % len(self._params)
-      if slot not in uploaded:
-        uploaded[slot] = jax.device_put(padded, jax.tree.leaves(self._params[slot])[0].device)
-      index = np.minimum(np.arange(start, start + self._batch_size), count - 1)  # repeats the last to fill the batch
-      part = [v[index] for v in (chosen.start, chosen.length, chosen.resized, chosen.first)]
-      yield self._of_picture(self._params[slot], uploaded[slot], part)
+  def _start(self, batches: list[list[tuple[_Picture, range]]]) -> jax.Array:
+    """Gives each device a batch, the last ones an empty one if there are too few; returns the rows of all slots."""
+    if self._on_device:
+      empty = (self._batch_size + _PIECE, self._side, self._side, 3)
+      parts = []
+      for batch, device in itertools.zip_longest(batches, self._devices, fillvalue=()):
+        buffer, slot = jnp.zeros(empty, jnp.uint8, device=device), 0
+        for picture, part in batch:
+          buffer = self._cut_into(buffer, slot, picture.crops, part)
+          slot += len(part)
+        parts.append(buffer)
+      shape = (len(parts) * empty[0], *empty[1:])
+      return self._rows(self._params, jax.make_array_from_single_device_arrays(shape, self._sharding, parts))
+    # A new array each time, since the device may read it without a copy.
+    squares = np.zeros((self.round_size, self._side, self._side, 3), np.uint8 if self._known else np.float32)
+    for first, batch in zip(itertools.count(0, self._batch_size), batches):
+      for picture, part in batch:
+        self._fill(squares[first : first + len(part)], picture.crops, part)
+        first += len(part)
+    return self._rows(self._params, jax.device_put(squares, self._sharding))
+
+  def _take(self, batches: list[list[tuple[_Picture, range]]], rows: jax.Array) -> None:
+    """Waits for the rows of all slots, and gives the pictures theirs."""
+    for batch, found in zip(batches, np.split(np.asarray(rows), len(self._devices)), strict=False):
+      slot = 0
+      for picture, part in batch:
+        picture.rows[part.start : part.stop] = found[slot : slot + len(part)]
+        picture.left -= len(part)
+        slot += len(part)
+
+  def _fill(self, squares: np.ndarray, crops: Crops, part: range) -> None:
+    """Writes a part of the crops into `squares`: bytes, or pixels of the tower if PIL resizes."""
+
+    def fill(numbers: range, out: np.ndarray) -> None:
+      if crops.windows is not None:
+        resample.on_host(crops.planes, crops.windows, numbers, self._preprocess.resample, out)
+        return
+      for i, target in zip(numbers, out, strict=True):
+        top, left, bottom, right = crops.bounds[i]
+        target[:] = self._preprocess(crops.picture[top:bottom, left:right])
+
+    step = max(-(-len(part) // self._threads), 1)
+    starts = range(0, len(part), step)
+    for _ in self._pool.map(lambda start: fill(part[start : start + step], squares[start : start + step]), starts):
+      pass
+
+  def _cut_into(self, buffer: jax.Array, slot: int, crops: Crops, part: range) -> jax.Array:
+    """Writes a part of the crops into a buffer on a device, from `slot` on; the slots after them hold anything."""
+    w = crops.windows
+    for start in range(part.start, part.stop, _PIECE):
+      index = np.minimum(
+        np.arange(start, start + _PIECE), part.stop - 1
+      )  # repeats the last: each size is a compilation
+      chosen = [v[index] for v in (w.start, w.length, w.resized, w.first)]
+      buffer = self._cut(buffer, slot + start - part.start, crops.on(buffer.device), chosen)
+    return buffer
 
 
 @functools.cache  # shared by towers that differ in their weights only, and by a tower that is made again
-def _programs(config: clip.ClipConfig, dtype: Any, preprocess: image_lib.Preprocessing) -> tuple[Callable, Callable]:
-  """Compiles (parameters, uint8 [C, S, S, 3]) -> rows [C, D] and (parameters, uint8 [H, W, 3], its windows) -> rows."""
+def _programs(
+  config: clip.ClipConfig, dtype: Any, preprocess: image_lib.Preprocessing, batch_size: int, mesh: Mesh
+) -> tuple[Callable, Callable]:
+  """Returns two programs: (parameters, slots of all devices) -> rows; and one that cuts crops from a picture.
+
+  The slots are uint8 squares, which the program normalises, or float32 pixels; it reads the first `batch_size` of each
+  device. The second program takes (slots of one device, the first slot to fill, uint8 [H, W, 3], windows).
+  """
   rows = image_lib.unit_rows(config, dtype)
   factor, mean, std = (np.array(v, np.float32) for v in (preprocess.factor, preprocess.mean, preprocess.std))
 
-  def normalized(values: jax.Array) -> jax.Array:  # [C, S, S, 3], 0..255
-    return (values * factor - mean[None, None, None]) / std[None, None, None]
+  def of_slots(params: Any, slots: jax.Array) -> jax.Array:
+    slots = slots[:batch_size]
+    if slots.dtype == jnp.uint8:
+      slots = (slots.astype(jnp.float32) * factor - mean[None, None, None]) / std[None, None, None]
+    return rows(params, slots)
 
-  def of_squares(params: Any, squares: jax.Array) -> jax.Array:
-    return rows(params, normalized(squares.astype(jnp.float32)))
+  def cut(slots: jax.Array, first: jax.Array, picture: jax.Array, chosen: list[jax.Array]) -> jax.Array:
+    squares = resample.on_device(picture, resample.Windows(*chosen), preprocess.resample, config.image_size, dtype)
+    return jax.lax.dynamic_update_slice_in_dim(slots, squares.astype(jnp.uint8), first, 0)
 
-  def of_picture(params: Any, picture: jax.Array, chosen: list[jax.Array]) -> jax.Array:
-    squares = resample.on_device(picture, resample.Windows(*chosen), preprocess.resample, config.image_size)
-    return rows(params, normalized(squares))
-
-  return compiler.jit(of_squares), compiler.jit(of_picture)
+  # Each device runs the program of a single one, so that rows do not depend on how many there are.
+  each, same = PartitionSpec('crops'), PartitionSpec()
+  on_all = jax.shard_map(of_slots, mesh=mesh, in_specs=(same, each), out_specs=each, check_vma=False)
+  return compiler.jit(on_all, mesh=mesh), compiler.jit(cut, donate_argnums=0)
 
 
 def _check(image: np.ndarray) -> None:
@@ -211,10 +349,6 @@ def _check(image: np.ndarray) -> None:
   ):
     found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
     raise ValueError(f'the picture is {found}; expected uint8 [height, width, 3]')
-
-
-def _planes(image: np.ndarray) -> np.ndarray:
-  return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
 
 
 def _padded(image: np.ndarray) -> np.ndarray:

@@ -137,10 +137,16 @@ def _to_bytes(values: jax.Array) -> jax.Array:
   return jnp.clip(jnp.floor(values + 0.5), 0, 255)  # PIL rounds halves up
 
 
-def on_device(picture: jax.Array, chosen: Windows, resample: Image.Resampling, side: int) -> jax.Array:
-  """Returns float32 [C, S, S, 3], whole numbers 0..255, of a uint8 picture [H, W, 3], padded below and right or not."""
+def on_device(
+  picture: jax.Array, chosen: Windows, resample: Image.Resampling, side: int, dtype: Any = jnp.float32
+) -> jax.Array:
+  """Returns float32 [C, S, S, 3], whole numbers 0..255, of a uint8 picture [H, W, 3], padded below and right or not.
 
-  def weights(axis: int) -> jax.Array:
+  `dtype` is that of the factors of the products. bfloat16 holds whole numbers to 256 exactly, so that it rounds the
+  weights alone, and products are divided by the sum of the rounded weights: one value in a hundred differs by a level.
+  """
+
+  def mean(axis: int, equation: str, values: jax.Array) -> jax.Array:
     start, length, resized, first = (
       v[:, axis, None, None].astype(jnp.float32) for v in (chosen.start, chosen.length, chosen.resized, chosen.first)
     )
@@ -148,9 +154,13 @@ def on_device(picture: jax.Array, chosen: Windows, resample: Image.Resampling, s
     center = (first + jnp.arange(side, dtype=jnp.float32)[None, :, None] + 0.5) * scale
     index = jnp.arange(picture.shape[axis], dtype=jnp.float32)[None, None] - start
     found = _FILTERS[resample](jnp.abs(index + 0.5 - center) / jnp.maximum(scale, 1), jnp.where)
-    found = jnp.where((index >= 0) & (index < length), found, 0)
-    return found / found.sum(axis=2, keepdims=True)
+    weights = jnp.where((index >= 0) & (index < length), found, 0).astype(dtype)
+    # Without `HIGHEST` an accelerator would round the weights of float32 too.
+    total = jnp.einsum(
+      equation, values.astype(dtype), weights, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+    sums = weights.sum(axis=2, dtype=jnp.float32)
+    return _to_bytes(total / jnp.expand_dims(sums, (1, 3) if axis else (2, 3)))
 
-  full = jax.lax.Precision.HIGHEST  # bfloat16 would lose a level of 255
-  columns = jnp.einsum('yxk,csx->cysk', picture.astype(jnp.float32), weights(1), precision=full)
-  return _to_bytes(jnp.einsum('cty,cysk->ctsk', weights(0), _to_bytes(columns), precision=full))
+  columns = mean(1, 'yxk,csx->cysk', picture)
+  return mean(0, 'cysk,cty->ctsk', columns)
