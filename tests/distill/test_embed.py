@@ -17,6 +17,7 @@ from tests.helpers.small_experiment import run
 from vild_jax import vocabulary
 from vild_jax.data import pictures as pictures_lib
 from vild_jax.data import sources
+from vild_jax.data.regions import imported
 from vild_jax.data.regions.records import Regions
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.regions.writer import StoreWriter
@@ -91,6 +92,8 @@ def test_interrupted_at_any_picture_and_shared_by_processes_it_is_the_same_store
   with as_process(0, 2):
     assert embed(teacher, proposals, tmp_path / 'shared')['whole']
   assert content(tmp_path / 'shared') == content(store)
+  embed(teacher, proposals, tmp_path / 'eight', devices=jax.devices())
+  assert content(tmp_path / 'eight') == content(store)
 
 
 def test_what_does_not_belong_together_is_refused(store, teacher, proposals, tmp_path):
@@ -250,6 +253,26 @@ def test_import(made, tmp_path):
   assert content(out) == before
 
 
+def test_each_file_is_read_once_and_a_continued_import_is_the_same(made, tmp_path, monkeypatch):
+  (tmp_path / 'npz').mkdir()
+  for number, ids in enumerate(([300, 11], [5, 7])):
+    np.savez(tmp_path / f'npz/{number}.npz', **arrays(ids, seed=number))
+  seen, read = [], imported._read
+  monkeypatch.setattr(imported, '_read', lambda file: (seen.append(file.name), read(file))[1])
+  given = imported.ImportedRegions(tmp_path / 'npz')
+  seen.clear()
+  dataset = sources.open_dataset(made / 'data', 'train')
+  embed_lib.import_regions(given, dataset, tmp_path / 'store', images_per_shard=1)
+  assert seen == ['0.npz', '1.npz']
+  whole = content(tmp_path / 'store')
+  for file in (tmp_path / 'store').glob('shard-00002-*'):
+    file.unlink()
+  seen.clear()
+  embed_lib.import_regions(given, dataset, tmp_path / 'store', images_per_shard=1)
+  assert len(seen) == 1 and content(tmp_path / 'store') == whole
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['npz', 'store']
+
+
 def test_a_box_may_touch_the_border_and_some_may_be_small(made, tmp_path):
   boxes = np.array([[0, 0, 1, 0.5], [-1, -1, 21, 21.5], [3, 3, 3, 9]])
   np.savez(tmp_path / 'a.npz', **arrays([300, 5, 11, 7], boxes=np.tile(boxes, (4, 1, 1)), scores=None))
@@ -267,7 +290,7 @@ NAN['embeddings'][1, 2, 0] = np.nan
   [
     (arrays([300, 5, 11]), 'has no image 7 (1 missing, 0 unknown)'),
     (arrays([300, 5, 11, 7, 12]), 'has an image 12 that is not in'),
-    (arrays([300, 5, 11, 12]), 'has no image 7; expected every image of the data set'),
+    (arrays([300, 5, 11, 12]), 'has no image 7 (1 missing, 1 unknown)'),
     (arrays([300, 5, 11, 5]), 'image 5 is in'),
     (NAN, 'image 5: embeddings of region 2 are unusable; expected finite numbers, not all zero'),
     (arrays([300, 5, 11, 7], embeddings=np.zeros((4, 3, 4))), 'embeddings of region 0 are unusable'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,6 +84,78 @@ def test_embeddings_are_the_normalized_sum_of_both_crops(teacher, picture, on_de
   assert np.abs(expected[1:] - expected[0]).max(axis=1).min() > 1e-2, 'the crops must differ for this to say anything'
   assert tower.embed(picture, np.zeros((0, 4), np.float32)).shape == (0, 8)
   assert tower.embed(picture[:, 50:][::-1].copy(), BOXES[:1]).shape == (1, 8)
+
+
+def test_a_batch_takes_crops_of_several_pictures_of_one_group():
+  found = list(crops.schedule([[('a', 5), ('none', 0), ('b', 9)], [], [('c', 1)], [('d', 4)]], 4))
+  assert [[(key, list(part)) for key, part in batch] for batch in found] == [
+    [('a', [0, 1, 2, 3])],
+    [('a', [4]), ('b', [0, 1, 2])],
+    [('b', [3, 4, 5, 6])],
+    [('b', [7, 8])],  # not full: the group ends
+    [('c', [0])],
+    [('d', [0, 1, 2, 3])],
+  ]
+
+
+def empty_slots(regions: list[list[int]]) -> int:
+  """Slots without a crop that 8 devices compute in batches of 100, if each group of pictures is awaited."""
+  batches = (len(list(crops.schedule([[(None, 2 * n) for n in group]], 100))) for group in regions)
+  return sum(-(-count // 8) for count in batches) * 8 * 100 - 2 * sum(map(sum, regions))
+
+
+def test_no_device_waits_for_the_end_of_a_picture():
+  """Each picture alone, as it was, and the pictures of a shard together."""
+  mixed = np.random.default_rng(0).integers(20, 1001, 20).tolist()
+  assert sum(mixed) == 10928
+  for regions, alone, together in ([300] * 20, 4000, 0), (mixed, 9344, 544), ([8] * 64, 50176, 576):
+    assert (empty_slots([[n] for n in regions]), empty_slots([regions])) == (alone, together)
+
+
+@PATHS
+def test_neither_devices_nor_other_groups_change_a_bit(teacher, picture, on_device):
+  """Batches of several pictures, of one device and of eight, and a group alone, as after an interruption."""
+  towers = [
+    crops.CropTower(teacher, batch_size=8, on_device=on_device, devices=jax.devices()[:count]) for count in (1, 8)
+  ]
+  one, eight = (
+    lambda groups, t=t: dict(t.embed_many([[(n, t.plan(*p)) for n, p in g] for g in groups])) for t in towers
+  )
+  other = picture[::-1, :50].copy()
+  first = [('a', (picture, BOXES)), ('none', (picture, BOXES[:0])), ('b', (other, BOXES[:7]))]
+  second = [('c', (other, BOXES[2:5])), ('d', (picture, BOXES[:6]))]
+  expected, found = one([first, second]), eight([first, second])
+  assert list(found) == ['a', 'none', 'b', 'c', 'd'] == list(expected)
+  for key, (image, boxes) in first + second:
+    np.testing.assert_array_equal(found[key], expected[key])
+    rows = plain_embeddings(teacher, plain_pixels(image, boxes)) if len(boxes) else np.zeros((0, 8))
+    np.testing.assert_allclose(found[key], rows, atol=5e-3)
+  for key, rows in eight([second]).items():
+    np.testing.assert_array_equal(rows, expected[key])
+
+
+def test_pictures_before_an_error_are_yielded(teacher, picture):
+  tower = crops.CropTower(teacher, batch_size=8)
+
+  def pictures():
+    yield 'a', tower.plan(picture, BOXES[:3])
+    raise KeyError('b')
+
+  found = tower.embed_many([pictures()])
+  assert next(found)[0] == 'a'
+  with pytest.raises(KeyError):
+    next(found)
+
+
+def test_resizes_in_bfloat16_differ_by_a_level_in_few_places(teacher):
+  picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+  boxes = np.concatenate([BOXES, BOXES * 4], dtype=np.float32)
+  exact, rough = (
+    crops.CropTower(teacher, dtype, on_device=True).pixels(picture, boxes).astype(int)
+    for dtype in (jnp.float32, jnp.bfloat16)
+  )
+  difference = np.abs(exact - rough)
+  assert difference.max() <= 2 and 0 < (difference > 0).mean() < 0.05  # 0.2 if the sums were not divided
 
 
 def test_photographs_agree_with_pil(shared, teacher):

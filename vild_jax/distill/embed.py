@@ -25,13 +25,14 @@ import numpy as np
 from vild_jax.config import defaults
 from vild_jax.data import pictures as pictures_lib
 from vild_jax.data import sources
+from vild_jax.data.regions import records
 from vild_jax.data.regions.imported import ImportedRegions
 from vild_jax.data.regions.records import EMBEDDINGS, Job, Regions
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.regions.writer import StoreWriter
 from vild_jax.data.schema import DataError
 from vild_jax.distill.propose import outcome, readable
-from vild_jax.runtime import progress
+from vild_jax.runtime import files, progress
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import crops
 
@@ -47,7 +48,7 @@ def embed_regions(
   out: str | Path,
   *,
   max_regions: int = defaults.MAX_REGIONS,
-  dtype: Any = None,
+  dtype: str | None = None,
   batch_size: int = defaults.CROP_BATCH,
   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
   devices: Sequence[jax.Device] | None = None,
@@ -84,8 +85,8 @@ def embed_regions(
       f'{proposals.path} is of the data set {proposals.dataset[:12]}, split {proposals.split!r}; '
       f'expected {dataset.identity[:12]}, split {dataset.split!r}, which is {_name(dataset)}'
     )
-  dtype = dtype or (jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16)
-  tower = crops.CropTower(teacher, dtype, batch_size=batch_size, devices=devices)
+  dtype = dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+  tower = crops.CropTower(teacher, jnp.dtype(dtype), batch_size=batch_size, devices=devices)
   job = Job(
     EMBEDDINGS,
     dataset=dataset.identity,
@@ -130,12 +131,14 @@ def import_regions(
 ) -> dict[str, Any]:
   """Writes a store of embeddings that were computed elsewhere; arguments, results and errors as in `embed_regions`.
 
-  Also raises ValueError for arrays that lack a picture of the data set, have a picture that it lacks, or hold boxes
-  outside of their picture or numbers that are not finite.
+  The files are read one after another, each once. Until its shard is written, what was read of a picture waits on the
+  disk beside `out`, where there must be room for the store once more. Also raises ValueError for arrays that lack a
+  picture of the data set, have a picture that it lacks, or hold boxes outside of their picture or numbers that are not
+  finite.
   """
-  if len(arrays.image_ids) != len(dataset):  # with equal numbers, the lookups below find every difference
-    known = {example.image_id for example in dataset.labels()}
-    missing, unknown = sorted(known - arrays.image_ids), sorted(arrays.image_ids - known)
+  sizes = {example.image_id: (example.height, example.width) for example in dataset.labels()}
+  if sizes.keys() != arrays.image_ids:
+    missing, unknown = sorted(sizes.keys() - arrays.image_ids), sorted(arrays.image_ids - sizes.keys())
     what = f'has no image {missing[0]}' if missing else f'has an image {unknown[0]} that is not in {_name(dataset)}'
     raise DataError(
       f'{arrays.path} {what} ({len(missing)} missing, {len(unknown)} unknown); expected the '
@@ -155,13 +158,16 @@ def import_regions(
   )
 
   def read(shards: list[range]) -> Iterator[tuple[int, Regions]]:
-    for i in itertools.chain(*shards):
-      example = dataset[i]
-      regions = arrays.of(example)
-      yield (
-        example.image_id,
-        Regions(regions.boxes[:max_regions], regions.scores[:max_regions], regions.embeddings[:max_regions]),
-      )
+    ids, places = list(sizes), {}
+    wanted = [ids[i] for i in itertools.chain(*shards)]
+    with files.temporary_folder(out) as folder, (folder / 'regions').open('w+b') as waiting:
+      for image_id, found in arrays.read({image_id: sizes[image_id] for image_id in wanted}):
+        kept = Regions(found.boxes[:max_regions], found.scores[:max_regions], found.embeddings[:max_regions])
+        places[image_id] = waiting.tell(), waiting.write(records.encode(image_id, kept))
+      for image_id in wanted:
+        start, size = places[image_id]
+        waiting.seek(start)
+        yield records.decode(waiting.read(size), f'{waiting.name}: image {image_id}')
 
   return _write(Path(out), job, read, len(dataset) * max_regions)
 

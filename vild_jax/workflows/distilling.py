@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from vild_jax.config import Config, defaults, given
 from vild_jax.data import sources
 from vild_jax.data.regions.imported import ImportedRegions
@@ -58,7 +56,7 @@ def embed_regions(
   out: Path,
   *,
   max_regions: int = defaults.MAX_REGIONS,
-  dtype: str = 'float32',
+  dtype: str | None = None,
   batch_size: int = defaults.CROP_BATCH,
   images_per_shard: int = defaults.REGION_IMAGES_PER_SHARD,
 ) -> dict[str, Any]:
@@ -69,8 +67,7 @@ def embed_regions(
     data, split: the prepared data set.
     proposals: the store that `propose` wrote for it.
     out: folder of the store.
-    dtype: arithmetic of the image tower.
-    max_regions, batch_size, images_per_shard: see `distill.embed.embed_regions`.
+    max_regions, dtype, batch_size, images_per_shard: see `distill.embed.embed_regions`.
 
   Returns, raises: as `distill.embed.embed_regions`.
   """
@@ -84,7 +81,7 @@ def embed_regions(
     store,
     out,
     max_regions=max_regions,
-    dtype=jnp.dtype(dtype),
+    dtype=dtype,
     batch_size=batch_size,
     images_per_shard=images_per_shard,
   )

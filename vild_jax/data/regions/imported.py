@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from vild_jax.data.regions.records import Regions
-from vild_jax.data.schema import DataError, Example
+from vild_jax.data.schema import DataError
+from vild_jax.runtime import progress
 
-_OPEN = 2  # files in memory; pictures may be in any order, but in that of the data set each file is read once
 _MARGIN = 1.0  # pixels that a box may exceed the picture by: its last pixel is included, or rounding
 _MIN_SIDE = 2.0  # pixels; `targets` distils nothing smaller
 _REQUIRED = ('image_ids', 'boxes', 'embeddings', 'teacher')
 
 
 class ImportedRegions:
-  """Reads one .npz file or a folder of them: `arrays.of(example) -> Regions`.
+  """Reads one .npz file or a folder of them, one file in memory at a time.
 
   Each file holds the regions of K pictures, M rows for each:
 
@@ -40,16 +40,15 @@ class ImportedRegions:
   def __init__(self, path: str | Path):
     """Reads and checks all files. Raises DataError: no files, wrong arrays, an image twice, or several teachers."""
     self.path = Path(path)
-    self._files = [self.path] if self.path.is_file() else sorted(self.path.glob('*.npz'))
-    if not self._files:
+    files = [self.path] if self.path.is_file() else sorted(self.path.glob('*.npz'))
+    if not files:
       raise DataError(f'{self.path} has no .npz file; expected a folder of them, or one')
-    self._places: dict[int, tuple[int, int]] = {}
-    self._loaded: collections.OrderedDict[int, dict[str, np.ndarray]] = collections.OrderedDict()
+    self._file_of: dict[int, Path] = {}
     facts, hashes = {}, []
-    for number, file in enumerate(self._files):
+    for file in files:
       with file.open('rb') as f:
         hashes.append(hashlib.file_digest(f, 'sha256').hexdigest())
-      arrays = self._load(number)
+      arrays = _read(file)
       found = (str(arrays['teacher']), str(arrays.get('image_teacher', '')), arrays['embeddings'].shape[2])
       first = facts.setdefault(found, file)
       if len(facts) > 1:
@@ -58,68 +57,64 @@ class ImportedRegions:
           f'{first} has teacher {found[0]!r} ({found[1]!r}) and dimension {found[2]}; expected '
           f'{other[0]!r} ({other[1]!r}) and {other[2]}, as {facts[other]} has'
         )
-      for row, image_id in enumerate(arrays['image_ids'].tolist()):
-        if image_id in self._places:
-          raise DataError(
-            f'{file}: image {image_id} is in {self._files[self._places[image_id][0]]} too; expected each image once'
-          )
-        self._places[image_id] = (number, row)
+      for image_id in arrays['image_ids'].tolist():
+        if image_id in self._file_of:
+          raise DataError(f'{file}: image {image_id} is in {self._file_of[image_id]} too; expected each image once')
+        self._file_of[image_id] = file
     ((self.teacher, self.image_teacher, self.embedding_dim),) = facts
-    self.image_ids = set(self._places)
+    self.image_ids = set(self._file_of)
     self.digest = hashlib.sha256(''.join(sorted(hashes)).encode()).hexdigest()
 
-  def of(self, example: Example) -> Regions:
-    """Returns the regions of a picture, best first.
+  def read(self, sizes: Mapping[int, tuple[int, int]]) -> Iterator[tuple[int, Regions]]:
+    """Yields (image id, regions, best first) of pictures in the order of the files, each of which is read once.
 
-    Raises DataError if its id is missing, its numbers are not usable, or its boxes are not in pixels of it: one exceeds
-    the picture by more than a pixel, or all are smaller than two pixels, as boxes between 0 and 1 are.
+    Args:
+      sizes: {image id: (height, width)} of the pictures, which must be among `image_ids`.
+
+    Raises:
+      DataError: the numbers of a picture are not usable, or its boxes are not in pixels of it: one exceeds the picture
+        by more than a pixel, or all are smaller than two pixels, as boxes between 0 and 1 are.
     """
-    image_id, size = example.image_id, np.array([example.height, example.width], np.float32)
-    if image_id not in self._places:
-      raise DataError(
-        f'{self.path} has no image {image_id}; expected every image of the data set, one without regions too'
-      )
-    number, row = self._places[image_id]
-    arrays, where = self._load(number), f'{self._files[number]}: image {image_id}'
-    kept = arrays['valid'][row] if 'valid' in arrays else np.ones(arrays['boxes'].shape[1], bool)
-    boxes, rows = arrays['boxes'][row][kept].astype(np.float32), arrays['embeddings'][row][kept].astype(np.float64)
-    scores = arrays['scores'][row][kept].astype(np.float32) if 'scores' in arrays else np.ones(len(boxes), np.float32)
-    norms = np.linalg.norm(rows, axis=1)
-    for key, wrong, expected in (
-      (
-        'boxes',
-        ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1),
-        'finite numbers y1 <= y2, x1 <= x2',
-      ),
-      ('scores', ~np.isfinite(scores), 'finite numbers'),
-      ('embeddings', ~np.isfinite(norms) | (norms <= 1e-8), 'finite numbers, not all zero'),
-    ):
-      if wrong.any():
-        raise DataError(f'{where}: {key} of region {np.flatnonzero(kept)[wrong][0]} are unusable; expected {expected}')
-    sides = boxes[:, 2:] - boxes[:, :2]
-    beyond = (boxes[:, :2] < -_MARGIN).any(axis=1) | (boxes[:, 2:] > size + _MARGIN).any(axis=1)
-    small = np.full(len(boxes), not (sides >= _MIN_SIDE).all(axis=1).any())
-    for wrong, what in (
-      (beyond, 'goes beyond the picture'),
-      (small, 'has a side below 2 pixels, as all others in the picture'),
-    ):
-      if wrong.any():
-        row = int(np.argmax(wrong))
-        box = [round(float(v), 3) for v in boxes[row]]
-        raise DataError(
-          f'{where}: box {box} of region {np.flatnonzero(kept)[row]} {what} of {example.height} x '
-          f'{example.width} pixels; expected y1, x1, y2, x2 in pixels of the original picture'
-        )
-    order = np.argsort(-scores, kind='stable')
-    return Regions(boxes[order], scores[order], (rows / norms[:, None]).astype(np.float16)[order])
+    wanted = sorted({self._file_of[image_id] for image_id in sizes})
+    for file in progress.track(wanted, 'read', unit='file'):
+      arrays = _read(file)
+      for row, image_id in enumerate(arrays['image_ids'].tolist()):
+        if image_id in sizes:
+          yield image_id, _regions(arrays, row, *sizes[image_id], f'{file}: image {image_id}')
 
-  def _load(self, number: int) -> dict[str, np.ndarray]:
-    if number not in self._loaded:
-      self._loaded[number] = _read(self._files[number])
-      if len(self._loaded) > _OPEN:
-        self._loaded.popitem(last=False)
-    self._loaded.move_to_end(number)
-    return self._loaded[number]
+
+def _regions(arrays: Mapping[str, np.ndarray], row: int, height: int, width: int, where: str) -> Regions:
+  kept = arrays['valid'][row] if 'valid' in arrays else np.ones(arrays['boxes'].shape[1], bool)
+  boxes, rows = arrays['boxes'][row][kept].astype(np.float32), arrays['embeddings'][row][kept].astype(np.float64)
+  scores = arrays['scores'][row][kept].astype(np.float32) if 'scores' in arrays else np.ones(len(boxes), np.float32)
+  norms = np.linalg.norm(rows, axis=1)
+  for key, wrong, expected in (
+    (
+      'boxes',
+      ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1),
+      'finite numbers y1 <= y2, x1 <= x2',
+    ),
+    ('scores', ~np.isfinite(scores), 'finite numbers'),
+    ('embeddings', ~np.isfinite(norms) | (norms <= 1e-8), 'finite numbers, not all zero'),
+  ):
+    if wrong.any():
+      raise DataError(f'{where}: {key} of region {np.flatnonzero(kept)[wrong][0]} are unusable; expected {expected}')
+  sides, size = boxes[:, 2:] - boxes[:, :2], np.array([height, width], np.float32)
+  beyond = (boxes[:, :2] < -_MARGIN).any(axis=1) | (boxes[:, 2:] > size + _MARGIN).any(axis=1)
+  small = np.full(len(boxes), not (sides >= _MIN_SIDE).all(axis=1).any())
+  for wrong, what in (
+    (beyond, 'goes beyond the picture'),
+    (small, 'has a side below 2 pixels, as all others in the picture'),
+  ):
+    if wrong.any():
+      row = int(np.argmax(wrong))
+      box = [round(float(v), 3) for v in boxes[row]]
+      raise DataError(
+        f'{where}: box {box} of region {np.flatnonzero(kept)[row]} {what} of {height} x '
+        f'{width} pixels; expected y1, x1, y2, x2 in pixels of the original picture'
+      )
+  order = np.argsort(-scores, kind='stable')
+  return Regions(boxes[order], scores[order], (rows / norms[:, None]).astype(np.float16)[order])
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
