@@ -5,7 +5,9 @@ crops, resizes (PIL) and normalises (NumPy) one crop after another, then encodes
 the same size. `crop_resize` is the time from the decoded picture to the input of the encoder: normalised floats in the
 plain loop, bytes in ours, where the program normalises. It is also measured for 300 boxes per picture. `lowest_cosine`
 compares the embeddings of the same region by both ways; `cosine_of_others` is the cosine of different regions of one
-picture, for comparison. Peak memory is that of processes which embed n and 2 n pictures, with one region each.
+picture, for comparison. `alone_and_together` are crops per second in batches of --batch-size, of each picture alone and
+of all pictures together, in turns. `bfloat16` are the lowest cosines to float32 of the resize in bfloat16 alone and of
+resize and tower, on the device, for --rounding pictures. Peak memory is that of processes which embed n and 2 n pictures, with one region each.
 
 Example:
   python benchmarks/embed_regions.py --photos data/photos --regions 8
@@ -32,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from vild_jax.config import defaults
 from vild_jax.data import pictures as pictures_lib
 from vild_jax.data.regions.records import Job, Regions
 from vild_jax.data.regions.store import RegionStore
@@ -227,6 +230,44 @@ def compare(folder: Path, scratch: Path, count: int | None, regions: int) -> dic
   }
 
 
+def alone_and_together(teacher: Any, pictures: Pictures, proposals: RegionStore, batch: int) -> list[list[float]]:
+  """Returns crops per second of both ways, in two turns: [[alone, together], [alone, together]]."""
+  tower = crops.CropTower(teacher, batch_size=batch)
+  plans = [tower.plan(pictures_lib.decode(pictures[i].image), proposals[i].boxes) for i in range(len(pictures))]
+  list(tower.embed_many([[(None, plans[0])]]))  # compiles
+  found = []
+  for _ in range(2):
+    found.append([])
+    for groups in ([[[(None, plan)]] for plan in plans], [[[(None, plan) for plan in plans]]]):
+      start = time.perf_counter()
+      for group in groups:
+        list(tower.embed_many(group))
+      found[-1].append(round(sum(len(plan.bounds) for plan in plans) / (time.perf_counter() - start), 2))
+  return found
+
+
+def bfloat16_cosines(teacher: Any, pictures: Pictures, proposals: RegionStore, count: int) -> dict[str, float]:
+  """Returns the lowest cosine to float32 of the resize in bfloat16 and of all in bfloat16, for `count` pictures."""
+  boxes = [proposals[i].boxes for i in range(count)]
+  exact, rough = (
+    crops.CropTower(teacher, dtype, on_device=True, batch_size=2 * len(boxes[0]))
+    for dtype in (jnp.float32, jnp.bfloat16)
+  )
+  preprocess = image_lib.parse_preprocessing(PREPROCESSOR, 224)
+  encode = image_lib.ImageTower(teacher, batch_size=2 * len(boxes[0])).embed_pixels
+  lowest = {'resize': 1.0, 'resize_and_tower': 1.0}
+  for i in range(count):
+    image = pictures_lib.decode(pictures[i].image)
+    bytes_of = (tower.pixels(image, boxes[i]) for tower in (exact, rough))
+    rows, resized = (
+      summed(encode((b * np.float32(preprocess.factor) - np.float32(preprocess.mean)) / np.float32(preprocess.std)))
+      for b in bytes_of
+    )
+    for key, other in (('resize', resized), ('resize_and_tower', rough.embed(image, boxes[i]))):
+      lowest[key] = min(lowest[key], float((rows * other).sum(axis=1).min()))
+  return lowest
+
+
 def peak_memory(folder: Path, count: int) -> float:
   """Returns the peak memory, in MB, of a process that embeds `count` pictures."""
   words = [sys.executable, __file__, '--photos', str(folder), '--memory-of', str(count)]
@@ -238,6 +279,8 @@ def main() -> None:
   parser.add_argument('--photos', type=Path, required=True, help='a folder of pictures')
   parser.add_argument('--pictures', type=int, help='number of pictures to use (default: all)')
   parser.add_argument('--regions', type=int, default=8, help='boxes per picture')
+  parser.add_argument('--batch-size', type=int, default=defaults.CROP_BATCH, help='of `alone_and_together`')
+  parser.add_argument('--rounding', type=int, default=2, help='pictures for `bfloat16`')
   parser.add_argument('--memory', type=int, default=60, metavar='N', help='measure peak memory with N and 2 N pictures')
   parser.add_argument('--memory-of', type=int, help=argparse.SUPPRESS)
   parser.add_argument('--json', type=Path, help='also write the line to this file')
@@ -250,6 +293,9 @@ def main() -> None:
       print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1))
       return
     found = compare(args.photos, Path(scratch), args.pictures, args.regions)
+    of = vit_b32(), Pictures(args.photos, args.pictures), RegionStore(Path(scratch) / 'proposals')
+    found['alone_and_together'] = alone_and_together(*of, args.batch_size)
+    found['bfloat16'] = bfloat16_cosines(*of, args.rounding)
   memory = {str(n): peak_memory(args.photos, n) for n in (args.memory, 2 * args.memory)}
   line = json.dumps(
     {

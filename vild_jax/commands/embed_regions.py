@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--dtype',
     choices=['float32', 'bfloat16'],
-    help='arithmetic of the image tower; by default bfloat16 on accelerators, where float32 takes several times as long, '
-    'and float32 on a CPU. Embeddings are stored as float16',
+    help='arithmetic of the image tower; by default bfloat16 on accelerators, where float32 takes several times as '
+    'long, and float32 on a CPU. Embeddings are stored as float16',
   )
   parser.add_argument(
     '--batch-size',
