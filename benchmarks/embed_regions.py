@@ -7,7 +7,8 @@ plain loop, bytes in ours, where the program normalises. It is also measured for
 compares the embeddings of the same region by both ways; `cosine_of_others` is the cosine of different regions of one
 picture, for comparison. `alone_and_together` are crops per second in batches of --batch-size, of each picture alone and
 of all pictures together, in turns. `bfloat16` are the lowest cosines to float32 of the resize in bfloat16 alone and of
-resize and tower, on the device, for --rounding pictures. Peak memory is that of processes which embed n and 2 n pictures, with one region each.
+resize and tower, on the device, for --rounding pictures. Peak memory is that of processes which embed n and 2 n
+pictures, with one region each; --memory 0 leaves it out.
 
 Example:
   python benchmarks/embed_regions.py --photos data/photos --regions 8
@@ -296,7 +297,7 @@ def main() -> None:
     of = vit_b32(), Pictures(args.photos, args.pictures), RegionStore(Path(scratch) / 'proposals')
     found['alone_and_together'] = alone_and_together(*of, args.batch_size)
     found['bfloat16'] = bfloat16_cosines(*of, args.rounding)
-  memory = {str(n): peak_memory(args.photos, n) for n in (args.memory, 2 * args.memory)}
+  memory = {str(n): peak_memory(args.photos, n) for n in (args.memory, 2 * args.memory) if n}
   line = json.dumps(
     {
       'benchmark': 'embed_regions',
