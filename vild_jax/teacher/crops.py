@@ -24,7 +24,7 @@ from vild_jax.teacher import image as image_lib
 
 T = TypeVar('T')
 SCALES = (1.0, 1.5)
-_PIECE = 25  # crops that an accelerator cuts from a picture at a time
+_PIECE = 25  # crops that an accelerator cuts from a picture at a time, since each number is a compilation
 _RUNNING = 2  # rounds of batches that the devices have: one that they work on, and the next
 _SIDES = (640, 1024, 2048, 4096)  # pictures on an accelerator are padded to such a square, or a multiple of the last
 _WINDOW = (
@@ -84,7 +84,7 @@ class Crops:
     return np.ascontiguousarray(self.picture.transpose(2, 0, 1), np.float32)
 
   def on(self, device: jax.Device) -> jax.Array:
-    """Returns the padded picture on a device; it is uploaded once."""
+    """Returns the padded picture on a device, to which it is uploaded once."""
     if device not in self._uploaded:
       self._uploaded[device] = jax.device_put(_padded(self.picture), device)
     return self._uploaded[device]
@@ -135,7 +135,7 @@ class CropTower:
   length.
 
   Crops and resizes equal those of PIL to one level of 255 (`resample` says in which order of axes). An accelerator
-  makes them from the picture, which is uploaded once; on a CPU a few threads make them. PIL itself does the resizes
+  makes them from the picture, uploaded to it once; on a CPU a few threads make them. PIL itself does the resizes
   that `resample` does not have.
 
   Attributes:
@@ -168,6 +168,7 @@ class CropTower:
     tower = image_lib.ImageTower(teacher, dtype)
     self.identity, self.embedding_dim = tower.identity, tower.embedding_dim
     self._side, self._batch_size, self._preprocess = tower.image_size, batch_size, tower.preprocess
+    self._piece = min(_PIECE, batch_size)
     accelerated = jax.default_backend() != 'cpu'
     self._known = resample.is_known(self._preprocess)
     self._on_device = self._known and (accelerated if on_device is None else on_device)
@@ -178,7 +179,7 @@ class CropTower:
       'sum': 'n(n(V(1x)) + n(V(1.5x)))',
       'dtype': jnp.dtype(dtype).name,
       'batch_size': batch_size,
-      'batches': 'of several pictures',
+      'batches': 'of several pictures',  # a store that was begun with batches of one is another job
     }
     self._threads = threads or min(os.cpu_count() or 1, 16)
     self._pool = ThreadPoolExecutor(self._threads, 'crops')
@@ -247,7 +248,7 @@ class CropTower:
     crops = self.plan(image, boxes)
     count = len(crops.bounds)
     if self._on_device:
-      buffer = jnp.zeros((count + _PIECE, self._side, self._side, 3), jnp.uint8, device=self._devices[0])
+      buffer = jnp.zeros((count + self._piece, self._side, self._side, 3), jnp.uint8, device=self._devices[0])
       return np.asarray(self._cut_into(buffer, 0, crops, range(count)))[:count]
     squares = np.zeros((count, self._side, self._side, 3), np.uint8)
     self._fill(squares, crops, range(count))
@@ -256,7 +257,7 @@ class CropTower:
   def _start(self, batches: list[list[tuple[_Picture, range]]]) -> jax.Array:
     """Gives each device a batch, the last ones an empty one if there are too few; returns the rows of all slots."""
     if self._on_device:
-      empty = (self._batch_size + _PIECE, self._side, self._side, 3)
+      empty = (self._batch_size + self._piece, self._side, self._side, 3)
       parts = []
       for batch, device in itertools.zip_longest(batches, self._devices, fillvalue=()):
         buffer, slot = jnp.zeros(empty, jnp.uint8, device=device), 0
@@ -285,10 +286,11 @@ class CropTower:
 
   def _fill(self, squares: np.ndarray, crops: Crops, part: range) -> None:
     """Writes a part of the crops into `squares`: bytes, or pixels of the tower if PIL resizes."""
+    planes = crops.planes if self._known else None
 
     def fill(numbers: range, out: np.ndarray) -> None:
-      if crops.windows is not None:
-        resample.on_host(crops.planes, crops.windows, numbers, self._preprocess.resample, out)
+      if planes is not None:
+        resample.on_host(planes, crops.windows, numbers, self._preprocess.resample, out)
         return
       for i, target in zip(numbers, out, strict=True):
         top, left, bottom, right = crops.bounds[i]
@@ -302,11 +304,9 @@ class CropTower:
   def _cut_into(self, buffer: jax.Array, slot: int, crops: Crops, part: range) -> jax.Array:
     """Writes a part of the crops into a buffer on a device, from `slot` on; the slots after them hold anything."""
     w = crops.windows
-    for start in range(part.start, part.stop, _PIECE):
-      index = np.minimum(
-        np.arange(start, start + _PIECE), part.stop - 1
-      )  # repeats the last: each size is a compilation
-      chosen = [v[index] for v in (w.start, w.length, w.resized, w.first)]
+    for start in range(part.start, part.stop, self._piece):
+      index = np.minimum(np.arange(start, start + self._piece), part.stop - 1)  # repeats the last
+      chosen = np.stack([v[index] for v in (w.start, w.length, w.resized, w.first)])  # one array: one transfer
       buffer = self._cut(buffer, slot + start - part.start, crops.on(buffer.device), chosen)
     return buffer
 
@@ -318,7 +318,7 @@ def _programs(
   """Returns two programs: (parameters, slots of all devices) -> rows; and one that cuts crops from a picture.
 
   The slots are uint8 squares, which the program normalises, or float32 pixels; it reads the first `batch_size` of each
-  device. The second program takes (slots of one device, the first slot to fill, uint8 [H, W, 3], windows).
+  device. The second program takes (slots of one device, the first slot to fill, uint8 [H, W, 3], windows [4, C, 2]).
   """
   rows = image_lib.unit_rows(config, dtype)
   factor, mean, std = (np.array(v, np.float32) for v in (preprocess.factor, preprocess.mean, preprocess.std))
@@ -329,7 +329,7 @@ def _programs(
       slots = (slots.astype(jnp.float32) * factor - mean[None, None, None]) / std[None, None, None]
     return rows(params, slots)
 
-  def cut(slots: jax.Array, first: jax.Array, picture: jax.Array, chosen: list[jax.Array]) -> jax.Array:
+  def cut(slots: jax.Array, first: jax.Array, picture: jax.Array, chosen: jax.Array) -> jax.Array:
     squares = resample.on_device(picture, resample.Windows(*chosen), preprocess.resample, config.image_size, dtype)
     return jax.lax.dynamic_update_slice_in_dim(slots, squares.astype(jnp.uint8), first, 0)
 
