@@ -23,7 +23,6 @@ Example: python benchmarks/train_step.py --config r50 --peer ~/torch/bin/python
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
 import subprocess
@@ -56,16 +55,16 @@ _TEACHER = 'distillation.weight=1.0 distillation.regions_per_image=24 distillati
 EXPERIMENTS = {
   'r50': ('vild_text_r50_lvis.py', 90, 512, f'data.image_size=512 data.batch_size=2 model.dtype=float32 {_HEADS}'),
   'toy': ('vild_text_toy.py', 30, 64, _ADAMW),
+  'lvis': ('vild_r50_lvis.py', 1203, 512, 'distillation.store=none'),
   'toy-ensemble': ('vild_text_toy.py', 30, 64, f'{_ADAMW} {_TEACHER}'),
 }
 
 
-def experiment(name: str) -> tuple[Config, Batch, Vocabulary]:
-  """Makes a configuration with a random batch and vocabulary for it."""
+def experiment(name: str, *more: str) -> tuple[Config, Batch, Vocabulary]:
+  """Makes a configuration, with `more` settings, and a random batch and vocabulary for it."""
   file, classes, dimension, settings = EXPERIMENTS[name]
-  config = config_lib.with_embedding_dim(
-    config_lib.override(config_lib.load(CONFIGS / file), settings.split()), dimension
-  )
+  config = config_lib.load(CONFIGS / file, [*settings.split(), *more])
+  config = config_lib.with_embedding_dim(config, dimension)
   count, side, objects = config.data.batch_size, config.data.image_size, config.data.max_instances
   rng, regions = np.random.default_rng(0), None
   valid = np.broadcast_to(np.arange(objects) < BOXES, (count, objects)).copy()
@@ -93,7 +92,7 @@ def random_boxes(rng: np.random.Generator, count: int, number: int, side: int) -
 
 
 def objects_of(batch: Batch, classes: int) -> str:
-  """Returns the pictures' side and objects as JSON, as `torchvision_peer` expects them."""
+  """Returns the pictures' side and objects as JSON, as torchvision_peer.py expects them."""
   boxes, labels = batch.boxes[:, :BOXES][..., [1, 0, 3, 2]].tolist(), batch.labels[:, :BOXES].tolist()
   return json.dumps({'side': batch.image.shape[1], 'classes': classes, 'boxes': boxes, 'labels': labels})
 
@@ -123,87 +122,11 @@ def timed(step: Callable[[], Any]) -> dict[str, float]:
   return {'wall': time.perf_counter() - wall, 'cpu': time.process_time() - cpu}
 
 
-def torchvision_peer() -> None:
-  """Trains torchvision's Mask R-CNN, one step for each line on the standard input; answers with a line of JSON.
-
-  The first line gives the pictures' side, boxes (xyxy) and labels; the answer to it has versions and GFLOP. Runs in
-  another interpreter, which gets the text of this function, so it uses nothing else of this file.
-  """
-  import json
-  import math
-  import sys
-  import time
-
-  import torch
-  import torchvision
-  from torch.utils.flop_counter import FlopCounterMode
-
-  def products(x, w, _bias, stride, padding, _dilation, transposed, out):
-    """Returns the operations of a convolution without products with padding, as `vild_jax.plan.flops` counts."""
-    near, far = (out, x) if transposed else (x, out)
-    total = 2 * x[0] * w[0] * w[1]
-    for axis, width in enumerate(w[2:]):
-      places = (o * stride[axis] + k - padding[axis] for o in range(far[2 + axis]) for k in range(width))
-      total *= sum(0 <= place < near[2 + axis] for place in places)
-    return total
-
-  without_padding = {
-    torch.ops.aten.convolution: lambda *args, out_shape, **_: products(*args[:7], out_shape),
-    torch.ops.aten.convolution_backward: lambda out, *args, **_: sum(args[9][:2]) * products(*args[:7], out),
-  }
-
-  given = json.loads(sys.stdin.readline())
-  side = given['side']
-  torch.manual_seed(0)
-  model = torchvision.models.detection.maskrcnn_resnet50_fpn(
-    weights=None, weights_backbone=None, num_classes=given['classes'] + 1, min_size=side, max_size=side
-  )
-  model.train()
-  # Without weights torchvision trains all layers, with ordinary batch normalisation.
-  assert all(p.requires_grad for p in model.parameters())
-  assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
-  images, targets = [], []
-  for boxes, labels in zip(given['boxes'], given['labels'], strict=True):
-    masks = torch.zeros(len(boxes), side, side, dtype=torch.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
-      mask[round(top) : round(bottom), round(left) : round(right)] = 1
-    images.append(torch.rand(3, side, side))
-    targets.append({'boxes': torch.tensor(boxes), 'labels': torch.tensor(labels) + 1, 'masks': masks})
-  regions = []
-  model.roi_heads.mask_head.register_forward_pre_hook(lambda _, arguments: regions.append(len(arguments[0])))
-  # The rate is so low and the seed the same that the number of positive regions, and so of operations, hardly changes.
-  optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=4e-5)
-
-  def gradients():
-    torch.manual_seed(0)
-    optimizer.zero_grad()
-    loss = sum(model(images, targets).values())
-    loss.backward()
-    assert math.isfinite(loss.item())
-
-  answer = lambda **values: print(json.dumps(values), flush=True)
-  gradients()
-  optimizer.step()
-  counts = []
-  for formulas in ({}, without_padding):
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-      gradients()
-    counts.append(counter.get_total_flops() / 1e9)
-  versions = {'torch': torch.__version__, 'torchvision': torchvision.__version__, 'threads': torch.get_num_threads()}
-  answer(**versions, gflop=counts[1], gflop_with_padding=counts[0], counted_mask_regions=regions[-1])
-  for _ in sys.stdin:
-    wall, cpu = time.perf_counter(), time.process_time()
-    gradients()
-    optimizer.step()
-    answer(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu, mask_regions=regions[-1])
-
-
 class Peer:
-  """Holds the process of torchvision; `tell` sends it a line and waits for the answer."""
+  """Holds the process of torchvision (torchvision_peer.py); `tell` sends it a line and waits for the answer."""
 
-  def __init__(self, python: str):
-    source = inspect.getsource(torchvision_peer) + '\ntorchvision_peer()\n'
-    words, pipe = [python, '-c', source], subprocess.PIPE
+  def __init__(self, python: str, *options: str):
+    words, pipe = [python, Path(__file__).with_name('torchvision_peer.py'), *options], subprocess.PIPE
     self.process = subprocess.Popen(words, text=True, stdin=pipe, stdout=pipe)
 
   def tell(self, line: str) -> dict[str, Any]:
