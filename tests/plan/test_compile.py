@@ -84,14 +84,14 @@ import os
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '1'
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from vild_jax.plan import compile as plan_lib
 from vild_jax.plan import hlo, topology
+from vild_jax.runtime import messages
 mesh = Mesh(np.reshape(topology.devices(topology.target('{topology_name}')), (2, 2, 2)), ('a', 'b', 'c'))
 of = lambda *axes: NamedSharding(mesh, P(*axes))
 for end in (of('a', 'b', 'c'), of(('b', 'a'))):
   function = lambda x: jnp.cos(jax.lax.with_sharding_constraint(jnp.sin(x).reshape(16, 8, 16), end))
   lowered = jax.jit(function).lower(jax.ShapeDtypeStruct((8, 16, 16), jnp.float32, sharding=of('a', 'b', 'c')))
-  with plan_lib._stderr() as said:
+  with messages.stderr_of_libraries() as said:
     lowered.compile()
   print(hlo.rematerialised(said[0]))
 """

@@ -6,17 +6,14 @@ lowered program, because the compiler for TPUs takes minutes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from vild_jax.config import Config, defaults, with_embedding_dim
 from vild_jax.data.transforms import MASK_SIZE
 from vild_jax.plan import flops, hlo
 from vild_jax.plan.topology import Target, devices
-from vild_jax.runtime import compiler, files
+from vild_jax.runtime import compiler, files, messages
 from vild_jax.structs import Batch, RegionTargets, Vocabulary
 from vild_jax.train import optim, retention, sharding, state
 from vild_jax.train.step import make_train_step
@@ -198,7 +195,7 @@ def _kept(file: Path | None) -> dict[str, Any] | None:
 def _measured(lowered: Any, mesh: Mesh, options: dict[str, Any]) -> dict[str, Any]:
   start = time.monotonic()
   try:
-    with _stderr() as said:
+    with messages.stderr_of_libraries() as said:
       compiled = lowered.compile(compiler_options=options or None)
   except jax.errors.JaxRuntimeError as error:
     memory = hlo.refused(f'{said[0]}\n{error}')
@@ -260,20 +257,3 @@ def _by_kind(collectives: list[hlo.Collective]) -> list[dict[str, Any]]:
     }
     for key in sorted(places, key=lambda key: -size[key])
   ]
-
-
-@contextlib.contextmanager
-def _stderr() -> Iterator[list[str]]:
-  """Captures what the compiler, which is C++, writes to stderr; at the end the list holds the text."""
-  said: list[str] = []
-  sys.stderr.flush()
-  kept = os.dup(2)
-  with tempfile.TemporaryFile() as file:
-    os.dup2(file.fileno(), 2)
-    try:
-      yield said
-    finally:
-      os.dup2(kept, 2)
-      os.close(kept)
-      file.seek(0)
-      said.append(file.read().decode(errors='replace'))

@@ -13,6 +13,9 @@ import jax
 
 from vild_jax.core import ranking
 from vild_jax.portable import program
+from vild_jax.runtime import messages
+
+_LONGEST = 200  # characters of a library's message
 
 
 def check() -> None:
@@ -33,9 +36,11 @@ def write(folder: Path, source: program.Source) -> dict[str, str]:
   fewest, written = program.fewest_classes(source.config.model), {}
   for one in program.programs(source):
     try:
-      _save(folder / one.name, one, fewest)
+      with messages.stderr_of_libraries():  # TensorFlow reports at length that there is no GPU
+        _save(folder / one.name, one, fewest)
+        _check_read(folder / one.name, one, fewest)
     except Exception as error:  # both libraries raise many types, with messages of many lines
-      reason = ' '.join(str(error).split())[:200]
+      reason = ' '.join(str(error).split())[:_LONGEST]
       raise ValueError(
         f'--format savedmodel does not work with jax {jax.__version__} and this TensorFlow ({reason}); expected jax '
         '0.10.2 and TensorFlow 2.21, or --format stablehlo'
@@ -69,3 +74,23 @@ def _save(path: Path, one: program.Program, fewest: int) -> None:
   )
   with ranking.by_sorting():
     tensorflow.saved_model.save(tensorflow.Module(), str(path), signatures=function.get_concrete_function())
+
+
+def _check_read(path: Path, one: program.Program, fewest: int) -> None:
+  """Raises what TensorFlow says if it cannot read the StableHLO of a program, which saving does not tell.
+
+  Called without any picture it reads the program and then refuses the input, before it compiles.
+  """
+  import tensorflow
+
+  function = tensorflow.saved_model.load(str(path)).signatures['serving_default']
+  sizes = {'b': 0, 'c': fewest}
+  inputs = {
+    name: tensorflow.zeros([sizes.get(size, size) for size in shape], dtype)
+    for name, (dtype, shape) in one.inputs.items()
+  }
+  try:
+    function(**inputs)
+  except tensorflow.errors.OpError as error:
+    if 'deserialize' in str(error):
+      raise

@@ -1,0 +1,20 @@
+"""Messages of errors are one line, and what libraries write past Python is caught."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vild_jax.runtime import messages
+
+
+def test_the_first_line_of_an_error_or_its_type():
+  assert messages.first_line(ValueError('\n one\ntwo')) == 'one' and messages.first_line(KeyError()) == 'KeyError'
+
+
+def test_what_is_written_past_python_is_caught_and_then_no_longer(capfd):
+  with messages.stderr_of_libraries() as said:
+    os.write(2, b'from C\n')
+    print('from Python', file=sys.__stderr__, flush=True)
+  os.write(2, b'after\n')
+  assert said[0] == 'from C\nfrom Python\n' and capfd.readouterr().err == 'after\n'
