@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from tests.helpers import tiny
+from tests.helpers.once import once
 from vild_jax.config import Config
 from vild_jax.runtime import processes
 from vild_jax.structs import Batch, TrainState
@@ -88,14 +90,16 @@ def _first_step(config: Config, mesh: jax.sharding.Mesh, cast: Callable) -> tupl
   return jax.jit(lambda *args: accumulate.gradients(config, mesh, *args)), arguments
 
 
-def assert_same_first_step(one: tuple[dict, Any], many: tuple[dict, Any]) -> None:
-  """(metrics, gradients) of two arrangements agree to 1e-9 of each norm."""
-  for name, value in one[0].items():
-    np.testing.assert_allclose(many[0][name], value, rtol=1e-9, err_msg=name)
-  whole = np.sqrt(sum(np.linalg.norm(g) ** 2 for g in jax.tree.leaves(one[1])))
-  for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(one[1])[0], jax.tree.leaves(many[1]), strict=True):
+def assert_same_first_step(one: dict[str, Any], many: dict[str, Any]) -> None:
+  """The metrics and gradients of two arrangements, as of `load`, agree to 1e-9 of each norm."""
+  for name, value in one['metrics'].items():
+    np.testing.assert_allclose(many['metrics'][name], value, rtol=1e-9, err_msg=name)
+  assert one['gradients'].keys() == many['gradients'].keys()
+  whole = np.sqrt(sum(np.linalg.norm(g) ** 2 for g in one['gradients'].values()))
+  for name, a in one['gradients'].items():
     # A bias in front of a batch normalisation has no gradient but rounding: there the floor decides.
-    assert np.linalg.norm(a - b) <= 1e-9 * max(np.linalg.norm(a), 1e-3 * whole), path_name(path)
+    difference = np.linalg.norm(a - many['gradients'][name])
+    assert difference <= 1e-9 * max(np.linalg.norm(a), 1e-3 * whole), name
 
 
 def ten_steps(config: Config) -> tuple[Any, Any]:
@@ -137,11 +141,31 @@ def _put(mesh: jax.sharding.Mesh, whole: Batch) -> Batch:
   return sharding.put_batch(mesh, jax.tree.map(lambda x: np.split(np.asarray(x), count)[index], whole))
 
 
-def main(words: Sequence[str]) -> int:
-  """Writes what one arrangement computes to --out: the leaves of {'metrics', 'gradients'} or {'before', 'after'}.
+def on_one_device(factory: pytest.TempPathFactory, *, ten: bool) -> dict[str, dict[str, np.ndarray]]:
+  """What one device computes, as `load` gives it back; made once in a run of the tests."""
+  make = lambda folder: save(folder / 'found.npz', tiny.config(*BASE, 'mesh.data=1'), ten=ten)
+  folder, _ = once(factory, f'one-device-{"ten-steps" if ten else "first-step"}', make)
+  return load(folder / 'found.npz')
 
-  With --save rather a checkpoint of `noisy_start`.
-  """
+
+def save(file: Path, config: Config, *, ten: bool) -> None:
+  """The first process writes the leaves of {'metrics', 'gradients'} or of {'before', 'after'}, of ten steps."""
+  if ten:
+    with jax.enable_x64(True):
+      found = dict(zip(('before', 'after'), ten_steps(config), strict=True))
+  else:
+    found = dict(zip(('metrics', 'gradients'), first_gradients(config), strict=True))
+  if jax.process_index() == 0:
+    np.savez(file, **{f'{part}/{name}': leaf for part in found for name, leaf in named(found[part]).items()})
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+  """The leaves by their names, in the order of the names."""
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def main(words: Sequence[str]) -> int:
+  """Writes what one arrangement computes to --out, see `save`; with --save rather a checkpoint of `noisy_start`."""
   parser = argparse.ArgumentParser()
   parser.add_argument('overrides', nargs='*')
   parser.add_argument('--out', type=Path, required=True)
@@ -158,14 +182,7 @@ def main(words: Sequence[str]) -> int:
     checkpoints.save(3, noisy_start(config, sharding.make_mesh(config.mesh)), 1.0)
     checkpoints.close()
     return 0
-  if of.ten_steps:
-    with jax.enable_x64(True):
-      found = dict(zip(('before', 'after'), ten_steps(config), strict=True))
-  else:
-    found = dict(zip(('metrics', 'gradients'), first_gradients(config), strict=True))
-  if jax.process_index() == 0:
-    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
-    np.savez(of.out, **leaves)
+  save(of.out, config, ten=of.ten_steps)
   return 0
 
 

@@ -12,6 +12,14 @@ from vild_jax.structs import Batch, RegionTargets, Vocabulary
 
 CLASSES = 6  # the last two are novel
 BASE = 4
+SHALLOW = (  # one level of the pyramid and no convolutions in the heads: for what is tested around the model
+  'model.pyramid.min_level=5',
+  'model.pyramid.max_level=5',
+  'model.anchors.size=1',
+  'model.rpn.num_convs=0',
+  'model.region_head.num_convs=0',
+  'model.mask_head.num_convs=0',
+)
 
 
 def config(*overrides: str) -> Config:

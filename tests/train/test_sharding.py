@@ -25,8 +25,8 @@ MANY = {
 
 
 @pytest.fixture(scope='module')
-def on_one_device():
-  return same_training.first_gradients(ONE)
+def on_one_device(tmp_path_factory):
+  return same_training.on_one_device(tmp_path_factory, ten=False)
 
 
 # Each arrangement compiles for half a minute; the one that splits all three axes is in every run.
@@ -37,7 +37,7 @@ def test_first_step_is_the_same_on_one_device_and_on_eight(on_one_device, arrang
   config = tiny.config(*BASE, *MANY[arranged])
   metrics, gradients = same_training.first_gradients(config)
   assert metrics['distillation_loss'] > 0
-  same_training.assert_same_first_step(on_one_device, (metrics, gradients))
+  same_training.assert_same_first_step(on_one_device, {'metrics': metrics, 'gradients': same_training.named(gradients)})
   _check_collectives(same_training.program_text(config), config, gradients)
 
 
@@ -67,11 +67,11 @@ def _check_collectives(text, config, params):
 
 
 @pytest.mark.slow  # two minutes; the arrangement that splits all three axes
-def test_ten_steps_end_at_the_same_parameters():
+def test_ten_steps_end_at_the_same_parameters(tmp_path_factory):
+  one = same_training.on_one_device(tmp_path_factory, ten=True)
   with jax.enable_x64(True):
-    before, one = same_training.ten_steps(ONE)
     _, many = same_training.ten_steps(tiny.config(*BASE, *MANY['2 data x 2 fsdp x 2 spatial']))
-  same_training.assert_same_end(one, many, before)
+  same_training.assert_same_end(one['after'], same_training.named(many), one['before'])
 
 
 @pytest.mark.parametrize('name', ['vild_r50_lvis', 'vild_ensemble_r152_lvis'])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import settings_read, small_experiment, tiny
+from tests.helpers.once import once
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 
@@ -24,18 +22,11 @@ def small_run(tmp_path_factory) -> tuple[Path, set[tuple[str, str]]]:
   The training distils, so that every setting has its reader. Tests must leave the folder's files as they are: the
   processes of a run share them.
   """
-  of_the_process = tmp_path_factory.getbasetemp()
-  folder = (of_the_process.parent if 'PYTEST_XDIST_WORKER' in os.environ else of_the_process) / 'small-run'
-  done = folder / 'settings-read.json'
-  with folder.with_suffix('.lock').open('w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    if not done.exists():
-      folder.mkdir()
-      done.write_text(json.dumps(sorted(_make(folder))))
-  return folder, set(map(tuple, json.loads(done.read_text())))
+  folder, read = once(tmp_path_factory, 'small-run', _make)
+  return folder, set(map(tuple, read))
 
 
-def _make(folder: Path) -> set[tuple[str, str]]:
+def _make(folder: Path) -> list[tuple[str, str]]:
   small_experiment.prepare(folder)
   small_experiment.plant_regions(folder)
   config = tiny.config(
@@ -56,7 +47,7 @@ def _make(folder: Path) -> set[tuple[str, str]]:
     assert run('export', *checkpoint, '--out', folder / 'bundle') == 0
     assert run('evaluate', *checkpoint, '--out', folder / 'evaluation', '--json', folder / 'm.json') == 0
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 72, 3), dtype=np.uint8)).save(folder / 'picture.png')
-  return read
+  return sorted(read)
 
 
 @pytest.fixture(scope='session')
