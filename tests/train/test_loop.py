@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -20,7 +21,8 @@ from vild_jax.train import checkpoint, loop, recorder, sharding, timing, writers
 from vild_jax.train import state as state_lib
 from vild_jax.train.step import make_train_step
 
-CONFIG = tiny.config('train.log_every=4', 'train.on_nan=skip')  # one config, so that its step is compiled once
+config_of = functools.partial(tiny.config, *tiny.SHALLOW, 'model.mask_head.num_convs=1')
+CONFIG = config_of('train.log_every=4', 'train.on_nan=skip')  # one config, so that its step is compiled once
 
 
 def _train(workdir, stream, mesh, config=CONFIG):
@@ -44,7 +46,7 @@ def _batches(kill_at=None):
 
 @pytest.fixture(scope='module')
 def mesh():
-  return sharding.make_mesh(tiny.config().mesh, jax.devices()[:1])
+  return sharding.make_mesh(config_of().mesh, jax.devices()[:1])
 
 
 @pytest.fixture(scope='module')
@@ -75,8 +77,8 @@ def test_a_finished_run_is_not_trained_again(undisturbed, mesh):
 
 def test_a_checkpoint_restores_on_another_topology(undisturbed):
   workdir, final = undisturbed
-  mesh = sharding.make_mesh(tiny.config().mesh, jax.devices()[:4])
-  variables = checkpoint.load_variables(workdir, tiny.config(), mesh)
+  mesh = sharding.make_mesh(config_of().mesh, jax.devices()[:4])
+  variables = checkpoint.load_variables(workdir, config_of(), mesh)
   for a, b in zip(jax.tree.leaves(variables['params']), jax.tree.leaves(final.params), strict=True):
     np.testing.assert_array_equal(a, b)
     assert len(a.sharding.device_set) == 4
@@ -84,10 +86,10 @@ def test_a_checkpoint_restores_on_another_topology(undisturbed):
 
 def test_an_older_checkpoint_is_loaded_by_its_step(undisturbed):
   workdir, final = undisturbed
-  older = checkpoint.load_variables(workdir, tiny.config(), step=6)
+  older = checkpoint.load_variables(workdir, config_of(), step=6)
   assert (np.asarray(older['params']['background']) != np.asarray(final.params['background'])).any()
   with pytest.raises(ValueError, match=r'holds no checkpoint of step 7; expected one of .*4, 6, 8$'):
-    checkpoint.load_variables(workdir, tiny.config(), step=7)
+    checkpoint.load_variables(workdir, config_of(), step=7)
 
 
 def test_the_whole_state_restores_on_another_topology(undisturbed):
@@ -102,8 +104,8 @@ def test_the_whole_state_restores_on_another_topology(undisturbed):
 def test_another_config_is_refused_but_another_cadence_is_not(undisturbed):
   workdir, _ = undisturbed
   with pytest.raises(ValueError, match=r'made with another config: optimizer\.momentum: 0\.9 and 0\.5 differ'):
-    checkpoint.claim_workdir(workdir, tiny.config('optimizer.momentum=0.5'))
-  checkpoint.claim_workdir(workdir, tiny.config('train.log_every=1'))
+    checkpoint.claim_workdir(workdir, config_of('optimizer.momentum=0.5'))
+  checkpoint.claim_workdir(workdir, config_of('train.log_every=1'))
   assert checkpoint.read_config(workdir).train.log_every == 1
 
 
@@ -111,19 +113,19 @@ def test_another_config_is_refused_but_another_cadence_is_not(undisturbed):
   ('override', 'message'),
   [
     ('model.mask_head.channels=4', r'another architecture: .*is \(.*expected \('),
-    ('model.region_head.num_convs=2', 'another architecture: .*conv2.* is missing'),
+    ('model.region_head.num_convs=1', 'another architecture: .*conv1.* is missing'),
     ('model.mask_head.num_convs=0', 'another architecture: .*(has no place in the model|, expected)'),
   ],
 )
 def test_a_checkpoint_of_another_architecture_is_refused(undisturbed, override, message):
   workdir, _ = undisturbed
   with pytest.raises(ValueError, match=message):
-    checkpoint.load_variables(workdir, tiny.config(override))
+    checkpoint.load_variables(workdir, config_of(override))
 
 
 def test_an_empty_folder_is_no_checkpoint(tmp_path):
   with pytest.raises(ValueError, match='holds no checkpoint'):
-    checkpoint.load_variables(tmp_path, tiny.config())
+    checkpoint.load_variables(tmp_path, config_of())
   with pytest.raises(ValueError, match=r'holds no config\.json'):
     checkpoint.read_config(tmp_path)
 
@@ -146,7 +148,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named_with_its_images(tm
   """States are saved at steps 4 and 6, the next log is that of step 8."""
   # The program that may skip: it ends at the same losses, and is compiled already.
   monkeypatch.setattr(loop, 'make_train_step', lambda config, mesh: make_train_step(CONFIG, mesh))
-  stops = tiny.config('train.log_every=4')
+  stops = config_of('train.log_every=4')
   with pytest.raises(
     FloatingPointError,
     match=r'not finite in step 5: .*gradient_norm nan, loss nan, .*; '
@@ -160,7 +162,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named_with_its_images(tm
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted_if_the_config_says_so(undisturbed, tmp_path, mesh):
-  config = tiny.config('train.log_every=4', 'train.on_nan=skip', 'train.checkpoint_every=1', 'train.keep=9')
+  config = config_of('train.log_every=4', 'train.on_nan=skip', 'train.checkpoint_every=1', 'train.keep=9')
   _train(tmp_path, _poisoned(5), mesh, config)
   states = {step: _restored(tmp_path, config, step) for step in (4, 5, 6)}
   for key in ('params', 'batch_stats', 'opt_state'):
@@ -182,7 +184,7 @@ def _restored(workdir, config, step):
 
 
 def test_only_skips_in_a_row_stop_a_run_that_skips():
-  config = tiny.config('train.on_nan=skip', 'train.steps=1000', 'train.log_every=1000')
+  config = config_of('train.on_nan=skip', 'train.steps=1000', 'train.log_every=1000')
   bad, good = ({'loss': jnp.float32(x), 'gradient_norm': jnp.float32(1)} for x in (np.inf, 2))
   kept = recorder.Recorder(config, None)
   for step in range(1, 400):
@@ -285,7 +287,7 @@ def test_metrics_of_a_line_are_means_over_its_steps():
 
 def test_the_saved_config_reads_back(undisturbed):
   workdir, _ = undisturbed
-  assert config_lib.difference(checkpoint.read_config(workdir), tiny.config('train.log_every=1')) == []
+  assert config_lib.difference(checkpoint.read_config(workdir), config_of('train.log_every=1')) == []
 
 
 def test_a_half_written_last_line_of_metrics_is_left_out(tmp_path):

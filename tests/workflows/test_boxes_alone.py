@@ -30,7 +30,15 @@ def prepare(folder: Path, *without: int) -> list[str]:
       del annotation['segmentation']
   small_experiment.prepare(folder, tree)
   places = [f'vocabulary={folder / "v.npz"}', f'data.train={folder / "data"}', f'data.val={folder / "data"}']
-  return [*places, 'mesh.data=1', 'train.steps=2', 'train.pictures=1', 'data.batch_size=2', 'evaluation.batch_size=2']
+  return [
+    *tiny.SHALLOW,
+    *places,
+    'mesh.data=1',
+    'train.steps=2',
+    'train.pictures=1',
+    'data.batch_size=2',
+    'evaluation.batch_size=2',
+  ]
 
 
 def config_file(folder: Path, settings: list[str]) -> Path:

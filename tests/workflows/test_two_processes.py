@@ -23,7 +23,7 @@ from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint, sharding, writers
 
 STEPS, SAVED = 3, 1  # and the step of the checkpoint that another number of processes goes on from
-BETWEEN = 10  # steps for each time that a run is told to end or killed, of those of `slow_steps`
+BETWEEN = 8  # steps for each time that a run is told to end or killed, of those of `slow_steps`
 _HEARTBEAT = 10  # seconds of silence
 
 
