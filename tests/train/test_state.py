@@ -32,6 +32,20 @@ def test_training_starts_from_the_first_stage_of_another_run(tmp_path, scratch):
       jax.tree.map(np.testing.assert_array_equal, jax.device_get(values), expected[kind][part])
 
 
+def test_a_proposal_network_without_batch_normalisation_is_a_start_too(tmp_path, monkeypatch):
+  config = tiny.config('model.rpn.num_convs=0', f'train.init_first_stage={tmp_path}')
+  variables = tiny.variables(config)
+  monkeypatch.setattr(detector, 'init', lambda config, key: variables)
+  assert 'rpn_head' not in variables['batch_stats']
+  checkpoint.save_variables(tmp_path, jax.tree.map(lambda x: np.asarray(x) + 1, variables))
+  mesh = sharding.make_mesh(config.mesh)
+  state.check_start(config, mesh)
+  made = state.create_on(config, mesh).params['rpn_head']
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x, y + 1), jax.device_get(made), variables['params']['rpn_head']
+  )
+
+
 def test_a_start_that_does_not_fit_is_one_line(tmp_path, scratch):
   mesh = sharding.make_mesh(tiny.config().mesh)
   with pytest.raises(ValueError, match='holds no checkpoint'):
