@@ -44,7 +44,7 @@ from vild_jax.train.step import make_predict_step
 # Dense bfloat16 FLOP/s by the vendor's data sheets.
 PEAK = {'NVIDIA H200': 989e12, 'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA A100-SXM4-80GB': 312e12}
 SIDE = 8192  # of the matrices that are multiplied
-STEPS = 5  # that follow one another without waiting for the host, as in training
+STEPS = 10  # that are timed, after two others
 LARGEST = 10  # kernels
 FEWEST = 45  # seconds that a part needs at least
 
@@ -54,20 +54,18 @@ def rate() -> dict[str, Any]:
   matrix = jnp.full((SIDE, SIDE), 1 / SIDE, jnp.bfloat16)
   multiply = jax.jit(lambda a: a @ a)
   multiply(matrix).block_until_ready()
-  seconds = fastest(lambda: multiply(matrix), 5)
+  seconds = of_a_step(lambda: multiply(matrix))
   return {'tflop_per_second': 2 * SIDE**3 / seconds / 1e12}
 
 
-def fastest(step: Any, repeats: int) -> float:
-  """Returns the seconds of one step, of the fastest of `repeats` rows of `STEPS` steps."""
+def of_a_step(step: Any) -> float:
+  """Returns the seconds of a step with its end awaited: the median, as for the peer."""
   times = []
-  for _ in range(repeats):
+  for _ in range(2 + STEPS):
     start = time.perf_counter()
-    for _ in range(STEPS):
-      last = step()
-    jax.block_until_ready(last)
-    times.append((time.perf_counter() - start) / STEPS)
-  return min(times)
+    jax.block_until_ready(step())
+    times.append(time.perf_counter() - start)
+  return float(np.median(times[2:]))
 
 
 def kernels(step: Any) -> list[dict[str, Any]]:
@@ -105,7 +103,7 @@ def train(count: int, settings: list[str], with_kernels: bool) -> dict[str, Any]
     ours.state, ours.metrics = ours.compiled(ours.state, *ours.data)
     return ours.metrics
 
-  seconds = fastest(step, 4)
+  seconds = of_a_step(step)
   found = {'seconds': seconds, 'tflop': ours.gflop / 1e3, 'first_call_seconds': ours.first_call_seconds}
   found |= {'peak_bytes': peak_memory(), 'loss': float(ours.metrics['loss'])}
   return found | ({'kernels': kernels(step)} if with_kernels else {})
@@ -125,7 +123,7 @@ def predict(count: int, settings: list[str]) -> dict[str, Any]:
   jax.block_until_ready(step())
   first = time.perf_counter() - start
   return {
-    'seconds': fastest(step, 4),
+    'seconds': of_a_step(step),
     'tflop': flops.count(traced.jaxpr) / 1e12,
     'first_call_seconds': first,
     'peak_bytes': peak_memory(),
@@ -138,7 +136,7 @@ def peer(python: str, count: int, settings: list[str], *options: str) -> dict[st
   more = ('--device', 'cuda', '--amp') if jax.default_backend() == 'gpu' else ()
   process = Peer(python, '--model', 'v2', *more, *options)
   about = process.tell(objects_of(batch, len(words.valid)))
-  steps = [process.tell('step') for _ in range(2 + 2 * STEPS)][2:]
+  steps = [process.tell('step') for _ in range(2 + STEPS)][2:]
   return about | {
     'seconds': float(np.median([s['wall'] for s in steps])),
     'tflop': about['gflop'] / 1e3,

@@ -132,7 +132,7 @@ def test_a_signal_before_the_loop_ends_with_the_code_that_launchers_start_again(
   before = signal.getsignal(signal.SIGTERM)
   monkeypatch.setattr(train, 'run', reading)
   assert cli.main(['train', 'c.py', '--workdir', 'w']) == processes.EXIT_PREEMPTED
-  assert 'told to end (SIGTERM) before the first step' in capsys.readouterr().err
+  assert 'told to end (SIGTERM) while no step ran' in capsys.readouterr().err
   assert signal.getsignal(signal.SIGTERM) is before
 
 

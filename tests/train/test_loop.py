@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from tests.helpers import tiny
 from vild_jax import config as config_lib
 from vild_jax.runtime import processes
 from vild_jax.structs import Batch, TrainState
-from vild_jax.train import checkpoint, loop, recorder, sharding, timing, writers
+from vild_jax.train import checkpoint, loop, recorder, sharding, timing, weights, writers
 from vild_jax.train import state as state_lib
 from vild_jax.train.step import make_train_step
 
@@ -105,6 +107,9 @@ def test_another_config_is_refused_but_another_cadence_is_not(undisturbed):
   workdir, _ = undisturbed
   with pytest.raises(ValueError, match=r'made with another config: optimizer\.momentum: 0\.9 and 0\.5 differ'):
     checkpoint.claim_workdir(workdir, config_of('optimizer.momentum=0.5'))
+  checkpoint.check_workdir(workdir, config_of('optimizer.reference_batch=8'))  # the same rates, otherwise given
+  with pytest.raises(ValueError, match=r'optimizer\.learning_rate: 0\.01 and 0\.02 differ'):
+    checkpoint.check_workdir(workdir, config_of('optimizer.reference_batch=4'))
   checkpoint.claim_workdir(workdir, config_of('train.log_every=1'))
   assert checkpoint.read_config(workdir).train.log_every == 1
 
@@ -238,6 +243,19 @@ def test_sigterm_saves_the_step_and_a_resume_ends_bit_identical(undisturbed, tmp
     np.testing.assert_array_equal(a, b)
 
 
+def test_a_signal_while_a_checkpoint_is_read_is_no_damage(undisturbed, tmp_path, mesh, monkeypatch):
+  shutil.copytree(undisturbed[0], tmp_path / 'run')
+  monkeypatch.setattr(checkpoint.Checkpoints, 'restore', lambda *_: checkpoint_reading(tmp_path))
+  with pytest.raises(processes.Preempted), processes.ending_when_told():
+    _train(tmp_path / 'run', _batches(), mesh)
+
+
+def checkpoint_reading(path):
+  with weights.reading(path):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
 def test_told_to_end_in_the_last_step_a_run_is_finished(tmp_path, mesh, monkeypatch):
   _told_to_end(monkeypatch, 8)
   assert int(_train(tmp_path, _batches(), mesh).step) == 8
@@ -278,6 +296,28 @@ def test_a_trace_of_some_steps_is_written_and_the_others_are_as_without_it(undis
   (trace,) = (tmp_path / loop.PROFILE_FOLDER).rglob('*.xplane.pb')
   assert trace.stat().st_size > 0 and f'{loop.PROFILE_FOLDER} holds a trace' in capsys.readouterr().err
   np.testing.assert_array_equal(state.params['background'], undisturbed[1].params['background'])
+
+
+@pytest.mark.parametrize('count', [1, 9])
+def test_a_trace_ends_with_the_run_and_a_short_run_has_none(undisturbed, tmp_path, mesh, count):
+  """Of a run that goes on from step 6 to 8, and of one that is stopped within the traced steps."""
+  checkpoint.claim_workdir(tmp_path, CONFIG)
+  with pytest.raises(Killed):
+    loop.train(CONFIG, tmp_path, tiny.vocabulary(), _batches(kill_at=7), mesh=mesh, profile=count)
+  assert list((tmp_path / loop.PROFILE_FOLDER).rglob('*.xplane.pb'))
+  shutil.rmtree(tmp_path / loop.PROFILE_FOLDER)
+  assert int(loop.train(CONFIG, tmp_path, tiny.vocabulary(), _batches(), mesh=mesh, profile=count).step) == 8
+  assert not (tmp_path / loop.PROFILE_FOLDER).exists()
+
+
+def test_a_process_that_waits_for_data_checks_nothing():
+  """Other processes may have data, and have begun the next step: an error of this one alone would leave them there."""
+  kept = recorder.Recorder(tiny.config(), None)
+  kept.add(1, {'loss': jnp.float32(np.nan), 'gradient_norm': jnp.float32(1), 'learning_rate': jnp.float32(1)})
+  late = type('Late', (), {'ready': False, '__next__': lambda self: ('batch', None)})()
+  assert loop._next(late, kept, timing.Clock()) == ('batch', None)
+  with pytest.raises(FloatingPointError, match='not finite in step 1'):
+    kept.settle()
 
 
 def test_metrics_of_a_line_are_means_over_its_steps():

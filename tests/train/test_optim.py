@@ -29,13 +29,13 @@ def test_schedule_is_the_references_but_for_the_decay_that_it_lost(golden):
 
 def test_the_rate_follows_the_batch_and_the_warm_up_its_pictures():
   given = Optimizer(learning_rate=0.32, warmup_learning_rate=0.0032, warmup_steps=1000, reference_batch=256)
-  of_64 = optim.of_batch(given, 64)
+  of_64 = given.of_batch(64)
   assert (of_64.learning_rate, of_64.warmup_steps, of_64.reference_batch) == (0.08, 4000, None)
   assert of_64.warmup_learning_rate == pytest.approx(0.0008)
-  rate, plain = optim.schedule(of_64, 180_000), optim.schedule(optim.of_batch(given, 256), 180_000)
+  rate, plain = optim.schedule(of_64, 180_000), optim.schedule(given.of_batch(256), 180_000)
   for pictures in (0, 128_000, 256_000, 1_000_000):  # a quarter of the rate, after as many pictures
     np.testing.assert_allclose(4 * rate(pictures // 64), plain(pictures // 256), rtol=1e-6)
-  assert optim.of_batch(of_64, 8) == of_64 and optim.of_batch(Optimizer(), 8) == Optimizer()
+  assert of_64.of_batch(8) == of_64 and Optimizer().of_batch(8) == Optimizer()
 
 
 def test_the_optimiser_and_the_step_take_the_rate_of_the_batch():
@@ -49,6 +49,8 @@ def test_the_optimiser_and_the_step_take_the_rate_of_the_batch():
   assert optim.described(config) == (
     'learning rate 0.04 after 0 steps of warm-up: 0.01 and 0 for a batch of 2 (optimizer.reference_batch), here of 8'
   )
+  short = tiny.config('optimizer.reference_batch=64')  # 16 steps of warm-up, of 8 steps in all
+  assert 'which do not end before the first decay at step 7:' in optim.described(short)
   assert optim.described(tiny.config()) == 'learning rate 0.01 after 2 steps of warm-up'
   with pytest.raises(ConfigError, match=r'optimizer\.reference_batch.*-2.*expected a number of pictures, or null'):
     tiny.config('optimizer.reference_batch=-2')

@@ -85,21 +85,50 @@ def test_a_run_of_several_processes_adds_up_to_the_wall_clock_with_what_was_lost
   assert sum(seconds.values()) == pytest.approx(fake.at - 1000)
   assert seconds == {'open': 20, 'data': 5, 'step': 10, 'save': 1, 'lost': 3, 'down': 100}
   content = json.loads((tmp_path / timing.GOODPUT_FILE).read_text())
-  assert content['starts'] == 2 and content['step'] == 5 and content['saved']['step'] == 4
+  assert content['starts'] == 2 and content['step'] == 5 and [*content['saves']] == ['2', '4']
   assert content['goodput'] == pytest.approx(10 / 139, abs=1e-4)
   assert str(run).startswith(
     '7.2 % of 139 s in 2 starts were training steps; open 14.4 %, data 3.6 %, save 0.7 %, lost'
   )
 
 
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
+def test_what_was_done_before_the_first_checkpoint_is_lost_too(tmp_path):
   fake = Fake()
   trained(tmp_path, fake)
-  run = trained(tmp_path, fake, resumed=None)
-  assert run.seconds()['down'] == run.seconds()['lost'] == 0 and '2 starts' not in str(run)
+  fake.passes(7)
+  seconds = trained(tmp_path, fake, resumed=None).seconds()
+  assert (seconds['lost'], seconds['down'], seconds['step']) == (10 + 9 + 0.5, 7, 6)
+  assert sum(seconds.values()) == pytest.approx(fake.at - 1000)
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"seconds": {"step": "x"}}', '{"seconds": [], "saved": 1}', '[' * 100_000])
+def test_a_second_kill_without_a_checkpoint_loses_all_since_the_one_before(tmp_path):
+  fake = Fake()
+  trained(tmp_path, fake)  # saves at 2
+  for _ in range(2):
+    clock = timing.Clock(now=fake)
+    run = timing.Goodput(tmp_path, clock, 2, fake)
+    clock.switch(timing.STEP)
+    fake.passes(100)
+    run.write(50)
+  seconds = run.seconds()
+  assert (seconds['lost'], seconds['step']) == (3 + 100, 4 + 100) and run._starts == 3
+  assert sum(seconds.values()) == pytest.approx(fake.at - 1000)
+
+
+def test_a_process_killed_while_it_saves_goes_on_from_the_checkpoint_before(tmp_path):
+  fake = Fake()
+  clock = timing.Clock(now=fake)
+  run = timing.Goodput(tmp_path, clock, None, fake)
+  clock.switch(timing.STEP)
+  for step in (2, 4):
+    fake.passes(10)
+    run.write(step, saved=True)
+  assert timing.Goodput(tmp_path, timing.Clock(now=fake), 2, fake).seconds()['lost'] == 10
+  assert timing.Goodput(tmp_path, timing.Clock(now=fake), 4, fake).seconds()['lost'] == 0
+  assert timing.Goodput(tmp_path, timing.Clock(now=fake), 3, fake).seconds()['lost'] == 0  # not known
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"seconds": {"step": "x"}}', '{"seconds": [], "saves": 1}', '[' * 100_000])
 def test_a_damaged_file_does_not_stop_a_resume(tmp_path, capsys, text):
   (tmp_path / timing.GOODPUT_FILE).write_text(text)
   run = timing.Goodput(tmp_path, timing.Clock(now=Fake()), 7, Fake())

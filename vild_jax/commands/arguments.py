@@ -98,8 +98,8 @@ def add_compiler(parser: argparse.ArgumentParser) -> None:
     '--cache',
     metavar='DIR',
     dest='programs',
-    help='keep compiled programs in this folder, so that the next start does not compile them again; all processes may '
-    'share it (default: the variable JAX_COMPILATION_CACHE_DIR, or none)',
+    help='keep compiled programs in this folder, so that the next start does not compile them again; of several '
+    'processes the first one writes, so that all must see it (default: JAX_COMPILATION_CACHE_DIR, or none)',
   )
   add_effort(parser)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vild_jax.config.settings import require, require_positive
 
@@ -16,7 +16,7 @@ class Optimizer:
   beta 1) or 'muon': kernels learn by Muon with `kernel_factor` times the learning rate, everything else by Adam.
 
   With `reference_batch` the rates are those of a batch of so many pictures. Another `data.batch_size` multiplies them
-  by its ratio to that one, and warms up over as many pictures (`train.optim.of_batch`). None: they stand as they are.
+  by its ratio to that one, and warms up over as many pictures (`of_batch`). None: they stand as they are.
   """
 
   rule: str = 'sgd'
@@ -53,6 +53,23 @@ class Optimizer:
       'a number of pictures, or null',
     )
     require(0 <= self.momentum < 1, 'optimizer.momentum', self.momentum, 'a number from 0 to below 1')
+
+  def of_batch(self, batch_size: int) -> Optimizer:
+    """Returns the settings for batches of `batch_size` pictures, whose rates are to be taken as they stand.
+
+    Rates are proportional to the batch, and the warm-up takes as many pictures as with `reference_batch` (Goyal et al.
+    2017, arXiv 1706.02677, section 2.1).
+    """
+    if self.reference_batch is None:
+      return self
+    factor = batch_size / self.reference_batch
+    return replace(
+      self,
+      learning_rate=self.learning_rate * factor,
+      warmup_learning_rate=self.warmup_learning_rate * factor,
+      warmup_steps=round(self.warmup_steps / factor),
+      reference_batch=None,
+    )
 
 
 @dataclass(frozen=True)

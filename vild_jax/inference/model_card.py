@@ -29,6 +29,7 @@ def text(about: Mapping[str, Any], config: Config, vocabulary: VocabularyFile, t
     vocabulary: the training vocabulary.
     towers: which towers of the teacher the bundle holds, `TEXT_TOWER`, `IMAGE_TOWER` or both.
   """
+  rates = config.optimizer.of_batch(config.data.batch_size)
   training, data = about['training'], about['training'].get('data') or {}
   base = int(vocabulary.is_base.sum())
   step = training.get('step')
@@ -40,7 +41,7 @@ def text(about: Mapping[str, Any], config: Config, vocabulary: VocabularyFile, t
     f'{len(vocabulary.names) - base:,} novel',
     'steps': UNKNOWN if step is None else f'{step:,} of {config.train.steps:,}',
     'batch': f'{config.data.batch_size} pictures of {config.data.image_size} x {config.data.image_size}',
-    'optimiser': f'{config.optimizer.rule}, learning rate {config.optimizer.learning_rate:g}',
+    'optimiser': f'{config.optimizer.rule}, learning rate {rates.learning_rate:g}',
     'distillation weight': f'{config.distillation.weight:g}',
     'backbone': f'ResNet-{config.model.backbone.depth}, width {config.model.backbone.width}',
     'separate image head (ViLD-ensemble)': 'yes' if config.model.image_head else 'no',

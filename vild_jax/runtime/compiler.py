@@ -51,7 +51,7 @@ def keep_programs(folder: Path) -> None:
 
   Call it before anything is compiled. Programs that compile in less than a second are not kept. What was compiled for
   another kind of device, by another version of JAX or with other options has another name, so that processes of all
-  kinds may share a folder. Raises OSError if it cannot be made.
+  kinds may share a folder. Of several processes of one run the first writes. Raises OSError if it cannot be made.
   """
   folder.mkdir(parents=True, exist_ok=True)
   jax.config.update('jax_compilation_cache_dir', str(folder.absolute()))

@@ -32,29 +32,40 @@ _WORDS = {
 _SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')  # set in a step
 
 
-class Preempted(Exception):
-  """Says that training got SIGTERM and what it had is saved; started again, it goes on from there."""
+class Preempted(BaseException):
+  """Says that training got SIGTERM and what it had is saved; started again, it goes on from there.
+
+  Like KeyboardInterrupt it is no Exception: what turns the errors of a library or a file into others must not take it
+  for one of them.
+  """
 
 
 @contextlib.contextmanager
 def ending_when_told() -> Iterator[None]:
   """Lets SIGTERM raise Preempted in the block, so that the process ends with a code that launchers start again.
 
-  `train.preemption` takes over while the loop runs. Python handles a signal when it runs: one that comes while JAX
-  compiles is handled afterwards. In a thread other than the main one nothing changes.
+  `train.preemption` takes over while the loop runs, and JAX when several processes are joined. Python handles a signal
+  when it runs: one that comes while JAX compiles is handled afterwards. In a thread other than the main one nothing
+  changes.
   """
-  if threading.current_thread() is not threading.main_thread():  # Python delivers signals to it alone
+  # Python delivers signals to the main thread alone.
+  if threading.current_thread() is not threading.main_thread() or _joined():
     yield
     return
 
   def told(*_: Any) -> None:
-    raise Preempted('told to end (SIGTERM) before the first step or after the last; the same command begins again')
+    raise Preempted('told to end (SIGTERM) while no step ran; the same command goes on from the newest checkpoint')
 
   before = signal.signal(signal.SIGTERM, told)
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    if not _joined():  # JAX has a handler of its own now, which Python does not know
+      signal.signal(signal.SIGTERM, before)
+
+
+def _joined() -> bool:
+  return 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized()
 
 
 def join(
@@ -81,7 +92,7 @@ def join(
     ValueError: the arguments or the variables of the environment do not fit together.
     OSError: process 0 does not answer.
   """
-  if 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized():
+  if _joined():
     return True  # an earlier command or the caller has set it up
   given = {'coordinator_address': coordinator_address, 'num_processes': num_processes, 'process_id': process_id}
   arguments = found(given, os.environ)

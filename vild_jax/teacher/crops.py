@@ -117,10 +117,10 @@ def schedule(groups: Iterable[Iterable[tuple[T, int]]], size: int) -> Iterator[l
 
 @dataclasses.dataclass(eq=False)
 class _Picture:
-  """A picture on its way: its key, its crops, the rows that are there, and the number of those still to come."""
+  """A picture on its way: its key, its crops if any, the rows that are there, and the number of those still to come."""
 
   key: Any
-  crops: Crops
+  crops: Crops | None
   rows: np.ndarray
   left: int
 
@@ -219,7 +219,8 @@ class CropTower:
       try:
         for key, crops in group:
           count = len(crops.bounds)
-          waiting.append(_Picture(key, crops, np.empty((count, self.embedding_dim), np.float32), count))
+          rows = np.empty((count, self.embedding_dim), np.float32)
+          waiting.append(_Picture(key, crops if count else None, rows, count))  # many may wait that need no crop
           yield waiting[-1], count
       except (Exception, KeyboardInterrupt) as error:
         failed.append(error)

@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar('T')
+_COUNT = 2  # items that are made before they are asked for
 _PATIENCE = 30.0  # seconds that `close` waits for an item that is being made
 
 
 class Ahead(Generic[T]):
-  """Iterates over `place(item)` of the items of an iterator, and makes up to `count` of them before they are asked for.
+  """Iterates over `place(item)` of the items of an iterator, and makes two of them before they are asked for.
 
   Errors of the iterator and of `place` are raised where their item would be returned, in the caller's thread.
   """
 
-  def __init__(self, items: Iterator[Any], place: Callable[[Any], T], count: int = 2):
+  def __init__(self, items: Iterator[Any], place: Callable[[Any], T]):
     self._items, self._place = items, place
-    self._made: queue.Queue = queue.Queue(count - 1)  # one more is in the hands of the thread
+    self._made: queue.Queue = queue.Queue(_COUNT - 1)  # one more is in the hands of the thread
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._run, name='batches ahead', daemon=True)
     self._thread.start()

@@ -6,6 +6,7 @@ A work directory holds `config.json` (the resolved config), `vocabulary.npz` and
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def check_workdir(workdir: Path, config: Config) -> None:
   """Raises ValueError if a work directory belongs to another config; the message names what differs."""
   if (workdir / CONFIG_FILE).is_file():
     saved = read_config(workdir)
-    differences = [d for d in config_lib.difference(saved, config) if d.partition(':')[0] not in _FREE]
+    used = [_with_rates(of) for of in (saved, config)]
+    differences = [d for d in config_lib.difference(*used) if d.partition(':')[0] not in _FREE]
     if differences:
       more = f' (and {len(differences) - 1} more)' if len(differences) > 1 else ''
       raise ValueError(
@@ -123,6 +125,11 @@ def check_workdir(workdir: Path, config: Config) -> None:
       )
   elif jax.process_index() == 0 and (workdir / CHECKPOINTS).is_dir():
     raise ValueError(f'{workdir} holds {CHECKPOINTS}/ but no {CONFIG_FILE}; expected both, or a new --workdir')
+
+
+def _with_rates(config: Config) -> Config:
+  """Returns the config with the rates of its batch, however they are given."""
+  return dataclasses.replace(config, optimizer=config.optimizer.of_batch(config.data.batch_size))
 
 
 def same_model(config: Config, folder: Path) -> Config:

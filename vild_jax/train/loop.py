@@ -6,6 +6,8 @@ part of the run's time (`timing`).
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -94,96 +96,115 @@ def train(
       f'{mesh.devices.flat[0].device_kind}, in {workdir}\n{sharding.describe(mesh, state)}\n{optim.described(config)}',
       file=sys.stderr,
     )
-  own_writer = writer is None and first
-  writer = (WorkdirWriter(workdir, resume_step=start) if own_writer else writer) if first else None
-  goodput = timing.Goodput(workdir, clock, resumed) if first else None
-  vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
-  train_step = make_train_step(config, mesh)
-  further = () if before is None else (before,)
-
-  def place(arrays: Mapping[str, Any]) -> tuple[Batch, Any]:
-    return sharding.put_batch(mesh, to_batch(arrays)), arrays.get('image_id')
-
-  recorder = Recorder(config, writer, start, clock)
-  batches_ahead = Ahead(batches(start) if start < config.train.steps else iter(()), place)
-  together = True
-  try:
-    with (
-      Notice(start) as notice,
-      progress.bar(config.train.steps, 'train', unit='step', initial=start, disable=not first) as bar,
-    ):
-      clock.switch(timing.STEP)
-      for step in range(start + 1, config.train.steps + 1):
-        if not batches_ahead.ready:
-          # Only when the devices have finished do they wait for data.
-          recorder.settle()
-          with clock.part(timing.DATA):
-            batch, image_ids = next(batches_ahead)
-        else:
-          batch, image_ids = next(batches_ahead)
-        if profile and step == start + 1 + _BEFORE_PROFILE:
-          recorder.settle()
-          jax.profiler.start_trace(str(workdir / PROFILE_FOLDER))
-        with clock.part(timing.COMPILE if step == start + 1 else timing.STEP):
-          state, metrics = train_step(state, batch, vocabulary, *further)
-        if summary := recorder.add(step, metrics, image_ids):
-          shown = f'loss {summary.get("loss", np.nan):.3f}, {summary.get("images_per_second", 0):.1f} images/s'
-          bar.set_postfix_str(f'{shown}, {100 * recorder.waited:.0f} % waiting for data', refresh=False)
-          if first:
-            goodput.write(step)
-        if first and step == start + 1:
-          print(clock.start_up(), file=sys.stderr)
-        if profile and step == min(start + _BEFORE_PROFILE + profile, config.train.steps):
-          _end_profile(recorder, workdir, first)
-          profile = 0
-        preempted, last = notice.reached(step), step == config.train.steps
-        if step % config.train.checkpoint_every == 0 or last or preempted:
-          # `loss_since_save` raises if a step was not finite, so that a broken state is never saved.
-          loss = recorder.loss_since_save()
-          with clock.part(timing.SAVE):
-            checkpoints.save(step, state, loss=loss)
-          if first:
-            goodput.write(step, saved=True)
-        if preempted and not last:
-          raise Preempted(
-            f'told to end (SIGTERM); step {step} of {config.train.steps} is saved in {workdir}: the same '
-            'command goes on from there'
-          )
-        if pictures is not None and (step % config.train.pictures_every == 0 or last):
-          with clock.part(timing.PICTURES):
-            # All processes must call `everywhere`: each may hold a part of the variables.
-            variables = sharding.everywhere(mesh, state_lib.variables(state))
-            if first:
-              writer.write_images(step, pictures(variables))
-          recorder.restart_clock()
-        bar.update()
-  except (FloatingPointError, Preempted):
-    raise
-  except BaseException:
-    # The other processes have not failed here, so closing the checkpoints would wait for them forever.
-    together = jax.process_count() == 1
-    raise
-  finally:
-    if together:
-      with clock.part(timing.SAVE):
-        checkpoints.close()
-    if writer is not None:
-      writer.flush()
+  with contextlib.ExitStack() as closing:  # what is entered last is closed first, whatever fails
+    notice = closing.enter_context(Notice(start))  # a signal during a last save does not interrupt it
+    closing.push(functools.partial(_close, checkpoints, clock))
+    own_writer = writer is None and first
+    writer = (WorkdirWriter(workdir, resume_step=start) if own_writer else writer) if first else None
     if own_writer:
-      writer.close()  # tensorboardX writes in its own thread; `flush` may miss the last events
-    batches_ahead.close()
+      closing.callback(writer.close)  # tensorboardX writes in its own thread; `flush` may miss the last events
+    if first:
+      closing.callback(writer.flush)
+    goodput = timing.Goodput(workdir, clock, resumed) if first else None
+    vocabulary = jax.device_put(vocabulary, sharding.replicated(mesh))
+    train_step = make_train_step(config, mesh)
+    further = () if before is None else (before,)
+
+    def place(arrays: Mapping[str, Any]) -> tuple[Batch, Any]:
+      return sharding.put_batch(mesh, to_batch(arrays)), arrays.get('image_id')
+
+    recorder = Recorder(config, writer, start, clock)
+    batches_ahead = Ahead(batches(start) if start < config.train.steps else iter(()), place)
+    closing.callback(batches_ahead.close)
+    trace = _Trace(workdir / PROFILE_FOLDER, start, profile)
+    closing.callback(trace.end)
+    bar = progress.bar(config.train.steps, 'train', unit='step', initial=start, disable=not first)
+    closing.enter_context(bar)
+    clock.switch(timing.STEP)
+    for step in range(start + 1, config.train.steps + 1):
+      batch, image_ids = _next(batches_ahead, recorder, clock)
+      trace.before(step, recorder)
+      with clock.part(timing.COMPILE if step == start + 1 else timing.STEP):
+        state, metrics = train_step(state, batch, vocabulary, *further)
+      if summary := recorder.add(step, metrics, image_ids):
+        shown = f'loss {summary.get("loss", np.nan):.3f}, {summary.get("images_per_second", 0):.1f} images/s'
+        bar.set_postfix_str(f'{shown}, {100 * recorder.waited:.0f} % waiting for data', refresh=False)
+        if first:
+          goodput.write(step)
+      if first and step == start + 1:
+        print(clock.start_up(), file=sys.stderr)
+      trace.after(step, recorder)
+      preempted, last = notice.reached(step), step == config.train.steps
+      if step % config.train.checkpoint_every == 0 or last or preempted:
+        # `loss_since_save` raises if a step was not finite, so that a broken state is never saved.
+        loss = recorder.loss_since_save()
+        with clock.part(timing.SAVE):
+          checkpoints.save(step, state, loss=loss)
+        if first:
+          goodput.write(step, saved=True)
+      if preempted and not last:
+        raise Preempted(
+          f'told to end (SIGTERM); step {step} of {config.train.steps} is saved in {workdir}: the same '
+          'command goes on from there'
+        )
+      if pictures is not None and (step % config.train.pictures_every == 0 or last):
+        with clock.part(timing.PICTURES):
+          # All processes must call `everywhere`: each may hold a part of the variables.
+          variables = sharding.everywhere(mesh, state_lib.variables(state))
+          if first:
+            writer.write_images(step, pictures(variables))
+        recorder.restart_clock()
+      bar.update()
   if first and start < config.train.steps:
     goodput.write(config.train.steps, saved=True)
     print(goodput, file=sys.stderr)
   return state
 
 
-def _end_profile(recorder: Recorder, workdir: Path, first: bool) -> None:
-  recorder.settle()
-  jax.profiler.stop_trace()
-  if first:
+def _next(batches_ahead: Ahead[tuple[Batch, Any]], recorder: Recorder, clock: timing.Clock) -> tuple[Batch, Any]:
+  if batches_ahead.ready:
+    return next(batches_ahead)
+  # Only when the devices have finished do they wait for data. Which process comes here is chance, so that nothing is
+  # checked: an error of one process alone would leave the others in a step that never ends.
+  recorder.wait()
+  with clock.part(timing.DATA):
+    return next(batches_ahead)
+
+
+def _close(checkpoints: Checkpoints, clock: timing.Clock, kind: Any, error: BaseException | None, _: Any) -> None:
+  """Waits for the last save, unless this process alone has failed: it would wait for the others for ever."""
+  if jax.process_count() > 1 and error is not None and not isinstance(error, FloatingPointError | Preempted):
+    return
+  with clock.part(timing.SAVE):
+    checkpoints.close()
+
+
+class _Trace:
+  """Writes a trace of `count` steps, the first ones after `start` left out; each process has a folder of its own."""
+
+  def __init__(self, folder: Path, start: int, count: int):
+    self._folder = folder / f'process_{jax.process_index()}' if jax.process_count() > 1 else folder
+    self._first, self._last, self._runs = start + 1 + _BEFORE_PROFILE, start + _BEFORE_PROFILE + count, False
+
+  def before(self, step: int, recorder: Recorder) -> None:
+    if step == self._first <= self._last:
+      recorder.settle()
+      jax.profiler.start_trace(str(self._folder))
+      self._runs = True
+
+  def after(self, step: int, recorder: Recorder) -> None:
+    if self._runs and step == self._last:
+      recorder.settle()
+      self.end()
+
+  def end(self) -> None:
+    """Ends the trace if it runs."""
+    if not self._runs:
+      return
+    self._runs = False
+    jax.profiler.stop_trace()
     print(
-      f'{workdir / PROFILE_FOLDER} holds a trace; `tensorboard --logdir {workdir}` shows it with the plugin XProf, and '
+      f'{self._folder} holds a trace; `tensorboard --logdir {self._folder.parent}` shows it with the plugin XProf, and '
       'so does ui.perfetto.dev',
       file=sys.stderr,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
@@ -25,28 +24,12 @@ DECAY_RULES = (
 )
 
 
-def of_batch(settings: Optimizer, batch_size: int) -> Optimizer:
-  """Returns the settings for batches of `batch_size` pictures, whose rates are to be taken as they stand.
-
-  Rates are proportional to the batch, and the warm-up takes as many pictures as with `reference_batch` (Goyal et al.
-  2017, arXiv 1706.02677, section 2.1).
-  """
-  if settings.reference_batch is None:
-    return settings
-  factor = batch_size / settings.reference_batch
-  return dataclasses.replace(
-    settings,
-    learning_rate=settings.learning_rate * factor,
-    warmup_learning_rate=settings.warmup_learning_rate * factor,
-    warmup_steps=round(settings.warmup_steps / factor),
-    reference_batch=None,
-  )
-
-
 def described(config: Config) -> str:
   """Describes the learning rate of a config's batch, and where it comes from."""
-  given, used = config.optimizer, of_batch(config.optimizer, config.data.batch_size)
+  given, used = config.optimizer, config.optimizer.of_batch(config.data.batch_size)
   text = f'learning rate {used.learning_rate:.4g} after {used.warmup_steps:,} steps of warm-up'
+  if used.warmup_steps > (first := round(min(used.decay_at, default=1) * config.train.steps)):
+    text += f', which do not end before the first decay at step {first:,}'
   if given.reference_batch in (None, config.data.batch_size):
     return text
   return (
@@ -56,7 +39,7 @@ def described(config: Config) -> str:
 
 
 def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
-  """Returns the function step -> learning rate, of settings as `of_batch` returns them.
+  """Returns the function step -> learning rate, of settings as their `of_batch` returns them.
 
   The rate rises linearly during the warm-up. It is multiplied by `decay_factor` at each step round(fraction · steps),
   for the fractions of `decay_at`. All decays happen (docs/departures.md, 7); `drop_last_decay` restores the reference,
@@ -92,7 +75,7 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def _rule(config: Config) -> optax.GradientTransformation:
-  settings = of_batch(config.optimizer, config.data.batch_size)
+  settings = config.optimizer.of_batch(config.data.batch_size)
   decay = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
   rate = optax.scale_by_learning_rate(schedule(settings, config.train.steps))
   if settings.rule == 'adamw':

@@ -25,7 +25,8 @@ class Recorder:
   """Averages metrics between two log steps, and measures images per second and the time by part over the same steps.
 
   Loss and gradient norm of a step are checked one step later, so that the device already has the next step to compute;
-  `settle` and `loss_since_save` check the last step at once. All other metrics leave the device at a log step.
+  `settle` and `loss_since_save` check the last step at once, and must be called at the same steps in all processes. All
+  other metrics leave the device at a log step.
 
   `waited` is the share of the time before the last log step in which the devices waited for data. Above a tenth of it a
   warning says what to do, once.
@@ -98,12 +99,13 @@ class Recorder:
 
   def _warn_if_starved(self, spent: Mapping[str, float]) -> None:
     self.waited = timing.share(spent, timing.DATA)
-    if self._warned or self._writer is None or self.waited <= _TOO_LONG or spent[timing.DATA] < _SHORT:
+    if self._warned or self.waited <= _TOO_LONG or spent[timing.DATA] < _SHORT:
       return
     self._warned = True
     workers = self._config.data.workers
+    process = '' if jax.process_count() == 1 else f'process {jax.process_index()}: '
     print(
-      f'{100 * self.waited:.0f} % of the time since the last line of the log ({spent[timing.DATA]:.1f} of '
+      f'{process}{100 * self.waited:.0f} % of the time since the last line of the log ({spent[timing.DATA]:.1f} of '
       f'{sum(spent.values()):.1f} s) the devices waited for data; more workers (data.workers={workers}, of '
       f'{os.cpu_count()} cores) or a faster disk help (docs/scale.md, "Where the time goes")',
       file=sys.stderr,
@@ -114,6 +116,11 @@ class Recorder:
     self.settle()
     losses, self._losses, self._saved = self._losses, [], self._seen
     return float(np.mean(losses)) if losses else float('inf')
+
+  def wait(self) -> None:
+    """Waits until the devices have computed the pending step, if there is one; does not check it."""
+    if self._pending is not None:
+      self._pending[1]['loss'].block_until_ready()
 
   def settle(self) -> None:
     """Checks and averages the pending step, if there is one."""

@@ -143,7 +143,8 @@ def _parts(config: Config) -> tuple[str, ...]:
 
 def _of_parts(tree: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
   # A part without batch normalisation, such as a proposal network without convolutions, has no batch statistics.
-  return {key: {part: modules[part] for part in parts if part in modules} for key, modules in tree.items()}
+  has = lambda key, part: key == 'params' or part in tree[key]
+  return {key: {part: modules[part] for part in parts if has(key, part)} for key, modules in tree.items()}
 
 
 def variables(state: TrainState) -> dict[str, Any]:

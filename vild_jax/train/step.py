@@ -63,7 +63,7 @@ def _of_the_program(config: Config) -> Config:
     vocabulary='',
     teacher='',
     data=Data(),
-    optimizer=optim.of_batch(config.optimizer, config.data.batch_size),
+    optimizer=config.optimizer.of_batch(config.data.batch_size),
     evaluation=Evaluation(),
     distillation=Distillation(config.distillation.weight),
     train=Train(

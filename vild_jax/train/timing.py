@@ -31,6 +31,7 @@ IMPORT, OPEN, RESTORE, COMPILE, DATA, STEP, SAVE, LOG, PICTURES = PARTS = (
 # Parts of a run of several processes, one after the other: steps that had to be done again with all that belongs to
 # them, and the time from the last sign of life of one process to the start of the next.
 LOST, DOWN = 'lost', 'down'
+_SAVES = 3  # of which the seconds are kept
 LINES = (DATA, STEP, SAVE, LOG)  # parts that each line of the log has
 
 
@@ -54,7 +55,7 @@ class Clock:
       age = float(Path('/proc/uptime').read_text().split()[0]) - started
     except (OSError, ValueError, IndexError):
       age = 0.0
-    return cls(age)
+    return cls(max(age, 0.0))
 
   def seconds(self) -> Counter[str]:
     """Returns {part: seconds} until now."""
@@ -89,7 +90,7 @@ class Goodput:
 
   `goodput.json` holds `seconds` {part: seconds}, the `step` that it was written at, `starts`, the number of processes
   one after the other, `goodput`, the share of steps in all seconds, and what a next process needs: the time of writing,
-  and the seconds up to the last checkpoint.
+  and the seconds up to the last checkpoints.
   """
 
   def __init__(self, workdir: Path, clock: Clock, resumed: int | None, now: Callable[[], float] = time.time):
@@ -98,37 +99,37 @@ class Goodput:
     What they did after that checkpoint counts as lost. A file that cannot be read counts as none.
     """
     self._file, self._clock, self._now = Path(workdir) / GOODPUT_FILE, clock, now
-    self._before, self._starts, self._saved = Counter(), 1, {'step': 0, 'seconds': {}}
-    former = _read(self._file) if resumed is not None else None
-    if former is None:
-      return
-    seconds, saved = Counter(former['seconds']), Counter(former['saved']['seconds'])
-    if former['saved']['step'] != resumed:  # another checkpoint than the last: what it had cost is not known
-      saved = seconds
-    again = {part: max(seconds[part] - saved[part], 0.0) for part in PARTS}
-    self._before = seconds - Counter(again)
-    self._before[LOST] = seconds[LOST] + sum(again.values())
-    self._before[DOWN] = seconds[DOWN] + max(now() - sum(clock.seconds().values()) - former['written'], 0.0)
-    self._starts = former['starts'] + 1
+    self._before, self._starts, resumed = Counter(), 1, resumed or 0
+    if former := _read(self._file):
+      seconds = Counter(former['seconds'])
+      # Of another checkpoint it is not known what it had cost.
+      saved = Counter(former['saves'].get(str(resumed), seconds if resumed else {}))
+      again = {part: max(seconds[part] - saved[part], 0.0) for part in PARTS}
+      self._before = seconds - Counter(again)
+      self._before[LOST] = seconds[LOST] + sum(again.values())
+      self._before[DOWN] = seconds[DOWN] + max(now() - sum(clock.seconds().values()) - former['written'], 0.0)
+      self._starts = former['starts'] + 1
+    self._saves = {str(resumed): dict(self._before)}  # {step: seconds}
 
   def seconds(self) -> Counter[str]:
     """Returns {part: seconds} of all processes until now."""
     return self._before + self._clock.seconds()
 
   def write(self, step: int, saved: bool = False) -> None:
-    """Writes the file; `saved` says that a checkpoint of this step has been written."""
-    seconds = {part: round(value, 3) for part, value in self.seconds().items()}
-    if saved:
-      self._saved = {'step': step, 'seconds': seconds}
-    content = {
-      'goodput': round(share(seconds, STEP), 4),
-      'step': step,
-      'starts': self._starts,
-      'seconds': seconds,
-      'saved': self._saved,
-      'written': self._now(),
-    }
-    files.write(self._file, json.dumps(content, indent=2) + '\n')
+    """Writes the file; `saved` says that a checkpoint of this step is being written."""
+    with self._clock.part(LOG):
+      seconds = {part: round(value, 3) for part, value in self.seconds().items()}
+      if saved:  # a process that is killed meanwhile goes on from an earlier one
+        self._saves = dict([*self._saves.items(), (str(step), seconds)][-_SAVES:])
+      content = {
+        'goodput': round(share(seconds, STEP), 4),
+        'step': step,
+        'starts': self._starts,
+        'seconds': seconds,
+        'saves': self._saves,
+        'written': self._now(),
+      }
+      files.write(self._file, json.dumps(content, indent=2) + '\n')
 
   def __str__(self) -> str:
     seconds = self.seconds()
@@ -153,8 +154,8 @@ def _read(file: Path) -> dict[str, Any] | None:
     return None
   try:
     content = json.loads(file.read_text(encoding='utf-8'))
-    numbers = [*content['seconds'].values(), *content['saved']['seconds'].values(), content['written']]
-    if not all(isinstance(x, int | float) for x in [*numbers, content['starts'], content['saved']['step']]):
+    numbers = [x for seconds in (content['seconds'], *content['saves'].values()) for x in seconds.values()]
+    if not all(isinstance(x, int | float) for x in [*numbers, content['written'], content['starts']]):
       raise ValueError('not numbers')
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     print(f'{file} cannot be read ({type(error).__name__}); the time of the run is counted anew', file=sys.stderr)
