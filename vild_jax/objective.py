@@ -19,6 +19,7 @@ from vild_jax import detector
 from vild_jax import targets as targets_lib
 from vild_jax.config import Config, matches
 from vild_jax.core import losses as core_losses
+from vild_jax.data import transforms
 from vild_jax.detector import PerImage
 from vild_jax.structs import Batch, FirstStage, SecondStage, Vocabulary
 from vild_jax.targets import Targets
@@ -38,6 +39,20 @@ class Outputs:
   second: SecondStage
   mask_logits: Array | None
   kept: SecondStage | None = None
+
+
+def network_input(image: Array, image_size: Array) -> Array:
+  """Returns pictures as the network takes them: float32 [B, S, S, 3], normalised, zero outside the content.
+
+  Args:
+    image: such pictures, or uint8 ones (`data.transfer`), which are normalised here.
+    image_size: [B, 2], (height, width) of the content of each.
+  """
+  if image.dtype != jnp.uint8:
+    return image
+  rows, columns = (jnp.arange(side) < image_size[:, i, None] for i, side in enumerate(image.shape[1:3]))
+  content = rows[:, :, None, None] & columns[:, None, :, None]
+  return jnp.where(content, image.astype(jnp.float32) * transforms.FACTOR - transforms.SHIFT, 0)
 
 
 def objective(
@@ -69,10 +84,11 @@ def objective(
   Raises ValueError, before anything is computed, if `check_distillation` does.
   """
   check_distillation(config, has_regions=batch.regions is not None)
-  first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
+  image = network_input(batch.image, batch.image_size)
+  first, variables = detector.first_stage(config.model, variables, image, train=True, per_image=per_image)
   keys = jax.random.split(key, batch.image.shape[0])
   targets = targets_lib.assign(config, first, batch, vocabulary, keys, per_image=per_image)
-  kept = kept_of(config, start, batch.image, first, targets, vocabulary, per_image=per_image)
+  kept = kept_of(config, start, image, first, targets, vocabulary, per_image=per_image)
   counts = targets_lib.count(targets)
   return loss_of(config, variables, first, targets, vocabulary, counts, kept=kept, per_image=per_image)
 

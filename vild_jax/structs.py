@@ -19,7 +19,7 @@ class RegionTargets:
 
   Attributes:
     boxes: float32 [B, M, 4].
-    embeddings: float32 [B, M, D], of any length; the loss normalises them.
+    embeddings: float32 or float16 [B, M, D], of any length; the loss normalises them.
     valid: bool [B, M], False on padding.
   """
 
@@ -29,16 +29,30 @@ class RegionTargets:
 
 
 @flax.struct.dataclass
+class MaskBits:
+  """Holds soft masks as the pixels between which they were sampled (`data.transforms.mask_bits`; always batched).
+
+  Attributes:
+    bits: uint8 [B, N, 28, 224], 8 rows a byte.
+    weights: float32 [B, N, 2, 112], along (y, x).
+  """
+
+  bits: Array
+  weights: Array
+
+
+@flax.struct.dataclass
 class Batch:
   """Holds what the data pipeline delivers for training (always batched).
 
   Attributes:
-    image: float32 [B, S, S, 3], RGB, normalised by ImageNet statistics, zero-padded at bottom and right.
+    image: float32 [B, S, S, 3], RGB, normalised by ImageNet statistics, zero-padded at bottom and right; or uint8, of
+      which `objective.network_input` makes that.
     image_size: float32 [B, 2], (height, width) of the picture inside the square.
     boxes: float32 [B, N, 4] ground truth of base categories, clipped to the square.
     labels: int32 [B, N], rows of the vocabulary.
-    masks: uint8 [B, N, 112, 112], 255 times the soft mask inside its box, or float [B, N, 112, 112] in [0, 1]; None if
-      no masks are learnt (`model.masks`).
+    masks: uint8 [B, N, 112, 112], 255 times the soft mask inside its box, or float [B, N, 112, 112] in [0, 1], or its
+      bits; None if no masks are learnt (`model.masks`).
     valid: bool [B, N], False on padding.
     regions: what to distil from the teacher, M regions for each image; None without distillation.
     has_mask: bool [B, N], which objects have a mask to learn; None if all have.
@@ -48,7 +62,7 @@ class Batch:
   image_size: Array
   boxes: Array
   labels: Array
-  masks: Array | None
+  masks: Array | MaskBits | None
   valid: Array
   regions: RegionTargets | None = None
   has_mask: Array | None = None

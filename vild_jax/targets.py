@@ -15,7 +15,7 @@ from vild_jax.config import Assignment, Config
 from vild_jax.core import boxes, masks, matching, sampling
 from vild_jax.core import losses as core_losses
 from vild_jax.detector import BOX_WEIGHTS, PerImage
-from vild_jax.structs import Batch, FirstStage, Proposals, RegionTargets, Vocabulary
+from vild_jax.structs import Batch, FirstStage, MaskBits, Proposals, RegionTargets, Vocabulary
 
 Array = jax.Array
 
@@ -80,7 +80,7 @@ def assign(
     found: Proposals,
     gt_boxes: Array,
     gt_labels: Array,
-    gt_masks: Array | None,
+    gt_masks: Array | MaskBits | None,
     gt_valid: Array,
     gt_has_mask: Array | None,
     key: Array,
@@ -172,7 +172,7 @@ def _assign_masks(
   regions: dict[str, Array],
   matched: Array,
   gt_boxes: Array,
-  gt_masks: Array,
+  gt_masks: Array | MaskBits,
   gt_has_mask: Array | None,
 ) -> dict[str, Array]:
   rois, learns = regions['rois'], regions['foreground']
@@ -188,6 +188,8 @@ def _assign_masks(
   }
 
 
-def _as_fraction(gt_masks: Array) -> Array:
-  """Turns masks of uint8, the type that saves bandwidth to the device, into fractions of coverage in [0, 1]."""
+def _as_fraction(gt_masks: Array | MaskBits) -> Array:
+  """Turns masks of uint8, the type that saves bandwidth to the device, or bits into fractions of coverage in [0, 1]."""
+  if isinstance(gt_masks, MaskBits):
+    return masks.soft_masks(gt_masks.bits, gt_masks.weights)
   return gt_masks.astype(jnp.float32) / 255 if gt_masks.dtype == jnp.uint8 else gt_masks

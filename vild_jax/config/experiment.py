@@ -96,7 +96,9 @@ class Data:
   and padded. `batch_size` is global. `workers` is the number of processes that decode; 0 decodes in the training
   process. `repeat_threshold` is for repeat-factor sampling (LVIS: 0.001): pictures of categories that occur in a
   smaller fraction of the pictures are repeated; 0 shows each picture once in an epoch. `only_with_objects` leaves out
-  pictures that show no object of a class that training may use, as open-vocabulary COCO is trained.
+  pictures that show no object of a class that training may use, as open-vocabulary COCO is trained. `transfer` is the
+  type of the pictures that training sends to the devices: 'float32', or 'uint8', which the devices normalise: a quarter
+  of the bytes and of the hosts' work, with an error of half a level of 255 (docs/data.md). Evaluation sends float32.
   """
 
   train: str = ''
@@ -111,10 +113,12 @@ class Data:
   workers: int = 8
   repeat_threshold: float = 0.0
   only_with_objects: bool = False
+  transfer: str = 'float32'
 
   def __post_init__(self):
     low, high = self.scale_range
     require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
+    require(self.transfer in ('float32', 'uint8'), 'data.transfer', self.transfer, "'float32' or 'uint8'")
     require_positive(self, 'data', 'image_size', 'batch_size', 'max_instances', zero=('workers',))
     require_fraction(self, 'data', 'repeat_threshold')
 

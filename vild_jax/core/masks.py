@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vild_jax.core import sampling
 
@@ -47,6 +47,18 @@ def mask_targets(
   masks = gt_masks[matched].astype(jnp.float32)
   exact = jax.lax.Precision.HIGHEST
   return jnp.einsum('kih,khw,kjw->kij', rows, masks, columns, precision=exact)
+
+
+def soft_masks(bits: UInt8[Array, 'g 28 224'], weights: Float[Array, 'g 2 112']) -> Float[Array, 'g 112 112']:
+  """Returns soft masks in [0, 1] of the pixels between which their samples lie (`structs.MaskBits`)."""
+  size = weights.shape[2]
+  shifts = jnp.arange(7, -1, -1, dtype=jnp.uint8)
+  pixels = (bits[:, :, None, :] >> shifts[:, None]) & 1
+  pixels = pixels.reshape(-1, 2, size, 2, size).astype(jnp.float32)  # before or after, row, before or after, column
+  y, x = weights[:, 0, :, None], weights[:, 1, None, None, :]
+  left, right = pixels[:, :, :, 0], pixels[:, :, :, 1]
+  across = left + (right - left) * x
+  return across[:, 0] + (across[:, 1] - across[:, 0]) * y
 
 
 def select_mask_regions(

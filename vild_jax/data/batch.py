@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import math
 import os
 import sys
 import weakref
@@ -100,15 +101,19 @@ def train_example(
     image float32 [S, S, 3], image_size float32 [2], boxes float32 [N, 4], labels int32 [N], masks uint8
     [N, 112, 112] (255 times the soft mask; zeros for an object without a segmentation), has_mask bool [N], valid bool
     [N], image_id int64; N = `data.max_instances`. Without `masks`, neither masks nor has_mask. With `regions` also
-    `regions`: what `region_targets.region_targets` returns.
+    `regions`: what `region_targets.region_targets` returns. If `data.transfer` is 'uint8', image is uint8 and not
+    normalised, masks is a dictionary of the arrays of `structs.MaskBits`, and embeddings of regions are float16.
   """
   draw = transforms.draw_augmentation(rng, data.scale_range, data.flip)
+  small = data.transfer == 'uint8'
   image, objects = pictures.decode_example(example), example.objects
   rows = labels(objects.category_ids)
   boxes = objects.boxes
   if draw.flip:
-    image, boxes = image[:, ::-1], transforms.flip_boxes(boxes, example.width)
-  resized = transforms.resize_and_pad(image, data.image_size, scale=draw.scale, offset_draw=draw.offset_draw)
+    image, boxes = transforms.flip_image(image), transforms.flip_boxes(boxes, example.width)
+  resized = transforms.resize_and_pad(
+    image, data.image_size, scale=draw.scale, offset_draw=draw.offset_draw, normalized=not small
+  )
   boxes = transforms.to_square(boxes, resized)
   kept = np.flatnonzero((rows >= 0) & ~objects.is_crowd & transforms.is_visible(boxes))[: data.max_instances]
 
@@ -124,9 +129,10 @@ def train_example(
   item['boxes'][: len(kept)] = boxes[kept]
   item['labels'][: len(kept)] = rows[kept]
   if masks:
-    item |= _masks(example, kept, transforms.from_square(boxes[kept], resized), draw.flip, slots)
+    item |= _masks(example, kept, transforms.from_square(boxes[kept], resized), draw.flip, data)
   if regions is not None:
-    item['regions'] = region_targets.region_targets(regions, example.width, draw.flip, resized)
+    dtype = np.float16 if small else np.float32
+    item['regions'] = region_targets.region_targets(regions, example.width, draw.flip, resized, dtype)
   return item
 
 
@@ -162,16 +168,24 @@ def eval_example(example: Example, image_size: int) -> Arrays:
   }
 
 
-def _masks(example: Example, kept: np.ndarray, boxes: np.ndarray, flip: bool, slots: int) -> Arrays:
+def _masks(example: Example, kept: np.ndarray, boxes: np.ndarray, flip: bool, data: Data) -> Arrays:
   """Returns the entries masks and has_mask of objects `kept`, whose visible parts are `boxes`, in pixels."""
-  size = transforms.MASK_SIZE
-  masks, has_mask = np.zeros((slots, size, size), np.uint8), np.zeros(slots, bool)
+  slots, size = data.max_instances, transforms.MASK_SIZE
+  has_mask, bits = np.zeros(slots, bool), None
+  if data.transfer == 'uint8':
+    bits, weights = np.zeros((slots, *transforms.MASK_BITS), np.uint8), np.zeros((slots, 2, size), np.float32)
+  else:
+    masks = np.zeros((slots, size, size), np.uint8)
   for slot, (index, box) in enumerate(zip(kept, boxes, strict=True)):
     if segmentation := example.objects.segmentations[index]:
       mask = rle.decode_mask(segmentation, example.height, example.width)
-      masks[slot] = np.round(255 * transforms.crop_mask(mask[:, ::-1] if flip else mask, box))
+      mask = mask[:, ::-1] if flip else mask
+      if bits is not None:
+        bits[slot], weights[slot] = transforms.mask_bits(mask, box)
+      else:
+        masks[slot] = np.round(255 * transforms.crop_mask(mask, box))
       has_mask[slot] = mask.any()  # polygons beside the picture, or too thin, cover nothing: they are no target
-  return {'masks': masks, 'has_mask': has_mask}
+  return {'masks': masks if bits is None else {'bits': bits, 'weights': weights}, 'has_mask': has_mask}
 
 
 def _padding_example(image_size: int) -> Arrays:
@@ -221,10 +235,7 @@ def train_batches(
     examples = grain.MapDataset.source(dataset).shuffle(seed=order_seed).repeat(None)
   item = functools.partial(stream_example, labels=labels, config=config, regions=regions)
   batches = examples.map_with_index(item).batch(local)[start_step * process_count + process_index :: process_count]
-  item_bytes = _image_bytes(config) + config.model.masks * config.data.max_instances * transforms.MASK_SIZE**2
-  if regions is not None:
-    item_bytes += 4 * config.distillation.regions_per_image * config.model.embedding_dim
-  return _stream(batches, config.data.workers, local * item_bytes)
+  return _stream(batches, config.data.workers, local * _train_bytes(config, regions is not None))
 
 
 def eval_batches(
@@ -239,7 +250,7 @@ def eval_batches(
   count = -(-len(dataset) // batch_size)
   item = functools.partial(_eval_item, dataset=dataset, image_size=config.data.image_size)
   batches = grain.MapDataset.range(count * batch_size).map(item).batch(local)[process_index::process_count]
-  return _stream(batches, min(config.data.workers, count), local * _image_bytes(config))
+  return _stream(batches, min(config.data.workers, count), local * 3 * 4 * config.data.image_size**2)
 
 
 def _eval_item(index: int, *, dataset: ExampleSource, image_size: int) -> Arrays:
@@ -252,8 +263,16 @@ def _local_batch(batch_size: int, process_count: int, key: str) -> int:
   return batch_size // process_count
 
 
-def _image_bytes(config: Config) -> int:
-  return 3 * 4 * config.data.image_size**2
+def _train_bytes(config: Config, regions: bool) -> int:
+  """Returns the bytes of the large arrays of a training example."""
+  small, side = config.data.transfer == 'uint8', transforms.MASK_SIZE
+  mask = math.prod(transforms.MASK_BITS) + 4 * 2 * side if small else side**2
+  number = config.distillation.regions_per_image if regions else 0
+  return (
+    3 * (1 if small else 4) * config.data.image_size**2
+    + config.model.masks * config.data.max_instances * mask
+    + number * (2 if small else 4) * config.model.embedding_dim
+  )
 
 
 def _stream(batches: grain.MapDataset, workers: int, batch_bytes: int) -> Iterator[Arrays]:

@@ -143,13 +143,32 @@ def decode_example(example: Example) -> np.ndarray:
   Raises DataError if it is not readable or not of the annotated size.
   """
   name = f'image {example.image_id}'
-  image = decode(example.image, name, max_pixels=max(MAX_PIXELS, example.height * example.width))
+  image = _by_opencv(example)
+  if image is None:
+    image = decode(example.image, name, max_pixels=max(MAX_PIXELS, example.height * example.width))
   if image.shape[:2] != (example.height, example.width):
     raise DataError(
       f'{name}: the picture has {image.shape[0]} x {image.shape[1]} pixels; expected '
       f'{example.height} x {example.width} as annotated (height x width)'
     )
   return image
+
+
+def _by_opencv(example: Example) -> np.ndarray | None:
+  """Returns the pixels of a whole JPEG of grey or RGB of the annotated size; None if that is not what it is.
+
+  Both libraries use libjpeg-turbo, so that pixels are equal; OpenCV takes two thirds of Pillow's time, and lets other
+  threads run meanwhile. It does not notice every damage that Pillow refuses, but preparation has let Pillow look.
+  """
+  if not (example.image.startswith(b'\xff\xd8') and example.image.endswith(b'\xff\xd9')):
+    return None
+  try:
+    with Image.open(io.BytesIO(example.image), formats=('JPEG',)) as header:
+      if header.mode not in ('L', 'RGB') or (header.height, header.width) != (example.height, example.width):
+        return None
+  except Exception:  # what is wrong with it is for `decode` to say
+    return None
+  return cv2.imdecode(np.frombuffer(example.image, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def decode_annotated(path: Path, height: int, width: int) -> np.ndarray:

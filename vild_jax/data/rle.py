@@ -23,7 +23,7 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
   """
   if not segmentation:
     raise DataError('an object without segmentation has no mask; expected polygons or an RLE')
-  return mask_api.decode(_as_rle(segmentation, height, width)).astype(bool)
+  return mask_api.decode(_as_rle(segmentation, height, width)).view(bool)
 
 
 def area(segmentation: Any, height: int, width: int) -> float:

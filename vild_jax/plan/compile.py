@@ -22,11 +22,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vild_jax.config import Config, defaults, with_embedding_dim
-from vild_jax.data.transforms import MASK_SIZE
+from vild_jax.data.transforms import MASK_BITS, MASK_SIZE
 from vild_jax.plan import flops, hlo
 from vild_jax.plan.topology import Target, devices
 from vild_jax.runtime import compiler, files, messages
-from vild_jax.structs import Batch, RegionTargets, Vocabulary
+from vild_jax.structs import Batch, MaskBits, RegionTargets, Vocabulary
 from vild_jax.train import optim, retention, sharding, state
 from vild_jax.train.step import make_train_step
 
@@ -41,6 +41,7 @@ _HBM = {'v4': 15.25, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25}
 def abstract_batch(config: Config, mesh: Mesh) -> Batch:
   """Returns shapes, types and shardings of a global batch as `train` uses it."""
   count, side, objects = config.data.batch_size, config.data.image_size, config.data.max_instances
+  small = config.data.transfer == 'uint8'
   of = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
   regions = None
   if config.distillation.weight:
@@ -48,14 +49,17 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
     regions = RegionTargets(
       boxes=of(np.float32, number, 4),
       valid=of(np.bool_, number),
-      embeddings=of(np.float32, number, config.model.embedding_dim),
+      embeddings=of(np.float16 if small else np.float32, number, config.model.embedding_dim),
     )
+  masks = of(np.uint8, objects, MASK_SIZE, MASK_SIZE)
+  if small:
+    masks = MaskBits(of(np.uint8, objects, *MASK_BITS), of(np.float32, objects, 2, MASK_SIZE))
   batch = Batch(
-    image=of(np.float32, side, side, 3),
+    image=of(config.data.transfer, side, side, 3),
     image_size=of(np.float32, 2),
     boxes=of(np.float32, objects, 4),
     labels=of(np.int32, objects),
-    masks=of(np.uint8, objects, MASK_SIZE, MASK_SIZE) if config.model.masks else None,
+    masks=masks if config.model.masks else None,
     valid=of(np.bool_, objects),
     has_mask=of(np.bool_, objects) if config.model.masks else None,
     regions=regions,

@@ -71,11 +71,10 @@ class StepIterator:
 def get_dataset(scenic_config: Any, data_rng: Any = None) -> Any:
   """Returns the prepared data sets of the config as a Scenic `Dataset`.
 
-  Batches are this process's part, without a device axis: `inputs` float32 [B, S, S, 3], `batch_mask` float32 [B], and
-  in `label` the other fields of `structs.Batch` (boxes yxyx in pixels of the network input). `valid_iter` repeats
-  `data.val` without end; it is None if `data.val` is empty. `meta_data` has Scenic's usual keys, the `vocabulary` (a
-  `VocabularyFile`), the `class_names`, the `classes` (the `structs.Vocabulary` of the training step), `masks` (whether
-  the detector has any) and `frozen` (what is added to `train.freeze`).
+  Batches are this process's part, without a device axis: `inputs` [B, S, S, 3], `batch_mask` float32 [B], and in
+  `label` the other fields of `structs.Batch`. `valid_iter` repeats `data.val` without end; it is None if that is empty.
+  `meta_data` has Scenic's usual keys, the `vocabulary` (a `VocabularyFile`), the `class_names`, the `classes` (the
+  `structs.Vocabulary` of the step), `masks` (whether the detector has any) and `frozen` (added to `train.freeze`).
 
   Args:
     scenic_config: the experiment.
@@ -174,7 +173,8 @@ def forward(
   per_image: detector.PerImage = jax.vmap,
 ) -> tuple[dict[str, Any], Any]:
   """Runs both stages in training mode; see `ViLDModel.forward`, which takes a batch with Scenic's names."""
-  first, variables = detector.first_stage(config.model, variables, batch.image, train=True, per_image=per_image)
+  image = objective.network_input(batch.image, batch.image_size)
+  first, variables = detector.first_stage(config.model, variables, image, train=True, per_image=per_image)
   keys = jax.random.split(key, batch.image.shape[0])
   assigned = targets.assign(config, first, batch, vocabulary, keys, per_image=per_image)
   outputs, variables = objective.outputs_of(config, variables, first, assigned, vocabulary, per_image=per_image)

@@ -61,14 +61,16 @@ def _in_parts(
 
   def assign(_, part):
     microbatch, keys = part
-    first, _ = first_stage(variables['params'], microbatch.image)
+    image = objective.network_input(microbatch.image, microbatch.image_size)
+    first, _ = first_stage(variables['params'], image)
     return None, targets_lib.assign(config, first, microbatch, vocabulary, keys, per_image=per_image)
 
   _, targets = jax.lax.scan(assign, None, parts)
   counts = targets_lib.count(targets)
 
   def gradients_of(part):
-    image, targets = part
+    (image, image_size), targets = part
+    image = objective.network_input(image, image_size)
 
     def loss(params):
       first, after = first_stage(freezing.stopped(config.train.freeze, params), image)
@@ -79,7 +81,7 @@ def _in_parts(
     share = jax.tree.map(lambda x: x / number, batch_stats)
     return sharding.split_like_params(mesh, grads), metrics, share
 
-  parts = parts[0].image, targets
+  parts = (parts[0].image, parts[0].image_size), targets
   shapes = jax.eval_shape(lambda: gradients_of(jax.tree.map(lambda x: x[0], parts)))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   add = lambda total, part: (jax.tree.map(jnp.add, total, gradients_of(part)), None)

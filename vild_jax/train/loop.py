@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from vild_jax.config import Config
 from vild_jax.runtime import progress
 from vild_jax.runtime.processes import Preempted
-from vild_jax.structs import Batch, RegionTargets, TrainState, Vocabulary
+from vild_jax.structs import Batch, MaskBits, RegionTargets, TrainState, Vocabulary
 from vild_jax.train import optim, retention, sharding, timing
 from vild_jax.train import state as state_lib
 from vild_jax.train.ahead import Ahead
@@ -56,8 +56,8 @@ def train(
     vocabulary: the training vocabulary.
     batches: takes the start step and returns an iterator over this process's part of each global batch from that step
       on. A batch is a dictionary of NumPy arrays with the names of `structs.Batch`, of which those that may be None may
-      be left out (other names are ignored); its entry `regions`, for distillation, is a dictionary of its own. The same
-      start step must give the same batches.
+      be left out (other names are ignored); its entries `regions`, for distillation, and `masks`, if they are bits, are
+      dictionaries of their own. The same start step must give the same batches.
     mesh: devices to train on; the batch must split evenly over them (`sharding.check_batch_size`).
     start_from: the folder of the weights that a new training starts from, by default as in `state.create_on`.
     writer: an object with the methods of clu's MetricWriter; by default a `WorkdirWriter`. Only the first process
@@ -213,6 +213,7 @@ class _Trace:
 def to_batch(arrays: Mapping[str, Any]) -> Batch:
   """Returns the batch of a dictionary as `train` takes it."""
   fields = {'masks': None} | {key: arrays[key] for key in Batch.__dataclass_fields__ if arrays.get(key) is not None}
-  if isinstance(regions := fields.get('regions'), Mapping):
-    fields['regions'] = RegionTargets(**regions)
+  for key, kind in (('regions', RegionTargets), ('masks', MaskBits)):
+    if isinstance(value := fields.get(key), Mapping):
+      fields[key] = kind(**value)
   return Batch(**fields)

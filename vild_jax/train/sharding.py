@@ -48,7 +48,7 @@ STATE_RULES = (
 )
 BATCH_RULES = (
   (r'image', PartitionSpec(BATCH_AXES, 'spatial')),
-  (r'image_size|labels|masks|has_mask|factors|(regions/)?(boxes|embeddings|valid)', BATCH_SPEC),
+  (r'image_size|labels|masks(/(bits|weights))?|has_mask|factors|(regions/)?(boxes|embeddings|valid)', BATCH_SPEC),
 )
 
 

@@ -109,7 +109,7 @@ def _seen(
   config = training.config
   item = batches.stream_example(index, example, labels=training.labels, config=config, regions=training.regions)
   size = config.data.image_size
-  picture = drawing.resized(transforms.displayed(item['image']), _SIDE)
+  picture = drawing.resized(transforms.displayed(item['image'], item['image_size']), _SIDE)
   scale = len(picture) / size
   used = int(item['valid'].sum())
   boxes = item['boxes'][:used] * scale
@@ -131,7 +131,7 @@ def _seen(
   )
   masks = None
   if config.model.masks:
-    masks = paste.paste_masks(item['masks'][drawn].astype(np.float32) / 255, boxes[drawn], *picture.shape[:2])
+    masks = paste.paste_masks(_soft_masks(item['masks'], drawn), boxes[drawn], *picture.shape[:2])
   shot = drawing.draw(
     picture,
     boxes[drawn],
@@ -147,6 +147,13 @@ def _seen(
     kept = regions['boxes'][regions['valid']] * scale
     shots.append((f'To distil: {counted(len(kept), "region")}', _outlined(picture, kept)))
   return shots
+
+
+def _soft_masks(masks: np.ndarray | dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+  """The masks of these rows in [0, 1], float32 [K, 112, 112], of either form that a batch has."""
+  if isinstance(masks, dict):
+    return np.array([transforms.soft_mask(masks['bits'][row], masks['weights'][row]) for row in rows], np.float32)
+  return masks[rows].astype(np.float32) / 255
 
 
 def _inside(example: Example, index: int, training: Training) -> int:

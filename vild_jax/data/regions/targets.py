@@ -88,7 +88,9 @@ def draw_of(store: RegionSource, settings: Distillation, image_id: int, seed: in
   return RegionDraw(store[image_id], settings, rng)
 
 
-def region_targets(draw: RegionDraw, width: float, flip: bool, resized: transforms.ResizedImage) -> Arrays:
+def region_targets(
+  draw: RegionDraw, width: float, flip: bool, resized: transforms.ResizedImage, dtype: type = np.float32
+) -> Arrays:
   """Returns the regions to distil of one training picture, placed in the square.
 
   A region is valid if at least the fraction `min_visible` of its area is inside the crop, and both sides of that part
@@ -100,9 +102,10 @@ def region_targets(draw: RegionDraw, width: float, flip: bool, resized: transfor
     width: of the original picture, in pixels.
     flip: whether the picture was mirrored before it was resized.
     resized: the training picture and where the original went.
+    dtype: of the embeddings; a store has float16.
 
   Returns:
-    boxes float32 [M, 4], embeddings float32 [M, D], valid bool [M]; M = `regions_per_image`, 0 and False on padding.
+    boxes float32 [M, 4], embeddings [M, D], valid bool [M]; M = `regions_per_image`, 0 and False on padding.
   """
   found, settings = draw.found, draw.settings
   boxes = transforms.flip_boxes(found.boxes, width) if flip else found.boxes
@@ -115,10 +118,10 @@ def region_targets(draw: RegionDraw, width: float, flip: bool, resized: transfor
   chosen = np.sort(valid[np.argsort(ranks[valid], kind='stable')[: settings.regions_per_image]])
 
   slots, count = settings.regions_per_image, len(chosen)
-  embeddings = np.asarray(found.embeddings)[chosen].astype(np.float32)
+  embeddings = np.asarray(found.embeddings)[chosen]
   targets = {
     'boxes': np.zeros((slots, 4), np.float32),
-    'embeddings': np.zeros((slots, embeddings.shape[1]), np.float32),
+    'embeddings': np.zeros((slots, embeddings.shape[1]), dtype),
     'valid': np.arange(slots) < count,
   }
   targets['boxes'][:count] = clipped[chosen]
