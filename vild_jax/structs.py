@@ -32,6 +32,8 @@ class RegionTargets:
 class MaskBits:
   """Holds soft masks as the pixels between which they were sampled (`data.transforms.mask_bits`; always batched).
 
+  In host memory there may be fewer slots than N: those beyond them are not in use, and `train.sharding` adds them.
+
   Attributes:
     bits: uint8 [B, N, 28, 224], 8 rows a byte.
     weights: float32 [B, N, 2, 112], along (y, x).

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -215,7 +216,8 @@ def train_batches(
   """Returns the endless stream of training batches from `start_step` on: this process's part of each batch.
 
   Process p of P gets slots [p · B / P, (p + 1) · B / P) of the global batch B = `config.data.batch_size`. Keys and
-  shapes are those of `train_example`, with a leading batch axis. `close()` of the iterator ends the workers.
+  shapes are those of `train_example`, with a leading batch axis; of masks as bits a batch has only the slots that some
+  picture uses, rounded up (`sent_slots`). `close()` of the iterator ends the workers.
 
   Args:
     regions: the store whose embeddings are distilled, as `config.distillation` says; None for no regions.
@@ -234,7 +236,8 @@ def train_batches(
     order_seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
     examples = grain.MapDataset.source(dataset).shuffle(seed=order_seed).repeat(None)
   item = functools.partial(stream_example, labels=labels, config=config, regions=regions)
-  batches = examples.map_with_index(item).batch(local)[start_step * process_count + process_index :: process_count]
+  batches = examples.map_with_index(item).batch(local, batch_fn=_stacked)
+  batches = batches[start_step * process_count + process_index :: process_count]
   return _stream(batches, config.data.workers, local * _train_bytes(config, regions is not None))
 
 
@@ -273,6 +276,25 @@ def _train_bytes(config: Config, regions: bool) -> int:
     + config.model.masks * config.data.max_instances * mask
     + number * (2 if small else 4) * config.model.embedding_dim
   )
+
+
+def sent_slots(used: int, slots: int) -> int:
+  """Returns how many of the `slots` for masks are sent if the first `used` hold one: a power of two from 16 on.
+
+  Each number is a small program of its own on the devices (`train.sharding.put_batch`).
+  """
+  return min(slots, max(16, 1 << (used - 1).bit_length()))
+
+
+def _stacked(items: Sequence[Arrays]) -> Arrays:
+  if isinstance(items[0].get('masks'), dict):
+    sent = sent_slots(max(int(item['valid'].sum()) for item in items), len(items[0]['valid']))
+    items = [item | {'masks': {key: value[:sent] for key, value in item['masks'].items()}} for item in items]
+  together = lambda key: [item[key] for item in items]
+  return {
+    key: _stacked(together(key)) if isinstance(value, dict) else np.stack(together(key))
+    for key, value in items[0].items()
+  }
 
 
 def _stream(batches: grain.MapDataset, workers: int, batch_bytes: int) -> Iterator[Arrays]:
@@ -326,6 +348,7 @@ def _prepare_worker(index: int, count: int) -> None:
   """Prepares a worker of Grain."""
   del index, count
   worker_processes.prepare()
+  cv2.setNumThreads(1)  # workers share the cores already
 
 
 def _shared_memory_holds(workers: int, needed: int) -> bool:

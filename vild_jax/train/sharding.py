@@ -11,14 +11,17 @@ To add a `model` axis, add it to AXES and use it in the rules below.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vild_jax.config import Mesh as MeshSettings
+from vild_jax.structs import MaskBits
 from vild_jax.train.optim import first_match, path_name
 
 AXES = ('data', 'fsdp', 'spatial')
@@ -125,9 +128,34 @@ def check_batch_size(mesh: Mesh, batch_size: int, key: str, *, accumulate: int =
 
 
 def put_batch(mesh: Mesh, arrays: Any) -> Any:
-  """Turns host arrays (this process's part of the global batch) into global arrays, sharded by BATCH_RULES."""
+  """Turns host arrays (this process's part of the global batch) into global arrays, sharded by BATCH_RULES.
+
+  The slots that `data.batch` has not sent of a `Batch` with masks as bits are added on the devices.
+  """
   put = lambda x, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(x))
-  return jax.tree.map(put, arrays, batch_shardings(mesh, arrays))
+  if not isinstance(masks := getattr(arrays, 'masks', None), MaskBits):
+    return jax.tree.map(put, arrays, batch_shardings(mesh, arrays))
+  others = put_batch(mesh, arrays.replace(masks=None))
+  return others.replace(masks=jax.tree.map(lambda x: _with_all_slots(x, others.valid), masks))
+
+
+def _with_all_slots(x: np.ndarray, like: jax.Array) -> jax.Array:
+  """Puts this process's part, [b, K, ...], beside `like`, [B, N], as [B, N, ...] with zeros in the slots from K on.
+
+  K may differ from process to process, so that each device adds its slots alone.
+  """
+  starts = {shard.device: shard.index[0].start or 0 for shard in like.addressable_shards}
+  first, parts = min(starts.values()), []
+  for shard in like.addressable_shards:
+    start = starts[shard.device] - first
+    part = jax.device_put(x[start : start + shard.data.shape[0]], shard.device)
+    parts.append(_pad_slots(part, like.shape[1] - x.shape[1]))
+  return jax.make_array_from_single_device_arrays((*like.shape, *x.shape[2:]), like.sharding, parts)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _pad_slots(x: jax.Array, missing: int) -> jax.Array:
+  return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
 
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
