@@ -12,6 +12,7 @@ import pytest
 from tests.helpers import sampled, tiny
 from vild_jax import config as config_lib
 from vild_jax import detector, objective, structs
+from vild_jax.train import sharding
 
 
 @pytest.fixture(scope='module')
@@ -32,6 +33,23 @@ def run(variables):
     return total, metrics, statistics, gradients
 
   return jax.jit(forward)
+
+
+@pytest.mark.parametrize('spatial', [1, 2])
+def test_pictures_in_uint8_are_normalised_and_masked_on_the_devices(spatial):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (8, 256, 256, 3), np.uint8)  # the padding holds anything
+  sizes = np.float32([[256, 256], [1, 256], [256, 1], [1, 1], [37, 101], [255, 129], [128, 127], [64, 3]])
+  mesh = sharding.make_mesh(tiny.config('data.image_size=256', f'mesh.spatial={spatial}').mesh)
+  where = sharding.image_sharding(mesh), sharding.batch_sharding(mesh)
+  found = jax.jit(objective.network_input, in_shardings=where, out_shardings=where[0])(image, sizes)
+  assert found.dtype == np.float32
+  for one, picture, (height, width) in zip(np.asarray(found), image, sizes.astype(int), strict=True):
+    content = picture[:height, :width].astype(np.float64) / 255
+    expected = (content - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(one[:height, :width], expected, atol=2e-6)
+    assert not one[height:].any() and not one[:, width:].any()
+  assert objective.network_input(found, sizes) is found
 
 
 def _outputs(targets, logits, mask_logits):

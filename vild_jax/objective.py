@@ -50,9 +50,12 @@ def network_input(image: Array, image_size: Array) -> Array:
   """
   if image.dtype != jnp.uint8:
     return image
-  rows, columns = (jnp.arange(side) < image_size[:, i, None] for i, side in enumerate(image.shape[1:3]))
+  rows, columns = (
+    jnp.arange(side, dtype=jnp.float32)[None] < image_size[:, axis, None] for axis, side in enumerate(image.shape[1:3])
+  )
   content = rows[:, :, None, None] & columns[:, None, :, None]
-  return jnp.where(content, image.astype(jnp.float32) * transforms.FACTOR - transforms.SHIFT, 0)
+  factor, shift = (x.reshape(1, 1, 1, 3) for x in (transforms.FACTOR, transforms.SHIFT))
+  return jnp.where(content, image.astype(jnp.float32) * factor - shift, 0)
 
 
 def objective(

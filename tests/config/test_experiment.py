@@ -115,6 +115,7 @@ def test_settings_that_exclude_or_need_each_other_come_in_any_order():
     ('--model.dtype=float16', ['model.dtype', 'float16', 'bfloat16']),
     ('--data.image_size=1000', ['data.image_size', '1000', 'multiple of 64']),
     ('--data.batch_size=0', ['data.batch_size', '0', 'positive']),
+    ('--data.transfer=int8', ['data.transfer', 'int8', "'float32' or 'uint8'"]),
     ('--mesh.data=0', ['mesh.data', '0', '-1']),
     ('--optimizer.learning_rate=nan', ['optimizer.learning_rate', 'nan', 'a number']),
     ('--optimizer.learning_rate=-1', ['optimizer.learning_rate', '-1', 'positive']),

@@ -87,3 +87,14 @@ def test_selection_prefers_foreground_and_never_takes_padding(foreground, valid,
   actual = masks.select_mask_regions(jnp.asarray(foreground, bool), jnp.asarray(valid, bool), num=3)
   for a, e in zip(actual, expected, strict=True):
     np.testing.assert_array_equal(a, e)
+
+
+def test_soft_masks_of_bits_are_those_of_numpy():
+  rng = np.random.default_rng(0)
+  bits = rng.integers(0, 256, (3, 28, 224), np.uint8)
+  weights = rng.random((3, 2, 112), np.float32)
+  pixels = np.unpackbits(bits, axis=1).astype(np.float64).reshape(3, 2, 112, 2, 112)
+  y, x = np.stack([1 - weights, weights], 1).transpose(2, 0, 1, 3).astype(np.float64)
+  expected = np.einsum('gai,gbj,gaibj->gij', y, x, pixels)
+  np.testing.assert_allclose(masks.soft_masks(jnp.asarray(bits), jnp.asarray(weights)), expected, atol=1e-6)
+  assert masks.soft_masks(jnp.zeros((0, 28, 224), jnp.uint8), jnp.zeros((0, 2, 112))).shape == (0, 112, 112)

@@ -156,6 +156,30 @@ def test_the_stream_holds_its_examples(labels):
     assert same({key: value[slot] for key, value in stream[step].items()}, item)
 
 
+def test_in_uint8_a_batch_holds_the_same_in_fewer_bytes(labels):
+  rle_of = rle.encode_mask(np.random.default_rng(0).random((64, 48)) < 0.5)
+  found = objects((3, (2, 2, 60, 30), False, rle_of), (5, (4, 8, 40, 40), False, []), (5, (9, 9, 50, 40), False))
+  shown = [example(np.random.default_rng(1).integers(0, 256, (64, 48, 3), np.uint8), found)]
+  of = lambda **data: take(batch.train_batches(shown, labels, configured(scale_range=(0.5, 2.0), **data)), 3)
+  for plain, small in zip(of(max_instances=20), of(max_instances=20, transfer='uint8'), strict=True):
+    images, masks = small.pop('image'), small.pop('masks')
+    assert same({key: plain[key] for key in small}, small) and plain.keys() - small.keys() == {'image', 'masks'}
+    assert {key: value.shape for key, value in masks.items()} == {'bits': (4, 16, 28, 224), 'weights': (4, 16, 2, 112)}
+    assert not masks['bits'][:, 1].any() and not plain['masks'][:, 16:].any()  # the second object has no mask
+    for i, (height, width) in enumerate(small['image_size'].astype(int)):
+      soft = [transforms.soft_mask(masks['bits'][i, slot], masks['weights'][i, slot]) for slot in range(16)]
+      np.testing.assert_array_equal(np.round(255 * np.array(soft)), plain['masks'][i, :16])
+      wanted = 255 * (plain['image'][i] * transforms.STD + transforms.MEAN)
+      np.testing.assert_allclose(images[i, :height, :width], wanted[:height, :width], atol=8.5)  # 0.5 with OpenCV 5
+
+
+def test_of_masks_as_bits_the_slots_in_use_are_sent():
+  assert [batch.sent_slots(used, 300) for used in (0, 1, 16, 17, 64, 65, 200, 257, 300)] == [
+    16, 16, 16, 32, 64, 128, 256, 300, 300
+  ]  # fmt: skip
+  assert batch.sent_slots(3, 5) == 5
+
+
 # --- streams --------------------------------------------------------------------------------------------------------
 
 

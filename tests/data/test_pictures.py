@@ -199,6 +199,22 @@ def test_the_limit_is_that_of_pillow_to_a_megapixel():
 # --- which way up ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_a_jpeg_of_a_data_set_has_the_pixels_that_pillow_decodes(picture, mode):
+  for subsampling in range(3):
+    options = {'quality': 80, 'subsampling': subsampling, 'progressive': subsampling == 1, 'exif': oriented(6)}
+    data = encode(Image.fromarray(picture).convert(mode), 'JPEG', **options)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
+    np.testing.assert_array_equal(pictures.decode_example(example(data, 21, 34)), expected)
+
+
+def test_a_jpeg_of_a_data_set_that_is_not_whole_is_refused(picture):
+  whole = encode(picture, 'JPEG')
+  for broken in (whole[: len(whole) // 2], whole[:-2], whole[:40] + whole[-2:]):
+    with pytest.raises(DataError, match='image 17: no readable picture'):
+      pictures.decode_example(example(broken, 21, 34))
+
+
 def test_decode_ignores_exif_orientation(picture, tmp_path):
   path = tmp_path / 'turned.jpg'
   path.write_bytes(encode(picture, 'JPEG', exif=oriented(6)))  # "rotate by 90 degrees to show"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -107,6 +108,31 @@ def test_jitter_against_naive_oracle(picture, scale, draw, rescaled, offset):
   np.testing.assert_allclose(resized.image, naive_square(picture, rescaled, offset, 64), atol=2e-5)
 
 
+@pytest.mark.parametrize(
+  ('scale', 'draw'), [(0.1, (0.5, 0.5)), (1.0, (0.0, 0.0)), (1.3, (0.0, 0.999)), (2.0, (0.6, 0.25))]
+)
+def test_a_picture_in_uint8_is_the_other_one_rounded(picture, scale, draw):
+  place = {'scale': scale, 'offset_draw': draw}
+  found = transforms.resize_and_pad(picture, 64, **place, normalized=False)
+  other = transforms.resize_and_pad(picture, 64, **place)
+  for field in ('size', 'scale', 'offset'):
+    np.testing.assert_array_equal(getattr(found, field), getattr(other, field))
+  height, width = found.size.astype(int)
+  rescaled = np.round(found.scale * picture.shape[:2]).astype(int)
+  naive = 255 * (naive_square(picture, rescaled, found.offset.astype(int), 64) * transforms.STD + transforms.MEAN)
+  exact = int(cv2.__version__.partition('.')[0]) >= 5  # OpenCV 4 samples at multiples of 1/32 of a pixel
+  np.testing.assert_allclose(found.image[:height, :width], naive[:height, :width], atol=0.51 if exact else 8.5)
+  assert found.image.dtype == np.uint8 and not found.image[height:].any() and not found.image[:, width:].any()
+  shown = transforms.displayed(found.image, found.size)
+  np.testing.assert_array_equal(shown[:height, :width], found.image[:height, :width])
+  np.testing.assert_array_equal(shown[height:], transforms.displayed(other.image)[height:])
+  np.testing.assert_array_equal(shown[:, width:], transforms.displayed(other.image)[:, width:])
+
+
+def test_a_mirrored_picture(picture):
+  np.testing.assert_array_equal(transforms.flip_image(picture), picture[:, ::-1])
+
+
 @pytest.mark.parametrize('shape', [(1, 1), (1, 400), (400, 1), (3, 64)])
 def test_extreme_shapes_keep_at_least_one_pixel(shape):
   resized = transforms.resize_and_pad(np.full((*shape, 3), 255, np.uint8), 64, scale=0.1)
@@ -149,6 +175,23 @@ def test_crop_mask_against_naive_oracle():
       x = (box[1] + (box[3] - box[1]) * j / 8) * 46 / 47
       expected = sum(mask[r, c] * max(0, 1 - abs(y - r)) * max(0, 1 - abs(x - c)) for r in range(30) for c in range(47))
       assert crop[i, j] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize('box', [(3.3, 0.0, 29.9, 47.0), (5, 5, 6, 6), (-2, 40, 31, 50)])
+def test_bits_of_a_mask_are_the_pixels_beside_its_samples(box):
+  mask = np.random.default_rng(1).random((30, 47)) < 0.5
+  box = np.float32(box)
+  bits, weights = transforms.mask_bits(mask, box)
+  assert bits.shape == transforms.MASK_BITS and bits.dtype == np.uint8 and weights.dtype == np.float32
+  y, x = (np.clip(np.linspace(box[i], box[i + 2], 112) * (n - 1) / n, 0, n - 1) for i, n in enumerate(mask.shape))
+  pixels = np.unpackbits(bits, axis=0).reshape(2, 112, 2, 112)
+  for i, j in np.random.default_rng(0).integers(0, 112, (40, 2)):
+    for after, axis, position in ((pixels[:, i, 0, j], 0, y[i]), (pixels[0, i, :, j], 1, x[j])):
+      other = int(x[j]) if axis == 0 else int(y[i])
+      near = np.minimum([int(position), int(position) + 1], mask.shape[axis] - 1)
+      np.testing.assert_array_equal(after, mask[near, other] if axis == 0 else mask[other, near])
+  np.testing.assert_allclose(weights, [y % 1, x % 1], atol=1e-5)
+  np.testing.assert_array_equal(transforms.soft_mask(bits, weights), transforms.crop_mask(mask, box))
 
 
 def test_draws_depend_on_the_generator_alone():

@@ -8,7 +8,8 @@ import numpy as np
 from vild_jax import config as config_lib
 from vild_jax import detector
 from vild_jax.config import Config
-from vild_jax.structs import Batch, RegionTargets, Vocabulary
+from vild_jax.data import transforms
+from vild_jax.structs import Batch, MaskBits, RegionTargets, Vocabulary
 
 CLASSES = 6  # the last two are novel
 BASE = 4
@@ -120,3 +121,24 @@ def distilled_batch(seed=0, *, padding=0.0):
   valid = np.tile(np.arange(6) < 4, (8, 1))
   keep = lambda x: np.where(valid[..., None], x, padding).astype(np.float32)
   return batch(seed).replace(regions=RegionTargets(keep(boxes), keep(embeddings), valid))
+
+
+def small_batch(of: Batch, seed: int = 0) -> tuple[Batch, Batch]:
+  """`of` with other pictures and masks, as `data.transfer='uint8'` sends it, and as float32 of the same values."""
+  rng, (count, instances) = np.random.default_rng(seed), of.valid.shape
+  image, sizes = rng.integers(0, 256, of.image.shape, np.uint8), rng.integers(9, of.image.shape[1] + 1, (count, 2))
+  plain = np.zeros(image.shape, np.float32)
+  for one, picture, (height, width) in zip(plain, image, sizes, strict=True):
+    one[:height, :width] = transforms.normalize(picture)[:height, :width]
+  bits = rng.integers(0, 256, (count, instances, *transforms.MASK_BITS), np.uint8)
+  weights = rng.random((count, instances, 2, transforms.MASK_SIZE), np.float32)
+  soft = np.array(
+    [[transforms.soft_mask(*of) for of in zip(*each, strict=True)] for each in zip(bits, weights, strict=True)]
+  )
+  of = of.replace(image_size=sizes.astype(np.float32))
+  small = of.replace(image=image, masks=MaskBits(bits, weights))
+  if of.regions is not None:
+    rows = of.regions.embeddings.astype(np.float16)
+    small = small.replace(regions=of.regions.replace(embeddings=rows))
+    of = of.replace(regions=of.regions.replace(embeddings=rows.astype(np.float32)))
+  return small, of.replace(image=plain, masks=soft)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import tiny
+from tests.helpers import examples, joined, tiny
 from vild_jax import cli
 from vild_jax import config as config_lib
+from vild_jax.data import batch as batches
 from vild_jax.plan import compile as plan_lib
 from vild_jax.plan import flops, report, search, topology
 from vild_jax.train import loop, sharding, step
@@ -39,6 +40,18 @@ def test_the_planned_program_is_the_one_that_train_calls():
   mesh = sharding.make_mesh(CONFIG.mesh, topology.devices(OF))
   assert loop.make_train_step is step.make_train_step  # one mesh, one config: one function
   assert plan_lib.program(CONFIG, mesh, 6)[0] is loop.make_train_step(CONFIG, mesh)
+
+
+def test_the_abstract_batch_is_what_training_puts_on_the_devices():
+  labels = batches.label_map(examples.CATEGORIES, examples.NAMES, examples.IS_BASE)
+  for transfer in ('float32', 'uint8'):
+    settings = ('distillation.weight=1', 'distillation.regions_per_image=7', 'model.region_head.embedding_dim=3')
+    config = config_lib.override(CONFIG, [f'data.transfer={transfer}', 'data.max_instances=20', *settings])
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:2])
+    (arrays,) = examples.take(batches.train_batches(examples.examples(5), labels, config, regions=joined.planted()), 1)
+    placed = sharding.put_batch(mesh, loop.to_batch(arrays))
+    like = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
+    assert like(plan_lib.abstract_batch(config, mesh)) == like(placed)
 
 
 @pytest.mark.parametrize('overrides', [[], ['distillation.weight=0.5', 'distillation.regions_per_image=7']])

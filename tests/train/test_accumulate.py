@@ -36,7 +36,7 @@ def _batch():
   return batch
 
 
-def _gradients(config):
+def _gradients(config, batch=None):
   mesh = sharding.make_mesh(config.mesh)
   state = TrainState(step=np.int32(0), key=np.asarray(jax.random.PRNGKey(0)), opt_state=(), **VARIABLES)
   state = jax.device_put(state, sharding.state_shardings(mesh, state))
@@ -45,7 +45,7 @@ def _gradients(config):
   start = {key: {part: tree[part] for part in tree if part != 'mask_head'} for key, tree in START.items()}
   start = jax.device_put(start, sharding.state_shardings(mesh, start))
   program = jax.jit(lambda *arguments: accumulate.gradients(config, mesh, *arguments))
-  return jax.device_get(program(state, sharding.put_batch(mesh, _batch()), words, start))
+  return jax.device_get(program(state, sharding.put_batch(mesh, batch or _batch()), words, start))
 
 
 @pytest.mark.slow
@@ -77,3 +77,17 @@ def test_moving_statistics_take_one_step_towards_the_mean_of_the_microbatches():
   for network in ('backbone', 'fpn'):
     for a, b, c in zip(*(jax.tree.leaves(tree[network]) for tree in (found, *halves)), strict=True):
       np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('config', [ONE, SPREAD], ids=['whole', 'in parts on four devices'])
+def test_a_batch_in_uint8_teaches_what_its_pictures_in_float32_do(config):
+  """With the retention's features of the starting detector, which see the picture too."""
+  small, plain = tiny.small_batch(_batch())
+  (found, metrics, _), (expected, others, _) = _gradients(config, small), _gradients(config, plain)
+  for name, value in others.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+  norm = lambda x: np.linalg.norm(x.astype(np.float64))
+  floor = 1e-3 * np.sqrt(sum(norm(g) ** 2 for g in jax.tree.leaves(expected)))
+  for (path, one), two in zip(jax.tree_util.tree_flatten_with_path(expected)[0], jax.tree.leaves(found), strict=True):
+    assert norm(one.astype(np.float64) - two) <= 1e-5 * max(norm(one), floor), optim.path_name(path)

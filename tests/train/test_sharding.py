@@ -165,6 +165,20 @@ def test_every_field_of_a_batch_has_a_rule_and_only_pictures_are_split_by_rows()
   assert len(others) == 9 and all(tuple(s.spec) == (('data', 'fsdp'),) for s in others)
 
 
+@pytest.mark.parametrize('axes', [(), ('mesh.fsdp=2', 'mesh.spatial=2')])
+def test_devices_add_the_slots_of_masks_that_were_not_sent(axes):
+  mesh = sharding.make_mesh(tiny.config('data.image_size=256', *axes).mesh)
+  batch, _ = tiny.small_batch(tiny.batch(side=256, instances=20))
+  sent = batch.replace(masks=jax.tree.map(lambda x: x[:, :16], batch.masks))
+  found = sharding.put_batch(mesh, sent)
+  for one, all_of_it in zip(jax.tree.leaves(found.masks), jax.tree.leaves(batch.masks), strict=True):
+    assert one.sharding == sharding.batch_sharding(mesh)
+    np.testing.assert_array_equal(one[:, :16], all_of_it[:, :16])
+    assert one.shape == all_of_it.shape and not one[:, 16:].any()
+  np.testing.assert_array_equal(found.image, batch.image)
+  assert found.image.sharding == sharding.image_sharding(mesh)
+
+
 @pytest.mark.parametrize(
   ('overrides', 'message'),
   [

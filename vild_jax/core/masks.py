@@ -52,8 +52,8 @@ def mask_targets(
 def soft_masks(bits: UInt8[Array, 'g 28 224'], weights: Float[Array, 'g 2 112']) -> Float[Array, 'g 112 112']:
   """Returns soft masks in [0, 1] of the pixels between which their samples lie (`structs.MaskBits`)."""
   size = weights.shape[2]
-  shifts = jnp.arange(7, -1, -1, dtype=jnp.uint8)
-  pixels = (bits[:, :, None, :] >> shifts[:, None]) & 1
+  shifts = jnp.arange(7, -1, -1, dtype=jnp.uint8).reshape(1, 1, 8, 1)
+  pixels = (bits[:, :, None, :] >> shifts) & jnp.uint8(1)
   pixels = pixels.reshape(-1, 2, size, 2, size).astype(jnp.float32)  # before or after, row, before or after, column
   y, x = weights[:, 0, :, None], weights[:, 1, None, None, :]
   left, right = pixels[:, :, :, 0], pixels[:, :, :, 1]

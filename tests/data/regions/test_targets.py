@@ -55,6 +55,21 @@ def test_regions_move_with_the_pixels(labels, seed):
   np.testing.assert_array_equal(found['embeddings'][0], [1, 1, 1])
 
 
+def test_embeddings_are_sent_as_they_are_stored_with_pictures_in_uint8(labels):
+  item = example(np.zeros((64, 64, 3), np.uint8), objects())
+  of = lambda transfer: batch.train_example(
+    item,
+    labels,
+    dataclasses.replace(STILL, transfer=transfer),
+    np.random.default_rng(0),
+    region_targets.RegionDraw(regions([(0, 0, 30, 20), (5, 5, 60, 60)]), ALL, np.random.default_rng(0)),
+  )['regions']
+  plain, small = of('float32'), of('uint8')
+  assert (plain['embeddings'].dtype, small['embeddings'].dtype) == (np.float32, np.float16)
+  small['embeddings'] = small['embeddings'].astype(np.float32)
+  assert plain['valid'].sum() == 2 and same(plain, small)
+
+
 def test_both_directions_are_drawn(labels):
   item = example(np.zeros((64, 64, 3), np.uint8), objects())
   lefts = set()

@@ -136,7 +136,7 @@ def check(regions: Regions, job: Job, where: str) -> None:
     if not isinstance(values, np.ndarray) or values.shape != shape or values.dtype != dtype:
       found = f'{values.dtype} {list(values.shape)}' if isinstance(values, np.ndarray) else type(values).__name__
       raise DataError(f'{where}: {key} are {found}; expected {np.dtype(dtype).name} {list(shape)}')
-    if not np.isfinite(values).all():
+    if not _all_finite(values):
       row = int(np.argwhere(~np.isfinite(values))[0][0])
       raise DataError(f'{where}: {key} of region {row} are not finite; expected numbers')
   if np.any(np.diff(regions.scores) > 0):
@@ -144,6 +144,12 @@ def check(regions: Regions, job: Job, where: str) -> None:
       f'{where}: scores ascend at region {int(np.argmax(np.diff(regions.scores) > 0)) + 1}; expected the '
       'best region first'
     )
+
+
+def _all_finite(values: np.ndarray) -> bool:
+  if values.dtype == np.float16:  # ten times as fast as NumPy's `isfinite` of this type
+    return bool((values.view(np.uint16) & 0x7C00 != 0x7C00).all())
+  return bool(np.isfinite(values).all())
 
 
 def encode(image_id: int, regions: Regions) -> bytes:
