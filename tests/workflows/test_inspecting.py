@@ -97,15 +97,18 @@ def test_drawn_are_the_objects_and_regions_of_the_batch(small, monkeypatch):
 def test_what_is_drawn_of_a_batch_in_uint8_is_the_same(small):
   dataset, words = sources.open_dataset(small / 'data', 'train'), vocabulary.load(small / 'v.npz')
   labels = batches.label_map(dataset.categories, words.names, words.is_base)
-  shots = []
+  shots = {}
   for transfer in ('float32', 'uint8'):
     config = config_lib.load(small / 'config.json', [f'data.transfer={transfer}'])
     training = inspect_pictures.Training(config, labels)
-    view = inspect_pictures.view(dataset[0], 5, dataset.categories, ('novel', 'base', 'base'), training)
-    shots.append(view.shots[1])
-  (line, one), (other, two) = shots
-  assert line == other and one.shape == two.shape and np.ptp(one) > 100
-  assert np.abs(one.astype(int) - two).max() <= 9  # rounded at two places; with OpenCV 4 at other positions too
+    of = lambda example, to=training: inspect_pictures.view(
+      example, 5, dataset.categories, ('novel', 'base', 'base'), to
+    )
+    shots[transfer] = [of(dataset[i]).shots[1] for i in range(4)]
+  assert '0 objects' in str(shots) and '2 objects' in str(shots)
+  for (line, one), (other, two) in zip(*shots.values(), strict=True):
+    assert line == other and one.shape == two.shape and np.ptp(one) > 100
+    assert np.abs(one.astype(int) - two).max() <= 9  # rounded at other places; with OpenCV 4 sampled at others too
 
 
 def test_objects_that_training_leaves_out_are_told_apart(small, monkeypatch):

@@ -152,7 +152,9 @@ def _seen(
 def _soft_masks(masks: np.ndarray | dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
   """The masks of these rows in [0, 1], float32 [K, 112, 112], of either form that a batch has."""
   if isinstance(masks, dict):
-    return np.array([transforms.soft_mask(masks['bits'][row], masks['weights'][row]) for row in rows], np.float32)
+    size = transforms.MASK_SIZE
+    soft = [transforms.soft_mask(masks['bits'][row], masks['weights'][row]) for row in rows]
+    return np.array(soft, np.float32).reshape(-1, size, size)
   return masks[rows].astype(np.float32) / 255
 
 
