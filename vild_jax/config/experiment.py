@@ -97,8 +97,9 @@ class Data:
   process. `repeat_threshold` is for repeat-factor sampling (LVIS: 0.001): pictures of categories that occur in a
   smaller fraction of the pictures are repeated; 0 shows each picture once in an epoch. `only_with_objects` leaves out
   pictures that show no object of a class that training may use, as open-vocabulary COCO is trained. `transfer` is the
-  type of the pictures that training sends to the devices: 'float32', or 'uint8', which the devices normalise: a fifth of
-  the bytes and a third of the hosts' work, with an error of half a level of 255 (docs/data.md). Evaluation sends float32.
+  type of the pictures that training sends to the devices: 'float32', or 'uint8', which the devices normalise: a fifth
+  of the bytes and a third of the hosts' work, with an error of half a level of 255 (docs/data.md). Evaluation sends
+  float32.
   """
 
   train: str = ''
