@@ -107,7 +107,7 @@ def train_example(
   """
   draw = transforms.draw_augmentation(rng, data.scale_range, data.flip)
   small = data.transfer == 'uint8'
-  image, objects = pictures.decode_example(example), example.objects
+  image, objects = pictures.decode_example(example, fast=small), example.objects
   rows = labels(objects.category_ids)
   boxes = objects.boxes
   if draw.flip:
