@@ -19,6 +19,6 @@ def get_config() -> Config:
     name='vild_text_r50_lvis',
     vocabulary='data/lvis_v1_vocabulary.npz',
     model=replace(Model(), dtype='bfloat16'),
-    data=Data(train='data/lvis_v1', val='data/lvis_v1', transfer='uint8'),  # a fifth of the bytes to the devices
+    data=Data(train='data/lvis_v1', val='data/lvis_v1'),
     optimizer=Optimizer(reference_batch=256),  # the rate follows --data.batch_size
   )
