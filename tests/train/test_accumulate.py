@@ -12,14 +12,8 @@ from vild_jax import detector
 from vild_jax.structs import TrainState
 from vild_jax.train import accumulate, optim, sharding
 
-# One level of the pyramid and no convolutions in the heads compile fastest.
 BASE = (
-  'model.pyramid.min_level=5',
-  'model.pyramid.max_level=5',
-  'model.anchors.size=1',
-  'model.rpn.num_convs=0',
-  'model.region_head.num_convs=0',
-  'model.mask_head.num_convs=0',
+  *tiny.SHALLOW,
   'distillation.weight=0.5',
   'train.init=start',
   'train.retention=2',

@@ -10,14 +10,8 @@ from tests.helpers import tiny
 from vild_jax import detector
 from vild_jax.train import checkpoint, sharding, state, step
 
-# One level of the pyramid and no convolutions in the heads compile fastest.
 BASE = (
-  'model.pyramid.min_level=5',
-  'model.pyramid.max_level=5',
-  'model.anchors.size=1',
-  'model.rpn.num_convs=0',
-  'model.region_head.num_convs=0',
-  'model.mask_head.num_convs=0',
+  *tiny.SHALLOW,
   'mesh.data=1',
 )
 STEPS = 2
