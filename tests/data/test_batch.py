@@ -236,6 +236,42 @@ def test_processes_share_the_global_batch(labels):
     batch.train_batches(examples(5), labels, configured(), process_count=3)
 
 
+@pytest.mark.parametrize('threshold', [0.0, 0.5])
+def test_processes_may_draw_from_their_own_part_of_the_pictures(labels, threshold):
+  config = configured(order='per_process', repeat_threshold=threshold)
+
+  def stream(process, count=2, steps=10, start=0, config=config):
+    where = {'start_step': start, 'process_index': process, 'process_count': count}
+    return take(batch.train_batches(examples(9), labels, config, **where), steps)
+
+  parts = [stream(0), stream(1)]  # batches of 2 pictures
+  for part, own in zip(parts, (range(100, 104), range(104, 109)), strict=True):
+    ids = np.concatenate([b['image_id'] for b in part])
+    assert set(ids) == set(own)
+    if not threshold:  # every epoch holds each picture of the part once
+      assert all(sorted(ids[i : i + len(own)]) == list(own) for i in range(0, 20 - len(own) + 1, len(own)))
+  for process in range(2):
+    assert all(map(same, stream(process, steps=3, start=7), parts[process][7:]))
+  # The draws of an example are those of its place in the global batch: on one process nothing else changes.
+  together = configured(repeat_threshold=threshold)
+  assert all(map(same, stream(0, count=1, steps=3), stream(0, count=1, steps=3, config=together)))
+  single = stream(0, count=1, steps=1)[0]
+  assert single['image'].shape[0] == 4 and not same(parts[0][0], parts[1][0])
+  with pytest.raises(DataError, match=r'9 pictures for 12 processes'):
+    twelve = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=12))
+    batch.train_batches(examples(9), labels, twelve, process_count=12)
+
+
+def test_the_draws_of_two_processes_differ_in_one_step(labels):
+  config = configured(order='per_process', flip=False, scale_range=(0.5, 2.0))
+  same_pictures = [dataclasses.replace(examples(1)[0], image_id=i) for i in range(4)]
+  parts = [
+    take(batch.train_batches(same_pictures, labels, config, process_index=p, process_count=2), 1)[0] for p in range(2)
+  ]
+  images = np.concatenate([part['image'] for part in parts])
+  assert len({image.tobytes() for image in images}) == 4
+
+
 def test_seeds_differ(labels):
   (first,) = take(batch.train_batches(examples(5), labels, configured()), 1)
   (other,) = take(batch.train_batches(examples(5), labels, dataclasses.replace(configured(), seed=8)), 1)

@@ -74,7 +74,9 @@ def test_a_plan_says_what_a_device_holds_and_what_it_tells_others(made):
   batch = 2 * (64 * 64 * 3 * 4 + 8 + 5 * (16 + 4 + 112 * 112 + 1))
   assert memory['arguments'] == pytest.approx(found['state_bytes'] + batch, rel=0.01)
   assert memory['shared'] == pytest.approx(found['state_bytes'], rel=0.01)  # the state is donated
-  assert memory['needed'] > memory['arguments'] + memory['temporaries'] > memory['temporaries'] > 0
+  assert memory['batches_ahead'] == pytest.approx(3 * batch, rel=1e-3)
+  rest = memory['arguments'] + memory['temporaries'] + memory['batches_ahead']
+  assert memory['needed'] > rest > memory['batches_ahead'] + memory['arguments'] > 0
   kinds = {(row['kind'], *row['axes']) for row in found['collectives']}
   assert {('all-gather', 'fsdp')} <= kinds and {kind for kind, *_ in kinds} <= {
     'all-gather',

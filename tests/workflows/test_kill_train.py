@@ -28,6 +28,7 @@ def config_file(tmp_path_factory):
     f'train.steps={STEPS}',
     'train.log_every=1',
     'train.checkpoint_every=1',
+    'data.transfer=uint8',  # as the configs of LVIS have it
     'distillation.weight=10',
     f'distillation.store={folder / "regions"}',
     'distillation.regions_per_image=6',

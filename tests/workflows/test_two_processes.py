@@ -47,6 +47,7 @@ def write_config(folder, steps, save_every):
     'train.log_every=1',
     'train.on_nan=skip',
     'data.batch_size=4',
+    'data.transfer=uint8',  # as the configs of LVIS have it
     'evaluation.batch_size=8',
     'mesh.data=-1',
     *tiny.SHALLOW,

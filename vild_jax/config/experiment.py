@@ -99,7 +99,8 @@ class Data:
   pictures that show no object of a class that training may use, as open-vocabulary COCO is trained. `transfer` is the
   type of the pictures that training sends to the devices: 'float32', or 'uint8', which the devices normalise: a fifth
   of the bytes and a third of the hosts' work, with an error of half a level of 255 (docs/data.md). Evaluation sends
-  float32.
+  float32. `order` is 'global', in which a batch is drawn from the whole data set, or 'per_process', in which each
+  process draws its part of a batch from its part of the data set (docs/scale.md).
   """
 
   train: str = ''
@@ -115,11 +116,13 @@ class Data:
   repeat_threshold: float = 0.0
   only_with_objects: bool = False
   transfer: str = 'float32'
+  order: str = 'global'
 
   def __post_init__(self):
     low, high = self.scale_range
     require(0 < low <= high, 'data.scale_range', self.scale_range, 'two positive numbers, the smaller first')
     require(self.transfer in ('float32', 'uint8'), 'data.transfer', self.transfer, "'float32' or 'uint8'")
+    require(self.order in ('global', 'per_process'), 'data.order', self.order, "'global' or 'per_process'")
     require_positive(self, 'data', 'image_size', 'batch_size', 'max_instances', zero=('workers',))
     require_fraction(self, 'data', 'repeat_threshold')
 

@@ -3,7 +3,9 @@
 The example in slot j of step k is a function of (seed, k, j) alone: it does not depend on the number of processes or
 workers, nor on the step at which the run was resumed. Example i = k · batch_size + j of the endless stream is example
 i mod n of a data set that Grain shuffles anew in every epoch, and its augmentation is drawn from a generator keyed by
-(seed, i). Only base categories are used for training (docs/method.md, 1): `LabelMap` drops the others first.
+(seed, i). With `data.order='per_process'` process p of P has a stream of its own, of the examples from p · n / P to
+(p + 1) · n / P, so that what is in slot j of step k depends on P too. Only base categories are used for training
+(docs/method.md, 1): `LabelMap` drops the others first.
 `regions.targets` adds the regions to distil; `repeats` is an order in which rare categories come more often.
 """
 
@@ -16,7 +18,7 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -229,15 +231,28 @@ def train_batches(
   local = _local_batch(config.data.batch_size, process_count, 'data.batch_size')
   if len(dataset) == 0:
     raise DataError('the training data set holds no pictures; expected one or more')
+  per_process = config.data.order == 'per_process'
+  source, shown = grain.MapDataset.source(dataset), slice(None)
+  if per_process:
+    if len(dataset) < process_count:
+      raise DataError(
+        f'the training data set holds {len(dataset)} pictures for {process_count} processes; expected one or more for '
+        "each with data.order='per_process'"
+      )
+    shown = slice(*(len(dataset) * p // process_count for p in (process_index, process_index + 1)))
+    source = source[shown]
   if config.data.repeat_threshold > 0:
-    factors = repeats.image_factors(dataset, labels.rows, config.data.repeat_threshold)
-    examples = grain.MapDataset.source(repeats.Repeated(dataset, factors, config.seed))
+    factors = repeats.image_factors(dataset, labels.rows, config.data.repeat_threshold)[shown]
+    examples = grain.MapDataset.source(repeats.Repeated(source, factors, config.seed))
   else:
     order_seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
-    examples = grain.MapDataset.source(dataset).shuffle(seed=order_seed).repeat(None)
+    examples = source.shuffle(seed=order_seed).repeat(None)
   item = functools.partial(stream_example, labels=labels, config=config, regions=regions)
+  if per_process:
+    item = functools.partial(_own_example, item=item, local=local, process=(process_index, process_count))
   batches = examples.map_with_index(item).batch(local, batch_fn=_stacked)
-  batches = batches[start_step * process_count + process_index :: process_count]
+  first, stride = (start_step, 1) if per_process else (start_step * process_count + process_index, process_count)
+  batches = batches[first::stride]
   return _stream(batches, config.data.workers, local * _train_bytes(config, regions is not None))
 
 
@@ -258,6 +273,14 @@ def eval_batches(
 
 def _eval_item(index: int, *, dataset: ExampleSource, image_size: int) -> Arrays:
   return eval_example(dataset[index], image_size) if index < len(dataset) else _padding_example(image_size)
+
+
+def _own_example(
+  index: int, example: Example, *, item: Callable[[int, Example], Arrays], local: int, process: tuple[int, int]
+) -> Arrays:
+  """Makes example `index` of the stream of one process, whose place among all processes' examples decides its draws."""
+  step, slot = divmod(index, local)
+  return item((step * process[1] + process[0]) * local + slot, example)
 
 
 def _local_batch(batch_size: int, process_count: int, key: str) -> int:

@@ -27,7 +27,7 @@ from vild_jax.plan import flops, hlo
 from vild_jax.plan.topology import Target, devices
 from vild_jax.runtime import compiler, files, messages
 from vild_jax.structs import Batch, MaskBits, RegionTargets, Vocabulary
-from vild_jax.train import optim, retention, sharding, state
+from vild_jax.train import ahead, optim, retention, sharding, state
 from vild_jax.train.step import make_train_step
 
 _VERSION = 2  # of the kept results; those of another version are not used
@@ -127,6 +127,10 @@ def plan(
     if file:
       cache.mkdir(parents=True, exist_ok=True)
       files.write(file, json.dumps(found, indent=2) + '\n')
+  # One more than are made ahead: that of a step which is dispatched while the one before it runs.
+  waiting = (ahead.COUNT + 1) * sharding.bytes_per_device(arguments[1])
+  needed = found['memory']['needed'] + waiting
+  found = found | {'memory': found['memory'] | {'needed': needed, 'batches_ahead': waiting}}
   return {
     'config': config.name,
     'topology': of.topology,

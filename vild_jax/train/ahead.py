@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar('T')
-_COUNT = 2  # items that are made before they are asked for
+COUNT = 2  # items that are made before they are asked for
 _PATIENCE = 30.0  # seconds that `close` waits for an item that is being made
 
 
@@ -20,7 +20,7 @@ class Ahead(Generic[T]):
 
   def __init__(self, items: Iterator[Any], place: Callable[[Any], T]):
     self._items, self._place = items, place
-    self._made: queue.Queue = queue.Queue(_COUNT - 1)  # one more is in the hands of the thread
+    self._made: queue.Queue = queue.Queue(COUNT - 1)  # one more is in the hands of the thread
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._run, name='batches ahead', daemon=True)
     self._thread.start()
