@@ -13,7 +13,16 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import killing, planted_store, same_training, small_experiment, small_set, small_teacher, tiny
+from tests.helpers import (
+  killing,
+  planted_store,
+  same_training,
+  small_experiment,
+  small_set,
+  small_teacher,
+  spoiled_batches,
+  tiny,
+)
 from tests.helpers.child_processes import Children
 from vild_jax import config as config_lib
 from vild_jax.data import sources
@@ -104,7 +113,7 @@ def test_two_processes_do_what_one_does(folder, children, tmp_path):
   config, two, one = folder / f'{STEPS}.json', tmp_path / 'two', tmp_path / 'one'
   train = lambda workdir: ['train', config, '--workdir', workdir]
   others = lambda of: [
-    ['evaluate', config, '--checkpoint', two, '--out', tmp_path / f'scored-{of}'],
+    ['evaluate', config, '--checkpoint', two, '--step', STEPS, '--out', tmp_path / f'scored-{of}'],
     ['propose', config, '--checkpoint', two, '--images-per-shard', 1, '--out', tmp_path / f'store-{of}'],
   ]
   assert children.finish(train(two), *others('two'), devices=2, count=2) == [0, 0], children.said()
@@ -184,6 +193,20 @@ def test_told_to_end_or_killed_two_processes_go_on_and_end_bit_identical(folder,
   for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
     np.testing.assert_array_equal(a, b, err_msg=f'seed {seed}')
   assert losses(workdir) == expected, f'seed {seed}'
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_ends_both_though_one_waits_for_data(folder, children, tmp_path):
+  config = folder / f'{STEPS}.json'
+  train = ['train', config, '--workdir', tmp_path / 'run', '--on-nan', 'stop', '--train.steps=9']
+  train += ['--train.checkpoint_every=2', '--data.transfer=float32']
+  codes = children.finish(train, devices=2, count=2, of='tests.helpers.spoiled_batches')
+  said = [children.log(index).read_text() for index in range(2)]
+  assert codes == [2, 2], children.said()
+  for text in said:
+    lines = [line for line in text.splitlines() if 'not finite' in line]
+    assert len(lines) == 1 and f'step {spoiled_batches.AT}: ' in lines[0] and 'the checkpoint of step 2 is kept' in text
+  assert checkpoint.Checkpoints(tmp_path / 'run').latest_step() == 2
 
 
 @pytest.mark.slow
