@@ -29,8 +29,7 @@ def small_demo():
 
 def _tiny_config(real, *args):
   config = real(*args)
-  shallow = (*tiny.SHALLOW, 'model.rpn.num_convs=1')  # gradients of proposals without convolutions are all zero
-  small = tiny.config('model.region_head.embedding_dim=0', 'train.steps=2', 'mesh.data=1', *shallow)
+  small = tiny.config('model.region_head.embedding_dim=0', 'train.steps=2', 'mesh.data=1', *tiny.SHALLOW)
   return dataclasses.replace(
     small,
     name=config.name,
