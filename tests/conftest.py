@@ -39,14 +39,21 @@ _TESTS = Path(__file__).resolve().parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption('--kills', type=int, default=10, help='how often a test marked soak stops what it has started')
+  parser.addoption('--flips', type=int, default=500, help='how many bits a test marked soak flips')
   parser.addoption('--files', type=int, default=20_000, help='how many annotation files a test marked soak changes')
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-  """`kills` is how often a test stops what it has started: once, and in its long form as often as --kills says."""
+  """`kills` is how often a test stops what it has started: once, and in its long form as often as --kills says.
+
+  `flip_count` is how many bits a test flips: five, and in its long form as many as --flips says.
+  """
   if 'kills' in metafunc.fixturenames:
     many = pytest.param(metafunc.config.getoption('kills'), marks=pytest.mark.soak, id='many')
     metafunc.parametrize('kills', [pytest.param(1, id='once'), many])
+  if 'flip_count' in metafunc.fixturenames:
+    many = pytest.param(metafunc.config.getoption('flips'), marks=pytest.mark.soak, id='many')
+    metafunc.parametrize('flip_count', [pytest.param(5, id='few'), many])
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -34,6 +34,7 @@ COMMANDS = {
   'detect': 'detect any class names in pictures and videos and draw what is found',
   'serve': 'serve a page to try a detector, and a JSON API',
   'export': 'write a self-contained folder that `vild_jax.load` reads anywhere',
+  'check': 'check whether a data set, region store, bundle, work directory, vocabulary or teacher is whole',
   'convert': 'convert published weights into a detector, or into a backbone to start training from',
 }
 

@@ -2,7 +2,7 @@
 
 A vocabulary is data, never weights. `V.npz` holds `embeddings` float32 [C, D] with unit rows, `names` [C], `is_base`
 bool [C], `teacher` (identity of the text tower) and `prompts` (what was embedded); it may hold `background` float32
-[D]. Reading it never unpickles.
+[D]. `sha256` is a hash of all these, which files of older versions lack. Reading it never unpickles.
 """
 
 from __future__ import annotations
@@ -93,8 +93,19 @@ def save(path: str | Path, vocabulary: VocabularyFile) -> None:
       is_base=vocabulary.is_base,
       teacher=np.array(vocabulary.teacher),
       prompts=np.array(vocabulary.prompts),
+      sha256=np.array(digest(vocabulary)),
       **({} if vocabulary.background is None else {'background': vocabulary.background}),
     )
+
+
+def digest(vocabulary: VocabularyFile) -> str:
+  """Returns a hash of all fields of a vocabulary."""
+  words = (vocabulary.names, vocabulary.is_base.tolist(), vocabulary.teacher, vocabulary.prompts)
+  found = hashlib.sha256(repr((words, vocabulary.embeddings.shape)).encode())
+  found.update(np.ascontiguousarray(vocabulary.embeddings).tobytes())
+  if vocabulary.background is not None:
+    found.update(np.ascontiguousarray(vocabulary.background).tobytes())
+  return found.hexdigest()
 
 
 def load(path: str | Path) -> VocabularyFile:
@@ -114,7 +125,7 @@ def load(path: str | Path) -> VocabularyFile:
       for key in ('embeddings', 'names', 'is_base', 'teacher', 'prompts'):
         _require(key in arrays, key, 'missing', 'a field of this name')
         fields[key] = arrays[key]
-      background = arrays.get('background')
+      background, stated = arrays.get('background'), arrays.get('sha256')
     for key, rank in (('names', 1), ('teacher', 0), ('prompts', 0)):
       found = fields[key]
       _require(
@@ -123,7 +134,7 @@ def load(path: str | Path) -> VocabularyFile:
         f'{found.dtype} {found.shape}',
         'text' if rank == 0 else 'text [C]',
       )
-    return VocabularyFile(
+    found = VocabularyFile(
       fields['embeddings'],
       tuple(fields['names'].tolist()),
       fields['is_base'],
@@ -131,6 +142,10 @@ def load(path: str | Path) -> VocabularyFile:
       str(fields['prompts']),
       background,
     )
+    _require(
+      stated is None or str(stated) == digest(found), 'sha256', str(stated)[:12], f'{digest(found)[:12]}: it is damaged'
+    )
+    return found
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f'{path} is not a usable vocabulary: {error}') from error
 

@@ -85,7 +85,7 @@ def test_every_way_to_read_a_bundle_finds_a_damaged_one(made, tmp_path, read):
   read(bundle)
   path = bundle / 'config.json'
   path.write_text(path.read_text().replace('"image_size": 64', '"image_size": 32'))
-  with pytest.raises(ValueError, match=r'config\.json is damaged: it is not as it was exported'):
+  with pytest.raises(ValueError, match=r'config\.json is damaged: it is not as it was written'):
     read(bundle)
 
 

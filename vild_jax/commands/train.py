@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '(default: train.on_nan of the config, which is stop)',
   )
   parser.add_argument(
+    '--fallback',
+    action='store_true',
+    help='if the newest checkpoint is damaged, move it into WORKDIR/damaged/ and go on from the newest one that is '
+    'whole (default: stop, and say so)',
+  )
+  parser.add_argument(
     '--profile',
     type=int,
     metavar='STEPS',
@@ -46,4 +52,4 @@ def run(args: argparse.Namespace) -> None:
   arguments.require(args.profile >= 0, f'--profile is {args.profile}; expected a number of steps')
   on_nan = [f'--train.on_nan={args.on_nan}'] if args.on_nan else []
   config = arguments.load_config(args, *on_nan)
-  training.train(config, Path(args.workdir), clock=clock, profile=args.profile)
+  training.train(config, Path(args.workdir), clock=clock, profile=args.profile, fallback=args.fallback)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vild_jax.data import rle
+from vild_jax.data import rle, unique_keys
 from vild_jax.data.entries import Known, Picture, check_categories, check_pictures, whole
 from vild_jax.data.problems import Problems, in_words
 from vild_jax.data.schema import Category, DataError, Objects, is_number, make_objects, shown
@@ -101,11 +101,16 @@ def read_categories(path: str | Path) -> tuple[Category, ...]:
 
 
 def load(path: str | Path, keys: tuple[str, ...] = ('images', 'annotations', 'categories')) -> dict[str, Any]:
-  """Returns the content of a JSON file that has lists of objects at these keys; raises DataError if it has not."""
+  """Returns the content of a JSON file that has lists of objects at these keys; raises DataError if it has not.
+
+  A key that stands twice in an object is an error too.
+  """
   if not Path(path).is_file():
     raise DataError(f'{path} is not a file; expected a LVIS- or COCO-format JSON')
   try:
-    tree = json.loads(Path(path).read_bytes())
+    tree = json.loads(Path(path).read_bytes(), object_pairs_hook=unique_keys.once)
+  except unique_keys.RepeatedKey as error:
+    raise DataError(f'{path}: {error}') from None
   except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
     raise DataError(f'{path} is not JSON ({error}); expected a LVIS- or COCO-format JSON') from None
   expected = 'expected an object with the lists ' + ', '.join(repr(k) for k in keys)

@@ -6,14 +6,14 @@ and their files are checked by the number of records alone.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vild_jax.data.schema import Category, DataError, Example
+from vild_jax.runtime import digests
 
 _AT_ONCE = 1024  # records that are read together
 Described = list[dict[str, Any]]
@@ -39,13 +39,13 @@ def count(
 
 def described(paths: Sequence[Path]) -> Described:
   """Returns {'bytes', 'sha256'} of each file, for the metadata."""
-  return [{'bytes': path.stat().st_size, 'sha256': _sha256(path)} for path in paths]
+  return [{'bytes': path.stat().st_size, 'sha256': digests.sha256(path)} for path in paths]
 
 
-def problem(paths: Sequence[Path], expected: Described | None) -> str:
+def problem(paths: Sequence[Path], expected: Described | None, told: Callable[[int], Any] = lambda count: None) -> str:
   """Returns what is wrong with the files, in words, `expected` being what `described` said of them; '' if nothing is.
 
-  Files are read whole only if their sizes are right.
+  Files are read whole only if their sizes are right; `told` is as in `digests.sha256`.
   """
   if missing := [path for path in paths if not path.is_file()]:
     return f'{missing[0]} is missing'
@@ -56,7 +56,7 @@ def problem(paths: Sequence[Path], expected: Described | None) -> str:
   for path, one in zip(paths, expected, strict=True):
     if (size := path.stat().st_size) != one['bytes']:
       return f'{path} has {size} bytes; expected {one["bytes"]}'
-    if _sha256(path) != one['sha256']:
+    if digests.sha256(path, told) != one['sha256']:
       return f'{path} has another content than was written'
   return ''
 
@@ -87,8 +87,3 @@ def read(paths: Sequence[Path], count: int, expected: Described | None) -> Itera
     raise
   except (OSError, RuntimeError, ValueError, IndexError, KeyError) as error:  # of ArrayRecord, protobuf and JSON
     raise DataError(f'{paths[0]} or its like cannot be read ({type(error).__name__}); {advice}') from error
-
-
-def _sha256(path: Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -25,8 +26,8 @@ from vild_jax.data import formats, label_files
 from vild_jax.data.checked import Checked, Source
 from vild_jax.data.contents import Contents
 from vild_jax.data.schema import Category, DataError
-from vild_jax.data.sources import JsonSource, read_metadata
-from vild_jax.runtime import files, locks, progress
+from vild_jax.data.sources import FEATURES_FILE, INFO_FILE, METADATA_FILE, JsonSource, read_metadata
+from vild_jax.runtime import digests, files, locks, progress
 
 _WAIT_SECONDS = 600.0  # how long to wait for another process that adds a split to the same data set
 
@@ -228,16 +229,16 @@ def _quiet_tfds() -> Iterator[None]:
 def _commit(built: Path, version: Path, split: str, content: Checked, overwrite: bool) -> None:
   """Adds the split in the folder `built` to the data set `version`."""
   identity = content.identity()
-  old = json.loads((version / 'dataset_info.json').read_text(encoding='utf-8')) if version.is_dir() else None
+  old = json.loads((version / INFO_FILE).read_text(encoding='utf-8')) if version.is_dir() else None
   if old and split in (present := read_metadata(version)[1]):
     if present[split]['identity'] == identity:
-      _restore_labels(built, version, split, present[split], content)
+      _restore(built, version, split, present[split], content)
       return
     if not overwrite:
       raise DataError(
         f'{version} has a split {split!r} with other content; expected the same, another split or name, or --overwrite'
       )
-  info = json.loads((built / 'dataset_info.json').read_text(encoding='utf-8'))
+  info = json.loads((built / INFO_FILE).read_text(encoding='utf-8'))
   entry, tag = info['splits'][0], identity[:16]
   entry['filepathTemplate'] = '{DATASET}-{SPLIT}-' + tag + '.{FILEFORMAT}-{SHARD_X_OF_Y}'
   shards = []
@@ -246,29 +247,49 @@ def _commit(built: Path, version: Path, split: str, content: Checked, overwrite:
     files.move(shard, tagged)
     shards.append(tagged)
   labels = [shard for shard in shards if '.labels-' in shard.name]
+  records = [shard for shard in shards if shard not in labels]
   metadata = {'categories': [dataclasses.asdict(c) for c in content.source.categories], 'contents': {}}
   if old:
-    metadata = json.loads((version / 'metadata.json').read_text(encoding='utf-8'))
+    metadata = json.loads((version / METADATA_FILE).read_text(encoding='utf-8'))
     info['splits'] = sorted([s for s in old['splits'] if s['name'] != split] + [entry], key=lambda s: s['name'])
   metadata['contents'][f'{split}-{tag}'] = {
     'identity': identity,
     'info': content.source.info,
     'notes': list(content.notes()),
     'has_masks': bool(content.counter.contents().has_mask.all()),
+    'records': label_files.described(records),
     **_of_labels(labels, content),
   }
-  files.write(built / 'metadata.json', json.dumps(metadata))
-  files.write(built / 'dataset_info.json', json.dumps(info, indent=2))
+  text = json.dumps(info, indent=2).encode()
+  _list_json(metadata, built, version if old else None, text)
+  files.write(built / METADATA_FILE, digests.sealed(metadata))
+  files.write(built / INFO_FILE, text)
   if old is None:
     version.parent.mkdir(parents=True, exist_ok=True)
     files.move(built, version)
     return
-  for file in [*shards, built / 'metadata.json', built / 'dataset_info.json']:  # the last one adds the split
+  for file in [*shards, built / METADATA_FILE, built / INFO_FILE]:  # the last one adds the split
     files.move(file, version / file.name)
   for template in [s['filepathTemplate'] for s in old['splits'] if s['name'] == split]:
     stale = template.partition('-{SPLIT}-')[2].partition('.')[0]
     for shard in version.glob(f'*-{split}-{stale}.*-of-*'):
       shard.unlink()
+
+
+def _list_json(metadata: dict[str, Any], built: Path, version: Path | None, info: bytes) -> None:
+  """Adds the hashes of dataset_info.json and features.json, {name: hashes that are right}, to the metadata.
+
+  The metadata are replaced before dataset_info.json, so that both the old and the new one are right.
+  """
+  digest = hashlib.sha256(info).hexdigest()
+  features = digests.sha256(built / FEATURES_FILE)
+  if version is None:
+    metadata['files'] = {INFO_FILE: [digest], FEATURES_FILE: [features]}
+    return
+  listed = metadata.setdefault('files', {})
+  listed[INFO_FILE] = list(dict.fromkeys([digests.sha256(version / INFO_FILE), digest]))
+  if FEATURES_FILE not in listed and digests.sha256(version / FEATURES_FILE) == features:
+    listed[FEATURES_FILE] = [features]
 
 
 def _of_labels(paths: list[Path], content: Checked) -> dict[str, Any]:
@@ -279,18 +300,36 @@ def _of_labels(paths: list[Path], content: Checked) -> dict[str, Any]:
   return {'labels': label_files.described(paths), 'counts': counts}
 
 
-def _restore_labels(built: Path, version: Path, split: str, record: dict[str, Any], content: Checked) -> None:
-  """Puts the labels in `built` into the data set that holds the same split, unless it has them; older ones do not."""
+def _restore(built: Path, version: Path, split: str, record: dict[str, Any], content: Checked) -> None:
+  """Repairs the split in `version` by the same one in `built`: missing or damaged files, and what older versions lack.
+
+  Raises DataError if records are damaged and those of `built` have other bytes, as another version of TFDS makes them.
+  """
   from vild_jax.data.tfds_builders import detection
 
-  tag, made = record['identity'][:16], sorted(built.glob('*.labels-*-of-*'))
-  named = [detection.labels_file(path) for path in sorted(version.glob(f'*-{split}-{tag}.array_record-*-of-*'))]
-  if record.keys() >= {'labels', 'counts'} and not label_files.problem(named, record['labels']):
+  tag, labels_made = record['identity'][:16], sorted(built.glob('*.labels-*-of-*'))
+  made, named = sorted(built.glob('*.array_record-*')), sorted(version.glob(f'*-{split}-{tag}.array_record-*-of-*'))
+  named_labels = [detection.labels_file(path) for path in named]
+  listed = record.get('records')
+  wrong = label_files.problem(named, listed) if listed else ''
+  if listed and not wrong and 'counts' in record and not label_files.problem(named_labels, record['labels']):
     return
-  if len(made) != len(named):
+  of_made, moved = label_files.described(made), []
+  if wrong:
+    if of_made != listed:
+      raise DataError(f'{wrong}; expected the records as they were prepared: prepare into another --out')
+    named = [version / f'{path.stem}-{tag}{path.suffix}' for path in made]
+    named_labels = [detection.labels_file(path) for path in named]
+    moved = list(zip(made, named, strict=True))
+    print(f'{wrong}; {version} gets its records again', file=sys.stderr)
+  if len(labels_made) != len(named_labels):
     return  # another version of TFDS or of a PNG writer divides the records otherwise; theirs are read whole
-  metadata = json.loads((version / 'metadata.json').read_text(encoding='utf-8'))
-  metadata['contents'][f'{split}-{tag}'] |= _of_labels(made, content)
-  for path, target in zip(made, named, strict=True):
+  metadata = json.loads((version / METADATA_FILE).read_text(encoding='utf-8'))
+  ours = metadata['contents'][f'{split}-{tag}']
+  if not listed and of_made == label_files.described(named):
+    ours['records'] = of_made
+  ours |= _of_labels(labels_made, content)
+  for path, target in [*moved, *zip(labels_made, named_labels, strict=True)]:
     files.move(path, target)
-  files.write(version / 'metadata.json', json.dumps(metadata))
+  _list_json(metadata, built, version, (version / INFO_FILE).read_bytes())
+  files.write(version / METADATA_FILE, digests.sealed(metadata))

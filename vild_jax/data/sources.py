@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from vild_jax.data import label_files
 from vild_jax.data.json_source import JsonSource
 from vild_jax.data.rle import decode_mask
 from vild_jax.data.schema import Category, DataError, Example
-from vild_jax.runtime import progress
+from vild_jax.runtime import digests, progress
 
 __all__ = [
   'JsonSource',
@@ -30,6 +30,7 @@ __all__ = [
   'showing',
 ]
 
+INFO_FILE, METADATA_FILE, FEATURES_FILE = 'dataset_info.json', 'metadata.json', 'features.json'
 # Only one thread at a time may import TFDS. During its import TFDS replaces `import` in the whole process by a lazy
 # one; a second thread that imports it at that time and the first would wait for each other.
 _OPENING = threading.Lock()
@@ -49,11 +50,11 @@ def prepared_folder(path: str | Path) -> Path:
     raise DataError(f'{path} is not a folder; expected the folder of a data set, as vild-jax prepare writes it')
   found = (
     [path]
-    if (path / 'dataset_info.json').is_file()
+    if (path / INFO_FILE).is_file()
     else sorted(
       info.parent
       for depth in ('*', '*/*')
-      for info in path.glob(f'{depth}/dataset_info.json')
+      for info in path.glob(f'{depth}/{INFO_FILE}')
       if not any(part.startswith('.') for part in info.relative_to(path).parts)
     )
   )
@@ -68,13 +69,14 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
   """Returns (categories, {split: its record}) of the prepared data set in the folder OUT/NAME/VERSION.
 
   The record of a split has `identity`, `examples`, `info`, `notes` and `has_masks`, and unless the split is of an older
-  version `counts` ({category id: `label_files.Counts`}) and `labels` (`label_files.described`). Its file names include
-  the key of its content in `metadata.json`, so that `dataset_info.json`, which is written last, alone decides which
-  files belong together. Raises DataError if `vild-jax prepare` did not write the folder.
+  version `counts` ({category id: `label_files.Counts`}), `labels` and `records` (`label_files.described`). Its file
+  names include the key of its content in `metadata.json`, so that `dataset_info.json`, which is written last, alone
+  decides which files belong together. Raises DataError if `vild-jax prepare` did not write the folder, or a JSON file
+  of it has changed.
   """
   try:
-    info = json.loads((folder / 'dataset_info.json').read_text(encoding='utf-8'))
-    metadata = json.loads((folder / 'metadata.json').read_text(encoding='utf-8'))
+    info = json.loads((folder / INFO_FILE).read_text(encoding='utf-8'))
+    metadata = json.loads((folder / METADATA_FILE).read_text(encoding='utf-8'))
     categories = [Category(**{**c, 'synonyms': tuple(c['synonyms'])}) for c in metadata['categories']]
     splits = {}
     for split in info['splits']:
@@ -85,7 +87,19 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
       f'{folder} is not a data set that vild-jax prepare wrote ({type(error).__name__}: {error}); a stock '
       'TFDS data set must go through prepare --from-tfds first'
     ) from None
+  if wrong := _damage(folder, metadata):
+    raise DataError(f'{wrong}; expected the data set as it was prepared: copy it again, or prepare it anew')
   return categories, splits
+
+
+def _damage(folder: Path, metadata: dict[str, Any]) -> str:
+  """Says which of the three JSON files of a data set is not as it was prepared; '' for none, or an older data set."""
+  if 'sha256' in metadata and not digests.is_whole((folder / METADATA_FILE).read_bytes()):
+    return f'{folder / METADATA_FILE} is damaged: it does not have the checksum that it states'
+  for name, expected in metadata.get('files', {}).items():
+    if not (folder / name).is_file() or digests.sha256(folder / name) not in expected:
+      return f'{folder / name} is damaged: it does not have the checksum that {METADATA_FILE} states'
+  return ''
 
 
 class PreparedDataset:
@@ -117,7 +131,7 @@ class PreparedDataset:
     self.has_masks: bool = record['has_masks']
     self.identity: str = record['identity']
     self._length: int = record['examples']
-    self._counts, self._labels = record.get('counts'), record.get('labels')
+    self._counts, self._labels, self._records = record.get('counts'), record.get('labels'), record.get('records')
     self._opened: tuple[Any, Any, list[Path]] | None = None
 
   def __len__(self) -> int:
@@ -143,6 +157,29 @@ class PreparedDataset:
       yield from label_files.read(paths, len(self), self._labels)
     else:
       yield from (dataclasses.replace(self[i], image=b'') for i in range(len(self)))
+
+  @property
+  def has_checksums(self) -> bool:
+    """Tells whether the metadata list checksums of all files of the split; those of older versions do not."""
+    return self._records is not None and self._labels is not None
+
+  @property
+  def size(self) -> int:
+    """Returns the bytes of all files that the metadata list."""
+    return sum(file['bytes'] for file in (self._records or []) + (self._labels or []))
+
+  def damage(self, told: Callable[[int], Any] = lambda count: None) -> list[str]:
+    """Returns what is not as it was prepared, a line each for records and labels; reads all that the metadata list.
+
+    `told` is as in `digests.sha256`.
+    """
+    from vild_jax.data.tfds_builders import detection
+
+    _, _, records = self._open()
+    labels = [detection.labels_file(path) for path in records]
+    pairs = ((records, self._records), (labels, self._labels))
+    lines = [label_files.problem(paths, listed, told) for paths, listed in pairs if listed is not None]
+    return [line for line in lines if line]
 
   def counts(self, *, quiet: bool = False) -> dict[int, label_files.Counts]:
     """Returns how many objects there are of each category, by its id.

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vild_jax.eval.scoring import Metrics
-from vild_jax.runtime import files
+from vild_jax.runtime import digests, files
 
+RESULTS_FILE = 'results.json'
+METRICS_FILE, TABLE_FILE, CURVES_FILE = 'metrics.json', 'per_category.csv', 'precision_recall.png'
+GROUPS_FILE, PAGE, DIAGNOSIS, COSINE_FILE = 'ap_by_group.png', 'report.html', 'diagnosis.json', 'teacher_cosine.json'
+# All that is said about a results file, beside it.
+_ABOUT = (METRICS_FILE, TABLE_FILE, CURVES_FILE, GROUPS_FILE, PAGE, DIAGNOSIS, COSINE_FILE)
 _BOX, _MASK, _GRID, _INK = '#2f6fdb', '#e2711d', '#e3e5e8', '#30343b'
 _GROUPS = {'AP': 'all', 'APr': 'rare', 'APc': 'common', 'APf': 'frequent', 'AP_base': 'base', 'AP_novel': 'novel'}
 
@@ -65,16 +70,36 @@ def write_reports(out_dir: str | Path, metrics: Metrics) -> list[Path]:
   """
   folder = Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
-  contents: dict[str, str | bytes] = {'metrics.json': json.dumps(short(metrics), indent=2, allow_nan=False) + '\n'}
+  contents: dict[str, str | bytes] = {METRICS_FILE: json.dumps(short(metrics), indent=2, allow_nan=False) + '\n'}
   if 'per_category' in metrics:
     rows = io.StringIO(newline='')
     writer = csv.DictWriter(rows, list(metrics['per_category'][0]) if metrics['per_category'] else ['id'])
     writer.writeheader()
     writer.writerows(metrics['per_category'])
-    contents['per_category.csv'] = rows.getvalue().encode()
+    contents[TABLE_FILE] = rows.getvalue().encode()
   if 'curves' in metrics:
-    contents |= {'precision_recall.png': _precision_recall(metrics), 'ap_by_group.png': _ap_by_group(metrics)}
+    contents |= {CURVES_FILE: _precision_recall(metrics), GROUPS_FILE: _ap_by_group(metrics)}
   return [files.write(folder / name, content) for name, content in contents.items()]
+
+
+def remove_reports(out_dir: str | Path) -> None:
+  """Removes what an earlier evaluation said about the results in a folder, before they are replaced.
+
+  A run that is killed then leaves results without metrics, never with those of others.
+  """
+  for name in _ABOUT:
+    (Path(out_dir) / name).unlink(missing_ok=True)
+
+
+def problem(metrics_file: Path, metrics: Metrics) -> str:
+  """Returns why metrics are not of the results file beside them, in words; '' if they are, or do not say of which."""
+  said = metrics.get('identity')
+  if not isinstance(said, dict) or 'results' not in said:
+    return ''
+  path = metrics_file.with_name(RESULTS_FILE)
+  if path.is_file() and digests.sha256(path) != said['results']:
+    return f'{metrics_file} is not about the {RESULTS_FILE} beside it, which has another SHA-256'
+  return ''
 
 
 def _precision_recall(metrics: Metrics) -> bytes:

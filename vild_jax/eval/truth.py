@@ -17,7 +17,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from vild_jax.data import rle
+from vild_jax.data import rle, unique_keys
 from vild_jax.data.schema import DataError, is_number, is_size, shown
 from vild_jax.eval import jsonfile
 
@@ -163,6 +163,11 @@ def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') ->
   else:
     content = jsonfile.content(source, _EXPECTED)
     tree, name = jsonfile.parsed(content, source, _EXPECTED), str(source)
+    if any(content.count(b'"%s"' % key.encode()) > 1 for key in unique_keys.LISTS):  # it need not be a key
+      try:
+        json.loads(content, object_pairs_hook=unique_keys.once)
+      except unique_keys.RepeatedKey as error:
+        raise DataError(f'{name}: {error}') from None
   for key, expected in _FIELDS.items():
     if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
       raise DataError(f'{name} has no list {key!r}; expected {_EXPECTED}')

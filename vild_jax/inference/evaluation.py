@@ -33,13 +33,12 @@ from vild_jax.inference import drawing, jobs, waits
 from vild_jax.inference import logits as logits_lib
 from vild_jax.inference.detector import Detector, sigmoid
 from vild_jax.inference.waits import Timer
-from vild_jax.runtime import progress, workers
+from vild_jax.runtime import digests, progress, workers
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.train import sharding
 from vild_jax.train.step import make_predict_step
 from vild_jax.vocabulary import VocabularyFile
 
-RESULTS_FILE = 'results.json'
 _WAITING = 32  # pictures whose masks are encoded while the devices go on
 # The detections in one picture, by one method or by several that share computation. Each is a dictionary: image_id,
 # original_size, boxes, labels, scores, masks.
@@ -146,16 +145,21 @@ def evaluate(
   jobs.detect_missing(shards, job, detect, begin)
   if jax.process_index() > 0:
     return None
-  shards.merge([out / folder / RESULTS_FILE for folder in folders])
+  for folder in folders:
+    summary.remove_reports(out / folder)
+  shards.merge([out / folder / summary.RESULTS_FILE for folder in folders])
   flags = vocabulary_lib.is_base([_row_name(category, classes) for category in categories], trained_on)
   split = Split(*(frozenset(c.id for c, f in zip(categories, flags, strict=True) if f == of) for of in (True, False)))
   limits = protocols.limits(config.evaluation)
   scored, rows = {}, {}
   for folder in folders:
     several = 0 if config.data.workers else 1
-    found = detections.read(out / folder / RESULTS_FILE, known, processes=several)
+    found = detections.read(out / folder / summary.RESULTS_FILE, known, processes=several)
     scored[folder] = protocols.score(protocol, known, found, base=split, **limits)
     scored[folder]['seconds_per_image'] = timer.seconds_per_image()
+    scored[folder]['identity'] = {key: job[key] for key in (*jobs.DETECTOR, 'vocabulary', 'data', 'scores')} | {
+      'results': digests.sha256(out / folder / summary.RESULTS_FILE)
+    }
     rows[folder] = found
   metrics = scored[folders[0]]
   metrics['detector'] = {key: job[key] for key in (*jobs.DETECTOR, 'scores')}

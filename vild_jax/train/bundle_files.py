@@ -7,16 +7,12 @@ Format 1 had neither; it is still read.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vild_jax.runtime import files
+from vild_jax.runtime import digests, files
 
 BUNDLE_FILE, CARD_FILE = 'bundle.json', 'README.md'
 VARIABLES = 'variables'  # the subfolder of the weights in a bundle or a converted checkpoint
@@ -25,18 +21,12 @@ FORMAT = 2
 # Where a reader looks; folders and files of people beside those of the bundle are not read.
 _SUBFOLDERS = (VARIABLES, TEXT_TOWER, IMAGE_TOWER)
 _ANEW = 'expected the bundle as `vild-jax export` wrote it: copy or export it anew'
-_NO_DIGEST = '0' * 64
-_SEALED = re.compile(rb'(.*"sha256": ")([0-9a-f]{64})("\n}\n)', re.DOTALL)
 
 
 def seal(folder: Path, about: Mapping[str, Any], into: str = BUNDLE_FILE) -> None:
   """Writes bundle.json (or `into`), the last file of a folder: `about`, the list of all files, and its own checksum."""
-  names = sorted(set(_below(folder)) - {into, CARD_FILE})
-  digests = _digests(folder, names)
-  listed = {name: {'bytes': (folder / name).stat().st_size, 'sha256': digests[name]} for name in names}
-  open_ = (json.dumps({**about, 'files': listed, 'sha256': _NO_DIGEST}, indent=2) + '\n').encode()
-  start, _, end = _SEALED.fullmatch(open_).groups()
-  files.write(folder / into, start + hashlib.sha256(open_).hexdigest().encode() + end)
+  names = sorted(set(digests.below(folder)) - {into, CARD_FILE})
+  files.write(folder / into, digests.sealed({**about, 'files': digests.of_files(folder, names)}))
 
 
 def is_bundle(folder: Path) -> bool:
@@ -57,8 +47,7 @@ def read_about(bundle: Path) -> dict[str, Any]:
     return about
   if version not in (1, FORMAT):
     raise ValueError(f'{path} has format {version!r}; expected {FORMAT}, or 1')
-  sealed = _SEALED.fullmatch(content)
-  if not sealed or hashlib.sha256(_NO_DIGEST.encode().join(sealed.group(1, 3))).hexdigest().encode() != sealed[2]:
+  if not digests.is_whole(content):
     raise ValueError(f'{path} is damaged: it does not have the checksum that it states; {_ANEW}')
   return about
 
@@ -81,35 +70,20 @@ def check(folder: Path, *, weights: bool = True) -> None:
   listed = read_about(folder).get('files')
   if listed is None:
     return
+  if problem := next(problems(folder, listed, weights=weights), None):
+    raise ValueError(f'{problem}; {_ANEW}')
+
+
+def problems(
+  folder: Path, listed: digests.Listed, *, weights: bool = True, told: Callable[[int], Any] = lambda count: None
+) -> Iterator[str]:
+  """Yields a line for each file of a bundle that is missing, changed, or in a subfolder without being `listed`.
+
+  `weights` is as `check` takes it, and `told` as `digests.sha256` does.
+  """
   if weights:
-    for name in sorted(_below(folder, _SUBFOLDERS)):
+    for name in sorted(digests.below(folder, _SUBFOLDERS)):
       if name not in listed:
-        raise ValueError(f'{folder / name} is not a file of the bundle: {BUNDLE_FILE} does not list it; {_ANEW}')
-  names = [name for name in listed if weights or '/' not in name]
-  for name in names:
-    found, expected = folder / name, listed[name]['bytes']
-    if not found.is_file():
-      raise ValueError(f'{found} is missing, which {BUNDLE_FILE} lists; {_ANEW}')
-    if found.stat().st_size != expected:
-      raise ValueError(f'{found} has {found.stat().st_size} bytes, {BUNDLE_FILE} lists {expected}; {_ANEW}')
-  for name, digest in _digests(folder, names).items():
-    if digest != listed[name]['sha256']:
-      raise ValueError(f'{folder / name} is damaged: it is not as it was exported ({BUNDLE_FILE}); {_ANEW}')
-
-
-def _below(folder: Path, parts: tuple[str, ...] = ('',)) -> Iterator[str]:
-  """The names of all files in `parts` of the folder, with slashes; links to files count."""
-  for part in parts:
-    for where, _, names in os.walk(folder / part):
-      yield from ((Path(where) / name).relative_to(folder).as_posix() for name in names)
-
-
-def _digests(folder: Path, names: list[str]) -> dict[str, str]:
-  """{name: SHA-256}; several files at a time, since hashlib lets other threads run."""
-
-  def digest(name: str) -> str:
-    with open(folder / name, 'rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
-
-  with ThreadPoolExecutor(os.cpu_count()) as pool:
-    return dict(zip(names, pool.map(digest, names), strict=True))
+        yield f'{folder / name} is not a file of the bundle: {BUNDLE_FILE} does not list it'
+  chosen = {name: expected for name, expected in listed.items() if weights or '/' not in name}
+  yield from digests.differences(folder, chosen, BUNDLE_FILE, told)

@@ -7,6 +7,7 @@ A work directory holds `config.json` (the resolved config), `vocabulary.npz` and
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from orbax.checkpoint import checkpoint_managers as managers
 from vild_jax import config as config_lib
 from vild_jax.config import Config
 from vild_jax.config import Mesh as MeshSettings
-from vild_jax.runtime import files
+from vild_jax.runtime import digests, files
 from vild_jax.structs import TrainState
-from vild_jax.train import sharding, weights
+from vild_jax.train import sealed, sharding, weights
 from vild_jax.train.state import abstract, variables
 from vild_jax.train.weights import CHECKPOINTS, CONFIG_FILE, read_config
 
 VOCABULARY_FILE = 'vocabulary.npz'
+DAMAGED = 'damaged'  # in a work directory: checkpoints that `set_aside_damaged` has moved
 # Settings that a resume may change: they affect neither what is learnt nor the shape of the state.
 # Paths are among them, because data, vocabulary and region store may move; their content is checked when they are
 # opened.
@@ -67,7 +69,11 @@ class Checkpoints:
       ]
     )
     options = ocp.CheckpointManagerOptions(best_fn=loss, best_mode='min', preservation_policy=policy, create=True)
-    self._manager = ocp.CheckpointManager((Path(workdir) / CHECKPOINTS).absolute(), options=options)
+    self._manager = ocp.CheckpointManager(
+      (Path(workdir) / CHECKPOINTS).absolute(), options=options, item_handlers={'state': sealed.Handler()}
+    )
+    vocabulary = Path(workdir) / VOCABULARY_FILE
+    self._beside = {VOCABULARY_FILE: digests.sha256(vocabulary)} if vocabulary.is_file() else {}
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest complete checkpoint, or None; an interrupted save does not count."""
@@ -79,20 +85,25 @@ class Checkpoints:
     `step` is an argument because reading `state.step` would wait for the device.
     """
     if step not in self._manager.all_steps():
+      about = {'step': step, 'loss': loss, 'beside': self._beside}
       self._manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics={'loss': loss}, force=True
+        step, args=ocp.args.Composite(state=sealed.Save(state, about=about)), metrics={'loss': loss}, force=True
       )
 
   def restore(self, config: Config, mesh: Mesh) -> TrainState:
     """Restores the newest state onto `mesh`; it may have been saved on other devices.
 
-    Raises ValueError if the checkpoint is damaged or of another architecture; the message names the first difference.
+    Raises ValueError if the checkpoint is damaged, of another architecture or not finite; the message names the first
+    difference.
     """
     step, expected = self.latest_step(), abstract(config, mesh)
     folder = Path(self._manager.directory) / str(step)
+    weights.check_step(folder / 'state')
     weights.check(folder / 'state', variables(expected))
     with weights.reading(folder):
-      return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected)))['state']
+      state = self._manager.restore(step, args=ocp.args.Composite(state=sealed.Restore(expected)))['state']
+    weights.check_finite(state, folder)
+    return state
 
   def close(self) -> None:
     """Waits for the last save and frees the manager."""
@@ -163,10 +174,34 @@ def model_differences(saved: Config, config: Config) -> list[str]:
 def has_checkpoint(workdir: Path) -> bool:
   """Says whether a training in `workdir` would resume: whether it holds a complete checkpoint."""
   try:
-    weights.locate(workdir)
+    weights.find(workdir)
   except ValueError:
     return False
   return True
+
+
+def set_aside_damaged(workdir: Path) -> None:
+  """Moves each checkpoint that is newer than the newest whole one into WORKDIR/damaged/, and says so on stderr.
+
+  Raises ValueError if no checkpoint is whole; nothing is moved then.
+  """
+  if not has_checkpoint(workdir):
+    return
+  found: dict[int, str] = {}
+  for step in reversed(weights.steps(workdir)):
+    problem = next(sealed.problems(weights.find(workdir, step)), None)
+    if problem is None:
+      break
+    found[step] = problem
+  else:
+    raise ValueError(f'none of the checkpoints in {workdir} is whole: {problem}; expected one, or a new --workdir')
+  for step, problem in found.items():
+    source, target = workdir / CHECKPOINTS / str(step), workdir / DAMAGED / str(step)
+    target.parent.mkdir(exist_ok=True)
+    while target.exists():
+      target = target.with_name(f'{target.name}_')
+    files.move(source, target)
+    print(f'{problem}: the checkpoint of step {step} is now {target}', file=sys.stderr)
 
 
 def load_variables(folder: Path, config: Config, mesh: Mesh | None = None, step: int | None = None) -> dict[str, Any]:

@@ -80,4 +80,5 @@ def opened(config: Config, workdir: Path, mesh: Mesh, state: TrainState | None) 
       f'{folder} cannot be read: it is not there; expected what the first run wrote of the detector of train.init '
       '(train.retention), or a new --workdir'
     )
+  weights.check_sealed(folder, 'what the first run wrote of the detector of train.init, or a new --workdir')
   return weights.restore(folder, abstract(config, mesh))

@@ -126,14 +126,15 @@ def locate(config: Config) -> Path | None:
         f'train.init_backbone: {path.parent} holds no {weights.VARIABLES}/; expected a folder of '
         '`vild-jax convert resnet`'
       )
+    weights.check_sealed(path, 'the folder as `vild-jax convert resnet` wrote it')
     return path
   if not (folder := config.train.init or config.train.init_first_stage):
     return None
-  path = weights.locate(weights.folder_of(folder))
-  if jax.process_count() > 1 and (step := weights.step_of(path)) is not None:
+  step = weights.step_of(weights.find(weights.folder_of(folder)))
+  if jax.process_count() > 1 and step is not None:
     # A training that runs may save between two looks at its folder.
-    path = weights.locate(weights.folder_of(folder), int(multihost_utils.broadcast_one_to_all(np.int32(step))))
-  return path
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+  return weights.locate(weights.folder_of(folder), step)
 
 
 def _parts(config: Config) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from vild_jax import config as config_lib
 from vild_jax.config import Config
 from vild_jax.runtime import hub
-from vild_jax.train import bundle_files
+from vild_jax.train import bundle_files, sealed
 from vild_jax.train.bundle_files import BUNDLE_FILE, IMAGE_TOWER, TEXT_TOWER, VARIABLES
 from vild_jax.train.optim import path_name
 
@@ -30,9 +30,9 @@ _ON_THE_HUB = (BUNDLE_FILE, CONFIG_FILE, '*.npz', f'{VARIABLES}/*', f'{TEXT_TOWE
 
 
 def save(path: Path, tree: Any, *, replace: bool = False) -> None:
-  """Writes a pytree of arrays to the folder `path`, which must not exist, unless it may be replaced."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(Path(path).absolute(), tree, force=replace)
+  """Writes a pytree of arrays to the folder `path`, which must not exist, unless it may be replaced; seals it."""
+  with ocp.Checkpointer(sealed.Handler()) as checkpointer:
+    checkpointer.save(Path(path).absolute(), args=sealed.Save(tree), force=replace)
 
 
 def folder_of(place: str | Path) -> Path:
@@ -44,28 +44,64 @@ def folder_of(place: str | Path) -> Path:
 
 
 def locate(folder: Path, step: int | None = None) -> Path:
+  """Returns what `find` does, and raises ValueError if a file of it is not as it was written.
+
+  Nobody reads weights without this.
+  """
+  path = find(folder, step)
+  if step_of(path) is None:
+    bundle_files.check(Path(folder).absolute())
+    if not bundle_files.is_bundle(Path(folder)):
+      check_sealed(path, f'the folder anew, as it was written into {folder}')
+  else:
+    check_step(path)
+  return path
+
+
+def find(folder: Path, step: int | None = None) -> Path:
   """Returns the folder of the weights of a bundle, or of a checkpoint of a work directory (the newest, or `step`).
 
-  Raises ValueError if there are none, or if a file of the bundle is damaged: nobody reads weights without this.
+  Raises ValueError if there are none.
   """
   folder = Path(folder).absolute()
   if (folder / VARIABLES).is_dir() and step is None:
-    bundle_files.check(folder)
     return folder / VARIABLES
+  there = steps(folder)
+  step = max(there) if step is None else step
+  if step not in there:
+    raise ValueError(f'{folder} holds no checkpoint of step {step}; expected one of {", ".join(map(str, there))}')
+  return folder / CHECKPOINTS / str(step) / 'state'
+
+
+def steps(folder: Path) -> list[int]:
+  """Returns the steps of the complete checkpoints of a work directory, in order; ValueError if there are none."""
   if not (folder / CHECKPOINTS).is_dir():
     raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
   options = lambda: ocp.CheckpointManagerOptions(
     read_only=True
   )  # made inside `reading`, which silences its log message
   with reading(folder / CHECKPOINTS), ocp.CheckpointManager(folder / CHECKPOINTS, options=options()) as manager:
-    steps = manager.all_steps()
-  if not steps:
+    there = sorted(manager.all_steps())
+  if not there:
     raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {CHECKPOINTS}/')
-  step = max(steps) if step is None else step
-  if step not in steps:
-    there = ', '.join(map(str, sorted(steps)))
-    raise ValueError(f'{folder} holds no checkpoint of step {step}; expected one of {there}')
-  return folder / CHECKPOINTS / str(step) / 'state'
+  return there
+
+
+def check_step(path: Path) -> None:
+  """Raises ValueError if a file of a checkpoint (`find`) is not as it was saved; the message says what helps."""
+  step, workdir = step_of(path), path.parents[2]
+  if problem := next(sealed.problems(path), None):
+    others = ', '.join(str(other) for other in steps(workdir) if other != step)
+    raise ValueError(
+      f'{problem}; expected the checkpoint of step {step} as it was saved: `vild-jax train --fallback` goes on from '
+      f'the newest one that is whole, and --step N of the other commands takes another ({others or "there is none"})'
+    )
+
+
+def check_sealed(path: Path, expected: str) -> None:
+  """Raises ValueError if a file of a folder that `save` wrote has changed; the message says what was `expected`."""
+  if problem := next(sealed.problems(path), None):
+    raise ValueError(f'{problem}; expected {expected}')
 
 
 def step_of(path: Path) -> int | None:
@@ -101,11 +137,16 @@ def restore(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> Any:
 
 
 def read(path: Path, expected: Any) -> Any:
-  """Reads the arrays of `expected` from the checkpoint at `path`, which has all of them with the same shapes."""
+  """Reads the arrays of `expected` from the checkpoint at `path`, which has all of them with the same shapes.
+
+  Raises ValueError, naming the first such array, if some values are not finite.
+  """
   restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
   args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
   with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.restore(path.absolute(), args=args)
+    found = checkpointer.restore(path.absolute(), args=args)
+  check_finite(found, path)
+  return found
 
 
 def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
@@ -136,6 +177,22 @@ def stored(path: Path) -> dict[str, Any]:
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   """Returns {name of a leaf: shape}."""
   return {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def check_finite(tree: Any, path: Path) -> None:
+  """Raises ValueError, naming the first such array, if a value of this process's part of the arrays is not finite."""
+  for name, value in jax.tree_util.tree_leaves_with_path(tree):
+    # One copy of each part: the devices of a mesh may all have the same.
+    parts = {str(s.index): s.data for s in value.addressable_shards} if isinstance(value, jax.Array) else {'': value}
+    if not all(_all_finite(part) for part in parts.values()):
+      raise ValueError(
+        f'{path_name(name)} of the checkpoint {path} is not finite; expected weights of a training that did not diverge'
+      )
+
+
+def _all_finite(value: Any) -> bool:
+  value = np.asarray(value)
+  return not jax.numpy.issubdtype(value.dtype, jax.numpy.floating) or bool(np.isfinite(value.astype(np.float32)).all())
 
 
 def identity(tree: Any) -> str:
@@ -175,7 +232,7 @@ def reading(path: Path) -> Iterator[None]:
       raise  # another process has ended; the checkpoint may be good
     raise ValueError(
       f'the checkpoint {path} cannot be read ({type(error).__name__}); expected a whole one '
-      '(of a work directory, remove a damaged one, and the one before is taken)'
+      '(of a work directory, `vild-jax train --fallback` goes on from the newest that is whole)'
     ) from error
   finally:
     absl.logging.set_verbosity(verbosity)

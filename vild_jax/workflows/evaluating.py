@@ -24,7 +24,6 @@ from vild_jax.train import checkpoint, sharding, weights
 from vild_jax.vocabulary import VocabularyFile
 from vild_jax.workflows import folders, scoring
 
-COSINE_FILE = 'teacher_cosine.json'
 METRICS = (
   'box',
   'mask',
@@ -141,7 +140,7 @@ def evaluate(
     if metrics is None:
       return None
     if cosine:
-      files.write(out / COSINE_FILE, json.dumps(cosine, indent=2) + '\n')
+      files.write(out / summary.COSINE_FILE, json.dumps(cosine, indent=2) + '\n')
   return metrics | cosine
 
 

@@ -14,6 +14,7 @@ import jax
 
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.config import Config, defaults
+from vild_jax.eval import summary
 from vild_jax.inference import bundle, jobs
 from vild_jax.portable import folder as portable_folder
 from vild_jax.portable import program
@@ -21,7 +22,6 @@ from vild_jax.runtime import compiler
 from vild_jax.train import bundle_files, checkpoint, weights
 from vild_jax.workflows.training import DATA_FILE
 
-_METRICS_FILE = 'metrics.json'
 # What a bundle keeps of it.
 _KEPT = ('protocol', 'detections_counted', 'annotations', 'images', 'categories', 'objects', 'box', 'mask', 'versions')
 
@@ -61,7 +61,7 @@ def export(
   config = checkpoint.same_model(config, folder)
   about = bundle_files.read_about(folder) if bundle_files.is_bundle(folder) else None
   if about is None:
-    step = weights.step_of(weights.locate(folder, step))  # a training that runs may save another meanwhile
+    step = weights.step_of(weights.find(folder, step))  # a training that runs may save another meanwhile
   variables = checkpoint.load_variables(folder, config, step=step)
   path = folder / checkpoint.VOCABULARY_FILE
   vocabulary = vocabulary_lib.load(path)
@@ -156,7 +156,7 @@ def _training(workdir: Path, step: int | None) -> dict[str, Any]:
 def _metrics_beside(workdir: Path, of_these: Mapping[str, str]) -> list[dict[str, Any]]:
   """What `evaluate` has written in folders of a work directory about these weights with these settings."""
   found = []
-  for path in sorted(workdir.glob(f'*/{_METRICS_FILE}')):
+  for path in sorted(workdir.glob(f'*/{summary.METRICS_FILE}')):
     try:
       metrics = _read_metrics(path, path.relative_to(workdir))
     except ValueError as error:  # nobody asked for this file, which may be of another program
@@ -194,7 +194,11 @@ def _read_metrics(path: Path, shown: Path) -> dict[str, Any]:
   try:
     metrics = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise ValueError(f'{path} is not JSON: {error}; expected a {_METRICS_FILE} of `vild-jax evaluate`') from error
+    raise ValueError(
+      f'{path} is not JSON: {error}; expected a {summary.METRICS_FILE} of `vild-jax evaluate`'
+    ) from error
   if not isinstance(metrics, dict) or 'box' not in metrics:
-    raise ValueError(f'{path} has no box metrics; expected a {_METRICS_FILE} of `vild-jax evaluate`')
+    raise ValueError(f'{path} has no box metrics; expected a {summary.METRICS_FILE} of `vild-jax evaluate`')
+  if why := summary.problem(path, metrics):
+    raise ValueError(f'{why}; expected the metrics of one evaluation: evaluate again')
   return {**metrics, 'file': shown.as_posix()}

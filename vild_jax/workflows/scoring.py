@@ -19,7 +19,6 @@ from vild_jax.report import scores as report_lib
 from vild_jax.runtime import collector, files
 from vild_jax.workflows import score_pictures
 
-PAGE, DIAGNOSIS = 'report.html', 'diagnosis.json'
 _RECALL_OF = (100, 300)  # detections of a picture, best first
 
 
@@ -161,9 +160,9 @@ def write_page(
       'resamples': against['resamples'],
     }
   if numbers:
-    files.write(out / DIAGNOSIS, json.dumps(numbers, indent=2, allow_nan=False) + '\n')
+    files.write(out / summary.DIAGNOSIS, json.dumps(numbers, indent=2, allow_nan=False) + '\n')
   command = shlex.join(['vild-jax', *sys.argv[1:]])
-  report_lib.write_html(out / PAGE, report_lib.Scores(metrics, command=command, **content))
+  report_lib.write_html(out / summary.PAGE, report_lib.Scores(metrics, command=command, **content))
   if pictures is not None and pictures.lacking:
     _say(f'pictures that the page cannot show: {len(pictures.lacking):,}; {next(iter(pictures.lacking.values()))}')
 

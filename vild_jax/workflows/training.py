@@ -19,6 +19,7 @@ from vild_jax.config import Config, given, matches, with_embedding_dim, with_fro
 from vild_jax.data import batch as batches
 from vild_jax.data import class_lists, label_files, sources
 from vild_jax.data.regions import targets as region_targets
+from vild_jax.data.regions import verified
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import DataError
 from vild_jax.inference import evaluation
@@ -33,14 +34,16 @@ _SAME_EMBEDDING = 1e-3  # difference of unit rows that machines may make, unlike
 DATA_FILE = 'data.json'  # in a work directory: the identities of its training data and region store
 
 
-def train(config: Config, workdir: Path, *, clock: timing.Clock | None = None, profile: int = 0) -> TrainState:
+def train(
+  config: Config, workdir: Path, *, clock: timing.Clock | None = None, profile: int = 0, fallback: bool = False
+) -> TrainState:
   """Trains, or resumes, in `workdir` and returns the final state; errors as `open_training` and `train_on`.
 
   The vocabulary is copied into the work directory, so that the checkpoints stay usable without the original file.
-  `clock` and `profile` are those of `loop.train`; the clock starts here by default.
+  `clock` and `profile` are those of `loop.train`, and `fallback` that of `train_on`; the clock starts here by default.
   """
   clock = clock or timing.Clock()
-  return train_on(open_training(config, workdir), workdir, clock=clock, profile=profile)
+  return train_on(open_training(config, workdir), workdir, clock=clock, profile=profile, fallback=fallback)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def train_on(
   writer: Any = None,
   clock: timing.Clock | None = None,
   profile: int = 0,
+  fallback: bool = False,
 ) -> TrainState:
   """Trains, or resumes, in `workdir` and returns the final state.
 
@@ -135,6 +139,7 @@ def train_on(
     workdir: the work directory; see `train`.
     stream: takes the start step and returns the batches, for a pipeline of your own; by default `opened.stream`.
     writer, clock, profile: as in `loop.train`.
+    fallback: whether to set damaged checkpoints aside and go on from the newest one that is whole.
 
   Raises:
     FolderInUse: another process trains in `workdir`.
@@ -154,24 +159,29 @@ def train_on(
   # The directory comes last, so that earlier errors leave it unchanged.
   with folders.locked(workdir):
     checkpoint.check_workdir(workdir, config)
+    if fallback:
+      folders.by_the_first(lambda: checkpoint.set_aside_damaged(workdir), 'set damaged checkpoints aside')
     _keep_vocabulary(workdir / checkpoint.VOCABULARY_FILE, vocabulary)
     _keep_identity(workdir / DATA_FILE, opened.dataset, opened.regions)
     checkpoint.claim_workdir(workdir, config)  # after all checks, since it overwrites the config that stands there
     notes += _on_classes(opened)
     if notes and jax.process_index() == 0:
       print(*notes, sep='\n', file=sys.stderr)
-    return loop.train(
-      config,
-      workdir,
-      opened.classes(),
-      stream or opened.stream,
-      mesh=mesh,
-      start_from=start.path if start else None,
-      writer=writer,
-      pictures=pictures,
-      clock=clock,
-      profile=profile,
-    )
+    with verified.Verification(opened.regions, jax.process_index(), jax.process_count()) as verification:
+      trained = loop.train(
+        config,
+        workdir,
+        opened.classes(),
+        verification.watched(stream or opened.stream),
+        mesh=mesh,
+        start_from=start.path if start else None,
+        writer=writer,
+        pictures=pictures,
+        clock=clock,
+        profile=profile,
+      )
+      verification.wait()
+      return trained
 
 
 def _with_learnt_masks(

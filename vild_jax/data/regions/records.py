@@ -118,6 +118,11 @@ def as_text(tree: dict[str, Any]) -> str:
   return json.dumps(tree, indent=1, sort_keys=True) + '\n'
 
 
+def digest(job: Job) -> str:
+  """Returns the hash of `job.json`, which sidecars of shards keep."""
+  return hashlib.sha256(as_text(job.as_json()).encode()).hexdigest()
+
+
 # --- records --------------------------------------------------------------------------------------------------------
 
 

@@ -56,6 +56,7 @@ class RegionStore:
       self.boxes_identity: str = content['boxes']
       self.regions: int = content['regions']
       self._shards = [(str(shard['file']), int(shard['bytes'])) for shard in content['shards']]
+      self._digests = [str(shard['sha256']) for shard in content['shards']]
       images_hash = str(content['images'])
     except (KeyError, TypeError, ValueError) as error:
       raise DataError(
@@ -66,6 +67,7 @@ class RegionStore:
     self.teacher, self.image_teacher, self.embedding_dim = job.teacher, job.image_teacher, job.embedding_dim
     self.recipe, self.origin, self.proposals, self.max_regions = job.recipe, job.origin, job.proposals, job.max_regions
     self.size = sum(size for _, size in self._shards)
+    self._check_job(content['job'])
     for name, size in self._shards:
       found = (self.path / name).stat().st_size if (self.path / name).is_file() else None
       if found != size:
@@ -77,6 +79,16 @@ class RegionStore:
     self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
     self._lock = threading.Lock()
 
+  def _check_job(self, job: Any) -> None:
+    """Raises DataError if the manifest has another job than job.json, if that is there: one of them is damaged."""
+    path = self.path / JOB_FILE
+    if path.is_file() and path.read_bytes() != records.as_text(job).encode():
+      raise DataError(f'{path} and the job in {MANIFEST_FILE} differ; expected the same: {_ANEW}')
+
+  def shards(self) -> list[tuple[Path, str]]:
+    """Returns path and SHA-256 of each shard, as the manifest says."""
+    return [(self.path / name, digest) for (name, _), digest in zip(self._shards, self._digests, strict=True)]
+
   def _read_images(self, expected: str) -> None:
     try:
       raw = (self.path / IMAGES_FILE).read_bytes()
@@ -86,7 +98,13 @@ class RegionStore:
       raise DataError(
         f'{self.path / IMAGES_FILE} is missing or damaged; expected what the manifest of the store says: ' + _ANEW
       )
-    self.image_ids: np.ndarray = np.load(io.BytesIO(raw), allow_pickle=False)[:, 0]
+    images = np.load(io.BytesIO(raw), allow_pickle=False)
+    if len(images) != self.images or images[:, 1].sum() != self.regions:
+      raise DataError(
+        f'{self.path / MANIFEST_FILE} is damaged: it says {self.images} images with {self.regions} regions, '
+        f'{IMAGES_FILE} {len(images)} with {images[:, 1].sum()}; expected the same: {_ANEW}'
+      )
+    self.image_ids: np.ndarray = images[:, 0]
     self._order = np.argsort(self.image_ids)
     self._sorted = self.image_ids[self._order]
 

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from array_record.python import array_record_module
 from vild_jax.data.regions import locks, records
 from vild_jax.data.regions.records import IMAGES_FILE, JOB_FILE, MANIFEST_FILE, Job, Regions, as_text, shard_name
 from vild_jax.data.schema import DataError
-from vild_jax.runtime import files
+from vild_jax.runtime import digests, files, progress
 
 
 class StoreWriter:
@@ -66,8 +67,34 @@ class StoreWriter:
       self._handle = None
 
   def missing(self) -> list[int]:
-    """Returns the shards of this process that are not there yet."""
-    return [shard for shard in self._part if _finished(self.path, self.job, shard) is None]
+    """Returns the shards of this process that are not there yet, or not as they were written; reads the others whole.
+
+    A line on stderr names each that was damaged: it is not the file that its sidecar describes, or that the manifest
+    lists, or is of another job.
+    """
+    listed, job = self._listed(), records.digest(self.job)
+    missing, there = [], {}
+    for shard in self._part:
+      found = _finished(self.path, self.job, shard)
+      if found is None:
+        missing.append(shard)
+      else:
+        there[shard] = found
+    for shard in progress.track(there, 'check what is there', unit='shard'):
+      path, expected = self.path / shard_name(shard, self.job), there[shard]['sha256']
+      same_job = there[shard].get('job', job) == job
+      if not same_job or listed.get(path.name, expected) != expected or digests.sha256(path) != expected:
+        print(f'{path} is not as it was written, and is made anew', file=sys.stderr)
+        missing.append(shard)
+    return sorted(missing)
+
+  def _listed(self) -> dict[str, str]:
+    """{shard: SHA-256} of the manifest; empty if there is none yet, or it is damaged."""
+    try:
+      content = json.loads((self.path / MANIFEST_FILE).read_bytes())
+      return {shard['file']: shard['sha256'] for shard in content['shards']}
+    except (OSError, ValueError, KeyError, TypeError):
+      return {}
 
   def write(self, shard: int, regions: Iterable[tuple[int, Regions]]) -> None:
     """Writes the regions of `job.examples(shard)`, in order, as (image id, regions).
@@ -76,7 +103,7 @@ class StoreWriter:
     is left.
     """
     target = self.path / shard_name(shard, self.job)
-    ids, counts, digests = [], [], []
+    ids, counts, of_boxes = [], [], []
     with files.replacing(target) as temporary:
       writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
       try:
@@ -85,15 +112,14 @@ class StoreWriter:
           self._append(writer, records.encode(int(image_id), found))
           ids.append(int(image_id))
           counts.append(len(found.boxes))
-          digests.append(records.boxes_digest(int(image_id), found.boxes))
+          of_boxes.append(records.boxes_digest(int(image_id), found.boxes))
       finally:
         with contextlib.suppress(RuntimeError):  # the number of records is checked below
           writer.close()
       expected = len(self.job.examples(shard))
       if len(ids) != expected:
         raise DataError(f'{len(ids)} pictures for shard {shard} of {self.path}; expected {expected}')
-      with temporary.open('rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      digest = digests.sha256(temporary)
       size = temporary.stat().st_size
       written = array_record_module.ArrayRecordReader(str(temporary))
       if written.num_records() != expected:
@@ -102,7 +128,16 @@ class StoreWriter:
       _sidecar(target).unlink(missing_ok=True)  # left by a shard that was damaged later
     files.write(
       _sidecar(target),
-      as_text({'bytes': size, 'sha256': digest, 'image_ids': ids, 'regions': counts, 'boxes': digests}),
+      as_text(
+        {
+          'bytes': size,
+          'sha256': digest,
+          'job': records.digest(self.job),
+          'image_ids': ids,
+          'regions': counts,
+          'boxes': of_boxes,
+        }
+      ),
     )
 
   def finish(self) -> bool:
@@ -111,7 +146,7 @@ class StoreWriter:
       shards = [_finished(self.path, self.job, shard) for shard in range(self.job.shards)]
       if any(shard is None for shard in shards):
         return False
-      ids, counts, digests = (
+      ids, counts, of_boxes = (
         list(itertools.chain.from_iterable(shard[key] for shard in shards)) for key in ('image_ids', 'regions', 'boxes')
       )
       if len(set(ids)) < len(ids):
@@ -124,7 +159,7 @@ class StoreWriter:
           'job': self.job.as_json(),
           'regions': sum(counts),
           'images': hashlib.sha256(images.getvalue()).hexdigest(),
-          'boxes': hashlib.sha256(''.join(digests).encode()).hexdigest(),
+          'boxes': hashlib.sha256(''.join(of_boxes).encode()).hexdigest(),
           'shards': [
             {'file': shard_name(k, self.job), 'bytes': shard['bytes'], 'sha256': shard['sha256']}
             for k, shard in enumerate(shards)
