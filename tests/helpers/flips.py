@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,32 +40,46 @@ def places(files: Sequence[Path], count: int, seed: int) -> Iterator[tuple[Path,
     yield files[chosen], int(rng.integers(sizes[chosen]))
 
 
-def unnoticed(
-  folder: Path, count: int, seed: int, read: Callable[[], Any], *, leave: Sequence[str] = ()
-) -> list[tuple[str, int, str]]:
-  """Flips bits in the files of `folder`, one at a time; returns those that neither `read` nor `vild-jax check` notices.
+class Noticed(NamedTuple):
+  """How many flips were noticed, by whom, and which changed a value unnoticed: (file, bit)."""
 
-  `read` loads the folder and returns its values, which are compared with those before: a flip that changes no value
-  need not be noticed. An exit code of `check` other than 0 and 2 is an error.
+  by_reading: int
+  by_check: int
+  without_a_value: int
+  lost: list[tuple[str, int]]
+
+
+def notice(folder: Path, count: int, seed: int, read: Callable[[], Any], *, leave: Sequence[str] = ()) -> Noticed:
+  """Flips bits in the files of a folder, one at a time, and says what `read` and `vild-jax check` notice.
 
   Args:
     folder: its files are flipped, and put right again.
     count, seed: how many flips, and which.
-    read: returns values with `==`; ValueError or OSError mean that the flip was noticed.
+    read: loads the folder and returns its values, to compare with those before; ValueError, OSError and RuntimeError
+      (of ArrayRecord) mean that the flip was noticed.
     leave: names of files that are not flipped, besides `NO_VALUE`.
   """
   files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name not in (*NO_VALUE, *leave))
-  whole, lost = read(), []
+  assert _check(folder) == 0
+  whole, found, lost = read(), Counter(), []
   for path, bit in places(files, count, seed):
     with flipped(path, bit):
       try:
-        if read() == whole:
-          continue
-      except (ValueError, OSError):
+        changed = read() != whole
+      except (ValueError, OSError, RuntimeError):
+        found['reading'] += 1
         continue
-      with contextlib.redirect_stdout(io.StringIO()):
-        code = run('check', folder)
+      code = _check(folder)
       assert code in (0, 2), (path, bit, code)
-      if code == 0:
-        lost.append((path.relative_to(folder).as_posix(), bit, 'changed a value'))
-  return lost
+      if code == 2:
+        found['check'] += 1
+      elif changed:
+        lost.append((path.relative_to(folder).as_posix(), bit))
+      else:
+        found['nothing'] += 1
+  return Noticed(found['reading'], found['check'], found['nothing'], lost)
+
+
+def _check(folder: Path) -> int:
+  with contextlib.redirect_stdout(io.StringIO()):
+    return run('check', folder)

@@ -22,6 +22,11 @@ def _bytes(tree):
   return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
+def _assert_noticed(found):
+  print(found)  # for the soak
+  assert not found.lost and found.by_reading + found.by_check > 0
+
+
 def test_bundle(made, tmp_path, flip_count):
   bundle = shutil.copytree(made / 'bundle', tmp_path / 'bundle')
 
@@ -29,7 +34,7 @@ def test_bundle(made, tmp_path, flip_count):
     found = vild_jax.load(bundle)
     return config_lib.to_text(found.config), _bytes(found.variables), vocabulary.digest(found.vocabulary)
 
-  assert not flips.unnoticed(bundle, flip_count, 1, read)
+  _assert_noticed(flips.notice(bundle, flip_count, 1, read))
 
 
 def test_checkpoint(made, tmp_path, flip_count):
@@ -48,7 +53,7 @@ def test_checkpoint(made, tmp_path, flip_count):
     finally:
       loaded.close()
 
-  assert not flips.unnoticed(workdir, flip_count, 2, read, leave=('config.json',))
+  _assert_noticed(flips.notice(workdir, flip_count, 2, read, leave=('config.json',)))
 
 
 def _made(folder):
@@ -64,7 +69,7 @@ def test_store(made, tmp_path, flip_count):
     regions = [store[int(key)] for key in store.image_ids]
     return store.job, store.boxes_identity, [_bytes(dataclasses.asdict(found)) for found in regions]
 
-  assert not flips.unnoticed(folder, flip_count, 3, read)
+  _assert_noticed(flips.notice(folder, flip_count, 3, read))
 
 
 def test_data_set(made, tmp_path, flip_count):
@@ -81,4 +86,4 @@ def test_data_set(made, tmp_path, flip_count):
       values.append((labels, [dataclasses.astuple(dataclasses.replace(e, objects=None)) for e in examples], objects))
     return values
 
-  assert not flips.unnoticed(folder, flip_count, 4, read)
+  _assert_noticed(flips.notice(folder, flip_count, 4, read))
