@@ -125,7 +125,8 @@ def own_folder(made, tmp_path):
   BadInput('other config', 'train {config} --workdir {run} --seed=7', 'made with another config: seed: 0 and 7'),
   BadInput('other data', RESTARTED, 'expected the same data, or', other_data),
   BadInput('edited config', RESTARTED, 'is of another architecture: ', edited_config),
-  BadInput('damaged checkpoint', AGAIN, 'cannot be read', damaged_checkpoint),
+  BadInput('damaged checkpoint', AGAIN, 'has 0 bytes, digests.json lists', damaged_checkpoint),
+  BadInput('no whole checkpoint', f'{AGAIN} --fallback', 'none of the checkpoints in {tmp}/run is', damaged_checkpoint),
   BadInput('no saved config', AGAIN, 'holds checkpoints/ but no config.json', no_saved_config),
   BadInput(
     'image tower of no teacher', f'{EXPORT} --image-tower', '--image-tower keeps a tower of the teacher; expected'

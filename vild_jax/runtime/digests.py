@@ -32,9 +32,14 @@ def sha256(path: Path, told: Callable[[int], Any] = lambda count: None) -> str:
 
 def below(folder: Path, parts: Sequence[str] = ('',)) -> Iterator[str]:
   """Yields the names of all files in `parts` of a folder, with slashes; links to files count."""
-  for part in parts:
-    for where, _, names in os.walk(folder / part):
-      yield from ((Path(where) / name).relative_to(folder).as_posix() for name in names)
+  waiting = [folder / part for part in parts]
+  while waiting:
+    where = waiting.pop()
+    for path in where.iterdir() if where.is_dir() else ():  # not `rglob`, which paths in buckets lack
+      if not path.is_dir():
+        yield path.relative_to(folder).as_posix()
+      elif not os.path.islink(path):
+        waiting.append(path)
 
 
 def of_files(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:

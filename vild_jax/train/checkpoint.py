@@ -69,6 +69,7 @@ class Checkpoints:
       ]
     )
     options = ocp.CheckpointManagerOptions(best_fn=loss, best_mode='min', preservation_policy=policy, create=True)
+    weights.check_losses(workdir)
     self._manager = ocp.CheckpointManager(
       (Path(workdir) / CHECKPOINTS).absolute(), options=options, item_handlers={'state': sealed.Handler()}
     )
@@ -181,20 +182,25 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def set_aside_damaged(workdir: Path) -> None:
-  """Moves each checkpoint that is newer than the newest whole one into WORKDIR/damaged/, and says so on stderr.
+  """Moves damaged checkpoints into WORKDIR/damaged/, and says so on stderr.
+
+  These are all that are newer than the newest whole one, and older ones whose loss is damaged.
 
   Raises ValueError if no checkpoint is whole; nothing is moved then.
   """
   if not has_checkpoint(workdir):
     return
-  found: dict[int, str] = {}
-  for step in reversed(weights.steps(workdir)):
-    problem = next(sealed.problems(weights.find(workdir, step)), None)
-    if problem is None:
+  there, found = weights.steps(workdir), {}
+  for step in reversed(there):
+    problem = next(sealed.problems(weights.find(workdir, step)), '')
+    if not problem:
       break
     found[step] = problem
   else:
     raise ValueError(f'none of the checkpoints in {workdir} is whole: {problem}; expected one, or a new --workdir')
+  for step in there:  # Orbax reads the loss of each
+    if step not in found and (problem := sealed.loss_problem(weights.find(workdir, step))):
+      found[step] = problem
   for step, problem in found.items():
     source, target = workdir / CHECKPOINTS / str(step), workdir / DAMAGED / str(step)
     target.parent.mkdir(exist_ok=True)

@@ -80,15 +80,24 @@ def problems(folder: Path, told: Callable[[int], Any] = lambda count: None) -> I
     return
   about = json.loads(content)
   yield from digests.differences(folder, about['files'], FILE, told)
-  if 'loss' in about:
-    path = folder.parent.joinpath(*_LOSS)
-    try:
-      found = json.loads(path.read_bytes())['loss']
-    except (OSError, ValueError, KeyError, TypeError):
-      found = None
-    if found != about['loss']:
-      yield f'{path} is missing or damaged: {FILE} says that the loss is {about["loss"]}'
+  if problem := loss_problem(folder):
+    yield problem
   for name, digest in about.get('beside', {}).items():
     path = folder.parents[2] / name
     if not path.is_file() or digests.sha256(path) != digest:
       yield f'{path} is not the file that it was when step {folder.parent.name} was saved'
+
+
+def loss_problem(folder: Path) -> str:
+  """Returns why the loss beside the state of a step cannot be read, or is not that of its list; '' if it can."""
+  path, said = folder.parent.joinpath(*_LOSS), None
+  if is_sealed(folder) and digests.is_whole(content := (folder / FILE).read_bytes()):
+    said = json.loads(content).get('loss')
+  if not path.is_file():
+    return f'{path} is missing' if said is not None else ''
+  try:
+    found = json.loads(path.read_bytes())['loss']
+  except (ValueError, KeyError, TypeError):
+    found = None
+  is_right = isinstance(found, int | float) if said is None else found == said
+  return '' if is_right else f'{path} is damaged: it holds no loss' + (f' of {said}' if said is not None else '')

@@ -77,11 +77,8 @@ def steps(folder: Path) -> list[int]:
   """Returns the steps of the complete checkpoints of a work directory, in order; ValueError if there are none."""
   if not (folder / CHECKPOINTS).is_dir():
     raise ValueError(f'{folder} holds no checkpoint; expected a work directory of `vild-jax train` or a bundle')
-  options = lambda: ocp.CheckpointManagerOptions(
-    read_only=True
-  )  # made inside `reading`, which silences its log message
-  with reading(folder / CHECKPOINTS), ocp.CheckpointManager(folder / CHECKPOINTS, options=options()) as manager:
-    there = sorted(manager.all_steps())
+  # A manager would read the losses of all steps, of which one may be damaged.
+  there = sorted(ocp.utils.checkpoint_steps(folder / CHECKPOINTS))
   if not there:
     raise ValueError(f'{folder} holds no complete checkpoint yet; expected one under {CHECKPOINTS}/')
   return there
@@ -89,8 +86,19 @@ def steps(folder: Path) -> list[int]:
 
 def check_step(path: Path) -> None:
   """Raises ValueError if a file of a checkpoint (`find`) is not as it was saved; the message says what helps."""
-  step, workdir = step_of(path), path.parents[2]
-  if problem := next(sealed.problems(path), None):
+  _raise_of_step(path, next(sealed.problems(path), ''))
+
+
+def check_losses(workdir: Path) -> None:
+  """Raises ValueError, as `check_step` does, if Orbax could not open the checkpoints, as it reads the loss of each."""
+  for path in (Path(workdir).absolute() / CHECKPOINTS).glob('*/state'):
+    if path.parent.name.isdigit():
+      _raise_of_step(path, sealed.loss_problem(path))
+
+
+def _raise_of_step(path: Path, problem: str) -> None:
+  if problem:
+    step, workdir = step_of(path), path.parents[2]
     others = ', '.join(str(other) for other in steps(workdir) if other != step)
     raise ValueError(
       f'{problem}; expected the checkpoint of step {step} as it was saved: `vild-jax train --fallback` goes on from '
