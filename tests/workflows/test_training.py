@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import small_set, tiny
+from tests.helpers import planted_store, small_set, tiny
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax import vocabulary
-from vild_jax.data import prepare
+from vild_jax.data import prepare, sources
 from vild_jax.data.schema import DataError
 from vild_jax.train import checkpoint, state
 from vild_jax.vocabulary import VocabularyFile, save
@@ -249,3 +249,20 @@ def test_so_is_one_without_annotations(tmp_path):
   save(tmp_path / 'v.npz', words)
   with pytest.raises(DataError, match='nothing to learn; of 0 objects'):
     training.open_training(tiny.config(f'data.train={tmp_path / "data"}', f'vocabulary={tmp_path / "v.npz"}'))
+
+
+def test_a_shard_of_another_store_stops_the_training(made, tmp_path, capsys):
+  """Of equal size, as an interrupted copy leaves it: only its hash tells."""
+  teacher = vocabulary.load(made / 'v.npz').teacher
+  other = planted_store.write(tmp_path / 'other', sources.open_dataset(made / 'data', 'train'), teacher=teacher, seed=1)
+  folder = shutil.copytree(made / 'regions', tmp_path / 'regions')
+  shard = sorted(folder.glob('*.array_record'))[0]
+  assert shard.stat().st_size == (other / shard.name).stat().st_size
+  shutil.copy(other / shard.name, shard)
+  words = ('train', made / 'config.json', '--workdir', tmp_path / 'w', f'--distillation.store={folder}')
+  assert run(*words, '--train.pictures=0') == 2
+  assert (
+    capsys.readouterr()
+    .err.splitlines()[-1]
+    .startswith(f'vild-jax train: {shard} is not the shard that the manifest of the store lists')
+  )

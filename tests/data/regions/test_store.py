@@ -15,6 +15,7 @@ import pytest
 
 from tests.helpers.planted_store import content
 from tests.helpers.small_store import IDS, JOB, make, regions
+from vild_jax.data.regions import records
 from vild_jax.data.regions.records import Job, Regions
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.regions.writer import StoreWriter
@@ -250,3 +251,64 @@ def test_the_manifest_says_what_the_store_is(whole):
     raw = (whole / shard['file']).read_bytes()
     assert (len(raw), hashlib.sha256(raw).hexdigest()) == (shard['bytes'], shard['sha256'])
   assert JOB.max_bytes == 7 * (20 + 6 * (16 + 4 + 6))
+
+
+@pytest.mark.parametrize('is_whole', [True, False])
+def test_a_shard_that_is_not_as_it_was_written_is_made_again(tmp_path, capsys, is_whole):
+  path, good = tmp_path / 'store', tmp_path / 'good'
+  make(good)
+  make(path)
+  if not is_whole:
+    (path / 'manifest.json').unlink()
+    (path / 'images.npy').unlink()
+  (one,), (two,) = path.glob('shard-00001-*.array_record'), path.glob('shard-00002-*.array_record')
+  changed = bytearray(one.read_bytes())
+  changed[-5] ^= 1
+  one.write_bytes(changed)
+  with StoreWriter(path, JOB) as writer:
+    assert writer.missing() == [1]
+  assert f'{one} is not as it was written, and is made anew' in capsys.readouterr().err
+  # A shard of another job with its sidecar, as an interrupted copy leaves it.
+  foreign = dataclasses.replace(JOB, teacher='of others')
+  make(tmp_path / 'foreign', foreign)
+  for name in (two.name, two.with_suffix('.json').name):
+    (path / name).write_bytes((tmp_path / 'foreign' / name).read_bytes())
+  with StoreWriter(path, JOB) as writer:
+    assert writer.missing() == [1, 2]
+  assert make(path) and content(path) == content(good)
+
+
+def test_a_sidecar_of_an_older_version_names_no_job_and_counts(tmp_path):
+  path = tmp_path / 'store'
+  make(path)
+  for file in path.glob('shard-*.json'):
+    said = json.loads(file.read_text())
+    del said['job']
+    file.write_text(json.dumps(said))
+  with StoreWriter(path, JOB) as writer:
+    assert writer.missing() == [] and writer.finish()
+
+
+@pytest.mark.parametrize('key', ['max_regions', 'teacher'])
+def test_a_manifest_of_another_job_than_job_json_is_refused(tmp_path, key):
+  make(tmp_path)
+  file = tmp_path / 'manifest.json'
+  said = json.loads(file.read_text())
+  said['job'][key] = {'max_regions': 7, 'teacher': 'other'}[key]
+  file.write_text(records.as_text(said))
+  with pytest.raises(DataError, match=r'job\.json and the job in manifest\.json differ; expected the same'):
+    RegionStore(tmp_path)
+  (tmp_path / 'job.json').unlink()  # copied without it
+  RegionStore(tmp_path)
+
+
+def test_a_manifest_with_another_number_of_regions_is_refused(tmp_path):
+  make(tmp_path)
+  file = tmp_path / 'manifest.json'
+  said = json.loads(file.read_text())
+  said['regions'] += 1
+  file.write_text(records.as_text(said))
+  with pytest.raises(
+    DataError, match=r'manifest\.json is damaged: it says 7 images with .* regions, images\.npy 7 with'
+  ):
+    RegionStore(tmp_path)
