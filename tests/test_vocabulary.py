@@ -224,3 +224,32 @@ def test_clean_name(name, cleaned):
 def test_a_name_without_a_word_is_refused(name):
   with pytest.raises(ValueError, match='is empty; expected a word'):
     vocabulary.clean_name(name)
+
+
+def test_every_flipped_bit_that_changes_a_value_is_found(tmp_path):
+  """Also those of the names in the archive: without its background a vocabulary is another one."""
+  path = tmp_path / 'v.npz'
+  vocabulary.save(path, dataclasses.replace(example(), background=np.array([0.6, 0, 0.8, 0])))
+  digest, content = vocabulary.digest(vocabulary.load(path)), path.read_bytes()
+  found = 0
+  size = 8 * len(content)
+  for bit in (*range(0, size, 17), *range(size - 8 * 22, size)):  # the last 22 bytes say where the directory is
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(changed)
+    try:
+      assert vocabulary.digest(vocabulary.load(path)) == digest, bit
+    except ValueError:
+      found += 1
+  assert found > 300
+  place = content.rindex(b'background.npy')  # in the directory of the archive
+  path.write_bytes(content[:place] + b'c' + content[place + 1 :])
+  with pytest.raises(ValueError, match=r'`sha256` is .*: it is damaged'):
+    vocabulary.load(path)
+
+
+def test_a_file_of_an_older_version_has_no_hash(tmp_path):
+  file = example()
+  fields = {key: getattr(file, key) for key in ('embeddings', 'names', 'is_base', 'teacher', 'prompts')}
+  np.savez(tmp_path / 'v.npz', **fields)
+  assert vocabulary.digest(vocabulary.load(tmp_path / 'v.npz')) == vocabulary.digest(file)

@@ -88,12 +88,12 @@ def save(path: str | Path, vocabulary: VocabularyFile) -> None:
   with files.replacing(path) as temporary, open(temporary, 'wb') as f:
     np.savez(
       f,
+      sha256=np.array(digest(vocabulary)),  # first: damage can hide the last ones of an archive
       embeddings=vocabulary.embeddings,
       names=np.array(vocabulary.names),
       is_base=vocabulary.is_base,
       teacher=np.array(vocabulary.teacher),
       prompts=np.array(vocabulary.prompts),
-      sha256=np.array(digest(vocabulary)),
       **({} if vocabulary.background is None else {'background': vocabulary.background}),
     )
 
@@ -146,7 +146,7 @@ def load(path: str | Path) -> VocabularyFile:
       stated is None or str(stated) == digest(found), 'sha256', str(stated)[:12], f'{digest(found)[:12]}: it is damaged'
     )
     return found
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # zipfile and NumPy raise many types
     raise ValueError(f'{path} is not a usable vocabulary: {error}') from error
 
 

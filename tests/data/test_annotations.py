@@ -363,3 +363,23 @@ def test_a_number_of_thousands_of_digits_is_one_line(tmp_path):
 def test_a_byte_order_mark_is_no_problem(tmp_path):
   (tmp_path / 'a.json').write_text(json.dumps(small_set.annotations()), encoding='utf-8-sig')
   assert len(annotations.read_annotations(tmp_path / 'a.json').pictures) == 4
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'message'),
+  [
+    ('"categories": [', '"annotations": [], "categories": [', "'annotations' stands twice in the outermost object"),
+    ('"iscrowd": 0', '"iscrowd": 0, "iscrowd": 1', r"'iscrowd' stands twice in the object with id \d+"),
+  ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, old, new, message):
+  tree = small_set.annotations()
+  for annotation in tree['annotations']:
+    annotation.setdefault('iscrowd', 0)
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(tree))
+  annotations.read_annotations(path)
+  assert old in path.read_text()
+  path.write_text(path.read_text().replace(old, new, 1))
+  with pytest.raises(DataError, match=rf'^{path}: {message}; expected each key once$'):
+    annotations.read_annotations(path)

@@ -108,6 +108,55 @@ def test_a_data_set_of_an_older_version_gets_labels_and_counts_by_preparing_it_a
   assert json.loads((version / 'metadata.json').read_text()) == whole and file.read_bytes() == good
 
 
+def test_damaged_records_are_restored_by_preparing_again(tmp_path, capsys):
+  given = small_set.write(tmp_path)
+  version = prepare.prepare(*given, tmp_path / 'out')
+  (file,) = version.glob('*.array_record-*')
+  good, metadata = file.read_bytes(), (version / 'metadata.json').read_bytes()
+  for content in (good[:-1], b'', good[:50] + b'?' + good[51:]):
+    file.write_bytes(content)
+    (line,) = sources.open_dataset(version, 'train').damage()
+    assert line.startswith(str(file))
+    prepare.prepare(*given, tmp_path / 'out')
+    assert f'{version} gets its records again' in capsys.readouterr().err
+    assert file.read_bytes() == good and (version / 'metadata.json').read_bytes() == metadata
+  assert not sources.open_dataset(version, 'train').damage()
+  file.unlink()
+  prepare.prepare(*given, tmp_path / 'out')
+  assert file.read_bytes() == good
+
+
+@pytest.mark.parametrize('name', ['metadata.json', 'dataset_info.json', 'features.json'])
+def test_a_changed_json_file_of_a_data_set_is_named(tmp_path, name):
+  version = prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out')
+  prepare.prepare(*small_set.write(tmp_path, stem='small_val'), tmp_path / 'out')  # replaces two of them
+  assert len(sources.read_metadata(version)[1]) == 2
+  text = (version / name).read_text()
+  digit = next(i for i, c in enumerate(text) if c in '0123456789' and text[i - 1] not in '0123456789')
+  (version / name).write_text(text[:digit] + ('8' if text[digit] == '9' else '9') + text[digit + 1 :])
+  with pytest.raises(
+    DataError, match=rf'{name} is damaged: .*; expected the data set as it was prepared|is not a data'
+  ):
+    sources.open_dataset(version, 'train')
+
+
+def test_a_kill_between_metadata_and_info_leaves_the_older_split_whole(tmp_path, monkeypatch):
+  version = prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out')
+
+  def move(source, target, real=prepare.files.move):
+    if target == version / 'dataset_info.json':
+      raise KeyboardInterrupt
+    real(source, target)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(prepare.files, 'move', move)
+    prepare.prepare(*small_set.write(tmp_path, stem='small_val'), tmp_path / 'out')
+  assert [*sources.read_metadata(version)[1]] == ['train']
+  assert not sources.open_dataset(version, 'train').damage()
+  prepare.prepare(*small_set.write(tmp_path, stem='small_val'), tmp_path / 'out')
+  assert [*sources.read_metadata(version)[1]] == ['train', 'val']
+
+
 def test_labels_of_another_data_set_with_as_many_pictures_are_refused(tmp_path):
   version = prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out')
   tree = small_set.annotations()

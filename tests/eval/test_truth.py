@@ -157,3 +157,17 @@ def test_nesting_that_no_parser_follows_is_one_line(tmp_path):
   (tmp_path / 't.json').write_text('[' * 200_000)
   with pytest.raises(DataError, match=r't\.json is not JSON'):
     truth.read(tmp_path / 't.json')
+
+
+def test_a_list_that_stands_twice_is_refused_and_a_name_like_a_list_is_not(tmp_path):
+  tree = {
+    'images': [{'id': 1, 'height': 9, 'width': 9}],
+    'categories': [{'id': 1, 'name': 'annotations'}],
+    'annotations': [{'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 2, 2]}],
+  }
+  path = tmp_path / 't.json'
+  path.write_text(json.dumps(tree))
+  assert len(truth.read(path).annotations) == 1
+  path.write_text(json.dumps(tree)[:-1] + ', "annotations": []}')
+  with pytest.raises(DataError, match=rf"^{path}: 'annotations' stands twice in the outermost object"):
+    truth.read(path)

@@ -52,7 +52,7 @@ def problem(paths: Sequence[Path], expected: Described | None, told: Callable[[i
   if expected is None:
     return ''
   if len(paths) != len(expected):
-    return f'{paths[0]} is one of {len(paths)} files; expected {len(expected)}'
+    return f'{paths[0] if paths else "no file"} is one of {len(paths)} files; expected {len(expected)}'
   for path, one in zip(paths, expected, strict=True):
     if (size := path.stat().st_size) != one['bytes']:
       return f'{path} has {size} bytes; expected {one["bytes"]}'

@@ -308,9 +308,12 @@ def _restore(built: Path, version: Path, split: str, record: dict[str, Any], con
   from vild_jax.data.tfds_builders import detection
 
   tag, labels_made = record['identity'][:16], sorted(built.glob('*.labels-*-of-*'))
-  made, named = sorted(built.glob('*.array_record-*')), sorted(version.glob(f'*-{split}-{tag}.array_record-*-of-*'))
+  made, listed = sorted(built.glob('*.array_record-*')), record.get('records')
+  if listed and len(listed) == len(made):
+    named = [version / f'{path.stem}-{tag}{path.suffix}' for path in made]
+  else:
+    named = sorted(version.glob(f'*-{split}-{tag}.array_record-*-of-*'))
   named_labels = [detection.labels_file(path) for path in named]
-  listed = record.get('records')
   wrong = label_files.problem(named, listed) if listed else ''
   if listed and not wrong and 'counts' in record and not label_files.problem(named_labels, record['labels']):
     return
@@ -318,8 +321,6 @@ def _restore(built: Path, version: Path, split: str, record: dict[str, Any], con
   if wrong:
     if of_made != listed:
       raise DataError(f'{wrong}; expected the records as they were prepared: prepare into another --out')
-    named = [version / f'{path.stem}-{tag}{path.suffix}' for path in made]
-    named_labels = [detection.labels_file(path) for path in named]
     moved = list(zip(made, named, strict=True))
     print(f'{wrong}; {version} gets its records again', file=sys.stderr)
   if len(labels_made) != len(named_labels):

@@ -1,6 +1,7 @@
 """Lists sizes and SHA-256 of files, seals such a list with a checksum of its own, and says what differs from it.
 
-Bundles, checkpoints, data sets and region stores keep such lists; each says which files are in them.
+Bundles, checkpoints, data sets and region stores keep such lists; each says which files are in them
+(docs/reliability.md).
 """
 
 from __future__ import annotations
