@@ -57,7 +57,7 @@ def _change(path):
     ('bundle', 'bundle.json', 'bundle.json'),
     ('run', 'checkpoints/2/state/d/*', 'checkpoints/2'),
     ('run', 'checkpoints/2/state/digests.json', 'checkpoints/2'),
-    ('run', 'vocabulary.npz', 'vocabulary.npz'),
+    ('run', 'vocabulary.npz', 'checkpoints/2'),
     ('run', 'config.json', 'config.json'),
     ('evaluation', 'results.json', 'identity'),
   ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -37,8 +38,9 @@ def test_bundle(made, tmp_path, flip_count):
   _assert_noticed(flips.notice(bundle, flip_count, 1, read))
 
 
-def test_checkpoint(made, tmp_path, flip_count):
+def test_checkpoint(made, tmp_path, flip_count, monkeypatch):
   """Of the step and of the vocabulary beside it."""
+  monkeypatch.setattr(checkpoint, 'abstract', functools.cache(checkpoint.abstract))  # it takes a second
   workdir = tmp_path / 'run'
   for name in ('checkpoints', 'vocabulary.npz', 'config.json'):
     source = made / 'run' / name
