@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
-from vild_jax.runtime import files
+from vild_jax.runtime import files, messages, streams
 
 # {name: summary}. The module `commands/NAME.py` declares the options of a command and runs it; `run` may return an exit
 # code, for work of which a part failed.
@@ -40,7 +40,16 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
+  lost = streams.keep()
   args = parse(sys.argv[1:] if argv is None else argv)
+  code = _run(args)
+  if error := lost():
+    print(f'vild-jax {args.command}: standard output: {error.strerror}', file=sys.stderr)
+  return code or (2 if error else 0)
+
+
+def _run(args: argparse.Namespace) -> int:
+  """Runs the command; returns the exit code, and prints an error in one line."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # silences the logs of XLA and TensorStore
   os.environ.setdefault(
     'OPENBLAS_NUM_THREADS', '1'
@@ -77,12 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   except processes.Preempted as error:
     print(f'vild-jax {args.command}: {error}', file=sys.stderr)
     return processes.EXIT_PREEMPTED
-  except Exception as error:
+  except BaseException as error:
+    if not (isinstance(error, Exception) or messages.is_panic(error)):
+      raise
     if args.debug:
       import traceback
 
       traceback.print_exc()
-    expected = isinstance(error, ValueError | OSError | FloatingPointError | ImportError)
+    expected = isinstance(error, ValueError | OSError | FloatingPointError | ImportError | MemoryError)
     others = '; if another process ended before, its output says why' if joined and not expected else ''
     print(f'vild-jax {args.command}: {_one_line(error, expected)}{others}', file=sys.stderr)
     code = 2 if expected else 1
@@ -157,10 +168,10 @@ def _exit_at_once(code: int) -> int:
   os._exit(code)
 
 
-def _one_line(error: Exception, expected: bool) -> str:
+def _one_line(error: BaseException, expected: bool) -> str:
   if isinstance(error, OSError) and error.filename is not None:
     return f'{error.filename}: {error.strerror}'
-  from vild_jax.runtime import messages
-
   text = messages.first_line(error)
+  if isinstance(error, MemoryError):
+    return f'not enough memory ({text}); expected smaller inputs or batches, or a larger machine'
   return text if expected else f'{type(error).__name__}: {text} (--debug shows the traceback)'

@@ -14,6 +14,11 @@ def first_line(error: BaseException) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def is_panic(error: BaseException) -> bool:
+  """Says whether an error is a panic of a library in Rust, which Python does not count among its Exceptions."""
+  return type(error).__module__ == 'pyo3_runtime' and not isinstance(error, Exception)
+
+
 @contextlib.contextmanager
 def stderr_of_libraries() -> Iterator[list[str]]:
   """Captures what libraries, also those in C++, write to stderr in the block; at its end the list holds the text."""

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vild_jax.runtime import files
+from vild_jax.runtime import files, reading
 
 BUNDLE_FILE, CARD_FILE = 'bundle.json', 'README.md'
 VARIABLES = 'variables'  # the subfolder of the weights in a bundle or a converted checkpoint
@@ -47,11 +47,8 @@ def is_bundle(folder: Path) -> bool:
 def read_about(bundle: Path) -> dict[str, Any]:
   """Returns the contents of bundle.json. Raises ValueError if it is damaged or of a format unknown to this version."""
   path = Path(bundle) / BUNDLE_FILE
+  about = reading.json_file(path, 'a file that `vild-jax export` wrote')
   content = path.read_bytes()
-  try:
-    about = json.loads(content)
-  except ValueError as error:  # also if it is not text
-    raise ValueError(f'{path} is not JSON: {error}; expected a file that `vild-jax export` wrote') from error
   version = about.get('format') if isinstance(about, dict) else None
   if version == 1 and 'files' not in about:
     return about
