@@ -72,6 +72,7 @@ def _run(args: argparse.Namespace) -> int:
           args.coordinator_address,
           args.num_processes,
           args.process_id,
+          bind_address=args.coordinator_bind_address,
           heartbeat_seconds=args.heartbeat_seconds,
           saves_on_sigterm=args.command == 'train',
         )

@@ -102,6 +102,16 @@ def test_one_process_imports_nothing():
   assert (result.stdout, result.stderr) == ('False False\n', '')
 
 
+def test_process_0_listens_where_it_is_told(monkeypatch, capsys):
+  asked = []
+  monkeypatch.setattr('jax.distributed.initialize', lambda **given: asked.append(given['coordinator_bind_address']))
+  for bind in (None, '10.0.0.5:99'):
+    assert processes.join('n1:99', 2, 0, bind_address=bind, saves_on_sigterm=True)
+  with pytest.raises(ValueError, match=r"--coordinator-bind-address is '10\.0\.0\.5'; expected HOST:PORT"):
+    processes.join('n1:99', 2, 0, bind_address='10.0.0.5')
+  assert asked == [None, '10.0.0.5:99']
+
+
 def test_a_process_0_that_does_not_answer_is_one_line():
   with socket.socket() as unused:
     unused.bind(('localhost', 0))  # and does not listen

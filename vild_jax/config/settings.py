@@ -98,7 +98,7 @@ def override(settings: T, assignments: list[str]) -> T:
   for assignment in assignments:
     key, equals, text = assignment.removeprefix('--').partition('=')
     if not equals:
-      raise ConfigError(f'{assignment!r} is not an override; expected --key.path=value')
+      raise ConfigError(f'{reprlib.repr(assignment)} is not an override; expected --key.path=value')
     _check_known(key, list(leaves))
     *parents, leaf = key.split('.')
     functools.reduce(lambda node, parent: node[parent], parents, tree)[leaf] = _parse(text.strip(), leaves[key])
@@ -152,8 +152,9 @@ def _coerce(kind: Any, value: Any, key: str) -> Any:
 
 def _check_known(key: str, known: list[str]) -> None:
   if key not in known:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-    raise ConfigError(f'unknown key {key!r}; the nearest valid one is {nearest!r}')
+    shown = key if len(key) < 80 else f'{key[:80]}...'
+    nearest = difflib.get_close_matches(shown, known, n=1, cutoff=0.0)[0]
+    raise ConfigError(f'unknown key {shown!r}; the nearest valid one is {nearest!r}')
 
 
 def _kind_name(kind: Any) -> str:

@@ -73,6 +73,7 @@ def join(
   num_processes: int | None = None,
   process_id: int | None = None,
   *,
+  bind_address: str | None = None,
   heartbeat_seconds: int = HEARTBEAT_SECONDS,
   saves_on_sigterm: bool = False,
 ) -> bool:
@@ -81,6 +82,8 @@ def join(
   Args:
     coordinator_address, num_processes, process_id: HOST:PORT of process 0, the number of processes, and the number of
       this one; by default they are read from the environment, see `found`.
+    bind_address: HOST:PORT on which process 0 listens; by default JAX_COORDINATOR_BIND_ADDRESS, or else all interfaces
+      of its machine. The protocol has neither encryption nor passwords.
     heartbeat_seconds: a process that does not answer for so long counts as dead, and the others end.
     saves_on_sigterm: True: SIGTERM to any process reaches all of them, and `train.preemption` saves. False: SIGTERM
       ends the process.
@@ -100,6 +103,8 @@ def join(
     return False
   if heartbeat_seconds < 1:
     raise ValueError(f'--heartbeat-seconds is {heartbeat_seconds}; expected at least 1')
+  if bind_address is not None and not re.fullmatch(r'.+:\d+', bind_address):
+    raise ValueError(f'--coordinator-bind-address is {bind_address!r}; expected HOST:PORT')
   address = arguments.get('coordinator_address')
   if address:
     print(f'process {arguments["process_id"]} of {arguments["num_processes"]}, process 0 at {address}', file=sys.stderr)
@@ -110,6 +115,7 @@ def join(
   try:
     jax.distributed.initialize(
       **arguments,
+      coordinator_bind_address=bind_address,
       heartbeat_timeout_seconds=heartbeat_seconds,
       initialization_timeout=_JOIN_SECONDS,
       shutdown_timeout_seconds=_SHUTDOWN_SECONDS,

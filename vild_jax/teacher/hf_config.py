@@ -53,7 +53,7 @@ _SIGLIP_IMAGE = {**_SIGLIP, 'patch_size': 16, 'vision_use_head': True}
 _RESNET_IMAGE = {'layers': [3, 4, 6, 3], 'width': 64, 'heads': 32, 'image_size': 224}
 # What a config.json may ask for at most, far above any teacher: its file may be of others, and work is done before the
 # sizes are compared with those of the weights. All else is at most `_LARGEST`.
-_MOST = {'num_hidden_layers': 1000, 'max_position_embeddings': 8192, 'image_size': 16_384, 'patch_size': 16_384}
+_MOST = {'num_hidden_layers': 1000, 'max_position_embeddings': 8192, 'image_size': 4096}
 _LARGEST = 2**24
 _STAGES = 8  # of a ModifiedResNet
 _DEFAULTS = {

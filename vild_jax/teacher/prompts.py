@@ -70,7 +70,9 @@ def _checked(lines: Sequence[str], path: str | Path) -> tuple[str, ...]:
     if not line.strip():
       continue
     if _fields(line) not in ([''], ['', 'article'], ['article', '']):
-      raise ValueError(f'{path}:{number}: {line.strip()!r} is not a template; expected one {{}} for the class name')
+      raise ValueError(
+        f'{path}:{number}: {line.strip()[:200]!r} is not a template; expected one {{}} for the class name'
+      )
     templates.append(line.strip())
   if not templates:
     raise ValueError(f'{path} holds no template; expected one a line')

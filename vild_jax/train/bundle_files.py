@@ -57,6 +57,12 @@ def read_about(bundle: Path) -> dict[str, Any]:
   sealed = _SEALED.fullmatch(content)
   if not sealed or hashlib.sha256(_NO_DIGEST.encode().join(sealed.group(1, 3))).hexdigest().encode() != sealed[2]:
     raise ValueError(f'{path} is damaged: it does not have the checksum that it states; {_ANEW}')
+  listed = about.get('files')
+  if not isinstance(listed, dict) or not all(
+    isinstance(of, dict) and type(of.get('bytes')) is int and isinstance(of.get('sha256'), str)
+    for of in listed.values()
+  ):
+    raise ValueError(f'{path} does not list files with their bytes and sha256; {_ANEW}')
   return about
 
 
