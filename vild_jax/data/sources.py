@@ -75,6 +75,8 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
   """
   problem = 'is not a data set that vild-jax prepare wrote'
   expected = 'one, through which a stock TFDS data set must go first: prepare --from-tfds'
+  if lacking := [name for name in ('dataset_info.json', 'metadata.json') if not (folder / name).is_file()]:
+    raise DataError(f'{folder} {problem}: it has no {lacking[0]}; expected {expected}')
   info, metadata = (
     reading.json_object(folder / name, 'what vild-jax prepare wrote', error=DataError)
     for name in ('dataset_info.json', 'metadata.json')

@@ -133,7 +133,7 @@ def arrays(
   Raises `error`, one line that names the file, if it cannot be used.
   """
   found: dict[str, np.ndarray] = {}
-  with parsing(path, expected, error=error), zipfile.ZipFile(path) as archive:
+  with parsing(path, expected, error=error), _archive(path) as archive:
     there = set(archive.namelist())
     if missing := [name for name in names if f'{name}.npy' not in there]:
       raise ValueError(f'it has no array {missing[0]!r}')
@@ -149,6 +149,13 @@ def arrays(
       with archive.open(f'{name}.npy') as member:
         found[name] = npy.read_array(member, allow_pickle=False)
   return found
+
+
+def _archive(path: str | Path) -> zipfile.ZipFile:
+  try:
+    return zipfile.ZipFile(path)
+  except zipfile.BadZipFile:
+    raise ValueError('it is not a complete .npz archive') from None
 
 
 def array(path: str | Path, expected: str, *, error: type[ValueError] = ValueError) -> np.ndarray:

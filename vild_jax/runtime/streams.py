@@ -57,7 +57,8 @@ def keep() -> Callable[[], OSError | None]:
       # The next file that is opened would get this number, and what libraries write to the stream.
       _to_nowhere(descriptor)
     if getattr(sys, name) is None:
-      setattr(sys, name, open(descriptor, 'r' if name == 'stdin' else 'w', encoding='utf-8', closefd=False))  # noqa: SIM115
+      how = {'mode': 'r' if name == 'stdin' else 'w', 'encoding': 'utf-8', 'errors': 'backslashreplace'}
+      setattr(sys, name, open(descriptor, **how, closefd=False))
   raws = {}
   for name in _NAMES[1:]:
     stream = getattr(sys, name)
