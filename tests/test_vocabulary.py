@@ -74,7 +74,7 @@ BAD = {
   'count': ('names', np.array(['a', 'b']), '2 names'),
   'blank': ('names', np.array(['a', ' ', 'b']), 'an empty name'),
   'numbers as names': ('names', np.arange(3), 'int64'),
-  'pickled names': ('names', np.array(['a', 'b', 'c'], dtype=object), 'Python objects, which are never read'),
+  'pickled names': ('names', np.array(['a', 'b', 'c'], dtype=object), 'Python objects'),
   'flags': ('is_base', np.array([1, 0, 1]), 'int64'),
   'flag count': ('is_base', np.array([True]), r'\(1,\)'),
   'no teacher': ('teacher', np.array(''), 'empty'),

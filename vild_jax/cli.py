@@ -40,8 +40,11 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
-  lost = streams.keep()
+  of_process = argv is None  # and not called from Python, where the streams and threads are those of others
+  lost = streams.keep() if of_process else lambda: None
   args = parse(sys.argv[1:] if argv is None else argv)
+  if of_process and not args.debug:
+    messages.threads_in_one_line(f'vild-jax {args.command}')
   code = _run(args)
   if error := lost():
     print(f'vild-jax {args.command}: standard output: {error.strerror}', file=sys.stderr)
@@ -60,13 +63,16 @@ def _run(args: argparse.Namespace) -> int:
 
   from vild_jax.runtime import processes
 
-  absl.logging.set_verbosity(absl.logging.ERROR)  # silences Orbax
+  # Silences Orbax, which also logs each error that it raises, once for every thread.
+  absl.logging.set_verbosity(absl.logging.ERROR if args.debug else absl.logging.FATAL)
   joined = False
   try:
     with warnings.catch_warnings(), processes.ending_when_told() if args.command == 'train' else nullcontext():
       warnings.showwarning = lambda message, *_, **__: print(
         f'vild-jax {args.command}: warning: {message}', file=sys.stderr
       )
+      if getattr(args, 'json', None):
+        files.require_writable(args.json)
       if hasattr(args, 'num_processes'):
         joined = processes.join(
           args.coordinator_address,

@@ -79,7 +79,7 @@ def test_what_is_missing_or_damaged_is_one_line(copy):
   picture = copy / 'pictures' / f'{small_logits.IMAGES[1]}.npz'
   content = picture.read_bytes()
   picture.write_bytes(content[:100])
-  with pytest.raises(DataError, match=rf'{picture.name} cannot be read .*; delete it and evaluate again'):
+  with pytest.raises(DataError, match=rf'{picture.name} cannot be read .*: delete it and evaluate again'):
     Logits.open(copy).picture(small_logits.IMAGES[1])
   arrays = dict(np.load(copy / 'pictures' / f'{small_logits.IMAGES[0]}.npz'))
   np.savez(picture, **(arrays | {'text': arrays['text'][:, 1:]}))

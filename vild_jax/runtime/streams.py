@@ -58,7 +58,7 @@ def keep() -> Callable[[], OSError | None]:
       _to_nowhere(descriptor)
     if getattr(sys, name) is None:
       how = {'mode': 'r' if name == 'stdin' else 'w', 'encoding': 'utf-8', 'errors': 'backslashreplace'}
-      setattr(sys, name, open(descriptor, **how, closefd=False))
+      setattr(sys, name, open(descriptor, **how, closefd=False))  # noqa: SIM115
   raws = {}
   for name in _NAMES[1:]:
     stream = getattr(sys, name)
