@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,8 @@ def _run(args: argparse.Namespace) -> int:
 
   # Silences Orbax, which also logs each error that it raises, once for every thread.
   absl.logging.set_verbosity(absl.logging.ERROR if args.debug else absl.logging.FATAL)
+  if not args.debug:
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # its tasks are those of Orbax, one a tensor
   joined = False
   try:
     with warnings.catch_warnings(), processes.ending_when_told() if args.command == 'train' else nullcontext():

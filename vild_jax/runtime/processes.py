@@ -40,6 +40,27 @@ class Preempted(BaseException):
   """
 
 
+_NO_STEP = 'told to end (SIGTERM) while no step ran; the same command goes on from the newest checkpoint'
+
+
+class _Told:
+  """Handles SIGTERM by raising Preempted, and remembers that it came.
+
+  What runs may swallow the exception or make another of it; the import of an extension in C++ does either.
+  """
+
+  came = False
+
+  def __call__(self, *_: Any) -> None:
+    self.came = True
+    raise Preempted(_NO_STEP)
+
+
+def was_told() -> bool:
+  """Says whether SIGTERM has come in a block of `ending_when_told`, also if nobody heard of it."""
+  return getattr(signal.getsignal(signal.SIGTERM), 'came', False)
+
+
 @contextlib.contextmanager
 def ending_when_told() -> Iterator[None]:
   """Lets SIGTERM raise Preempted in the block, so that the process ends with a code that launchers start again.
@@ -53,12 +74,14 @@ def ending_when_told() -> Iterator[None]:
     yield
     return
 
-  def told(*_: Any) -> None:
-    raise Preempted('told to end (SIGTERM) while no step ran; the same command goes on from the newest checkpoint')
-
+  told = _Told()
   before = signal.signal(signal.SIGTERM, told)
   try:
     yield
+  except Exception as error:
+    if told.came:
+      raise Preempted(_NO_STEP) from error
+    raise
   finally:
     if not _joined():  # JAX has a handler of its own now, which Python does not know
       signal.signal(signal.SIGTERM, before)
