@@ -109,7 +109,10 @@ def damaged_lines(text: bytes, rng: random.Random) -> bytes:
   lines = text.split(b'\n')
   for _ in range(rng.randrange(3)):
     at = rng.randrange(len(lines))
-    lines[at] = damaged_json(lines[at], rng) if lines[at].startswith(b'{') else damaged_bytes(lines[at], rng)
+    try:
+      lines[at] = damaged_json(lines[at], rng)
+    except ValueError:  # it is damaged already
+      lines[at] = damaged_bytes(lines[at], rng)
   return damaged_bytes(b'\n'.join(lines), rng) if rng.random() < 0.3 else b'\n'.join(lines)
 
 

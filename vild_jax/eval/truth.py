@@ -252,7 +252,7 @@ def _problem(annotation: dict[str, Any]) -> str:
   if box is not None and not (
     isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
   ):
-    return f'bbox is {box}; expected four finite numbers [x, y, width, height], the last two not negative'
+    return f'bbox is {shown(box)}; expected four finite numbers [x, y, width, height], the last two not negative'
   return ''
 
 

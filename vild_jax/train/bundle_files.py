@@ -52,7 +52,7 @@ def read_about(bundle: Path) -> dict[str, Any]:
   version = about.get('format') if isinstance(about, dict) else None
   if version == 1 and 'files' not in about:
     return about
-  if version not in (1, FORMAT):
+  if type(version) is not int or version not in (1, FORMAT):
     raise ValueError(f'{path} has format {version!r}; expected {FORMAT}, or 1')
   sealed = _SEALED.fullmatch(content)
   if not sealed or hashlib.sha256(_NO_DIGEST.encode().join(sealed.group(1, 3))).hexdigest().encode() != sealed[2]:
