@@ -111,7 +111,7 @@ def damaged_lines(text: bytes, rng: random.Random) -> bytes:
     at = rng.randrange(len(lines))
     try:
       lines[at] = damaged_json(lines[at], rng)
-    except ValueError:  # it is damaged already
+    except (ValueError, RecursionError):  # it is damaged already
       lines[at] = damaged_bytes(lines[at], rng)
   return damaged_bytes(b'\n'.join(lines), rng) if rng.random() < 0.3 else b'\n'.join(lines)
 

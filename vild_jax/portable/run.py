@@ -119,8 +119,8 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
         raise ValueError('more than 2 GiB')
       rows, names, is_base = of['embeddings'].astype(np.float32), np.asarray(of['names']), of['is_base'].view(bool)
       teacher, background = str(of['teacher']), of['background'].astype(np.float32) if 'background' in of else None
-  except Exception as error:  # NumPy and zipfile raise many types
-    raise ValueError(f'{path} is not a usable vocabulary ({error!r}); expected one of `vild-jax embed-text`') from None
+  except Exception as e:  # NumPy and zipfile raise many types
+    raise ValueError(f'{path} is not a vocabulary ({str(e)[:99]!r}); expected one of `vild-jax embed-text`') from None
   if not (rows.ndim == 2 and rows.size and names.shape == is_base.shape == rows.shape[:1] and np.isfinite(rows).all()):
     raise ValueError(f'{path} has names {names.shape} for embeddings {rows.shape}; expected a finite row for each')
   return Vocabulary(rows, tuple(map(str, names.tolist())), is_base, teacher, background)
