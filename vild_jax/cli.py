@@ -39,6 +39,9 @@ COMMANDS = {
 }
 
 
+_LONGEST = 2000  # characters of a message: what a damaged file holds may be long
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
   of_process = argv is None  # and not called from Python, where the streams and threads are those of others
@@ -181,7 +184,7 @@ def _exit_at_once(code: int) -> int:
 def _one_line(error: BaseException, expected: bool) -> str:
   if isinstance(error, OSError) and error.filename is not None:
     return f'{error.filename}: {error.strerror}'
-  text = messages.first_line(error)
+  text = messages.first_line(error)[:_LONGEST]
   if isinstance(error, MemoryError):
     return f'not enough memory ({text}); expected smaller inputs or batches, or a larger machine'
   return text if expected else f'{type(error).__name__}: {text} (--debug shows the traceback)'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,12 +91,12 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
   """
 
   def refuse(field: str, expected: str) -> None:
-    raise ValueError(f'preprocessor_config.json: {field} is {json.dumps(tree.get(field))}; expected {expected}')
+    raise ValueError(f'preprocessor_config.json: {field} is {json.dumps(tree.get(field))[:200]}; expected {expected}')
 
   kind = tree.get('image_processor_type') or tree.get('feature_extractor_type') or 'CLIPImageProcessor'
   if not isinstance(kind, str) or kind.removesuffix('Fast') not in _PROCESSORS:
     raise ValueError(
-      f'preprocessor_config.json: image_processor_type is {kind!r}; expected one of {", ".join(_PROCESSORS)}'
+      f'preprocessor_config.json: image_processor_type is {reprlib.repr(kind)}; expected one of {", ".join(_PROCESSORS)}'
     )
   of_number, crops = _PROCESSORS[kind.removesuffix('Fast')]
   for field, value in tree.items():
