@@ -96,7 +96,8 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
   kind = tree.get('image_processor_type') or tree.get('feature_extractor_type') or 'CLIPImageProcessor'
   if not isinstance(kind, str) or kind.removesuffix('Fast') not in _PROCESSORS:
     raise ValueError(
-      f'preprocessor_config.json: image_processor_type is {reprlib.repr(kind)}; expected one of {", ".join(_PROCESSORS)}'
+      f'preprocessor_config.json: image_processor_type is {reprlib.repr(kind)}; expected one of '
+      f'{", ".join(_PROCESSORS)}'
     )
   of_number, crops = _PROCESSORS[kind.removesuffix('Fast')]
   for field, value in tree.items():
