@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
-from vild_jax.runtime import files, messages, streams
+from vild_jax.runtime import files, messages, processes, streams
 
 # {name: summary}. The module `commands/NAME.py` declares the options of a command and runs it; `run` may return an exit
 # code, for work of which a part failed.
@@ -46,10 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
   of_process = argv is None  # and not called from Python, where the streams and threads are those of others
   lost = streams.keep() if of_process else lambda: None
-  args = parse(sys.argv[1:] if argv is None else argv)
-  if of_process and not args.debug:
-    messages.threads_in_one_line(f'vild-jax {args.command}')
-  code = _run(args)
+  words = sys.argv[1:] if argv is None else argv
+  try:
+    # Of `train`, also while the command itself is imported; `_run` has a block of its own for the work.
+    with processes.ending_when_told() if list(words[:1]) == ['train'] else nullcontext():
+      args = parse(words)
+      if of_process and not args.debug:
+        messages.threads_in_one_line(f'vild-jax {args.command}')
+      code = _run(args)
+  except processes.Preempted as error:
+    print(f'vild-jax train: {error}', file=sys.stderr)
+    return processes.EXIT_PREEMPTED
   if error := lost():
     print(f'vild-jax {args.command}: standard output: {error.strerror}', file=sys.stderr)
   return code or (2 if error else 0)
@@ -64,8 +71,6 @@ def _run(args: argparse.Namespace) -> int:
   import warnings
 
   import absl.logging
-
-  from vild_jax.runtime import processes
 
   # Silences Orbax, which also logs each error that it raises, once for every thread.
   absl.logging.set_verbosity(absl.logging.ERROR if args.debug else absl.logging.FATAL)

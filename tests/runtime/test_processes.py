@@ -146,6 +146,17 @@ def test_a_signal_before_the_loop_ends_with_the_code_that_launchers_start_again(
   assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_while_the_command_is_imported_ends_with_that_code_too(monkeypatch, capsys):
+  def parse(words):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+    raise AssertionError('went on')
+
+  monkeypatch.setattr(cli, 'parse', parse)
+  assert cli.main(['train', 'c.py', '--workdir', 'w']) == processes.EXIT_PREEMPTED
+  assert capsys.readouterr().err.startswith('vild-jax train: told to end (SIGTERM) while no step ran')
+
+
 def test_another_command_ends_at_the_signal_as_any_process_does(monkeypatch):
   seen = []
   monkeypatch.setattr(evaluate, 'run', lambda args: seen.append(signal.getsignal(signal.SIGTERM)))
