@@ -39,6 +39,7 @@ CRASHERS = Path(__file__).parent / 'crashers'
 INPUTS = 40  # of each parser in the suite
 MEMORY = 1.5 * 2**30  # bytes that a batch of inputs may take beyond what the process has: some arrays of ARRAYS
 ARRAYS = 0.25  # GiB
+PIXELS = 20 * 10**6  # of a picture: at the default of 179 megapixels a header of lies may cost 1.7 GB
 TOGETHER = 50  # inputs after which the memory is looked at
 SECONDS = 120  # after which an input counts as one that never ends
 
@@ -191,7 +192,9 @@ PARSERS = {
   },
   **{
     f'picture {kind}': Parser(
-      f'picture.{kind}', mutate.damaged_png, lambda f, kind=kind: pictures.decode(f / f'picture.{kind}')
+      f'picture.{kind}',
+      mutate.damaged_png,
+      lambda f, kind=kind: pictures.decode(f / f'picture.{kind}', max_pixels=PIXELS),
     )
     for kind in ('jpg', 'png', 'webp', 'bmp', 'tiff')
   },
