@@ -41,6 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption('--kills', type=int, default=10, help='how often a test marked soak stops what it has started')
   parser.addoption('--flips', type=int, default=500, help='how many bits a test marked soak flips')
   parser.addoption('--files', type=int, default=20_000, help='how many annotation files a test marked soak changes')
+  parser.addoption('--inputs', type=int, default=2000, help='how many inputs a parser gets in a test marked soak')
+  parser.addoption('--record', help='a file that sums up the inputs of tests marked soak, which go on from it')
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -73,3 +73,59 @@ def test_an_unknown_argument_is_refused():
   command = [sys.executable, '-m', 'vild_jax', *words]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 2 and '--frobnicate=1' in done.stderr
+
+
+def test_a_full_disk_is_one_line_however_many_threads_and_tasks_of_libraries_fail():
+  """As Orbax fails: each tensor is a task of asyncio, each part of a checkpoint a thread, and each logs its error."""
+  program = """
+import asyncio, sys
+import absl.logging
+from vild_jax import cli
+from vild_jax.commands import score
+
+async def fail():
+  raise OSError(28, 'No space left on device')
+
+async def save():
+  tasks = [asyncio.ensure_future(fail()) for _ in range(50)]
+  await asyncio.sleep(0)
+
+def run(args):
+  absl.logging.error('a thread failed')
+  asyncio.run(save())
+  raise OSError(28, 'No space left on device', 'w/checkpoints')
+
+score.run = run
+sys.argv[1:] = ['score', '--annotations', 'a', '--results', 'b', '--protocol', 'lvis']
+sys.exit(cli.main())
+"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stderr) == (2, 'vild-jax score: w/checkpoints: No space left on device\n')
+
+
+@pytest.mark.parametrize(
+  ('raised', 'code', 'line'),
+  [
+    (MemoryError(), 2, 'not enough memory (MemoryError); expected smaller inputs or batches, or a larger machine'),
+    (KeyError('x'), 1, "KeyError: 'x' (--debug shows the traceback)"),
+    (type('PanicException', (BaseException,), {'__module__': 'pyo3_runtime'})('no'), 1, 'PanicException: no (--debug'),
+  ],
+)
+def test_whatever_a_command_raises_is_one_line(monkeypatch, capsys, raised, code, line):
+  def run(args):
+    raise raised
+
+  monkeypatch.setattr('vild_jax.commands.score.run', run)
+  assert cli.main(['score', '--annotations', 'a', '--results', 'b', '--protocol', 'lvis']) == code
+  error = capsys.readouterr().err.strip()
+  assert error.startswith(f'vild-jax score: {line}') and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize('end', [SystemExit(3), GeneratorExit()])
+def test_what_ends_a_program_is_no_error_of_a_command(monkeypatch, end):
+  def run(args):
+    raise end
+
+  monkeypatch.setattr('vild_jax.commands.score.run', run)
+  with pytest.raises(type(end)):
+    cli.main(['score', '--annotations', 'a', '--results', 'b', '--protocol', 'lvis'])

@@ -45,7 +45,7 @@ MAY_IMPORT = {
   'data': {'config', 'runtime'},
   'eval': {'config', 'data', 'runtime'},
   'report': {'config', 'runtime'},
-  'config': set(),
+  'config': {'runtime'},
   'structs': set(),
   'runtime': set(),
 }

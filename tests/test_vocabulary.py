@@ -63,8 +63,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 BAD = {
-  'missing embeddings': ('embeddings', None, 'missing'),
-  'missing teacher': ('teacher', None, 'missing'),
+  'missing embeddings': ('embeddings', None, 'it has no array'),
+  'missing teacher': ('teacher', None, 'it has no array'),
   'rank': ('embeddings', np.ones(3, np.float32), r'\(3,\)'),
   'whole numbers': ('embeddings', np.eye(3, dtype=np.int32), 'int32'),
   'not unit': ('embeddings', np.ones((3, 4), np.float32), 'unit length in 3 of 3 rows'),
@@ -74,7 +74,7 @@ BAD = {
   'count': ('names', np.array(['a', 'b']), '2 names'),
   'blank': ('names', np.array(['a', ' ', 'b']), 'an empty name'),
   'numbers as names': ('names', np.arange(3), 'int64'),
-  'pickled names': ('names', np.array(['a', 'b', 'c'], dtype=object), 'allow_pickle'),
+  'pickled names': ('names', np.array(['a', 'b', 'c'], dtype=object), 'Python objects'),
   'flags': ('is_base', np.array([1, 0, 1]), 'int64'),
   'flag count': ('is_base', np.array([True]), r'\(1,\)'),
   'no teacher': ('teacher', np.array(''), 'empty'),
@@ -83,7 +83,11 @@ BAD = {
   'whole background': ('background', np.array([1, 0, 0, 0]), r'int64 \(4,\)'),
   'long background': ('background', np.array([0, 3, 4, 0], np.float32), 'of length 5; expected unit length'),
   'nan in the background': ('background', np.array([1, 0, np.nan, 0]), 'not finite'),
-  'pickled background': ('background', np.array([1.0, 0.0, 0.0, None], dtype=object), 'allow_pickle'),
+  'pickled background': (
+    'background',
+    np.array([1.0, 0.0, 0.0, None], dtype=object),
+    'Python objects, which are never read',
+  ),
 }
 
 
@@ -110,7 +114,7 @@ def test_each_malformed_field_is_one_line_that_names_file_and_field(tmp_path, ca
 @pytest.mark.parametrize('content', [b'', b'hello', b'PK\x03\x04half'])
 def test_a_file_that_is_no_npz(tmp_path, content):
   (tmp_path / 'v.npz').write_bytes(content)
-  with pytest.raises(ValueError, match=r'v\.npz is not a usable vocabulary: it is not a complete') as error:
+  with pytest.raises(ValueError, match=r'v\.npz cannot be read \(it is not a complete') as error:
     vocabulary.load(tmp_path / 'v.npz')
   assert '\n' not in str(error.value)
 

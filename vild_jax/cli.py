@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
-from vild_jax.runtime import files
+from vild_jax.runtime import files, messages, processes, streams
 
 # {name: summary}. The module `commands/NAME.py` declares the options of a command and runs it; `run` may return an exit
 # code, for work of which a part failed.
@@ -39,9 +40,31 @@ COMMANDS = {
 }
 
 
+_LONGEST = 2000  # characters of a message: what a damaged file holds may be long
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
-  args = parse(sys.argv[1:] if argv is None else argv)
+  of_process = argv is None  # and not called from Python, where the streams and threads are those of others
+  lost = streams.keep() if of_process else lambda: None
+  words = sys.argv[1:] if argv is None else argv
+  try:
+    # Of `train`, also while the command itself is imported; `_run` has a block of its own for the work.
+    with processes.ending_when_told() if list(words[:1]) == ['train'] else nullcontext():
+      args = parse(words)
+      if of_process and not args.debug:
+        messages.threads_in_one_line(f'vild-jax {args.command}')
+      code = _run(args)
+  except processes.Preempted as error:
+    print(f'vild-jax train: {error}', file=sys.stderr)
+    return processes.EXIT_PREEMPTED
+  if error := lost():
+    print(f'vild-jax {args.command}: standard output: {error.strerror}', file=sys.stderr)
+  return code or (2 if error else 0)
+
+
+def _run(args: argparse.Namespace) -> int:
+  """Runs the command; returns the exit code, and prints an error in one line."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # silences the logs of XLA and TensorStore
   os.environ.setdefault(
     'OPENBLAS_NUM_THREADS', '1'
@@ -50,20 +73,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   import absl.logging
 
-  from vild_jax.runtime import processes
-
-  absl.logging.set_verbosity(absl.logging.ERROR)  # silences Orbax
+  # Silences Orbax, which also logs each error that it raises, once for every thread.
+  absl.logging.set_verbosity(absl.logging.ERROR if args.debug else absl.logging.FATAL)
+  if not args.debug:
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # its tasks are those of Orbax, one a tensor
   joined = False
   try:
     with warnings.catch_warnings(), processes.ending_when_told() if args.command == 'train' else nullcontext():
       warnings.showwarning = lambda message, *_, **__: print(
         f'vild-jax {args.command}: warning: {message}', file=sys.stderr
       )
+      if getattr(args, 'json', None):
+        files.require_writable(args.json)
       if hasattr(args, 'num_processes'):
         joined = processes.join(
           args.coordinator_address,
           args.num_processes,
           args.process_id,
+          bind_address=args.coordinator_bind_address,
           heartbeat_seconds=args.heartbeat_seconds,
           saves_on_sigterm=args.command == 'train',
         )
@@ -78,12 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   except processes.Preempted as error:
     print(f'vild-jax {args.command}: {error}', file=sys.stderr)
     return processes.EXIT_PREEMPTED
-  except Exception as error:
+  except BaseException as error:
+    if not (isinstance(error, Exception) or messages.is_panic(error)):
+      raise
     if args.debug:
       import traceback
 
       traceback.print_exc()
-    expected = isinstance(error, ValueError | OSError | FloatingPointError | ImportError)
+    expected = isinstance(error, ValueError | OSError | FloatingPointError | ImportError | MemoryError)
     others = '; if another process ended before, its output says why' if joined and not expected else ''
     print(f'vild-jax {args.command}: {_one_line(error, expected)}{others}', file=sys.stderr)
     code = 2 if expected else 1
@@ -158,10 +187,10 @@ def _exit_at_once(code: int) -> int:
   os._exit(code)
 
 
-def _one_line(error: Exception, expected: bool) -> str:
+def _one_line(error: BaseException, expected: bool) -> str:
   if isinstance(error, OSError) and error.filename is not None:
     return f'{error.filename}: {error.strerror}'
-  from vild_jax.runtime import messages
-
-  text = messages.first_line(error)
+  text = messages.first_line(error)[:_LONGEST]
+  if isinstance(error, MemoryError):
+    return f'not enough memory ({text}); expected smaller inputs or batches, or a larger machine'
   return text if expected else f'{type(error).__name__}: {text} (--debug shows the traceback)'

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ import numpy as np
 
 from vild_jax import structs
 from vild_jax.config import Config
-from vild_jax.runtime import files
+from vild_jax.runtime import files, reading
 
+MOST_CLASSES = 2**20  # of a file; each is a text of Python's
 UNIT_TOLERANCE = 1e-3  # the norm of rows stored as float16 differs from 1 by up to about 5e-4
 _PRECOMPUTED = 'precomputed'  # the start of `prompts` in a vocabulary made by `from_npy`
 
@@ -117,15 +117,12 @@ def load(path: str | Path) -> VocabularyFile:
   path = Path(path)
   if not path.is_file():
     raise ValueError(f'{path} is not a file; expected a vocabulary as `vild-jax embed-text` writes it')
-  if not zipfile.is_zipfile(path):
-    raise ValueError(f'{path} is not a usable vocabulary: it is not a complete .npz archive')
-  fields = {}
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      for key in ('embeddings', 'names', 'is_base', 'teacher', 'prompts'):
-        _require(key in arrays, key, 'missing', 'a field of this name')
-        fields[key] = arrays[key]
-      background, stated = arrays.get('background'), arrays.get('sha256')
+  expected = 'a vocabulary as `vild-jax embed-text` writes it'
+  fields = reading.arrays(
+    path, ('embeddings', 'names', 'is_base', 'teacher', 'prompts'), expected, optional=('background', 'sha256')
+  )
+  stated = fields.get('sha256')
+  with reading.parsing(path, expected, problem='is not a usable vocabulary'):
     for key, rank in (('names', 1), ('teacher', 0), ('prompts', 0)):
       found = fields[key]
       _require(
@@ -134,20 +131,21 @@ def load(path: str | Path) -> VocabularyFile:
         f'{found.dtype} {found.shape}',
         'text' if rank == 0 else 'text [C]',
       )
+    _require(
+      fields['names'].size <= MOST_CLASSES, 'names', f'{fields["names"].size:,} names', f'at most {MOST_CLASSES:,}'
+    )
     found = VocabularyFile(
       fields['embeddings'],
       tuple(fields['names'].tolist()),
       fields['is_base'],
       str(fields['teacher']),
       str(fields['prompts']),
-      background,
+      fields.get('background'),
     )
     _require(
       stated is None or str(stated) == digest(found), 'sha256', str(stated)[:12], f'{digest(found)[:12]}: it is damaged'
     )
-    return found
-  except Exception as error:  # zipfile and NumPy raise many types
-    raise ValueError(f'{path} is not a usable vocabulary: {error}') from error
+  return found
 
 
 def to_struct(vocabulary: VocabularyFile, pad_to: int | None = None) -> structs.Vocabulary:
@@ -175,13 +173,9 @@ def from_npy(path: str | Path, names: Sequence[str], teacher_id: str, is_base: n
   not available. Raises ValueError if the file cannot be used.
   """
   path = Path(path)
-  try:
-    rows = np.load(path, allow_pickle=False)
-  except (ValueError, OSError, EOFError) as error:
-    raise ValueError(f'{path} is not a usable .npy file: {error}') from error
-  if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != 'f':
-    found = f'{rows.dtype} {rows.shape}' if isinstance(rows, np.ndarray) else 'an archive of arrays'
-    raise ValueError(f'{path} is {found}; expected one floating array [classes, dimension]')
+  rows = reading.array(path, 'one floating array [classes, dimension] in an .npy file')
+  if rows.ndim != 2 or rows.dtype.kind != 'f':
+    raise ValueError(f'{path} is {rows.dtype} {rows.shape}; expected one floating array [classes, dimension]')
   if len(rows) != len(names):
     raise ValueError(f'{path} has {len(rows)} rows; expected {len(names)}, one for each class name')
   rows = np.ascontiguousarray(rows, dtype=np.float32)

@@ -272,6 +272,16 @@ def test_the_draws_of_two_processes_differ_in_one_step(labels):
   assert len({image.tobytes() for image in images}) == 4
 
 
+def test_a_batch_of_one_picture(labels):
+  one = configured(batch_size=1)
+  (first,) = take(batch.train_batches(examples(5), labels, one), 1)
+  (second,) = take(batch.train_batches(examples(5), labels, one, start_step=1), 1)
+  assert first['image_id'].shape == (1,) and first['image_id'] != second['image_id']
+  (whole,) = take(batch.train_batches(examples(5), labels, configured()), 1)
+  (part,) = take(batch.train_batches(examples(5), labels, configured(), process_index=2, process_count=4), 1)
+  assert same(part, {key: value[2:3] for key, value in whole.items()})
+
+
 def test_seeds_differ(labels):
   (first,) = take(batch.train_batches(examples(5), labels, configured()), 1)
   (other,) = take(batch.train_batches(examples(5), labels, dataclasses.replace(configured(), seed=8)), 1)

@@ -4,6 +4,8 @@ import concurrent.futures
 import dataclasses
 import json
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,6 +280,46 @@ def test_it_can_be_pickled_and_shared_by_threads(prepared):
   copy = pickle.loads(pickle.dumps(dataset))
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     assert list(pool.map(lambda i: copy[i % 4].image_id, range(64))) == ids * 16
+
+
+def _copied(prepared, tmp_path):
+  return Path(shutil.copytree(sources.prepared_folder(prepared[0] / 'out'), tmp_path / 'copy'))
+
+
+@pytest.mark.parametrize(
+  'spoil',
+  [
+    lambda text: text.replace('tensorflow_datasets.core.features.text_feature.Text', 'planted.Text'),
+    lambda text: text.replace(
+      '"pythonClassName": "tensorflow_datasets.core.features.text', '"python_class_name": "planted.x'
+    ),
+    lambda text: '{"type": "planted.Text", "content": {}}',
+    lambda text: json.dumps({**json.loads(text), 'jsonFeature': {'json': '{"x": {"type": "planted.Text"}}'}}),
+  ],
+)
+def test_features_of_foreign_classes_are_refused_and_their_module_is_not_run(prepared, tmp_path, monkeypatch, spoil):
+  folder = _copied(prepared, tmp_path)
+  (tmp_path / 'planted.py').write_text(f'open({str(tmp_path / "was run")!r}, "w")')
+  monkeypatch.syspath_prepend(tmp_path)
+  path = folder / 'features.json'
+  path.write_text(spoil(path.read_text()))
+  with pytest.raises(DataError, match=r"features\.json names the class 'planted"):
+    sources.open_dataset(folder, 'train')[0]
+  assert not (tmp_path / 'was run').exists()
+
+
+def test_a_damaged_or_missing_file_is_named(prepared, tmp_path):
+  folder = _copied(prepared, tmp_path)
+  (shard,) = folder.glob('*-train-*.array_record-*')
+  content = bytearray(shard.read_bytes())
+  for at in range(0, len(content), 97):
+    content[at] ^= 16
+  shard.write_bytes(content)
+  with pytest.raises(DataError, match=rf'{shard.name} has no readable example 0 .*; expected a whole file'):
+    sources.open_dataset(folder, 'train')[0]
+  shard.unlink()
+  with pytest.raises(DataError, match=rf'{shard.name} is missing \(1 of 1 files\)'):
+    sources.open_dataset(folder, 'train')
 
 
 def test_tfds_reads_it_by_itself(prepared):

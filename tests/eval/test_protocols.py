@@ -199,7 +199,7 @@ def test_a_split_is_read_from_a_vocabulary_a_list_of_names_or_the_published_one(
   (tmp_path / 'base.txt').write_text('bench\nperson\n')
   assert protocols.split(of, tmp_path / 'base.txt') == Split(frozenset({1, 3}), frozenset({2}))
   assert protocols.split(of, 'coco-ovd') == Split(frozenset({1, 3}), frozenset({2}))
-  for content, message in ((b'PK', 'is no vocabulary file'), (b'', 'is no vocabulary file')):
+  for content, message in ((b'PK', 'cannot be read'), (b'', 'cannot be read')):
     (tmp_path / 'v.npz').write_bytes(content)
     with pytest.raises(DataError, match=message):
       protocols.split(of, tmp_path / 'v.npz')

@@ -79,7 +79,7 @@ def test_what_is_missing_or_damaged_is_one_line(copy):
   picture = copy / 'pictures' / f'{small_logits.IMAGES[1]}.npz'
   content = picture.read_bytes()
   picture.write_bytes(content[:100])
-  with pytest.raises(DataError, match=rf'{picture.name} is damaged .*; delete it and evaluate again'):
+  with pytest.raises(DataError, match=rf'{picture.name} cannot be read .*: delete it and evaluate again'):
     Logits.open(copy).picture(small_logits.IMAGES[1])
   arrays = dict(np.load(copy / 'pictures' / f'{small_logits.IMAGES[0]}.npz'))
   np.savez(picture, **(arrays | {'text': arrays['text'][:, 1:]}))
@@ -89,7 +89,7 @@ def test_what_is_missing_or_damaged_is_one_line(copy):
   with pytest.raises(DataError, match=r'has arrays of other shapes than .*logits.json; expected one evaluation'):
     Logits.open(copy).picture(small_logits.IMAGES[1])
   config = (copy / 'config.json').read_text()
-  for content, problem in (('{', 'the config is not JSON'), (None, 'is not a file')):
+  for content, problem in (('{', 'is not JSON'), (None, 'is not a file')):
     (copy / 'config.json').unlink() if content is None else (copy / 'config.json').write_text(content)
     with pytest.raises(DataError, match=rf'config.json is damaged \(.*{problem}.*\); expected a folder of `vild-jax'):
       Logits.open(copy)

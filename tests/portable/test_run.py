@@ -237,12 +237,10 @@ def test_what_does_not_fit_is_refused_in_one_line(model, tmp_path):
   with pytest.raises(ValueError, match=r'flags\.npz has names \(1,\) .*; expected a finite row for each'):
     run.read_vocabulary(tmp_path / 'flags.npz')
   (tmp_path / 'bad.npz').write_bytes(b'bad')
-  with pytest.raises(
-    ValueError, match=r'bad\.npz is not a usable vocabulary .*; expected one of `vild-jax embed-text`'
-  ):
+  with pytest.raises(ValueError, match=r'bad\.npz is not a vocabulary .*; expected one of `vild-jax embed-text`'):
     run.read_vocabulary(tmp_path / 'bad.npz')
   np.savez(tmp_path / 'objects.npz', embeddings=np.array([None]))
-  with pytest.raises(ValueError, match=r'is not a usable vocabulary .*allow_pickle'):
+  with pytest.raises(ValueError, match=r'is not a vocabulary .*allow_pickle'):
     run.read_vocabulary(tmp_path / 'objects.npz')
 
 

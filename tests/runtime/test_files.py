@@ -236,6 +236,16 @@ def test_a_leftover_of_another_machine_goes_when_nobody_has_changed_it_for_days(
   assert sorted(path.name for path in tmp_path.iterdir()) == sorted([new.name, 'other'])
 
 
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
+  files.require_writable(files.write(tmp_path / 'file', 'good'))
+  files.require_writable('/dev/null')
+  assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('file', 'good')]
+  for path in (tmp_path, tmp_path / 'file' / 'below', tmp_path / 'none' / 'file'):
+    with pytest.raises(OSError, match='directory') as error:
+      files.require_writable(path)
+    assert error.value.filename == str(path)
+
+
 # --- no other way ---------------------------------------------------------------------------------------------------
 
 _WRITES = {'write_text', 'write_bytes', 'save', 'savez', 'savez_compressed', 'savefig', 'imwrite', 'copyfile'}

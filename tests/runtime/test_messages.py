@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 from vild_jax.runtime import messages
@@ -10,6 +11,24 @@ from vild_jax.runtime import messages
 
 def test_the_first_line_of_an_error_or_its_type():
   assert messages.first_line(ValueError('\n one\ntwo')) == 'one' and messages.first_line(KeyError()) == 'KeyError'
+
+
+def test_what_threads_raise_is_one_line_and_told_once():
+  program = """
+import atexit, sys, threading
+from vild_jax.runtime import messages
+messages.threads_in_one_line('vild-jax train')
+def fail():
+  raise OSError(28, 'No space left on device')
+for _ in range(3):
+  thread = threading.Thread(target=fail)
+  thread.start()
+  thread.join()
+atexit.register(fail)
+"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+  line = 'vild-jax train: in the background: OSError: [Errno 28] No space left on device'
+  assert done.stderr.splitlines() == [line]
 
 
 def test_what_is_written_past_python_is_caught_and_then_no_longer(capfd):

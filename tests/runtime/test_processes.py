@@ -102,6 +102,16 @@ def test_one_process_imports_nothing():
   assert (result.stdout, result.stderr) == ('False False\n', '')
 
 
+def test_process_0_listens_where_it_is_told(monkeypatch, capsys):
+  asked = []
+  monkeypatch.setattr('jax.distributed.initialize', lambda **given: asked.append(given['coordinator_bind_address']))
+  for bind in (None, '10.0.0.5:99'):
+    assert processes.join('n1:99', 2, 0, bind_address=bind, saves_on_sigterm=True)
+  with pytest.raises(ValueError, match=r"--coordinator-bind-address is '10\.0\.0\.5'; expected HOST:PORT"):
+    processes.join('n1:99', 2, 0, bind_address='10.0.0.5')
+  assert asked == [None, '10.0.0.5:99']
+
+
 def test_a_process_0_that_does_not_answer_is_one_line():
   with socket.socket() as unused:
     unused.bind(('localhost', 0))  # and does not listen
@@ -134,6 +144,17 @@ def test_a_signal_before_the_loop_ends_with_the_code_that_launchers_start_again(
   assert cli.main(['train', 'c.py', '--workdir', 'w']) == processes.EXIT_PREEMPTED
   assert 'told to end (SIGTERM) while no step ran' in capsys.readouterr().err
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_while_the_command_is_imported_ends_with_that_code_too(monkeypatch, capsys):
+  def parse(words):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+    raise AssertionError('went on')
+
+  monkeypatch.setattr(cli, 'parse', parse)
+  assert cli.main(['train', 'c.py', '--workdir', 'w']) == processes.EXIT_PREEMPTED
+  assert capsys.readouterr().err.startswith('vild-jax train: told to end (SIGTERM) while no step ran')
 
 
 def test_another_command_ends_at_the_signal_as_any_process_does(monkeypatch):

@@ -165,6 +165,19 @@ NO_TEACHER = {
   'heads that do not divide': (lambda d: edit_config(d, vision_config__num_attention_heads=5), 'multiple of its 5'),
   'a size as text': (lambda d: edit_config(d, vision_config__image_size='20'), "image_size is '20'"),
   'tokens': (lambda d: edit_config(d, text_config__vocab_size=60), 'has 50 tokens; expected 60'),
+  'layers without end': (
+    lambda d: edit_config(d, text_config__num_hidden_layers=10**6),
+    '1000000; expected at most 1000',
+  ),
+  'a picture without end': (
+    lambda d: edit_config(d, vision_config__image_size=10**6),
+    '1000000; expected at most 4096',
+  ),
+  'a section that is a list': (lambda d: edit_config(d, text_config=[1]), r'text_config is \[1\]; expected an object'),
+  'a family that is a list': (
+    lambda d: edit_config(d, model_type=['clip']),
+    r"model_type is \['clip'\]; expected one of",
+  ),
   'too few layers': (lambda d: edit_config(d, text_config__num_hidden_layers=1), 'fits nothing'),
   'too many layers': (lambda d: edit_config(d, text_config__num_hidden_layers=3), r'lacks text_model.encoder.layers.2'),
   'another dimension': (

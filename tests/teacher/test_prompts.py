@@ -54,6 +54,17 @@ def test_unknown_prompts():
     prompts.load_templates('wild')
 
 
+def test_what_a_vocabulary_records_is_never_a_file(tmp_path):
+  (tmp_path / 'secret').write_text('hunter2 {}:0')
+  for text in (str(tmp_path / 'secret'), f'{tmp_path / "secret"} + synonyms', ''):
+    with pytest.raises(
+      ValueError, match=r'records the prompts .*; expected vild, imagenet, single or templates'
+    ) as error:
+      prompts.recorded(text)
+    assert 'hunter2' not in str(error.value)
+  assert prompts.recorded('vild + synonyms') == prompts.load_templates('vild')
+
+
 def test_what_a_vocabulary_keeps_of_its_prompts_fills_the_same_templates(tmp_path):
   path = tmp_path / 'mine.txt'
   path.write_text('a drawing of {article} {}\n\na {} in the fog\n', encoding='utf-8')

@@ -81,6 +81,12 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     'and JAX_PROCESS_ID.',
   )
   group.add_argument('--coordinator-address', metavar='HOST:PORT', help='host of process 0 and a free port there')
+  group.add_argument(
+    '--coordinator-bind-address',
+    metavar='HOST:PORT',
+    help='where process 0 listens for the others, without encryption or password (default: on all interfaces of its '
+    'machine, at the port of --coordinator-address): name the interface of a closed network',
+  )
   group.add_argument('--num-processes', type=int, metavar='N', help='number of processes')
   group.add_argument('--process-id', type=int, metavar='I', help='number of this process, from 0')
   group.add_argument(

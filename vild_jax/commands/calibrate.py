@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from vild_jax.commands import arguments
+from vild_jax.runtime import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,4 +31,5 @@ def run(args: argparse.Namespace) -> None:
   """Searches, writes the settings and prints what they change."""
   from vild_jax.workflows import calibrating
 
+  files.require_writable(args.out)
   print(calibrating.text(calibrating.calibrate(Path(args.logits), Path(args.out), held_out=args.held_out)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vild_jax.commands import arguments
 from vild_jax.config import defaults
+from vild_jax.runtime import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
   from vild_jax.data import class_lists
   from vild_jax.teacher import text
 
+  Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+  files.require_writable(args.out)
   classes = class_lists.class_list(args.classes, base=args.base)
   if args.synonyms and (classes.synonyms is None or args.from_npy):
     problem = '--from-npy embeds nothing' if args.from_npy else f'{args.classes} has none'
@@ -53,6 +56,5 @@ def run(args: argparse.Namespace) -> None:
     arguments.require(args.teacher, 'embed-text takes --teacher DIR, or --from-npy FILE')
     synonyms = classes.synonyms if args.synonyms else None
     vocabulary = text.load_text(args.teacher).vocabulary(classes.names, classes.is_base, args.prompts, synonyms)
-  Path(args.out).parent.mkdir(parents=True, exist_ok=True)
   vocabulary_lib.save(args.out, vocabulary)
   print(f'{args.out}: {vocabulary_lib.describe(vocabulary)}')

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from vild_jax.commands import arguments
+from vild_jax.runtime import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
   folder = Path(args.out).absolute().parent
   arguments.require(folder.is_dir(), f'--out is {args.out!r}; expected a file in a folder that exists')
   arguments.require(not Path(args.out).is_dir(), f'--out is a folder, {args.out!r}; expected the name of an HTML file')
+  files.require_writable(args.out)
   config = arguments.load_config(args) if args.config else None
 
   from vild_jax.workflows import inspecting

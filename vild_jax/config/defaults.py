@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # Data sets (`vild-jax prepare`).
 FORMATS = COCO, YOLO, VOC, CVAT = ('coco', 'yolo', 'voc', 'cvat')  # of annotations; `data.formats` reads them
+MAX_LAYERS = 100  # of a kind in one part of a model, also scales of anchors: a config may be of others
+MAX_IMAGE_SIZE = 16_384  # pixels of a side of the network's input
 MAX_MEGAPIXELS = 179  # larger pictures may be files made to fill the memory; also Pillow's limit
 
 # Region stores (`vild-jax propose`, `vild-jax embed-regions`).

@@ -21,10 +21,12 @@ from vild_jax.config.settings import (
   from_tree,
   override,
   require,
+  require_at_most,
   require_fraction,
   require_positive,
 )
 from vild_jax.config.training import Optimizer, Train
+from vild_jax.runtime import reading
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Data:
     require(self.transfer in ('float32', 'uint8'), 'data.transfer', self.transfer, "'float32' or 'uint8'")
     require(self.order in ('global', 'per_process'), 'data.order', self.order, "'global' or 'per_process'")
     require_positive(self, 'data', 'image_size', 'batch_size', 'max_instances', zero=('workers',))
+    require_at_most(self, 'data', defaults.MAX_IMAGE_SIZE, 'image_size')
     require_fraction(self, 'data', 'repeat_threshold')
 
 
@@ -243,22 +246,25 @@ def to_text(config: Config) -> str:
 def from_text(text: str) -> Config:
   """Makes a config from the text of `to_text`; raises ConfigError for an unknown key or a value of the wrong type."""
   try:
-    tree = json.loads(text)
-  except json.JSONDecodeError as error:
+    tree = reading.json_text(text)
+  except ValueError as error:
     raise ConfigError(f'the config is not JSON: {error}') from error
   return from_tree(Config, tree)
+
+
+def read(path: str | Path) -> Config:
+  """Reads a saved `config.json`; raises ConfigError, which names the file, for whatever is wrong with it."""
+  expected = 'a config.json as vild-jax writes it'
+  tree = reading.json_file(path, expected, error=ConfigError)
+  with reading.parsing(path, expected, error=ConfigError, problem='cannot be used'):
+    return from_tree(Config, tree)
 
 
 def calibrated(path: str | Path) -> list[str]:
   """Returns the overrides in a file of `vild-jax calibrate`; raises ConfigError if it is none."""
   section = 'model.postprocess.'
   expected = f'settings of {section[:-1]} that `vild-jax calibrate` has written'
-  try:
-    tree = json.loads(Path(path).read_text(encoding='utf-8'))
-  except OSError as error:
-    raise ConfigError(f'{path} cannot be read ({error.strerror}); expected {expected}') from None
-  except ValueError as error:
-    raise ConfigError(f'{path} is not JSON ({error}); expected {expected}') from None
+  tree = reading.json_file(path, expected, error=ConfigError)
   settings = tree.get('settings') if isinstance(tree, dict) else None
   require(isinstance(settings, dict), f'{path}: settings', type(settings).__name__, expected)
   for key in settings:
@@ -280,7 +286,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
   if not path.is_file():
     raise ConfigError(f'{path} is not a file; expected a config such as configs/vild_text_r50_lvis.py')
   if path.suffix == '.json':
-    return override(from_text(path.read_text(encoding='utf-8')), overrides or [])
+    return override(read(path), overrides or [])
   require(path.suffix == '.py', str(path), 'not a Python file', 'one that defines get_config()')
   try:
     names = runpy.run_path(str(path))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vild_jax.config import defaults
-from vild_jax.config.settings import require, require_fraction, require_positive
+from vild_jax.config.settings import require, require_at_most, require_fraction, require_positive
 
 _DEPTHS = (10, 14, 18, 26, 34, 50, 101, 152)
 
@@ -57,6 +57,8 @@ class Anchors:
       min(self.aspect_ratios, default=0) > 0, 'model.anchors.aspect_ratios', self.aspect_ratios, 'positive ratios'
     )
     require_positive(self, 'model.anchors', 'size', 'num_scales')
+    require_at_most(self, 'model.anchors', defaults.MAX_LAYERS, 'num_scales')
+    require(len(self.aspect_ratios) <= 100, 'model.anchors.aspect_ratios', len(self.aspect_ratios), 'at most 100')
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class ProposalNetwork:
       'max_proposals',
       zero=('num_convs',),
     )
+    require_at_most(self, 'model.rpn', defaults.MAX_LAYERS, 'num_convs')
     require_fraction(self, 'model.rpn', 'nms_threshold')
 
 
@@ -105,6 +108,7 @@ class RegionHead:
       'fc_channels',
       zero=('num_convs', 'num_fcs', 'embedding_dim'),
     )
+    require_at_most(self, 'model.region_head', defaults.MAX_LAYERS, 'num_convs', 'num_fcs')
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class MaskHead:
 
   def __post_init__(self):
     require_positive(self, 'model.mask_head', 'roi_size', 'channels', zero=('num_convs',))
+    require_at_most(self, 'model.mask_head', defaults.MAX_LAYERS, 'num_convs')
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,17 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
-import json
 import re
+import reprlib
+import sys
 import types
 import typing
 from typing import Any, TypeVar
 
+from vild_jax.runtime import reading
+
 T = TypeVar('T')
+_TOO_LARGE = 2**53  # no setting counts so far, and not all larger numbers are floats too
 
 
 class ConfigError(ValueError):
@@ -38,6 +42,13 @@ def require_positive(settings: Any, section: str, *names: str, zero: tuple[str, 
       value,
       'zero or a positive number' if name in zero else 'a positive number',
     )
+
+
+def require_at_most(settings: Any, section: str, most: int, *names: str) -> None:
+  """Raises ConfigError if one of the named numbers of a section exceeds `most`."""
+  for name in names:
+    value = getattr(settings, name)
+    require(value <= most, f'{section}.{name}', value, f'at most {most}')
 
 
 def require_fraction(settings: Any, section: str, *names: str) -> None:
@@ -87,7 +98,7 @@ def override(settings: T, assignments: list[str]) -> T:
   for assignment in assignments:
     key, equals, text = assignment.removeprefix('--').partition('=')
     if not equals:
-      raise ConfigError(f'{assignment!r} is not an override; expected --key.path=value')
+      raise ConfigError(f'{reprlib.repr(assignment)} is not an override; expected --key.path=value')
     _check_known(key, list(leaves))
     *parents, leaf = key.split('.')
     functools.reduce(lambda node, parent: node[parent], parents, tree)[leaf] = _parse(text.strip(), leaves[key])
@@ -114,8 +125,8 @@ def _parse(text: str, current: Any) -> Any:
     return text
   listed = '[' + text.strip('()[]').rstrip(',') + ']' if isinstance(current, tuple) else text
   try:
-    return json.loads(listed.lower())
-  except json.JSONDecodeError:
+    return reading.json_text(listed.lower())
+  except ValueError:
     return text
 
 
@@ -132,16 +143,18 @@ def _coerce(kind: Any, value: Any, key: str) -> Any:
     if isinstance(value, list | tuple) and (inner[-1] is Ellipsis or len(value) == len(inner)):
       return tuple(_coerce(inner[0], v, key) for v in value)
   elif float in (kind, *typing.get_args(kind)) and isinstance(value, int | float) and not isinstance(value, bool):
-    return float(value)
-  elif type(value) in (kind, *typing.get_args(kind)):
+    if abs(value) <= sys.float_info.max:  # neither NaN, infinity nor a whole number of hundreds of digits
+      return float(value)
+  elif type(value) in (kind, *typing.get_args(kind)) and not (type(value) is int and abs(value) >= _TOO_LARGE):
     return value
-  raise ConfigError(f'{key}={value!r} does not fit; expected {_kind_name(kind)}')
+  raise ConfigError(f'{key}={reprlib.repr(value)} does not fit; expected {_kind_name(kind)}')
 
 
 def _check_known(key: str, known: list[str]) -> None:
   if key not in known:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-    raise ConfigError(f'unknown key {key!r}; the nearest valid one is {nearest!r}')
+    shown = key if len(key) < 80 else f'{key[:80]}...'
+    nearest = difflib.get_close_matches(shown, known, n=1, cutoff=0.0)[0]
+    raise ConfigError(f'unknown key {shown!r}; the nearest valid one is {nearest!r}')
 
 
 def _kind_name(kind: Any) -> str:

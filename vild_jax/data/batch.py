@@ -250,7 +250,8 @@ def train_batches(
   item = functools.partial(stream_example, labels=labels, config=config, regions=regions)
   if per_process:
     item = functools.partial(_own_example, item=item, local=local, process=(process_index, process_count))
-  batches = examples.map_with_index(item).batch(local, batch_fn=_stacked)
+  # Without `drop_remainder` Grain rounds the length of an endless stream up as a float, beyond what an index may be.
+  batches = examples.map_with_index(item).batch(local, drop_remainder=True, batch_fn=_stacked)
   first, stride = (start_step, 1) if per_process else (start_step * process_count + process_index, process_count)
   batches = batches[first::stride]
   return _stream(batches, config.data.workers, local * _train_bytes(config, regions is not None))

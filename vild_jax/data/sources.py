@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -12,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vild_jax.data import label_files
+from vild_jax.data import label_files, tfds_folder
 from vild_jax.data.json_source import JsonSource
 from vild_jax.data.rle import decode_mask
-from vild_jax.data.schema import Category, DataError, Example
-from vild_jax.runtime import digests, progress
+from vild_jax.data.schema import Category, DataError, Example, shown
+from vild_jax.runtime import digests, progress, reading
 
 __all__ = [
   'JsonSource',
@@ -34,6 +33,7 @@ INFO_FILE, METADATA_FILE, FEATURES_FILE = 'dataset_info.json', 'metadata.json', 
 # Only one thread at a time may import TFDS. During its import TFDS replaces `import` in the whole process by a lazy
 # one; a second thread that imports it at that time and the first would wait for each other.
 _OPENING = threading.Lock()
+_AGAIN = 'a whole file: copy the data set again, or prepare it anew'
 
 
 def prepared_folder(path: str | Path) -> Path:
@@ -68,25 +68,26 @@ def prepared_folder(path: str | Path) -> Path:
 def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any]]]:
   """Returns (categories, {split: its record}) of the prepared data set in the folder OUT/NAME/VERSION.
 
-  The record of a split has `identity`, `examples`, `info`, `notes` and `has_masks`, and unless the split is of an older
-  version `counts` ({category id: `label_files.Counts`}), `labels` and `records` (`label_files.described`). Its file
-  names include the key of its content in `metadata.json`, so that `dataset_info.json`, which is written last, alone
-  decides which files belong together. Raises DataError if `vild-jax prepare` did not write the folder, or a JSON file
-  of it has changed.
+  The record of a split has `identity`, `files` with their `lengths` in pictures, `info`, `notes` and `has_masks`, and
+  unless the split is of an older version `counts` ({category id: `label_files.Counts`}), `labels`
+  and `records` (`label_files.described`). Its file names include the key of its content in `metadata.json`, so that
+  `dataset_info.json`, which is written last, alone decides which files belong together. Raises DataError if
+  `vild-jax prepare` did not write the folder, or a JSON file of it has changed.
   """
-  try:
-    info = json.loads((folder / INFO_FILE).read_text(encoding='utf-8'))
-    metadata = json.loads((folder / METADATA_FILE).read_text(encoding='utf-8'))
-    categories = [Category(**{**c, 'synonyms': tuple(c['synonyms'])}) for c in metadata['categories']]
+  problem = 'is not a data set that vild-jax prepare wrote'
+  expected = 'one, through which a stock TFDS data set must go first: prepare --from-tfds'
+  if lacking := [name for name in (INFO_FILE, METADATA_FILE) if not (folder / name).is_file()]:
+    raise DataError(f'{folder} {problem}: it has no {lacking[0]}; expected {expected}')
+  info, metadata = (
+    reading.json_object(folder / name, 'what vild-jax prepare wrote', error=DataError)
+    for name in (INFO_FILE, METADATA_FILE)
+  )
+  with reading.parsing(folder, expected, error=DataError, problem=problem):
+    categories = [_category(c) for c in metadata['categories']]
     splits = {}
     for split in info['splits']:
       content = split['name'] + '-' + split['filepathTemplate'].partition('-{SPLIT}-')[2].partition('.')[0]
-      splits[split['name']] = {**metadata['contents'][content], 'examples': sum(map(int, split['shardLengths']))}
-  except (OSError, KeyError, TypeError, ValueError) as error:
-    raise DataError(
-      f'{folder} is not a data set that vild-jax prepare wrote ({type(error).__name__}: {error}); a stock '
-      'TFDS data set must go through prepare --from-tfds first'
-    ) from None
+      splits[split['name']] = _record(metadata['contents'][content], split, folder, info['name'])
   if wrong := _damage(folder, metadata):
     raise DataError(f'{wrong}; expected the data set as it was prepared: copy it again, or prepare it anew')
   return categories, splits
@@ -100,6 +101,36 @@ def _damage(folder: Path, metadata: dict[str, Any]) -> str:
     if not (folder / name).is_file() or digests.sha256(folder / name) not in expected:
       return f'{folder / name} is damaged: it does not have the checksum that {METADATA_FILE} states'
   return ''
+
+
+def _category(tree: dict[str, Any]) -> Category:
+  made = Category(**{**tree, 'synonyms': tuple(tree['synonyms'])})
+  if type(made.id) is not int or not all(isinstance(text, str) for text in (made.name, made.frequency, made.synset)):
+    raise ValueError(f'the category {shown(tree)}')
+  if not all(isinstance(word, str) for word in made.synonyms):
+    raise ValueError(f'the synonyms {shown(tree["synonyms"])}')
+  return made
+
+
+def _record(content: dict[str, Any], split: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
+  """Returns the record of a split; raises for whatever is not as preparation writes it."""
+  for key, kind in (('identity', str), ('info', dict), ('notes', list), ('has_masks', bool)):
+    if not isinstance(content[key], kind):
+      raise ValueError(f'{key} is {shown(content[key])}')
+  if counts := content.get('counts'):
+    content = content | {'counts': {int(key): label_files.Counts(*map(int, row)) for key, row in counts.items()}}
+  for key in ('labels', 'records'):
+    if listed := content.get(key):
+      content = content | {key: [{'bytes': int(one['bytes']), 'sha256': str(one['sha256'])} for one in listed]}
+  lengths = [int(length) for length in split['shardLengths']]
+  fixed = split['filepathTemplate'].replace('{DATASET}', name).replace('{SPLIT}', split['name'])
+  fixed = fixed.replace('{FILEFORMAT}', 'array_record')
+  if min(lengths, default=-1) < 0 or Path(fixed).name != fixed:
+    raise ValueError(f'a split of the files {shown(split["filepathTemplate"])} with {lengths[:3]} pictures')
+  files = [
+    folder / fixed.replace('{SHARD_X_OF_Y}', f'{number:05d}-of-{len(lengths):05d}') for number in range(len(lengths))
+  ]
+  return {**content, 'notes': [str(note) for note in content['notes']], 'files': files, 'lengths': lengths}
 
 
 class PreparedDataset:
@@ -130,7 +161,10 @@ class PreparedDataset:
     self.notes: tuple[str, ...] = tuple(record['notes'])
     self.has_masks: bool = record['has_masks']
     self.identity: str = record['identity']
-    self._length: int = record['examples']
+    self._ends = np.cumsum([0, *record['lengths']])[1:]
+    self._length, self._files = int(self._ends[-1]), record['files']
+    if missing := [path for path in self._files if not path.is_file()]:
+      raise DataError(f'{missing[0]} is missing ({len(missing)} of {len(self._files)} files); expected {_AGAIN}')
     self._counts, self._labels, self._records = record.get('counts'), record.get('labels'), record.get('records')
     self._opened: tuple[Any, Any, list[Path]] | None = None
 
@@ -141,7 +175,10 @@ class PreparedDataset:
     if not -self._length <= index < self._length:
       raise IndexError(f'example {index} of {self._length}')
     source, from_features, _ = self._open()
-    return from_features(source[index % self._length])
+    index %= self._length
+    file = self._files[int(np.searchsorted(self._ends, index, side='right'))]
+    with reading.parsing(file, _AGAIN, error=DataError, problem=f'has no readable example {index}'):
+      return from_features(source[index])
 
   def labels(self) -> Iterator[Example]:
     """Yields all examples in order without their pictures: `image` is b''.
@@ -192,7 +229,7 @@ class PreparedDataset:
       found = [(o.category_ids, o.is_crowd, np.array([*map(bool, o.segmentations)], bool)) for o in objects]
       columns = zip((np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, bool)), *found, strict=True)
       self._counts = label_files.count(self.categories, *map(np.concatenate, columns))
-    return {int(key): label_files.Counts(*row) for key, row in self._counts.items()}
+    return dict(self._counts)
 
   def __repr__(self) -> str:  # Grain prints it; the default repr changes from run to run
     return f'PreparedDataset({self.folder.parent.name!r}, split={self.split!r}, identity={self.identity[:12]!r})'
@@ -205,13 +242,16 @@ class PreparedDataset:
     if self._opened is None:
       with _OPENING:
         if self._opened is None:
-          import tensorflow_datasets as tfds  # takes a second, and only reading pictures needs it
+          builder = tfds_folder.builder(self.folder)
+          import tensorflow_datasets as tfds
 
           from vild_jax.data.tfds_builders.detection import from_features
 
-          builder = tfds.builder_from_directory(self.folder)
-          source = builder.as_data_source(self.split, decoders={'image': tfds.decode.SkipDecoding()})
-          self._opened = source, from_features, [Path(p) for p in builder.info.splits[self.split].filepaths]
+          with reading.parsing(self.folder, _AGAIN, error=DataError):
+            source = builder.as_data_source(self.split, decoders={'image': tfds.decode.SkipDecoding()})
+            if len(source) != self._length:
+              raise DataError(f'{self.folder} has {len(source)} examples; expected {self._length}')
+          self._opened = source, from_features, self._files
     return self._opened
 
 

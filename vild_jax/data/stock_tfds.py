@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from vild_jax.data import pictures, rle
+from vild_jax.data import pictures, rle, tfds_folder
 from vild_jax.data.class_lists import coco_categories, lvis_categories
 from vild_jax.data.schema import Category, DataError, Example, counted, make_objects
 from vild_jax.data.sources import prepared_folder
@@ -54,10 +54,8 @@ class StockDataset:
   """Opens a stock data set on disk: its `name`, its splits, and each split as a source for `prepare.store`."""
 
   def __init__(self, folder: Path):
-    import tensorflow_datasets as tfds
-
+    self._builder = tfds_folder.builder(folder)
     try:
-      self._builder = tfds.builder_from_directory(folder)
       fields = self._builder.info.features
       objects = fields['objects'].feature
       label, self.has_masks = objects['label'], 'segmentation' in objects

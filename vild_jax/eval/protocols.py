@@ -6,7 +6,6 @@ Each protocol is defined in one place: `lvis`, `coco`, `voc` and `recall` beside
 from __future__ import annotations
 
 import platform
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from vild_jax.data.schema import DataError
 from vild_jax.eval import coco, counted, lvis, recall, voc
 from vild_jax.eval.found import Found
 from vild_jax.eval.truth import Split, Truth
+from vild_jax.runtime import reading
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,10 @@ def split(truth: Truth, source: str | Path) -> Split:
 
 def _vocabulary(path: Path) -> tuple[list[str], list[bool]]:
   """Returns the names and base flags of a vocabulary file, without the rooms that import JAX."""
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      names, is_base = [str(name) for name in file['names']], [bool(flag) for flag in file['is_base']]
-  except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-    raise DataError(f'{path} is no vocabulary file ({error}); expected one of `vild-jax embed-text`') from None
+  expected = 'a vocabulary file of `vild-jax embed-text`'
+  found = reading.arrays(path, ('names', 'is_base'), expected, error=DataError)
+  with reading.parsing(path, expected, error=DataError):
+    names, is_base = [str(name) for name in found['names']], [bool(flag) for flag in found['is_base']]
   if len(names) != len(is_base):
     raise DataError(f'{path} has {len(names)} names and {len(is_base)} flags; expected one flag for each name')
   return names, is_base

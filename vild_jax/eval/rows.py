@@ -14,7 +14,7 @@ import hotcoco
 import msgspec
 import numpy as np
 
-from vild_jax.data.schema import DataError, is_number
+from vild_jax.data.schema import DataError, is_number, shown
 from vild_jax.eval.found import Codes
 from vild_jax.eval.truth import Truth
 from vild_jax.runtime import collector
@@ -77,7 +77,7 @@ def from_text(text: bytes, known: Known) -> Part | None:
   with collector.off():
     try:
       return _checked(_ROWS.decode(text), known)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
       return None
 
 
@@ -159,31 +159,31 @@ def _checked(rows: list[_Row], known: Known) -> Part | None:
 def _problem(row: Any, known: Known) -> str:
   """Returns why a detection cannot be scored; empty if it can, or if only its picture or category is unknown."""
   if not isinstance(row, dict) or not ({'image_id', 'category_id', 'score'} <= row.keys()):
-    return f'found {str(row)[:80]}; expected image_id, category_id, score and bbox or segmentation'
+    return f'found {shown(row)}; expected image_id, category_id, score and bbox or segmentation'
   for key in ('image_id', 'category_id'):
     if type(row[key]) is not int or not -(2**63) <= row[key] < 2**63:
-      return f'{key} is {row[key]!r}; expected a whole number of 64 bits'
+      return f'{key} is {shown(row[key])}; expected a whole number of 64 bits'
   if not is_number(row['score']):
-    return f'score is {row["score"]!r}; expected a finite number'
+    return f'score is {shown(row["score"])}; expected a finite number'
   box, code = row.get('bbox'), row.get('segmentation')
   if box is None and code is None:
     return 'neither bbox nor segmentation; expected one or both'
   if box is not None and not (
     isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
   ):
-    return f'bbox is {box}; expected four finite numbers [x, y, width, height], the last two not negative'
+    return f'bbox is {shown(box)}; expected four finite numbers [x, y, width, height], the last two not negative'
   if code is None:
     return ''
   if not (isinstance(code, dict) and isinstance(code.get('counts'), str | bytes)):
-    return f'segmentation is {str(code)[:60]}; expected a compressed run-length code'
+    return f'segmentation is {shown(code)}; expected a compressed run-length code'
   given = code.get('size')
   if not (isinstance(given, list | tuple) and len(given) == 2 and all(type(side) is int for side in given)):
-    return f'segmentation has size {given}; expected [height, width]'
+    return f'segmentation has size {shown(given)}; expected [height, width]'
   given = list(given)
   place = _places(known.image_ids, [row['image_id']])
   size = given if place is None or place[0] < 0 else known.sizes[place[0]]
   if given != size:
-    return f"segmentation has size {code.get('size')}; expected {size}, the picture's height and width"
+    return f"segmentation has size {shown(code.get('size'))}; expected {size}, the picture's height and width"
   if _areas([{'size': size, 'counts': _text(code['counts'])}]) is None:
     return f'segmentation is a broken run-length code; expected one of {size[0] * size[1]} pixels'
   return ''

@@ -20,7 +20,7 @@ import numpy as np
 
 from vild_jax.data.schema import DataError
 from vild_jax.eval.results import Result, ResultsWriter
-from vild_jax.runtime import files
+from vild_jax.runtime import files, reading
 
 FOLDER = 'unfinished'
 WAIT_SECONDS = 600  # processes end at about the same time; this leaves time for slow file systems
@@ -136,7 +136,7 @@ def begin(folder: Path, job: Mapping[str, Any], what: str) -> None:
   path = folder / _JOB
   if path.is_file():
     try:
-      found = json.loads(path.read_text(encoding='utf-8'))
+      found = reading.json_file(path, 'what describes a job')
       differs = [key for key in job if found.get(key) != job[key]]
     except (ValueError, AttributeError):
       differs = ['description']

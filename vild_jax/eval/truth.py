@@ -170,13 +170,13 @@ def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') ->
         raise DataError(f'{name}: {error}') from None
   for key, expected in _FIELDS.items():
     if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-      raise DataError(f'{name} has no list {key!r}; expected {_EXPECTED}')
+      raise DataError(f'{name} has no list {shown(key)}; expected {_EXPECTED}')
     for i, entry in enumerate(tree[key]):
       if not isinstance(entry, dict):
-        raise DataError(f'{name}, {key}[{i}]: found {str(entry)[:60]}; expected an object with {", ".join(expected)}')
+        raise DataError(f'{name}, {key}[{i}]: found {shown(entry)}; expected an object with {", ".join(expected)}')
       missing = [field for field in expected if field not in entry]
       if missing:
-        raise DataError(f'{name}, {key}[{i}]: no {min(missing)!r}; expected {", ".join(sorted(expected))}')
+        raise DataError(f'{name}, {key}[{i}]: no {shown(min(missing))}; expected {", ".join(sorted(expected))}')
   images, categories = (_by_id(tree[key], key, name) for key in ('images', 'categories'))
   annotations = []
   for i, annotation in enumerate(tree['annotations']):
@@ -184,7 +184,7 @@ def read(source: dict[str, Any] | str | Path, name: str = 'the ground truth') ->
     annotation = _in_whole_numbers(annotation, ('image_id', 'category_id'))
     for field, known in (('image_id', images), ('category_id', categories)):
       if not isinstance(annotation[field], int) or annotation[field] not in known:
-        raise DataError(f'{where}: {field} {annotation[field]!r} is unknown; expected one of {len(known)}')
+        raise DataError(f'{where}: {field} {shown(annotation[field])} is unknown; expected one of {len(known)}')
     image = images[annotation['image_id']]
     if problem := _problem(annotation):
       raise DataError(f'{where}: {problem}')
@@ -215,13 +215,13 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
     where = f'{name}, {key}[{i}]'
     entry = _in_whole_numbers(entry, ('id', 'height', 'width'))
     if type(entry['id']) is not int or not -(2**63) <= entry['id'] < 2**63:
-      raise DataError(f'{where}: id is {entry["id"]!r}; expected a whole number of 64 bits')
+      raise DataError(f'{where}: id is {shown(entry["id"])}; expected a whole number of 64 bits')
     if entry['id'] in found:
-      raise DataError(f'{where}: id {entry["id"]} stands twice in {key!r}; expected distinct ids')
+      raise DataError(f'{where}: id {entry["id"]} stands twice in {shown(key)}; expected distinct ids')
     if key == 'images':
       for side in ('height', 'width'):
         if type(entry[side]) is not int or entry[side] <= 0:
-          raise DataError(f'{where}: {side} is {entry[side]!r}; expected a positive whole number')
+          raise DataError(f'{where}: {side} is {shown(entry[side])}; expected a positive whole number')
       if not is_size(entry['height'], entry['width']):
         raise DataError(f'{where}: {entry["width"]} wide and {entry["height"]} high; expected fewer than 2^32 pixels')
       for field in ('neg_category_ids', 'not_exhaustive_category_ids'):
@@ -230,9 +230,9 @@ def _by_id(entries: list[dict[str, Any]], key: str, name: str) -> dict[int, dict
           ids = [_whole(k) for k in ids]
           entry = entry | {field: ids}
         if not isinstance(ids, list) or not all(type(k) is int for k in ids):
-          raise DataError(f'{where}: {field} is {str(ids)[:60]}; expected a list of category ids')
+          raise DataError(f'{where}: {field} is {shown(ids)}; expected a list of category ids')
     elif entry.get('frequency') not in (None, '', 'r', 'c', 'f'):
-      raise DataError(f'{where}: frequency is {entry["frequency"]!r}; expected r, c, f or none')
+      raise DataError(f'{where}: frequency is {shown(entry["frequency"])}; expected r, c, f or none')
     found[entry['id']] = entry
   return found
 
@@ -251,13 +251,13 @@ def _problem(annotation: dict[str, Any]) -> str:
   """Why the numbers of an object cannot be scored; empty if they can."""
   box, area, crowd = annotation['bbox'], annotation.get('area', 0), annotation.get('iscrowd')
   if not is_number(area) or area < 0:
-    return f'area is {area!r}; expected a finite number that is not negative'
+    return f'area is {shown(area)}; expected a finite number that is not negative'
   if crowd not in (None, 0, 1):
     return f'iscrowd is {shown(crowd)}; expected 0, 1 or none'
   if box is not None and not (
     isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
   ):
-    return f'bbox is {box}; expected four finite numbers [x, y, width, height], the last two not negative'
+    return f'bbox is {shown(box)}; expected four finite numbers [x, y, width, height], the last two not negative'
   return ''
 
 

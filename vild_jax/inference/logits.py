@@ -9,7 +9,6 @@ classes of LVIS 5 MB.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from vild_jax.detector import PerImage
 from vild_jax.eval import jsonfile
 from vild_jax.eval import truth as truth_lib
 from vild_jax.eval.truth import Truth
-from vild_jax.runtime import files
+from vild_jax.runtime import files, reading
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.train.step import on_batches
 from vild_jax.vocabulary import VocabularyFile
@@ -183,13 +182,11 @@ class Logits:
     if not (folder / _DESCRIPTION).is_file():
       raise DataError(f'{folder} holds no logits; expected {expected}')
     tree = jsonfile.parsed(jsonfile.content(folder / _DESCRIPTION, expected), folder / _DESCRIPTION, expected)
-    try:
+    with reading.parsing(folder / _DESCRIPTION, expected, error=DataError, problem='is damaged'):
       names, is_base, rows = (list(tree[key]) for key in ('names', 'is_base', 'category_of_row'))
       if not len(names) == len(is_base) == len(rows):
         raise ValueError('lists of different lengths')
       description = (tuple(map(str, names)), np.array(is_base, bool), np.array(rows, np.int64))
-    except (KeyError, TypeError, ValueError) as error:
-      raise DataError(f'{folder / _DESCRIPTION} is damaged ({error}); expected {expected}') from None
     truth = truth_lib.read(folder / _ANNOTATIONS)
     if missing := [image['id'] for image in truth.images if not cls._path(folder, image['id']).is_file()]:
       raise DataError(
@@ -206,12 +203,9 @@ class Logits:
     """Returns the arrays of one picture, as `write_picture` writes them; raises DataError if its file is damaged."""
     path, classes = self._path(self.folder, image_id), len(self.names)
     heads = {'text': classes + 1} | ({'image': classes} if self.config.model.image_head else {})
-    try:
-      with np.load(path, allow_pickle=False) as file:
-        found = {key: file[key] for key in ('boxes', 'objectness', 'scale', 'original_size', *heads)}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-      raise DataError(f'{path} is damaged ({error}); delete it and evaluate again') from None
-    count = len(found['boxes'])
+    wanted = ('boxes', 'objectness', 'scale', 'original_size', *heads)
+    found = reading.arrays(path, wanted, 'a whole file: delete it and evaluate again', error=DataError)
+    count = len(found['boxes']) if found['boxes'].ndim else -1
     widths = {'boxes': 4} | heads
     if found['objectness'].shape != (count,) or any(found[key].shape != (count, n) for key, n in widths.items()):
       raise DataError(f'{path} has arrays of other shapes than {self.folder / _DESCRIPTION}; expected one evaluation')

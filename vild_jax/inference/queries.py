@@ -112,7 +112,7 @@ class Queries:
       )
     of_example = {one: self._examples.embed(one) for one in shown}
     if unknown:
-      fresh = name_cache.embed(self._tower, unknown, prompt_lib.load_templates(self._trained_on.prompts))
+      fresh = name_cache.embed(self._tower, unknown, prompt_lib.recorded(self._trained_on.prompts))
       found.update(fresh)
       self._embedded.update(fresh)
       for name in list(self._embedded)[:-_REMEMBERED]:

@@ -15,7 +15,6 @@ Differences between theirs and ours, and how they are treated:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ import safetensors.numpy
 
 from vild_jax.config import Backbone
 from vild_jax.nn.resnet import LAYOUTS
+from vild_jax.runtime import reading
 
 _THEIR_EPS, _OUR_EPS = 1e-5, 1e-4
 _NORM = ('weight', 'bias', 'running_mean', 'running_var')
@@ -108,20 +108,17 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     raise ValueError(f'{path} is not a file; expected a .safetensors file of a ResNet')
   beside = path.with_name('config.json')
   if beside.is_file():
-    try:
-      about = json.loads(beside.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as error:
-      raise ValueError(f'{beside} is not JSON: {error}') from error
+    about = reading.json_file(beside, 'the config.json of a ResNet')
     if isinstance(about, dict) and about.get('downsample_in_bottleneck'):
       raise ValueError(
         f'{beside}: downsample_in_bottleneck is true, the stride is on the 1x1 (ResNet v1); expected '
         'a ResNet v1.5, which strides on the 3x3'
       )
-  try:
-    with safetensors.safe_open(path, framework='flax') as tensors:
-      return {name: np.asarray(tensors.get_tensor(name), dtype=np.float32) for name in tensors.keys()}  # noqa: SIM118
-  except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f'{path} is not a complete .safetensors file: {str(error).splitlines()[0]}') from error
+  with (
+    reading.parsing(path, 'the weights of a ResNet', problem='is not a complete .safetensors file'),
+    safetensors.safe_open(path, framework='flax') as tensors,
+  ):
+    return {name: np.asarray(tensors.get_tensor(name), dtype=np.float32) for name in tensors.keys()}  # noqa: SIM118
 
 
 def mapping_text(tensors: Mapping[str, np.ndarray]) -> str:

@@ -25,7 +25,7 @@ from vild_jax.config import Config, defaults, with_embedding_dim
 from vild_jax.data.transforms import MASK_BITS, MASK_SIZE
 from vild_jax.plan import flops, hlo
 from vild_jax.plan.topology import Target, devices
-from vild_jax.runtime import compiler, files, messages
+from vild_jax.runtime import compiler, files, messages, reading
 from vild_jax.structs import Batch, MaskBits, RegionTargets, Vocabulary
 from vild_jax.train import ahead, optim, retention, sharding, state
 from vild_jax.train.step import make_train_step
@@ -194,7 +194,7 @@ def _kept(file: Path | None) -> dict[str, Any] | None:
   if not (file and file.is_file()):
     return None
   try:
-    found = json.loads(file.read_text(encoding='utf-8'))
+    found = reading.json_file(file, 'a kept result')
   except ValueError:
     return None
   return found | {'cached': True} if isinstance(found, dict) and 'memory' in found else None

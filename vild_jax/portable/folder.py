@@ -10,7 +10,6 @@ README.md       says the same to people, who may edit it
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from vild_jax import vocabulary as vocabulary_lib
 from vild_jax.data import transforms
 from vild_jax.portable import program, readme, run
-from vild_jax.runtime import files
+from vild_jax.runtime import files, reading
 from vild_jax.train import bundle_files
 
 FORMAT_VERSION = 1
@@ -29,8 +28,8 @@ NAMES = 'names.txt'
 def is_portable(folder: Path) -> bool:
   """Says whether a folder is a portable model, whole or damaged; other programs write a model.json too."""
   try:
-    about = json.loads((Path(folder) / run.ABOUT).read_text(encoding='utf-8'))
-  except (OSError, ValueError):
+    about = reading.json_file(Path(folder) / run.ABOUT, 'a portable model')
+  except ValueError:
     return False
   return isinstance(about, dict) and about.get('format') in [*run.RUNTIMES] and 'programs' in about
 

@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-ABOUT, VOCABULARY = 'model.json', 'vocabulary.npz'
+ABOUT, VOCABULARY, MIN_SCORE = 'model.json', 'vocabulary.npz', 0.05
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')  # never one that starts another program, as EPS does
-MIN_SCORE = 0.05
 
 
 @dataclass(frozen=True)
@@ -116,14 +115,15 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
   """Reads a vocabulary file, as `vild-jax embed-text` writes it. Raises ValueError if it cannot be used."""
   try:
     with np.load(path, allow_pickle=False) as of:
-      rows, names, is_base = of['embeddings'].astype(np.float32), of['names'], of['is_base']
-      teacher, background = str(of['teacher']), of.get('background')
-  except Exception as error:  # NumPy and zipfile raise many types
-    reason = ' '.join(str(error).split())
-    raise ValueError(f'{path} is not a usable vocabulary ({reason}); expected one of `vild-jax embed-text`') from None
-  if rows.ndim != 2 or not names.shape == is_base.shape == rows.shape[:1] or not np.isfinite(rows).all():
+      if sum(member.file_size for member in of.zip.infolist()) > 2**31:  # a small file can expand to any size
+        raise ValueError('more than 2 GiB')
+      rows, names, is_base = of['embeddings'].astype(np.float32), np.asarray(of['names']), of['is_base'].view(bool)
+      teacher, background = str(of['teacher']), of['background'].astype(np.float32) if 'background' in of else None
+  except Exception as e:  # NumPy and zipfile raise many types
+    raise ValueError(f'{path} is not a vocabulary ({str(e)[:99]!r}); expected one of `vild-jax embed-text`') from None
+  if not (rows.ndim == 2 and rows.size and names.shape == is_base.shape == rows.shape[:1] and np.isfinite(rows).all()):
     raise ValueError(f'{path} has names {names.shape} for embeddings {rows.shape}; expected a finite row for each')
-  return Vocabulary(rows, tuple(names.tolist()), is_base.astype(bool), teacher, background)
+  return Vocabulary(rows, tuple(map(str, names.tolist())), is_base, teacher, background)
 
 
 def clean_name(name: str) -> str:

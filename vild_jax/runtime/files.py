@@ -79,6 +79,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: str | Path) -> None:
+  """Raises OSError, which names `path`, if a file cannot be written there: said before long work, not after it."""
+  path = local(path)
+  if _is_device(path):
+    return
+  temporary = _temporary_name(path)
+  try:
+    if path.is_dir():
+      raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    temporary.touch()
+  except OSError as error:
+    raise type(error)(error.errno, error.strerror, str(path)) from error
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+
+
 @contextlib.contextmanager
 def new_folder(out: str | Path, *, may_replace: Callable[[Path], bool] = lambda path: False) -> Iterator[Path]:
   """Yields a folder to write into; it becomes `out` at the end, and disappears if the block fails.

@@ -150,7 +150,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
   """The fields of a lock file; empty for one that is being written, or was when its process died."""
   try:
     found = json.loads(content)
-  except ValueError:
+  except (ValueError, RecursionError):
     return {}
   return found if isinstance(found, dict) else {}
 

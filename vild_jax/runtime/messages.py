@@ -6,12 +6,37 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 
 def first_line(error: BaseException) -> str:
   """Returns the first line of the message of an error, or its type if there is none."""
   return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_panic(error: BaseException) -> bool:
+  """Says whether an error is a panic of a library in Rust, which Python does not count among its Exceptions."""
+  return type(error).__module__ == 'pyo3_runtime' and not isinstance(error, Exception)
+
+
+def threads_in_one_line(who: str) -> None:
+  """Lets what threads and the end of the process raise be one line each on stderr, of equal ones one.
+
+  Several threads of a library fail where one disk is full. The command has the error of the first of them.
+  """
+  told = set()
+
+  def tell(error: BaseException | None) -> None:
+    if isinstance(error, SystemExit | None):
+      return
+    line = f'{who}: in the background: {type(error).__name__}: {first_line(error)}'
+    if line not in told:
+      told.add(line)
+      print(line, file=sys.stderr)
+
+  threading.excepthook = lambda found: tell(found.exc_value)
+  sys.unraisablehook = lambda found: tell(found.exc_value)
 
 
 @contextlib.contextmanager

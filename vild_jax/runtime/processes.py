@@ -40,6 +40,27 @@ class Preempted(BaseException):
   """
 
 
+_NO_STEP = 'told to end (SIGTERM) while no step ran; the same command goes on from the newest checkpoint'
+
+
+class _Told:
+  """Handles SIGTERM by raising Preempted, and remembers that it came.
+
+  What runs may swallow the exception or make another of it; the import of an extension in C++ does either.
+  """
+
+  came = False
+
+  def __call__(self, *_: Any) -> None:
+    self.came = True
+    raise Preempted(_NO_STEP)
+
+
+def was_told() -> bool:
+  """Says whether SIGTERM has come in a block of `ending_when_told`, also if nobody heard of it."""
+  return getattr(signal.getsignal(signal.SIGTERM), 'came', False)
+
+
 @contextlib.contextmanager
 def ending_when_told() -> Iterator[None]:
   """Lets SIGTERM raise Preempted in the block, so that the process ends with a code that launchers start again.
@@ -53,12 +74,14 @@ def ending_when_told() -> Iterator[None]:
     yield
     return
 
-  def told(*_: Any) -> None:
-    raise Preempted('told to end (SIGTERM) while no step ran; the same command goes on from the newest checkpoint')
-
+  told = _Told()
   before = signal.signal(signal.SIGTERM, told)
   try:
     yield
+  except Exception as error:
+    if told.came:
+      raise Preempted(_NO_STEP) from error
+    raise
   finally:
     if not _joined():  # JAX has a handler of its own now, which Python does not know
       signal.signal(signal.SIGTERM, before)
@@ -73,6 +96,7 @@ def join(
   num_processes: int | None = None,
   process_id: int | None = None,
   *,
+  bind_address: str | None = None,
   heartbeat_seconds: int = HEARTBEAT_SECONDS,
   saves_on_sigterm: bool = False,
 ) -> bool:
@@ -81,6 +105,8 @@ def join(
   Args:
     coordinator_address, num_processes, process_id: HOST:PORT of process 0, the number of processes, and the number of
       this one; by default they are read from the environment, see `found`.
+    bind_address: HOST:PORT on which process 0 listens; by default JAX_COORDINATOR_BIND_ADDRESS, or else all interfaces
+      of its machine. The protocol has neither encryption nor passwords.
     heartbeat_seconds: a process that does not answer for so long counts as dead, and the others end.
     saves_on_sigterm: True: SIGTERM to any process reaches all of them, and `train.preemption` saves. False: SIGTERM
       ends the process.
@@ -100,6 +126,8 @@ def join(
     return False
   if heartbeat_seconds < 1:
     raise ValueError(f'--heartbeat-seconds is {heartbeat_seconds}; expected at least 1')
+  if bind_address is not None and not re.fullmatch(r'.+:\d+', bind_address):
+    raise ValueError(f'--coordinator-bind-address is {bind_address!r}; expected HOST:PORT')
   address = arguments.get('coordinator_address')
   if address:
     print(f'process {arguments["process_id"]} of {arguments["num_processes"]}, process 0 at {address}', file=sys.stderr)
@@ -110,6 +138,7 @@ def join(
   try:
     jax.distributed.initialize(
       **arguments,
+      coordinator_bind_address=bind_address,
       heartbeat_timeout_seconds=heartbeat_seconds,
       initialization_timeout=_JOIN_SECONDS,
       shutdown_timeout_seconds=_SHUTDOWN_SECONDS,

@@ -22,11 +22,10 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 import safetensors.numpy
-import tokenizers
 
 from vild_jax.nn import clip
-from vild_jax.runtime import messages
-from vild_jax.teacher import files, hf_config, parameter_names
+from vild_jax.runtime import reading
+from vild_jax.teacher import files, hf_config, parameter_names, tokenizer
 from vild_jax.teacher.files import CONFIG, PREPROCESSOR, TOKENIZER, WEIGHTS
 from vild_jax.teacher.parameter_names import Source
 
@@ -56,7 +55,7 @@ class Teacher:
   @cached_property
   def text_identity(self) -> str:
     """Returns `model:hash` of the text tower: a function of its weights, sizes and tokens, with or without images."""
-    tokens = tokenizers.Tokenizer.from_str(self.tokenizer_json).get_vocab()
+    tokens = tokenizer.parse(self.tokenizer_json).get_vocab()
     facts = [self.config.text, self.config.end_id, sorted(tokens.items())]
     return f'{hf_config.model_name(self.config)}:{_hash(self.params["text"], repr(facts))}'
 
@@ -119,7 +118,8 @@ def _load(directory: Path, towers: tuple[str, ...]) -> Teacher:
     config = hf_config.parse(tree, path)
     tokenizer_json, preprocessor = '', None
     if 'text' in towers:
-      tokenizer_json = (directory / TOKENIZER).read_text(encoding='utf-8')
+      with reading.parsing(directory / TOKENIZER, 'the tokenizer.json of a teacher'):
+        tokenizer_json = (directory / TOKENIZER).read_text(encoding='utf-8')
       _check_tokenizer(tokenizer_json, config, directory / TOKENIZER)
     if 'image' in towers:
       preprocessor = files.read_json(directory / PREPROCESSOR)
@@ -152,10 +152,7 @@ def _read_params(
 
 
 def _check_tokenizer(text: str, config: clip.ClipConfig, path: Path) -> None:
-  try:
-    size = tokenizers.Tokenizer.from_str(text).get_vocab_size(with_added_tokens=True)
-  except Exception as error:  # the library raises plain Exception
-    raise ValueError(f'{path} is not a usable tokenizer: {messages.first_line(error)}') from error
+  size = tokenizer.parse(text, path).get_vocab_size(with_added_tokens=True)
   if size != config.vocab_size:
     raise ValueError(f'{path} has {size} tokens; expected {config.vocab_size}, the vocab_size of config.json')
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from vild_jax.runtime import files, hub, messages
+from vild_jax.runtime import files, hub, reading
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 CONFIG, TOKENIZER, PREPROCESSOR = 'config.json', 'tokenizer.json', 'preprocessor_config.json'
@@ -86,22 +85,18 @@ class Weights:
       raise
 
   def _open(self, path: Path) -> None:
-    try:
+    with _reading(path):
       # NumPy does not support bfloat16; the framework flax does.
       file = self._stack.enter_context(safetensors.safe_open(path, framework='flax'))
       for name in list(file.keys()):
         self.shapes[name] = tuple(file.get_slice(name).get_shape())
         self._files[name] = (path, file)
-    except (safetensors.SafetensorError, OSError) as error:
-      raise ValueError(f'{path} is not a complete safetensors file: {messages.first_line(error)}') from error
 
   def read(self, name: str) -> np.ndarray:
     """Returns a tensor as float32; raises ValueError if it holds a number that is not finite."""
     path, file = self._files[name]
-    try:
+    with _reading(path):
       value = np.asarray(file.get_tensor(name), dtype=np.float32)
-    except (safetensors.SafetensorError, OSError) as error:
-      raise ValueError(f'{path} is not a complete safetensors file: {messages.first_line(error)}') from error
     if not np.isfinite(value).all():
       raise ValueError(f'{path}: {name} holds numbers that are not finite')
     return value
@@ -111,6 +106,10 @@ class Weights:
 
   def __exit__(self, *_: object) -> None:
     self._stack.close()
+
+
+def _reading(path: Path) -> contextlib.AbstractContextManager[None]:
+  return reading.parsing(path, 'the weights of a teacher', problem='is not a complete safetensors file')
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -128,13 +127,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def read_json(path: Path) -> dict[str, Any]:
   """Reads a JSON object; raises ValueError, one line, if the file does not hold one."""
-  try:
-    tree = json.loads(path.read_text(encoding='utf-8'))
-  except (ValueError, OSError) as error:
-    raise ValueError(f'{path} is not JSON: {messages.first_line(error)}') from error
-  if not isinstance(tree, dict):
-    raise ValueError(f'{path} holds a {type(tree).__name__}; expected an object')
-  return tree
+  return reading.json_object(path, 'a file of a teacher in the Hugging Face layout')
 
 
 def write(directory: Path, contents: Mapping[str, bytes]) -> None:

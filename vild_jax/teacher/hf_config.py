@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ _SIGLIP = {
 _SIGLIP_TEXT = {**_SIGLIP, 'vocab_size': 32000, 'max_position_embeddings': 64}
 _SIGLIP_IMAGE = {**_SIGLIP, 'patch_size': 16, 'vision_use_head': True}
 _RESNET_IMAGE = {'layers': [3, 4, 6, 3], 'width': 64, 'heads': 32, 'image_size': 224}
+# What a config.json may ask for at most, far above any teacher: its file may be of others, and work is done before the
+# sizes are compared with those of the weights. All else is at most `_LARGEST`.
+_MOST = {'num_hidden_layers': 1000, 'max_position_embeddings': 8192, 'image_size': 4096}
+_LARGEST = 2**24
+_STAGES = 8  # of a ModifiedResNet
 _DEFAULTS = {
   'clip': (_CLIP_TEXT, _CLIP_IMAGE),
   _RESNET: (_CLIP_TEXT, _RESNET_IMAGE),
@@ -61,8 +67,8 @@ _DEFAULTS = {
 def parse(tree: Tree, path: Path) -> clip.ClipConfig:
   """Returns the sizes that `tree` describes. Raises ValueError, one line that names the wrong field of `path`."""
   family = tree.get('model_type')
-  if family not in _DEFAULTS:
-    raise ValueError(f'{path}: model_type is {family!r}; expected one of {", ".join(map(repr, _DEFAULTS))}')
+  if not isinstance(family, str) or family not in _DEFAULTS:
+    raise ValueError(f'{path}: model_type is {reprlib.repr(family)}; expected one of {", ".join(map(repr, _DEFAULTS))}')
   text, image = (
     _section(tree, name, defaults, path) for name, defaults in zip(('text', 'vision'), _DEFAULTS[family], strict=True)
   )
@@ -199,30 +205,44 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], stated: Tree, path: Path)
       'image_size': math.isqrt(cells) * tower.stride,
     }
   if stated.get('model_type', family) not in ('clip', family):
-    raise ValueError(f'{path}: model_type of config.json is {stated["model_type"]!r}; expected {family!r}')
+    found = reprlib.repr(stated['model_type'])
+    raise ValueError(f'{path}: model_type of config.json is {found}; expected {family!r}')
+  given = {name: stated.get(name) or {} for name in ('text_config', 'vision_config')}
+  for name, section in given.items():
+    if not isinstance(section, Mapping):
+      raise ValueError(f'{path}: {name} of config.json is {reprlib.repr(section)}; expected an object')
   return {
     'projection_dim': size('text_projection', 1),
     **stated,
     'model_type': family,
-    'text_config': {**text, **(stated.get('text_config') or {})},
-    'vision_config': {**image, **(stated.get('vision_config') or {})},
+    'text_config': {**text, **given['text_config']},
+    'vision_config': {**image, **given['vision_config']},
   }
 
 
 def _section(tree: Tree, name: str, defaults: Tree, path: Path) -> dict[str, Any]:
   values, older = tree.get(f'{name}_config') or {}, tree.get(f'{name}_config_dict')
+  for key, section in ((f'{name}_config', values), (f'{name}_config_dict', older or {})):
+    if not isinstance(section, Mapping):
+      raise ValueError(f'{path}: {key} is {reprlib.repr(section)}; expected an object')
   # As in transformers, an older `_config_dict` replaces the newer section, also where it only has defaults.
   values = {**defaults, **values} if older is None else {**defaults, **older}
   for key, default in defaults.items():
-    if type(values[key]) is not type(default) or (type(default) is int and values[key] < 1):
-      raise ValueError(f'{path}: {name}_config.{key} is {values[key]!r}; expected a value such as {default!r}')
+    value, most = values[key], _MOST.get(key, _LARGEST)
+    fits = type(value) is type(default)
+    if not fits or (type(value) is int and value < 1) or (type(value) is float and not 0 <= value < 1):
+      raise ValueError(f'{path}: {name}_config.{key} is {reprlib.repr(value)}; expected a value such as {default!r}')
+    if type(value) is int and value > most:
+      raise ValueError(f'{path}: {name}_config.{key} is {value}; expected at most {most}')
   return values
 
 
 def _transformer(values: Tree, name: str, path: Path) -> clip.Transformer:
   width, heads, activation = values['hidden_size'], values['num_attention_heads'], values['hidden_act']
   if activation not in clip.ACTIVATIONS:
-    raise ValueError(f'{path}: {name}_config.hidden_act is {activation!r}; expected one of {list(clip.ACTIVATIONS)}')
+    raise ValueError(
+      f'{path}: {name}_config.hidden_act is {reprlib.repr(activation)}; expected one of {list(clip.ACTIVATIONS)}'
+    )
   if width % heads:
     raise ValueError(f'{path}: {name}_config.hidden_size is {width}; expected a multiple of its {heads} heads')
   return clip.Transformer(
@@ -232,8 +252,11 @@ def _transformer(values: Tree, name: str, path: Path) -> clip.Transformer:
 
 def _resnet(values: Tree, path: Path) -> clip.ModifiedResNet:
   layers = values['layers']
-  if not layers or not all(type(blocks) is int and blocks > 0 for blocks in layers):
-    raise ValueError(f'{path}: vision_config.layers is {layers}; expected blocks of each stage such as [3, 4, 6, 3]')
+  right = 0 < len(layers) <= _STAGES and all(type(n) is int and 0 < n <= _MOST['num_hidden_layers'] for n in layers)
+  if not right:
+    raise ValueError(
+      f'{path}: vision_config.layers is {reprlib.repr(layers)}; expected blocks of each stage such as [3, 4, 6, 3]'
+    )
   tower = clip.ModifiedResNet(tuple(layers), values['width'], values['heads'])
   if tower.channels % tower.heads or tower.width % 2:
     raise ValueError(
@@ -260,6 +283,6 @@ def _sigmoid_dim(tree: Tree, text: Tree, image: Tree, path: Path) -> int:
 
 
 def _dimension(value: Any, field: str, path: Path) -> int:
-  if type(value) is not int or value < 1:
-    raise ValueError(f'{path}: {field} is {value!r}; expected a dimension such as 512')
+  if type(value) is not int or not 1 <= value <= _LARGEST:
+    raise ValueError(f'{path}: {field} is {reprlib.repr(value)}; expected a dimension such as 512')
   return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ Picture = Image.Image | np.ndarray  # an array is uint8 [H, W, 3]
 
 _BATCH = 32
 _BATCHES_WITHOUT_BAR = 8
+_LARGEST_SIDE = 4096  # pixels; every picture is resized to what the file says
 _SQUARE, _SHORT_SIDE = 'square', 'short side'
 # For each processor of transformers: what a size of one number means, and whether it crops if the file does not say.
 _PROCESSORS = {
@@ -89,12 +91,13 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
   """
 
   def refuse(field: str, expected: str) -> None:
-    raise ValueError(f'preprocessor_config.json: {field} is {json.dumps(tree.get(field))}; expected {expected}')
+    raise ValueError(f'preprocessor_config.json: {field} is {json.dumps(tree.get(field))[:200]}; expected {expected}')
 
   kind = tree.get('image_processor_type') or tree.get('feature_extractor_type') or 'CLIPImageProcessor'
   if not isinstance(kind, str) or kind.removesuffix('Fast') not in _PROCESSORS:
     raise ValueError(
-      f'preprocessor_config.json: image_processor_type is {kind!r}; expected one of {", ".join(_PROCESSORS)}'
+      f'preprocessor_config.json: image_processor_type is {reprlib.repr(kind)}; expected one of '
+      f'{", ".join(_PROCESSORS)}'
     )
   of_number, crops = _PROCESSORS[kind.removesuffix('Fast')]
   for field, value in tree.items():
@@ -110,8 +113,12 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
     else:
       value, pair = (value, value), field == 'crop_size' or of_number == _SQUARE
       value = value if pair else value[0]
-    if not all(type(v) is int and v > 0 for v in (value if pair else (value,))):
-      refuse(field, f'a number of pixels such as {image_size}, {{"shortest_edge": n}} or {{"height": n, "width": n}}')
+    if not all(type(v) is int and 0 < v <= _LARGEST_SIDE for v in (value if pair else (value,))):
+      refuse(
+        field,
+        f'pixels, at most {_LARGEST_SIDE}: a number such as {image_size}, {{"shortest_edge": n}} or '
+        '{"height": n, "width": n}',
+      )
     return value
 
   def numbers(field: str, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -119,7 +126,7 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
     if (
       not isinstance(value, Sequence)
       or len(value) != 3
-      or not all(isinstance(v, int | float) for v in value)
+      or not all(_is_number(v) for v in value)
       or (field == 'image_std' and not all(value))
     ):
       refuse(field, 'three numbers')
@@ -135,7 +142,7 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
   if type(resample) is not int or not 0 <= resample <= 5:
     refuse('resample', 'a code of PIL from 0 to 5, such as 3, bicubic')
   factor = tree.get('rescale_factor', 1 / 255) if tree.get('do_rescale', True) else 1.0
-  if not isinstance(factor, int | float):
+  if not _is_number(factor):
     refuse('rescale_factor', 'a number such as 0.00392')
   mean, std = (0.0,) * 3, (1.0,) * 3
   if tree.get('do_normalize', True):
@@ -144,6 +151,10 @@ def parse_preprocessing(tree: Mapping[str, Any], image_size: int) -> Preprocessi
       refuse(missing[0], 'three numbers')
     mean, std = numbers('image_mean', mean), numbers('image_std', std)
   return Preprocessing(size, Image.Resampling(resample), crop, float(factor), mean, std)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and abs(value) < 1e15
 
 
 def unit_rows(config: clip.ClipConfig, dtype: Any) -> Callable[[Any, jax.Array], jax.Array]:

@@ -6,6 +6,7 @@ OpenAI's weights (`visual.…`, `transformer.resblocks.…`; a ModifiedResNet ha
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -97,6 +98,7 @@ def parameter_table(config: clip.ClipConfig, tower: str, original: bool = False)
   return table
 
 
+@functools.lru_cache(maxsize=8)  # tracing takes a quarter of a second
 def expected_shapes(config: clip.ClipConfig) -> dict[Path_, tuple[int, ...]]:
   """Returns {path: shape} of all parameters of `clip.Clip`."""
   images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)

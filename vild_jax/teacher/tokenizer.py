@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import string
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import ftfy
 import numpy as np
 import tokenizers
 
+from vild_jax.runtime import messages, reading
+
 START, END = '<|startoftext|>', '<|endoftext|>'
+TOKENIZER_FILE = 'tokenizer.json'
+_MOST_CHARACTERS = 2**28  # that of SigLIP 2, with 256,000 tokens, has 34 million
 _SHOWN = 80  # characters of a text in a warning
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
@@ -40,6 +46,24 @@ _FAMILIES: dict[str, tuple[str | None, str | None, Callable[[str], str]]] = {
 }
 
 
+def parse(text: str, path: str | Path = TOKENIZER_FILE) -> tokenizers.Tokenizer:
+  """Reads the text of a tokenizer.json. Raises ValueError, one line, if it is not usable; `path` is its name there."""
+  if len(text) > _MOST_CHARACTERS:
+    raise ValueError(f'{path} has more than {_MOST_CHARACTERS >> 20} Mi characters; expected a tokenizer.json')
+  with _library(path):
+    return tokenizers.Tokenizer.from_str(text)
+
+
+@contextlib.contextmanager
+def _library(path: str | Path) -> Iterator[None]:
+  """Turns the errors of the library into one line: it is written in Rust, and panics past Python and on stderr."""
+  with (
+    reading.parsing(path, 'the tokenizer.json of a teacher', problem='is not a usable tokenizer'),
+    messages.stderr_of_libraries(),
+  ):
+    yield
+
+
 class Tokenizer:
   """Turns texts into rows of token ids, for CLIP, SigLIP or SigLIP 2; the end token tells which of them it is.
 
@@ -51,7 +75,7 @@ class Tokenizer:
   """
 
   def __init__(self, tokenizer_json: str, context_length: int):
-    self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    self._tokenizer = parse(tokenizer_json)
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
     self.context_length = context_length
@@ -70,7 +94,8 @@ class Tokenizer:
     A text that is too long keeps its first tokens and the end; one warning per call names the first such text.
     """
     rows = np.full((len(texts), self.context_length), self.pad, np.int32)
-    encoded = self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False)
+    with _library(TOKENIZER_FILE):
+      encoded = self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False)
     start = [] if self.start is None else [self.start]
     room = self.context_length - len(start) - 1
     lengths = [len(encoding.ids) for encoding in encoded]

@@ -7,12 +7,11 @@ Format 1 had neither; it is still read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vild_jax.runtime import digests, files
+from vild_jax.runtime import digests, files, reading
 
 BUNDLE_FILE, CARD_FILE = 'bundle.json', 'README.md'
 VARIABLES = 'variables'  # the subfolder of the weights in a bundle or a converted checkpoint
@@ -37,18 +36,21 @@ def is_bundle(folder: Path) -> bool:
 def read_about(bundle: Path) -> dict[str, Any]:
   """Returns the contents of bundle.json. Raises ValueError if it is damaged or of a format unknown to this version."""
   path = Path(bundle) / BUNDLE_FILE
+  about = reading.json_file(path, 'a file that `vild-jax export` wrote')
   content = path.read_bytes()
-  try:
-    about = json.loads(content)
-  except ValueError as error:  # also if it is not text
-    raise ValueError(f'{path} is not JSON: {error}; expected a file that `vild-jax export` wrote') from error
   version = about.get('format') if isinstance(about, dict) else None
   if version == 1 and 'files' not in about:
     return about
-  if version not in (1, FORMAT):
+  if type(version) is not int or version not in (1, FORMAT):
     raise ValueError(f'{path} has format {version!r}; expected {FORMAT}, or 1')
   if not digests.is_whole(content):
     raise ValueError(f'{path} is damaged: it does not have the checksum that it states; {_ANEW}')
+  listed = about.get('files')
+  if not isinstance(listed, dict) or not all(
+    isinstance(of, dict) and type(of.get('bytes')) is int and isinstance(of.get('sha256'), str)
+    for of in listed.values()
+  ):
+    raise ValueError(f'{path} does not list files with their bytes and sha256; {_ANEW}')
   return about
 
 

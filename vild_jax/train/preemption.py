@@ -5,12 +5,15 @@ The loop then raises `processes.Preempted`; `cli.main` turns it into exit code 7
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from vild_jax.runtime import processes
 
 
 class Notice:
@@ -27,6 +30,10 @@ class Notice:
     self.reached(step)
 
   def __enter__(self) -> Notice:
+    if processes.was_told():
+      self._noted = True
+      if self._agreed:
+        os.kill(os.getpid(), signal.SIGTERM)  # this time JAX hears it, and tells the others
     if (
       not self._agreed and threading.current_thread() is threading.main_thread()
     ):  # Python delivers signals to it alone

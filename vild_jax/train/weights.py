@@ -123,10 +123,7 @@ def read_config(workdir: Path) -> Config:
   if not path.is_file():
     raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
   bundle_files.check(Path(workdir), weights=False)
-  try:
-    return config_lib.from_text(path.read_text(encoding='utf-8'))
-  except config_lib.ConfigError as error:
-    raise config_lib.ConfigError(f'{path}: {error}') from error
+  return config_lib.read(path)
 
 
 def restore(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> Any:

@@ -6,12 +6,13 @@ The training loop also takes another writer with these methods, such as clu's or
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from vild_jax.runtime import files
+from vild_jax.runtime import files, reading
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -64,14 +65,23 @@ class WorkdirWriter:
 def read_metrics(path: Path) -> list[dict[str, float]]:
   """Returns the lines of a `metrics.jsonl`; [] without the file.
 
-  Stops at the first line that is not JSON, as the last line of a killed run may be; that line and all after it are left
-  out.
+  A line that is not {'step': whole number, name: number, ...} is left out, as the last one of a killed run may be; if
+  there are others, stderr says how many.
   """
-  lines = []
-  if Path(path).is_file():
-    for text in Path(path).read_text(encoding='utf-8').splitlines():
-      try:
-        lines.append(json.loads(text))
-      except json.JSONDecodeError:
-        break
+  if not Path(path).is_file():
+    return []
+  texts = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
+  lines = [line for line in map(_line, texts) if line is not None]
+  left_out = len(texts) - len(lines)
+  if left_out > 1 or (left_out and _line(texts[-1]) is not None):
+    print(f'{path}: {left_out} of {len(texts)} lines are damaged and left out', file=sys.stderr)
   return lines
+
+
+def _line(text: str) -> dict[str, float] | None:
+  try:
+    found = reading.json_text(text)
+  except ValueError:
+    return None
+  whole = isinstance(found, dict) and type(found.get('step')) is int
+  return found if whole and all(type(value) in (int, float) for value in found.values()) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from vild_jax.eval import summary
 from vild_jax.inference import bundle, jobs
 from vild_jax.portable import folder as portable_folder
 from vild_jax.portable import program
-from vild_jax.runtime import compiler
+from vild_jax.runtime import compiler, reading
 from vild_jax.train import bundle_files, checkpoint, weights
 from vild_jax.workflows.training import DATA_FILE
 
@@ -150,7 +149,7 @@ def _towers(
 
 def _training(workdir: Path, step: int | None) -> dict[str, Any]:
   path = workdir / DATA_FILE
-  return {'step': step, 'data': json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None}
+  return {'step': step, 'data': reading.json_object(path, 'what `vild-jax train` wrote') if path.is_file() else None}
 
 
 def _metrics_beside(workdir: Path, of_these: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -191,12 +190,7 @@ def _kept(metrics: Mapping[str, Any], of_these: Mapping[str, str] | None = None)
 
 
 def _read_metrics(path: Path, shown: Path) -> dict[str, Any]:
-  try:
-    metrics = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(
-      f'{path} is not JSON: {error}; expected a {summary.METRICS_FILE} of `vild-jax evaluate`'
-    ) from error
+  metrics = reading.json_file(path, f'a {summary.METRICS_FILE} of `vild-jax evaluate`')
   if not isinstance(metrics, dict) or 'box' not in metrics:
     raise ValueError(f'{path} has no box metrics; expected a {summary.METRICS_FILE} of `vild-jax evaluate`')
   if why := summary.problem(path, metrics):

@@ -10,7 +10,7 @@ from typing import Any
 from vild_jax.data import rle
 from vild_jax.eval import shards
 from vild_jax.inference.detections import PictureDetections
-from vild_jax.runtime import files
+from vild_jax.runtime import files, reading
 
 Record = dict[str, Any]
 
@@ -34,7 +34,10 @@ class Parts:
   def read(self, *key: int) -> list[Record] | None:
     """Returns the records of a part; None if it is not finished."""
     path = self._path(key)
-    return [json.loads(line) for line in path.read_text('ascii').splitlines()] if path.is_file() else None
+    if not path.is_file():
+      return None
+    with reading.parsing(path, 'a part of a detection that was stopped: delete it'):
+      return [json.loads(line) for line in path.read_text('ascii').splitlines()]
 
   def has(self, *key: int) -> bool:
     """Tells whether a part is finished."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vild_jax.report.report import Stage
-from vild_jax.runtime import files
+from vild_jax.runtime import files, reading
 
 
 class Stages:
@@ -36,7 +36,7 @@ class Stages:
     self._path = workdir / 'stages.json'
     kept = {'seed': seed, 'settings': settings, 'stages': {}}
     if self._path.is_file():
-      kept = json.loads(self._path.read_text(encoding='utf-8'))
+      kept = _read(self._path)
     if kept['seed'] != seed:
       raise ValueError(
         f'{workdir} holds a demo with seed {kept["seed"]}; expected --seed {kept["seed"]} or another --workdir'
@@ -84,6 +84,15 @@ class Stages:
       print(self.line(name), file=sys.stderr, flush=True)
     start = time.perf_counter()
     return stage(), time.perf_counter() - start
+
+
+def _read(path: Path) -> dict[str, Any]:
+  expected = 'what `vild-jax demo` wrote: delete it, or choose another --workdir'
+  kept = reading.json_object(path, expected)
+  with reading.parsing(path, expected, problem='is damaged'):
+    for stage in {**kept['stages']}.values():
+      stage['result'], stage['seconds'] + 0.0
+    return kept | {'seed': kept['seed']}
 
 
 def _about(seconds: float) -> str:

@@ -23,7 +23,7 @@ from vild_jax.data.regions import verified
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import DataError
 from vild_jax.inference import evaluation
-from vild_jax.runtime import files
+from vild_jax.runtime import files, reading
 from vild_jax.structs import TrainState
 from vild_jax.train import checkpoint, loop, retention, sharding, state, timing, weights
 from vild_jax.workflows import folders
@@ -344,13 +344,9 @@ def _keep_identity(path: Path, dataset: sources.PreparedDataset, store: RegionSt
     if jax.process_index() == 0:
       files.write(path, json.dumps(content) + '\n')
     return
-  try:
-    kept = json.loads(path.read_text(encoding='utf-8'))
+  kept = reading.json_object(path, expected := 'what `vild-jax train` wrote, or no such file')
+  with reading.parsing(path, expected, problem='is damaged'):
     identities = {key: str(kept[key]) for key in described}
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
-      f'{path} is damaged ({type(error).__name__}); expected what `vild-jax train` wrote, or no such file'
-    ) from error
   for key, (what, where) in described.items():
     if identities[key] != content[key]:
       raise ValueError(

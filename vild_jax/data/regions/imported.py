@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 
 from vild_jax.data.regions.records import Regions
 from vild_jax.data.schema import DataError
-from vild_jax.runtime import progress
+from vild_jax.runtime import progress, reading
 
 _MARGIN = 1.0  # pixels that a box may exceed the picture by: its last pixel is included, or rounding
 _MIN_SIDE = 2.0  # pixels; `targets` distils nothing smaller
@@ -118,21 +116,8 @@ def _regions(arrays: Mapping[str, np.ndarray], row: int, height: int, width: int
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
-  try:
-    with np.load(file, allow_pickle=False) as archive:
-      arrays = {
-        key: archive[key]
-        for key in (*_REQUIRED, 'scores', 'valid', 'image_teacher')
-        if key in archive or key in _REQUIRED
-      }
-  except KeyError as error:
-    raise DataError(
-      f'{file}: {str(error).split()[0].strip(chr(39))} is missing; expected the arrays {", ".join(_REQUIRED)}'
-    ) from None
-  except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-    raise DataError(
-      f'{file} is not a usable .npz file ({type(error).__name__}); expected a whole one, without Python objects'
-    ) from None
+  expected = f'a whole .npz file with the arrays {", ".join(_REQUIRED)}, without Python objects'
+  arrays = reading.arrays(file, _REQUIRED, expected, optional=('scores', 'valid', 'image_teacher'), error=DataError)
   k, m, d = (*arrays['embeddings'].shape, 0, 0, 0)[:3]
   expected = {
     'embeddings': ('f', (k, m, d)),

@@ -19,13 +19,14 @@ import dataclasses
 import hashlib
 import json
 import struct
+import typing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vild_jax.config import defaults
-from vild_jax.data.schema import DataError
+from vild_jax.data.schema import DataError, shown
 
 PROPOSALS, EMBEDDINGS = 'proposals', 'embeddings'
 MANIFEST_FILE, JOB_FILE, IMAGES_FILE = 'manifest.json', 'job.json', 'images.npy'
@@ -88,6 +89,19 @@ class Job:
     for key in ('images', 'max_regions', 'images_per_shard'):
       if getattr(self, key) < 1:
         raise DataError(f'a region store with {key} = {getattr(self, key)}; expected at least 1')
+
+  @classmethod
+  def from_json(cls, tree: dict[str, Any]) -> Job:
+    """Returns the job of `as_json`. Raises ValueError, without the name of the file, for anything else."""
+    given = {key: value for key, value in dict(tree).items() if key not in ('format', 'dtype')}
+    if tree['format'] != FORMAT:
+      raise ValueError(f'format {shown(tree["format"])}; expected {FORMAT}')
+    kinds = typing.get_type_hints(cls)
+    for key, value in given.items():
+      kind = typing.get_origin(kinds[key]) or kinds[key]
+      if type(value) is not kind or (kind is int and value >= 2**40):
+        raise ValueError(f'{key} is {shown(value)}; expected {kind.__name__}')
+    return cls(**given)
 
   @property
   def shards(self) -> int:

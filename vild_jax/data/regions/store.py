@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import io
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from array_record.python import array_record_module
 from vild_jax.data.regions import locks, records
 from vild_jax.data.regions.records import IMAGES_FILE, JOB_FILE, MANIFEST_FILE, Job, Regions
 from vild_jax.data.schema import DataError
+from vild_jax.runtime import reading
 
 _OPEN_SHARDS = 128  # at most: a process may keep only few files open, and a large data set has many shards
 _ANEW = 'copy it again, or delete the store and make it anew'
@@ -46,23 +45,19 @@ class RegionStore:
     self.path = Path(path).absolute()
     manifest = _read_manifest(self.path)
     self.identity: str = hashlib.sha256(manifest).hexdigest()
-    try:
-      content = json.loads(manifest)
-      job = dict(content['job'])
-      if job.pop('format') != records.FORMAT:
-        raise DataError(f'format {content["job"]["format"]}; expected {records.FORMAT}')
-      job.pop('dtype')
-      self.job = job = Job(**job)
-      self.boxes_identity: str = content['boxes']
-      self.regions: int = content['regions']
+    expected = 'the manifest of a region store'
+    with reading.parsing(self.path / MANIFEST_FILE, expected, error=DataError, problem='is damaged'):
+      content = reading.json_text(manifest)
+      self.job = job = Job.from_json(content['job'])
+      self.boxes_identity: str = str(content['boxes'])
+      self.regions: int = int(content['regions'])
       self._shards = [(str(shard['file']), int(shard['bytes'])) for shard in content['shards']]
       self._digests = [str(shard['sha256']) for shard in content['shards']]
+      if len(self._shards) != job.shards or any(
+        name != records.shard_name(number, job) for number, (name, _) in enumerate(self._shards)
+      ):
+        raise ValueError(f'the files of {len(self._shards)} shards; expected {job.shards}, by their numbers')
       images_hash = str(content['images'])
-    except (KeyError, TypeError, ValueError) as error:
-      raise DataError(
-        f'{self.path / MANIFEST_FILE} is damaged ({type(error).__name__}: {error}); expected the '
-        'manifest of a region store'
-      ) from None
     self.kind, self.dataset, self.split, self.images = job.kind, job.dataset, job.split, job.images
     self.teacher, self.image_teacher, self.embedding_dim = job.teacher, job.image_teacher, job.embedding_dim
     self.recipe, self.origin, self.proposals, self.max_regions = job.recipe, job.origin, job.proposals, job.max_regions
@@ -98,13 +93,15 @@ class RegionStore:
       raise DataError(
         f'{self.path / IMAGES_FILE} is missing or damaged; expected what the manifest of the store says: ' + _ANEW
       )
-    images = np.load(io.BytesIO(raw), allow_pickle=False)
-    if len(images) != self.images or images[:, 1].sum() != self.regions:
+    listed = reading.array(self.path / IMAGES_FILE, expected := f'the ids of {self.images} pictures', error=DataError)
+    if listed.shape != (self.images, 2) or listed.dtype != np.int64:
+      raise DataError(f'{self.path / IMAGES_FILE} holds {listed.dtype} {listed.shape}; expected {expected}')
+    if listed[:, 1].sum() != self.regions:
       raise DataError(
-        f'{self.path / MANIFEST_FILE} is damaged: it says {self.images} images with {self.regions} regions, '
-        f'{IMAGES_FILE} {len(images)} with {images[:, 1].sum()}; expected the same: {_ANEW}'
+        f'{self.path / MANIFEST_FILE} is damaged: it says {self.regions} regions, {IMAGES_FILE} {listed[:, 1].sum()}; '
+        f'expected the same: {_ANEW}'
       )
-    self.image_ids: np.ndarray = images[:, 0]
+    self.image_ids: np.ndarray = listed[:, 0]
     self._order = np.argsort(self.image_ids)
     self._sorted = self.image_ids[self._order]
 

@@ -20,7 +20,7 @@ from array_record.python import array_record_module
 from vild_jax.data.regions import locks, records
 from vild_jax.data.regions.records import IMAGES_FILE, JOB_FILE, MANIFEST_FILE, Job, Regions, as_text, shard_name
 from vild_jax.data.schema import DataError
-from vild_jax.runtime import digests, files, progress
+from vild_jax.runtime import digests, files, progress, reading
 
 
 class StoreWriter:
@@ -204,7 +204,7 @@ class StoreWriter:
     if (raw := path.read_text(encoding='utf-8')) == mine:
       return
     try:
-      theirs = dict(json.loads(raw))
+      theirs = dict(reading.json_text(raw))
     except (ValueError, TypeError):
       raise DataError(f'{path} is damaged; expected what the store was begun with: delete the store') from None
     key, found, ours = _difference(theirs, json.loads(mine))
@@ -223,7 +223,7 @@ def _finished(path: Path, job: Job, shard: int) -> dict[str, Any] | None:
   """Returns the facts about a whole shard; None if it is not whole."""
   file = path / shard_name(shard, job)
   try:
-    content = json.loads(_sidecar(file).read_text(encoding='utf-8'))
+    content = reading.json_text(_sidecar(file).read_bytes())
     lengths = {len(content[key]) for key in ('image_ids', 'regions', 'boxes')}
     whole = file.stat().st_size == content['bytes'] and lengths == {len(job.examples(shard))}
     return content if whole and content['sha256'] else None
