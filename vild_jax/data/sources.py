@@ -318,7 +318,11 @@ def open_dataset(path: str | Path, split: str) -> PreparedDataset:
 
   Raises DataError if there is no data set, if there are several, or if it has no such split.
   """
-  return PreparedDataset(path, split)
+  dataset = PreparedDataset(path, split)
+  # Before there are other threads: what they import meanwhile would be lazy modules of TFDS, which cannot be called.
+  import tensorflow_datasets  # noqa: F401
+
+  return dataset
 
 
 def ground_truth(dataset: PreparedDataset, *, quiet: bool = False) -> tuple[dict[str, Any], list[int]]:
