@@ -105,9 +105,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     hint = f'expected {stray[0]}=VALUE' if lacks_value else f'see vild-jax {args.command} --help'
     parser.error(f'unknown argument {stray[0]!r}; {hint}')
   args.overrides = rest
-  for word in _paths(args):
+  for name, word in _paths(args):
     try:
-      files.local(word)
+      if name not in getattr(args, 'in_buckets', ()) or not files.is_remote(word):
+        files.local(word)
     except ValueError as error:
       parser.error(str(error))
   if getattr(args, 'json', None) and not Path(args.json).absolute().parent.is_dir():
@@ -115,13 +116,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   return args
 
 
-def _paths(args: argparse.Namespace) -> Iterator[str]:
-  """Yields all values that could be paths, those of overrides too, but no names on the Hugging Face hub."""
-  for value in vars(args).values():
+def _paths(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+  """Yields all values that could be paths, with the names of their options; but no names on the Hugging Face hub."""
+  for name, value in vars(args).items():
     for word in value if isinstance(value, list | tuple) else [value]:
       word = word.partition('=')[2] if isinstance(word, str) and word.startswith('--') else word
       if isinstance(word, str) and not word.startswith('hf:'):
-        yield word
+        yield name, word
 
 
 def _parser(named: str | None) -> argparse.ArgumentParser:

@@ -103,14 +103,15 @@ def load(path: str | Path) -> VocabularyFile:
   Raises:
     ValueError: if the file cannot be used; one line that names the file and the field.
   """
-  path = Path(path)
+  path = files.path(path)
   if not path.is_file():
     raise ValueError(f'{path} is not a file; expected a vocabulary as `vild-jax embed-text` writes it')
-  if not zipfile.is_zipfile(path):
+  local = files.fetched(path)
+  if not zipfile.is_zipfile(local):
     raise ValueError(f'{path} is not a usable vocabulary: it is not a complete .npz archive')
   fields = {}
   try:
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(local, allow_pickle=False) as arrays:
       for key in ('embeddings', 'names', 'is_base', 'teacher', 'prompts'):
         _require(key in arrays, key, 'missing', 'a field of this name')
         fields[key] = arrays[key]

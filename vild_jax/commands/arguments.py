@@ -53,6 +53,12 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     required=True,
     help=f'a work directory or a bundle; a bundle on the Hugging Face hub is {_ON_THE_HUB}',
   )
+  takes_buckets(parser, 'checkpoint')
+
+
+def takes_buckets(parser: argparse.ArgumentParser, option: str) -> None:
+  """Lets the value of an option be an address gs://bucket/name; of all others it is refused (`cli.parse`)."""
+  parser.set_defaults(in_buckets=(*(parser.get_default('in_buckets') or ()), option))
 
 
 def add_teacher(parser: argparse.ArgumentParser, what: str, **more: Any) -> None:

@@ -63,7 +63,7 @@ def write_reports(out_dir: str | Path, metrics: Metrics) -> list[Path]:
     The paths of metrics.json (`short`) and, as far as the protocol has rows and curves, of per_category.csv,
     precision_recall.png and ap_by_group.png.
   """
-  folder = Path(out_dir)
+  folder = files.path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
   contents: dict[str, str | bytes] = {'metrics.json': json.dumps(short(metrics), indent=2, allow_nan=False) + '\n'}
   if 'per_category' in metrics:

@@ -33,7 +33,7 @@ from vild_jax.inference import drawing, jobs, waits
 from vild_jax.inference import logits as logits_lib
 from vild_jax.inference.detector import Detector, sigmoid
 from vild_jax.inference.waits import Timer
-from vild_jax.runtime import progress, workers
+from vild_jax.runtime import files, progress, workers
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.train import sharding
 from vild_jax.train.step import make_predict_step
@@ -153,7 +153,7 @@ def evaluate(
   scored, rows = {}, {}
   for folder in folders:
     several = 0 if config.data.workers else 1
-    found = detections.read(out / folder / RESULTS_FILE, known, processes=several)
+    found = detections.read(files.fetched(out / folder / RESULTS_FILE), known, processes=several)
     scored[folder] = protocols.score(protocol, known, found, base=split, **limits)
     scored[folder]['seconds_per_image'] = timer.seconds_per_image()
     rows[folder] = found

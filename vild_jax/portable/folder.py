@@ -29,7 +29,7 @@ NAMES = 'names.txt'
 def is_portable(folder: Path) -> bool:
   """Says whether a folder is a portable model, whole or damaged; other programs write a model.json too."""
   try:
-    about = json.loads((Path(folder) / run.ABOUT).read_text(encoding='utf-8'))
+    about = json.loads((files.path(folder) / run.ABOUT).read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return False
   return isinstance(about, dict) and about.get('format') in [*run.RUNTIMES] and 'programs' in about
@@ -57,7 +57,7 @@ def write(
   Raises ValueError if `out` exists and is no portable model.
   """
   config, post = source.config, source.config.model.postprocess
-  with files.new_folder(out, may_replace=is_portable) as folder:
+  with files.new_folder(out, may_replace=is_portable, marker=run.ABOUT) as folder:
     written = write_programs(folder, source)
     shutil.copyfile(vocabulary, folder / run.VOCABULARY)
     words = vocabulary_lib.load(vocabulary)
@@ -86,7 +86,7 @@ def write(
     }
     (folder / bundle_files.CARD_FILE).write_text(readme.text(about, words), encoding='utf-8')
     bundle_files.seal(folder, about, run.ABOUT)
-  return Path(out)
+  return files.path(out)
 
 
 def _arrays(of: program.Arrays) -> dict[str, Any]:

@@ -66,8 +66,15 @@ class Checkpoints:
         managers.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False),
       ]
     )
-    options = ocp.CheckpointManagerOptions(best_fn=loss, best_mode='min', preservation_policy=policy, create=True)
-    self._manager = ocp.CheckpointManager((Path(workdir) / CHECKPOINTS).absolute(), options=options)
+    # In a bucket a save has no temporary name: what a killed one left is removed before another writes in its place.
+    options = ocp.CheckpointManagerOptions(
+      best_fn=loss,
+      best_mode='min',
+      preservation_policy=policy,
+      create=True,
+      cleanup_tmp_directories=files.is_remote(workdir),
+    )
+    self._manager = ocp.CheckpointManager(files.absolute(workdir) / CHECKPOINTS, options=options)
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest complete checkpoint, or None; an interrupted save does not count."""
@@ -89,7 +96,7 @@ class Checkpoints:
     Raises ValueError if the checkpoint is damaged or of another architecture; the message names the first difference.
     """
     step, expected = self.latest_step(), abstract(config, mesh)
-    folder = Path(self._manager.directory) / str(step)
+    folder = files.path(self._manager.directory) / str(step)
     weights.check(folder / 'state', variables(expected))
     with weights.reading(folder):
       return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected)))['state']

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from vild_jax import config as config_lib
 from vild_jax.config import Config
-from vild_jax.runtime import hub
+from vild_jax.runtime import buckets, files, hub
 from vild_jax.train import bundle_files
 from vild_jax.train.bundle_files import BUNDLE_FILE, IMAGE_TOWER, TEXT_TOWER, VARIABLES
 from vild_jax.train.optim import path_name
@@ -32,15 +32,19 @@ _ON_THE_HUB = (BUNDLE_FILE, CONFIG_FILE, '*.npz', f'{VARIABLES}/*', f'{TEXT_TOWE
 def save(path: Path, tree: Any, *, replace: bool = False) -> None:
   """Writes a pytree of arrays to the folder `path`, which must not exist, unless it may be replaced."""
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(Path(path).absolute(), tree, force=replace)
+    checkpointer.save(files.absolute(path), tree, force=replace)
 
 
 def folder_of(place: str | Path) -> Path:
   """Returns the folder of a bundle, work directory or converted checkpoint, given its path or `hf://owner/name`.
 
-  Raises ValueError if the hub does not give it.
+  Of a bundle in a bucket it is a copy on this machine. Raises ValueError if the hub or the bucket does not give it.
   """
-  return hub.folder(place, _ON_THE_HUB) if hub.is_name(place) else Path(place)
+  if hub.is_name(place):
+    return hub.folder(place, _ON_THE_HUB)
+  folder = files.path(place)
+  is_far_bundle = files.is_remote(folder) and bundle_files.is_bundle(folder)
+  return buckets.fetched_folder(folder, BUNDLE_FILE) if is_far_bundle else folder
 
 
 def locate(folder: Path, step: int | None = None) -> Path:
@@ -48,7 +52,7 @@ def locate(folder: Path, step: int | None = None) -> Path:
 
   Raises ValueError if there are none, or if a file of the bundle is damaged: nobody reads weights without this.
   """
-  folder = Path(folder).absolute()
+  folder = files.absolute(folder)
   if (folder / VARIABLES).is_dir() and step is None:
     bundle_files.check(folder)
     return folder / VARIABLES
@@ -75,10 +79,10 @@ def step_of(path: Path) -> int | None:
 
 def read_config(workdir: Path) -> Config:
   """Returns the resolved config of a work directory or a bundle. Raises ValueError if it is not there or damaged."""
-  path = Path(workdir) / CONFIG_FILE
+  path = files.path(workdir) / CONFIG_FILE
   if not path.is_file():
     raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
-  bundle_files.check(Path(workdir), weights=False)
+  bundle_files.check(path.parent, weights=False)
   try:
     return config_lib.from_text(path.read_text(encoding='utf-8'))
   except config_lib.ConfigError as error:
@@ -105,7 +109,7 @@ def read(path: Path, expected: Any) -> Any:
   restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
   args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
   with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.restore(path.absolute(), args=args)
+    return checkpointer.restore(files.absolute(path), args=args)
 
 
 def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
@@ -129,7 +133,7 @@ def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
 def stored(path: Path) -> dict[str, Any]:
   """Returns what the checkpoint at `path` holds, as {'params', 'batch_stats'} of leaves with a `shape`."""
   with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
-    found = checkpointer.metadata(path.absolute()).item_metadata.tree
+    found = checkpointer.metadata(files.absolute(path)).item_metadata.tree
   return {key: found.get(key, {}) for key in ('params', 'batch_stats')}
 
 

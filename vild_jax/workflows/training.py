@@ -39,7 +39,7 @@ def train(config: Config, workdir: Path, *, clock: timing.Clock | None = None, p
   The vocabulary is copied into the work directory, so that the checkpoints stay usable without the original file.
   `clock` and `profile` are those of `loop.train`; the clock starts here by default.
   """
-  clock = clock or timing.Clock()
+  clock, workdir = clock or timing.Clock(), files.path(workdir)
   return train_on(open_training(config, workdir), workdir, clock=clock, profile=profile)
 
 
