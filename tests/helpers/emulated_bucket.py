@@ -34,7 +34,9 @@ def running() -> Iterator[str]:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
   url = f'http://127.0.0.1:{port}'
-  process = subprocess.Popen([sys.executable, __file__, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    [sys.executable, __file__, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  )
   variables = {
     'STORAGE_EMULATOR_HOST': url,  # gcsfs, and Google's client that Orbax removes folders with
     'TENSORSTORE_GCS_HTTP_URL': url,

@@ -13,7 +13,7 @@ from tests.helpers import emulated_bucket, killing, small_experiment, tiny
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax.runtime import files
-from vild_jax.train import bundle_files, checkpoint, writers
+from vild_jax.train import bundle_files, checkpoint, timing, writers
 
 STEPS = 30
 
@@ -37,6 +37,7 @@ def config_file(tmp_path_factory):
     f'train.steps={STEPS}',
     'train.log_every=1',
     'train.checkpoint_every=3',
+    'optimizer.learning_rate=0.001',
   )
   (folder / 'config.json').write_text(config_lib.to_text(config))
   return folder / 'config.json'
@@ -50,37 +51,71 @@ def undisturbed(config_file):
   return workdir
 
 
-@pytest.mark.slow
-def test_a_run_in_a_bucket_that_is_killed_and_told_to_end_ends_as_one_on_a_disk(
-  bucket, config_file, undisturbed, tmp_path, kills
-):
+def disturbed(bucket: str, config_file, name: str, log) -> tuple[str, str]:
+  """(a work directory in the bucket of a run that was killed and told to end, when that was)."""
   rng, seed = killing.rng_and_seed()
-  config, moments = config_lib.load(config_file), []
-  for number in range(kills):
-    workdir = f'{bucket}/run-{number}'
-    saved = lambda workdir=workdir: files.path(workdir) / checkpoint.CHECKPOINTS
-    for by, first in ((signal.SIGKILL, 3), (signal.SIGTERM, STEPS // 2)):
-      step = 3 * int(rng.integers(first // 3, first // 3 + 3))
-      # The folder of a checkpoint is there before the checkpoint is.
-      come_so_far = lambda step=step, saved=saved: (saved() / str(step)).exists()
-      wait = rng.uniform(0, 0.3)
-      killing.kill(['train', config_file, '--workdir', workdir], come_so_far, tmp_path / 'log', wait=wait, by=by)
-      moments.append(f'{by.name} {wait:.2f} s after step {step}: {_steps(saved())}')
-    print(*moments, f'(seed {seed})')
-    assert run('train', config_file, '--workdir', workdir) == 0
-    assert _same(undisturbed, workdir, config), f'{moments} (seed {seed})'
-    assert [line['step'] for line in writers.read_metrics(f'{workdir}/{writers.METRICS_FILE}')] == [*range(1, STEPS + 1)]
-    spent = json.loads((files.path(workdir) / 'goodput.json').read_text())
-    assert spent['starts'] == 3 and spent['step'] == STEPS
-  names = {path.name for path in files.path(f'{bucket}/run-0').iterdir()}
-  assert names == {path.name for path in undisturbed.iterdir()}
+  workdir, moments = f'{bucket}/{name}', [f'seed {seed}']
+  folder = files.path(workdir) / checkpoint.CHECKPOINTS
+  for by, first in ((signal.SIGKILL, 3), (signal.SIGTERM, STEPS // 2)):
+    step = 3 * int(rng.integers(first // 3, first // 3 + 3))
+    wait = rng.uniform(0, 0.5)
+    # The folder of a checkpoint is there before the checkpoint is.
+    come_so_far = lambda step=step: (folder / str(step)).exists()
+    killing.kill(['train', config_file, '--workdir', workdir], come_so_far, log, wait=wait, by=by)
+    whole = sorted(int(path.name) for path in folder.iterdir() if (path / 'commit_success.txt').exists())
+    moments.append(f'{by.name} {wait:.2f} s after a checkpoint of step {step} began, whole are {whole}')
+  assert run('train', config_file, '--workdir', workdir) == 0
+  return workdir, '; '.join(moments)
 
 
-def _steps(folder) -> list[int]:
-  """Those whose checkpoint is whole."""
-  return sorted(int(path.name) for path in folder.iterdir() if (path / 'commit_success.txt').exists())
+def check(workdir: str, undisturbed, config_file, moments: str) -> None:
+  """The run has ended as the undisturbed one, and has its files."""
+  config = config_lib.load(config_file)
+  one, other = (checkpoint.load_variables(files.path(of), config) for of in (undisturbed, workdir))
+  for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=moments)
+  lines = writers.read_metrics(f'{workdir}/{writers.METRICS_FILE}')
+  assert [line['step'] for line in lines] == list(range(1, STEPS + 1)), moments
+  spent = json.loads((files.path(workdir) / timing.GOODPUT_FILE).read_text())
+  assert spent['starts'] == 3 and spent['step'] == STEPS, moments
+  assert {path.name for path in files.path(workdir).iterdir()} == {path.name for path in undisturbed.iterdir()}
 
 
-def _same(one, other, config) -> bool:
-  found = (checkpoint.load_variables(files.path(of), config) for of in (one, other))
-  return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, found), strict=True))
+@pytest.fixture(scope='module')
+def finished(bucket, config_file):
+  return disturbed(bucket, config_file, 'run', config_file.parent / 'log')
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_that_is_killed_and_told_to_end_ends_as_one_on_a_disk(finished, undisturbed, config_file):
+  workdir, moments = finished
+  check(workdir, undisturbed, config_file, moments)
+
+
+@pytest.mark.soak
+def test_it_does_so_at_many_moments(bucket, undisturbed, config_file, tmp_path, pytestconfig):
+  for number in range(pytestconfig.getoption('kills')):  # each a SIGKILL and a SIGTERM
+    workdir, moments = disturbed(bucket, config_file, f'many-{number}', tmp_path / 'log')
+    print(moments)
+    check(workdir, undisturbed, config_file, moments)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_evaluated_and_exported_from_there(finished, bucket, undisturbed, config_file, tmp_path):
+  one, other = tmp_path / 'out', files.path(f'{bucket}/out')
+  for workdir, out in ((undisturbed, one), (finished[0], other)):
+    run_of = (config_file, '--checkpoint', workdir)
+    assert run('evaluate', *run_of, '--out', out / 'evaluation') == 0
+    assert run('export', *run_of, '--out', out / 'bundle') == 0
+  assert run('export', *run_of, '--out', other / 'bundle') == 0  # in the place of the first
+  assert run('evaluate', config_file, '--checkpoint', other / 'bundle', '--out', tmp_path / 'of-bundle') == 0
+  names, there = ({path.name for path in (out / 'evaluation').iterdir()} for out in (one, other))
+  assert names == there and len(names) > 5
+  expected = (one / 'evaluation' / 'results.json').read_bytes()
+  assert len(expected) > 1000
+  assert (other / 'evaluation' / 'results.json').read_bytes() == expected
+  assert (tmp_path / 'of-bundle' / 'results.json').read_bytes() == expected
+  listed = [bundle_files.read_about(out / 'bundle')['files'] for out in (one, other)]
+  assert len(listed[0]) > 5
+  for name in ('vocabulary.npz', 'config.json'):
+    assert listed[0][name] == listed[1][name]

@@ -140,7 +140,7 @@ def train(
         loss = recorder.loss_since_save()
         with clock.part(timing.SAVE):
           if own_writer:
-            writer.save()  # before the checkpoint, so that a run that goes on from it has all lines
+            writer.upload()  # before the checkpoint, so that a run that goes on from it has all lines
           checkpoints.save(step, state, loss=loss)
         if first:
           goodput.write(step, saved=True)

@@ -23,7 +23,7 @@ class WorkdirWriter:
 
   Args:
     workdir: the folder; TensorBoard files go to its `tensorboard/`. In a bucket nothing grows: there the files of this
-      process are written anew, at most every `buckets.PACE_SECONDS` and in `save`.
+      process are written anew, at most every `buckets.PACE_SECONDS` and in `upload`.
     resume_step: lines of `metrics.jsonl` after this step are dropped.
   """
 
@@ -63,22 +63,22 @@ class WorkdirWriter:
     self._tensorboard.flush()
     self._jsonl.flush()
     if time.monotonic() - self._uploaded >= buckets.PACE_SECONDS:
-      self._upload()
+      self._copy()
 
-  def save(self) -> None:
+  def upload(self) -> None:
     """Flushes both files, and writes them into the bucket of the work directory, if it is in one."""
     self._tensorboard.flush()
     self._jsonl.flush()
-    self._upload()
+    self._copy()
 
   def close(self) -> None:
     """Closes both files."""
     with self._closing:
       self._tensorboard.close()
       self._jsonl.close()
-      self._upload()
+      self._copy()
 
-  def _upload(self) -> None:
+  def _copy(self) -> None:
     if self._bucket is not None:
       names = (path.relative_to(self._local).as_posix() for path in self._local.rglob('*') if path.is_file())
       buckets.upload_all(self._local, self._bucket, names)
