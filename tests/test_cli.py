@@ -37,7 +37,7 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
     ),
     (('train', 'c.py', '--workdir', 'gs://b/run'), 'gs://b/run is not an address in a bucket'),
     (('evaluate', 'c.py', '--checkpoint', 'c', '--out', 's3://b/o'), 's3://b/o is an address'),
-    (('train', 'c.py', '--workdir', 'w', '--data.train=gs://bucket/data'), 'gs://bucket/data is an address'),
+    (('train', 'c.py', '--workdir', 'w', '--teacher=gs://bucket/clip'), 'gs://bucket/clip is an address'),
     (
       ('detect', 'http://x.org/a.jpg', '--checkpoint', 'c', '--classes', 'a', '--out', 'o'),
       'x.org/a.jpg is an address',

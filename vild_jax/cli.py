@@ -117,12 +117,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _paths(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-  """Yields all values that could be paths, with the names of their options; but no names on the Hugging Face hub."""
+  """Yields all values that could be paths, by option or setting, except names on the Hugging Face hub."""
   for name, value in vars(args).items():
     for word in value if isinstance(value, list | tuple) else [value]:
-      word = word.partition('=')[2] if isinstance(word, str) and word.startswith('--') else word
+      key = name
+      if isinstance(word, str) and word.startswith('--'):
+        key, _, word = word[2:].partition('=')
       if isinstance(word, str) and not word.startswith('hf:'):
-        yield name, word
+        yield key, word
 
 
 def _parser(named: str | None) -> argparse.ArgumentParser:

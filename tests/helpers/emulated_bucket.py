@@ -1,8 +1,8 @@
 """A Google Cloud Storage of this machine, in a process of its own: that of PyPI's `gcp-storage-emulator`.
 
-Three things that the service does and the emulator does not are added. It looks at `ifGenerationMatch`, the condition of
-a write or removal that locks and TensorStore rely on. It states the generation of what is read, which TensorStore needs
-where a manifest is there already. And a request whose client dies halfway writes nothing.
+Three things that the service does and the emulator does not are added. It looks at `ifGenerationMatch`, the condition
+of a write or removal that locks and TensorStore rely on. It states the generation of what is read, which TensorStore
+needs where a manifest is there already. And a request whose client dies halfway writes nothing.
 """
 
 from __future__ import annotations

@@ -12,10 +12,16 @@ import pytest
 from tests.helpers import emulated_bucket, killing, small_experiment, tiny
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
-from vild_jax.runtime import files
+from vild_jax.runtime import buckets, files
 from vild_jax.train import bundle_files, checkpoint, timing, writers
 
 STEPS = 30
+_OF_THE_EXPERIMENT = {
+  'data.train': 'data',
+  'distillation.store': 'regions',
+  'vocabulary': 'v.npz',
+  'train.init': 'bundle',
+}
 
 
 @pytest.fixture(scope='module')
@@ -119,3 +125,22 @@ def test_a_run_in_a_bucket_is_evaluated_and_exported_from_there(finished, bucket
   assert len(listed[0]) > 5
   for name in ('vocabulary.npz', 'config.json'):
     assert listed[0][name] == listed[1][name]
+
+
+@pytest.mark.slow
+def test_data_regions_vocabulary_and_start_are_read_from_a_bucket(bucket, made, tmp_path):
+  far = f'{bucket}/experiment'
+  for name in ('data', 'regions', 'bundle'):
+    below = [path.relative_to(made / name).as_posix() for path in (made / name).rglob('*') if path.is_file()]
+    buckets.upload_all(made / name, files.path(f'{far}/{name}'), below)
+  buckets.upload(made / 'v.npz', files.path(f'{far}/v.npz'))
+  lines = []
+  for place, more in ((made, ()), (far, (f'--data.cache={tmp_path / "cache"}',))):
+    words = [f'--{key}={place}/{name}' for key, name in _OF_THE_EXPERIMENT.items()]
+    workdir = tmp_path / f'run-{len(more)}'
+    assert run('train', made / 'config.json', '--workdir', workdir, *words, '--train.pictures=0', *more) == 0
+    lines.append([line['loss'] for line in writers.read_metrics(workdir / writers.METRICS_FILE)])
+  assert lines[0] == lines[1] and lines[0]
+  saved = config_lib.load(workdir / 'config.json')
+  assert saved.data.train == f'{far}/data', 'another machine copies it as well'
+  assert len(list((tmp_path / 'cache').glob('*/data'))) == 1

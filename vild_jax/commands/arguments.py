@@ -56,9 +56,9 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
   takes_buckets(parser, 'checkpoint')
 
 
-def takes_buckets(parser: argparse.ArgumentParser, option: str) -> None:
-  """Lets the value of an option be an address gs://bucket/name; of all others it is refused (`cli.parse`)."""
-  parser.set_defaults(in_buckets=(*(parser.get_default('in_buckets') or ()), option))
+def takes_buckets(parser: argparse.ArgumentParser, *options: str) -> None:
+  """Lets options and settings have addresses gs://bucket/name as values; of all others `cli.parse` refuses them."""
+  parser.set_defaults(in_buckets=(*(parser.get_default('in_buckets') or ()), *options))
 
 
 def add_teacher(parser: argparse.ArgumentParser, what: str, **more: Any) -> None:

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--out', required=True, help='folder for results.json, metrics.json, report.html, a table by category and plots'
   )
-  arguments.takes_buckets(parser, 'out')
+  arguments.takes_buckets(parser, 'out', 'vocabulary', 'data', 'data.val', 'regions')
   arguments.add_compiler(parser)
   arguments.add_processes(parser)
   arguments.add_json(parser)

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--workdir', required=True, help='folder for the config, checkpoints, metrics.jsonl and TensorBoard files'
   )
-  arguments.takes_buckets(parser, 'workdir')
+  arguments.takes_buckets(parser, 'workdir', 'vocabulary', 'train.init', 'data.train', 'data.val', 'distillation.store')
   parser.add_argument(
     '--on-nan',
     choices=['stop', 'skip'],

@@ -26,7 +26,7 @@ from vild_jax.runtime import messages
 _UNFINISHED = '.unfinished'  # in a folder that is being written, or was when its writer died
 _ADDRESS = re.compile(r'gs:/{1,2}(?P<bucket>[a-z0-9][\w.-]{1,220}[a-z0-9])(/(?P<name>.*))?')  # a Path drops a slash
 PACE_SECONDS = 30.0  # between two uploads of a file that grows
-_THREADS = 8  # files that are on their way at a time
+THREADS = 8  # files that are on their way at a time
 
 
 def is_address(place: object) -> bool:
@@ -105,11 +105,16 @@ def write(target: Any, content: bytes) -> None:
     client().pipe_file(str(target), content)
 
 
+def download(source: Any, target: Path) -> None:
+  """Copies an object to a local file."""
+  with _naming(source):
+    client().get_file(str(source), str(target))
+
+
 def fetched(source: Any) -> Path:
   """Copies an object into a folder of this process, and returns the path there; it goes when the process ends."""
   local = Path(tempfile.mkdtemp(dir=_of_the_process(os.getpid()))) / source.name
-  with _naming(source):
-    client().get_file(str(source), str(local))
+  download(source, local)
   return local
 
 
@@ -126,16 +131,25 @@ def _fetched_folder(source: str, marker: str, content: bytes) -> Path:
   names = _names(source)
   for name in names:
     (local / name).parent.mkdir(parents=True, exist_ok=True)
-  with _naming(source), ThreadPoolExecutor(_THREADS) as pool:
+  with _naming(source), ThreadPoolExecutor(THREADS) as pool:
     list(pool.map(lambda name: client().get_file(f'{source}/{name}', str(local / name)), names))
   return local
 
 
 def _names(folder: str) -> list[str]:
-  """The names of all objects below a folder, with slashes; without those that only mark a folder as one."""
+  return list(listed(folder))
+
+
+def listed(folder: Any) -> dict[str, dict[str, Any]]:
+  """Returns {name below a folder: {'bytes', 'crc32c'}} of all files in it; objects that only mark folders are none."""
+  beginning = str(folder).removeprefix('gs://') + '/'
   with _naming(folder):
-    found = [name.removeprefix(folder.removeprefix('gs://') + '/') for name in client().find(folder)]
-  return [name for name in found if name and not name.endswith('/')]
+    found = {name.removeprefix(beginning): about for name, about in client().find(str(folder), detail=True).items()}
+  return {
+    name: {'bytes': int(about['size']), 'crc32c': about.get('crc32c')}
+    for name, about in found.items()
+    if name and not name.endswith('/')
+  }
 
 
 @contextlib.contextmanager
@@ -192,7 +206,7 @@ def _replace(source: Path, target: Any, marker: str) -> None:
 
 def upload_all(source: Path, target: Any, names: Iterable[str]) -> None:
   """Writes the named files of a local folder below `target`, several at a time."""
-  with ThreadPoolExecutor(_THREADS) as pool:
+  with ThreadPoolExecutor(THREADS) as pool:
     list(pool.map(lambda name: upload(source / name, target / name), names))
 
 

@@ -37,6 +37,7 @@ _FREE = (
   'data.val',
   'data.val_split',
   'data.workers',
+  'data.cache',
   'train.log_every',
   'train.checkpoint_every',
   'train.keep',

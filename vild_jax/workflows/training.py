@@ -22,7 +22,7 @@ from vild_jax.data.regions import targets as region_targets
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import DataError
 from vild_jax.inference import evaluation
-from vild_jax.runtime import files
+from vild_jax.runtime import copies, files
 from vild_jax.structs import TrainState
 from vild_jax.train import checkpoint, loop, retention, sharding, state, timing, weights
 from vild_jax.workflows import folders
@@ -96,7 +96,8 @@ def open_training(config: Config, workdir: Path | None = None) -> Training:
   `workdir` is the work directory, if it is known: a training that is resumed keeps its mask head even if the folder of
   `train.init` is gone.
   """
-  dataset = sources.open_dataset(given(config.data.train, 'data.train'), config.data.train_split)
+  folder = copies.cached(given(config.data.train, 'data.train'), config.data.cache)
+  dataset = sources.open_dataset(folder, config.data.train_split)
   vocabulary = vocabulary_lib.load(given(config.vocabulary, 'vocabulary'))
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
   vocabulary_lib.check_dimension(vocabulary, config)
@@ -149,7 +150,9 @@ def train_on(
   notes = [start.report, *_meaning(config, vocabulary, start)] if start and start.report else []
   pictures = None
   if config.train.pictures:
-    shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else opened.dataset
+    shown = opened.dataset
+    if config.data.val:
+      shown = sources.open_dataset(copies.cached(config.data.val, config.data.cache), config.data.val_split)
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
   # The directory comes last, so that earlier errors leave it unchanged.
   with folders.locked(workdir):
@@ -314,7 +317,7 @@ def _open_regions(
     if path:
       print(f'distillation.weight is 0: the regions in {path} are not used', file=sys.stderr)
     return None
-  store = RegionStore(path)
+  store = RegionStore(copies.cached(path, config.data.cache))
   region_targets.check_store(store, dataset, config.model.embedding_dim)
   vocabulary_lib.check_regions(path, store.teacher, vocabulary)
   return store
