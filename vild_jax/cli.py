@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
   args = parse(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # silences the logs of XLA and TensorStore
+  os.environ.setdefault('EPATH_USE_TF', 'false')  # buckets are reached in one way, with and without TensorFlow
   os.environ.setdefault(
     'OPENBLAS_NUM_THREADS', '1'
   )  # NumPy runs in our own threads; more threads of BLAS would only compete with them

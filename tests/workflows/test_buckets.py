@@ -107,7 +107,9 @@ def test_it_does_so_at_many_moments(bucket, undisturbed, config_file, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_is_evaluated_and_exported_from_there(finished, bucket, undisturbed, config_file, tmp_path):
+def test_a_run_in_a_bucket_is_evaluated_and_exported_from_there(
+  finished, bucket, undisturbed, config_file, tmp_path, capsys
+):
   one, other = tmp_path / 'out', files.path(f'{bucket}/out')
   for workdir, out in ((undisturbed, one), (finished[0], other)):
     run_of = (config_file, '--checkpoint', workdir)
@@ -121,10 +123,16 @@ def test_a_run_in_a_bucket_is_evaluated_and_exported_from_there(finished, bucket
   assert len(expected) > 1000
   assert (other / 'evaluation' / 'results.json').read_bytes() == expected
   assert (tmp_path / 'of-bundle' / 'results.json').read_bytes() == expected
+  (other / 'bundle' / 'config.json').unlink()
+  assert run('export', config_file, '--checkpoint', other / 'bundle', '--out', tmp_path / 'not') == 2
+  assert 'config.json is missing, which bundle.json lists' in capsys.readouterr().err
   listed = [bundle_files.read_about(out / 'bundle')['files'] for out in (one, other)]
   assert len(listed[0]) > 5
   for name in ('vocabulary.npz', 'config.json'):
     assert listed[0][name] == listed[1][name]
+  (other / 'bundle' / 'bundle.json').unlink()
+  assert run('export', config_file, '--checkpoint', other / 'bundle', '--out', tmp_path / 'not') == 2
+  assert 'holds variables/ but not bundle.json' in capsys.readouterr().err
 
 
 @pytest.mark.slow

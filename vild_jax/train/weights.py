@@ -43,8 +43,13 @@ def folder_of(place: str | Path) -> Path:
   if hub.is_name(place):
     return hub.folder(place, _ON_THE_HUB)
   folder = files.path(place)
-  is_far_bundle = files.is_remote(folder) and bundle_files.is_bundle(folder)
-  return buckets.fetched_folder(folder, BUNDLE_FILE) if is_far_bundle else folder
+  if not files.is_remote(folder) or not (folder / VARIABLES).is_dir():
+    return folder
+  if not bundle_files.is_bundle(folder):
+    raise ValueError(
+      f'{folder} holds {VARIABLES}/ but not {BUNDLE_FILE}, the last file of a bundle; expected all of it'
+    )
+  return buckets.fetched_folder(folder, BUNDLE_FILE)
 
 
 def locate(folder: Path, step: int | None = None) -> Path:
