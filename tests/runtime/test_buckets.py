@@ -12,16 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import emulated_bucket
 from vild_jax.runtime import buckets, files, locks, owners
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope='module')
-def bucket():
-  with emulated_bucket.running() as address:
-    yield address
 
 
 @pytest.fixture

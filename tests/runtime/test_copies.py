@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import emulated_bucket
 from vild_jax.runtime import buckets, copies, files
-
-
-@pytest.fixture(scope='module')
-def bucket():
-  with emulated_bucket.running() as address:
-    yield address
 
 
 @pytest.fixture

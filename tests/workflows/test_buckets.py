@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import emulated_bucket, killing, small_experiment, tiny
+from tests.helpers import killing, small_experiment, tiny
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax.runtime import buckets, files
@@ -22,12 +22,6 @@ _OF_THE_EXPERIMENT = {
   'vocabulary': 'v.npz',
   'train.init': 'bundle',
 }
-
-
-@pytest.fixture(scope='module')
-def bucket():
-  with emulated_bucket.running() as address:
-    yield address
 
 
 @pytest.fixture(scope='module')
