@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 
 import jax
 import numpy as np
@@ -60,7 +61,7 @@ def disturbed(bucket: str, config_file, name: str, log) -> tuple[str, str]:
     step = 3 * int(rng.integers(first // 3, first // 3 + 3))
     wait = rng.uniform(0, 0.5)
     # The folder of a checkpoint is there before the checkpoint is.
-    come_so_far = lambda step=step: (folder / str(step)).exists()
+    come_so_far = lambda step=step: time.sleep(0.05) or (folder / str(step)).exists()  # each is a request
     killing.kill(['train', config_file, '--workdir', workdir], come_so_far, log, wait=wait, by=by)
     whole = sorted(int(path.name) for path in folder.iterdir() if (path / 'commit_success.txt').exists())
     moments.append(f'{by.name} {wait:.2f} s after a checkpoint of step {step} began, whole are {whole}')
