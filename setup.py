@@ -55,11 +55,21 @@ setup(
     'supervision': ['supervision>=0.23'],  # `PictureDetections.to_supervision`
     # Runs an export as ONNX. What writes one, jax2onnx, needs an older Orbax and an environment of its own.
     'onnx': ['onnxruntime>=1.20'],
+    'gcs': [
+      'etils[epath]>=1.15',
+      'fsspec>=2026.9',
+      'gcsfs>=2026.10',
+      'google-crc32c>=1.5',
+    ],  # addresses gs://bucket/name
     'hub': ['huggingface_hub>=0.30'],  # teachers and bundles named hf://owner/name, in place of a folder
     'serve': ['python-multipart>=0.0.34', 'starlette>=1.10', 'uvicorn>=0.54'],  # `vild-jax serve`
     'test': [
       'beartype>=0.19',
+      'etils[epath]>=1.15',
       'faster-coco-eval>=1.8.0',
+      'fsspec>=2026.9',
+      'gcp-storage-emulator>=2026.7',
+      'gcsfs>=2026.10',
       'pytest>=8.2',
       'pytest-xdist>=3.6.1',
       'python-multipart>=0.0.34',

@@ -105,3 +105,12 @@ def golden(shared: Path) -> Callable[[str], dict[str, np.ndarray]]:
       return dict(arrays)
 
   return read
+
+
+@pytest.fixture(scope='session')
+def bucket() -> Iterator[str]:
+  """The address of a bucket, one for a process of the tests: clients keep where it is."""
+  from tests.helpers import emulated_bucket
+
+  with emulated_bucket.running() as address:
+    yield address

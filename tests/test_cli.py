@@ -32,11 +32,12 @@ def test_help_names_every_command_and_each_has_an_example(capsys):
     (('train', 'c.py', '--workdir', 'w', '--train.steps', '3'), 'expected --train.steps=VALUE'),
     (('train', 'c.py'), '--workdir'),
     (
-      ('train', 'c.py', '--workdir', 'gs://bucket/run'),
-      'gs://bucket/run is an address, and nothing is read',
+      ('evaluate', 'c.py', '--checkpoint', 'gs://bucket/run', '--out', 'o', '--json', 'gs://bucket/m.json'),
+      'gs://bucket/m.json is an address, and nothing is read',
     ),
+    (('train', 'c.py', '--workdir', 'gs://b/run'), 'gs://b/run is not an address in a bucket'),
     (('evaluate', 'c.py', '--checkpoint', 'c', '--out', 's3://b/o'), 's3://b/o is an address'),
-    (('train', 'c.py', '--workdir', 'w', '--data.train=gs://bucket/data'), 'gs://bucket/data is an address'),
+    (('train', 'c.py', '--workdir', 'w', '--teacher=gs://bucket/clip'), 'gs://bucket/clip is an address'),
     (
       ('detect', 'http://x.org/a.jpg', '--checkpoint', 'c', '--classes', 'a', '--out', 'o'),
       'x.org/a.jpg is an address',

@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
   """Runs the command; returns the exit code, and prints an error in one line."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # silences the logs of XLA and TensorStore
+  os.environ.setdefault('EPATH_USE_TF', 'false')  # buckets are reached in one way, with and without TensorFlow
   os.environ.setdefault(
     'OPENBLAS_NUM_THREADS', '1'
   )  # NumPy runs in our own threads; more threads of BLAS would only compete with them
@@ -135,9 +136,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     hint = f'expected {stray[0]}=VALUE' if lacks_value else f'see vild-jax {args.command} --help'
     parser.error(f'unknown argument {stray[0]!r}; {hint}')
   args.overrides = rest
-  for word in _paths(args):
+  for name, word in _paths(args):
     try:
-      files.local(word)
+      if name not in getattr(args, 'in_buckets', ()) or not files.is_remote(word):
+        files.local(word)
     except ValueError as error:
       parser.error(str(error))
   if getattr(args, 'json', None) and not Path(args.json).absolute().parent.is_dir():
@@ -145,13 +147,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   return args
 
 
-def _paths(args: argparse.Namespace) -> Iterator[str]:
-  """Yields all values that could be paths, those of overrides too, but no names on the Hugging Face hub."""
-  for value in vars(args).values():
+def _paths(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+  """Yields all values that could be paths, by option or setting, except names on the Hugging Face hub."""
+  for name, value in vars(args).items():
     for word in value if isinstance(value, list | tuple) else [value]:
-      word = word.partition('=')[2] if isinstance(word, str) and word.startswith('--') else word
+      key = name
+      if isinstance(word, str) and word.startswith('--'):
+        key, _, word = word[2:].partition('=')
       if isinstance(word, str) and not word.startswith('hf:'):
-        yield word
+        yield key, word
 
 
 def _parser(named: str | None) -> argparse.ArgumentParser:

@@ -114,12 +114,15 @@ def load(path: str | Path) -> VocabularyFile:
   Raises:
     ValueError: if the file cannot be used; one line that names the file and the field.
   """
-  path = Path(path)
+  path = files.path(path)
   if not path.is_file():
     raise ValueError(f'{path} is not a file; expected a vocabulary as `vild-jax embed-text` writes it')
   expected = 'a vocabulary as `vild-jax embed-text` writes it'
   fields = reading.arrays(
-    path, ('embeddings', 'names', 'is_base', 'teacher', 'prompts'), expected, optional=('background', 'sha256')
+    files.fetched(path),
+    ('embeddings', 'names', 'is_base', 'teacher', 'prompts'),
+    expected,
+    optional=('background', 'sha256'),
   )
   stated = fields.get('sha256')
   with reading.parsing(path, expected, problem='is not a usable vocabulary'):

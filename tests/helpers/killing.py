@@ -1,4 +1,4 @@
-"""`kill -9` of a command in another process."""
+"""`kill -9` of a command in another process, or SIGTERM."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vild_jax.runtime import processes
+
 _PATIENCE = 300  # seconds until the other process must have come so far
 
 
@@ -22,8 +24,17 @@ def rng_and_seed() -> tuple[np.random.Generator, int]:
   return np.random.default_rng(seed), seed
 
 
-def kill(words: Sequence[object], come_so_far: Callable[[], bool], log: Path, *, wait: float = 0.0) -> None:
+def kill(
+  words: Sequence[object],
+  come_so_far: Callable[[], bool],
+  log: Path,
+  *,
+  wait: float = 0.0,
+  by: signal.Signals = signal.SIGKILL,
+) -> None:
   """Runs `vild-jax WORDS` and kills it `wait` seconds after `come_so_far()` is true; it must not have ended by then.
+
+  With `by=SIGTERM` it must end with the exit code that says that it has saved.
 
   It has the options and as many devices as this process: XLA shares its threads among them, which decides the order of
   some sums.
@@ -42,6 +53,10 @@ def kill(words: Sequence[object], come_so_far: Callable[[], bool], log: Path, *,
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.001)
       time.sleep(wait)
+      if by != signal.SIGKILL:
+        process.send_signal(by)
+        assert process.wait(_PATIENCE) == processes.EXIT_PREEMPTED, log.read_text()
+        return
     finally:
       process.send_signal(signal.SIGKILL)  # also where the test fails: it must not go on beside the others
     assert process.wait() == -signal.SIGKILL, log.read_text()

@@ -34,10 +34,8 @@ def test_a_file_is_replaced_and_leaves_nothing_half_done(tmp_path):
 @pytest.mark.parametrize(
   'writes',
   [
-    lambda path: files.write(path, 'x'),
     lambda path: files.new_folder(path).__enter__(),
     lambda path: files.temporary_folder(path).__enter__(),
-    lambda path: locks.locked(path).__enter__(),
   ],
 )
 def test_an_address_is_not_taken_for_a_path(tmp_path, monkeypatch, writes):
@@ -45,6 +43,27 @@ def test_an_address_is_not_taken_for_a_path(tmp_path, monkeypatch, writes):
   for address in ('gs://bucket/run', Path('gs://bucket/run'), 's3://b/c'):
     with pytest.raises(ValueError, match=r'^(gs|s3):/.* is an address, and nothing is read or written there; expected'):
       writes(address)
+  assert not list(tmp_path.iterdir()) and files.local('C:/data') == Path('C:/data')
+
+
+@pytest.mark.parametrize(
+  'writes',
+  [
+    lambda path: files.write(path, 'x'),
+    lambda path: files.new_folder(path, marker='m').__enter__(),
+    lambda path: locks.locked(path).__enter__(),
+    files.path,
+    files.absolute,
+    files.fetched,
+  ],
+)
+def test_an_address_of_another_kind_is_refused(tmp_path, monkeypatch, writes):
+  monkeypatch.chdir(tmp_path)
+  for address in ('s3://b/c', Path('s3://b/c'), 'https://x.org/a'):
+    with pytest.raises(ValueError, match=r'^[a-z3]+:/.* is an address of a kind that is not supported; expected gs://'):
+      writes(address)
+  with pytest.raises(ValueError, match=r'^gs://B/c is not an address in a bucket; expected gs://BUCKET/NAME$'):
+    writes('gs://B/c')
   assert not list(tmp_path.iterdir()) and files.local('C:/data') == Path('C:/data')
 
 
@@ -254,6 +273,7 @@ _WRITES |= {'copytree', 'rename', 'renames', 'move', 'mkdtemp', 'mkstemp', 'Name
 # makes files whole itself.
 MAY_WRITE = {
   'runtime/files.py': 'the way itself',
+  'runtime/buckets.py': 'the way itself in buckets; temporary folders of this machine',
   'data/regions/locks.py': 'makes lock files, which hold nothing',
   'runtime/locks.py': 'makes lock files, which say who holds them',
   'demo/world.py:_render': 'below the new folder of `generate`',

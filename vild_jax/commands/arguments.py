@@ -53,6 +53,12 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     required=True,
     help=f'a work directory or a bundle; a bundle on the Hugging Face hub is {_ON_THE_HUB}',
   )
+  takes_buckets(parser, 'checkpoint')
+
+
+def takes_buckets(parser: argparse.ArgumentParser, *options: str) -> None:
+  """Lets options and settings have addresses gs://bucket/name as values; of all others `cli.parse` refuses them."""
+  parser.set_defaults(in_buckets=(*(parser.get_default('in_buckets') or ()), *options))
 
 
 def add_teacher(parser: argparse.ArgumentParser, what: str, **more: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vild_jax.commands import arguments
 from vild_jax.config import defaults
+from vild_jax.runtime import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--out', required=True, help='folder for results.json, metrics.json, report.html, a table by category and plots'
   )
+  arguments.takes_buckets(parser, 'out', 'vocabulary', 'data', 'data.val', 'regions')
   arguments.add_compiler(parser)
   arguments.add_processes(parser)
   arguments.add_json(parser)
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     args.checkpoint,
     args.data or config.data.val,
     args.split or config.data.val_split,
-    Path(args.out),
+    files.path(args.out),
     vocabulary=args.vocabulary,
     classes=args.classes,
     scores=args.scores,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vild_jax.commands import arguments
 from vild_jax.config import defaults
+from vild_jax.runtime import files
 
 # The options that not every format has.
 _OF_FORMATS = {
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   arguments.add_step(parser)
   arguments.add_settings(parser)
   parser.add_argument('--out', required=True, help='folder of the bundle or model')
+  arguments.takes_buckets(parser, 'out')
   parser.add_argument(
     '--format',
     choices=[defaults.BUNDLE, *defaults.PORTABLE],
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
   """Writes the bundle and prints its folder."""
   from vild_jax.workflows import exporting
 
-  config, out = arguments.load_config(args), Path(args.out)
+  config, out = arguments.load_config(args), files.path(args.out)
   for option, formats in _OF_FORMATS.items():
     if getattr(args, option) and args.format not in formats:
       raise ValueError(f'--{option.replace("_", "-")} is not of --format {args.format}; expected {", ".join(formats)}')

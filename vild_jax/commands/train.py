@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vild_jax.commands import arguments
-from vild_jax.runtime import processes
+from vild_jax.runtime import files, processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--workdir', required=True, help='folder for the config, checkpoints, metrics.jsonl and TensorBoard files'
   )
+  arguments.takes_buckets(parser, 'workdir', 'vocabulary', 'train.init', 'data.train', 'data.val', 'distillation.store')
   parser.add_argument(
     '--on-nan',
     choices=['stop', 'skip'],
@@ -52,4 +52,4 @@ def run(args: argparse.Namespace) -> None:
   arguments.require(args.profile >= 0, f'--profile is {args.profile}; expected a number of steps')
   on_nan = [f'--train.on_nan={args.on_nan}'] if args.on_nan else []
   config = arguments.load_config(args, *on_nan)
-  training.train(config, Path(args.workdir), clock=clock, profile=args.profile, fallback=args.fallback)
+  training.train(config, files.path(args.workdir), clock=clock, profile=args.profile, fallback=args.fallback)

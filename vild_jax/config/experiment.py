@@ -102,7 +102,8 @@ class Data:
   type of the pictures that training sends to the devices: 'float32', or 'uint8', which the devices normalise: a fifth
   of the bytes and a third of the hosts' work, with an error of half a level of 255 (docs/data.md). Evaluation sends
   float32. `order` is 'global', in which a batch is drawn from the whole data set, or 'per_process', in which each
-  process draws its part of a batch from its part of the data set (docs/scale.md).
+  process draws its part of a batch from its part of the data set (docs/scale.md). `cache` is a folder of each machine
+  for copies of data sets and region stores in buckets.
   """
 
   train: str = ''
@@ -119,6 +120,7 @@ class Data:
   only_with_objects: bool = False
   transfer: str = 'float32'
   order: str = 'global'
+  cache: str = ''
 
   def __post_init__(self):
     low, high = self.scale_range

@@ -15,7 +15,7 @@ from vild_jax.data import label_files, tfds_folder
 from vild_jax.data.json_source import JsonSource
 from vild_jax.data.rle import decode_mask
 from vild_jax.data.schema import Category, DataError, Example, shown
-from vild_jax.runtime import digests, progress, reading
+from vild_jax.runtime import digests, files, progress, reading
 
 __all__ = [
   'JsonSource',
@@ -45,7 +45,7 @@ def prepared_folder(path: str | Path) -> Path:
   Raises:
     DataError: there is no data set, or there are several, which the message lists.
   """
-  path = Path(path)
+  path = files.local(path)
   if not path.is_dir():
     raise DataError(f'{path} is not a folder; expected the folder of a data set, as vild-jax prepare writes it')
   found = (

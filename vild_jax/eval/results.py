@@ -83,7 +83,7 @@ class ResultsWriter:
   """
 
   def __init__(self, path: str | Path):
-    self._path = Path(path)
+    self._path = files.path(path)
     self._stack = contextlib.ExitStack()
     self.count = 0
 

@@ -175,7 +175,7 @@ def _wait(part: Path, process: int, count: int, seconds: float) -> None:
 
 def _read(part: Path, methods: int) -> dict[int, list[list[str]]]:
   """{image id: for each method, the lines of its results}."""
-  lines, at, found = part.read_text(encoding='ascii').splitlines(), 0, {}
+  lines, at, found = part.read_text(encoding='utf-8').splitlines(), 0, {}
   while at < len(lines):
     try:
       image_id, counts = json.loads(lines[at])

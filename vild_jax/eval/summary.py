@@ -68,7 +68,7 @@ def write_reports(out_dir: str | Path, metrics: Metrics) -> list[Path]:
     The paths of metrics.json (`short`) and, as far as the protocol has rows and curves, of per_category.csv,
     precision_recall.png and ap_by_group.png.
   """
-  folder = Path(out_dir)
+  folder = files.path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
   contents: dict[str, str | bytes] = {METRICS_FILE: json.dumps(short(metrics), indent=2, allow_nan=False) + '\n'}
   if 'per_category' in metrics:
@@ -88,7 +88,7 @@ def remove_reports(out_dir: str | Path) -> None:
   A run that is killed then leaves results without metrics, never with those of others.
   """
   for name in _ABOUT:
-    (Path(out_dir) / name).unlink(missing_ok=True)
+    (files.path(out_dir) / name).unlink(missing_ok=True)
 
 
 def problem(metrics_file: Path, metrics: Metrics) -> str:
@@ -97,7 +97,7 @@ def problem(metrics_file: Path, metrics: Metrics) -> str:
   if not isinstance(said, dict) or 'results' not in said:
     return ''
   path = metrics_file.with_name(RESULTS_FILE)
-  if path.is_file() and digests.sha256(path) != said['results']:
+  if path.is_file() and digests.sha256(files.fetched(path)) != said['results']:
     return f'{metrics_file} is not about the {RESULTS_FILE} beside it, which has another SHA-256'
   return ''
 

@@ -59,8 +59,8 @@ def export_bundle(
 
   Raises ValueError if `out` exists and is not a bundle, or `teacher` is not the teacher of the vocabulary.
   """
-  out = Path(out).absolute()
-  if out.exists() and not bundle_files.is_bundle(out):
+  out = files.absolute(out)
+  if out.exists() and not (bundle_files.is_bundle(out) or files.is_unfinished(out)):
     raise ValueError(f'{out} exists and is not a bundle; expected a new folder')
   about = {
     'format': bundle_files.FORMAT,
@@ -72,7 +72,7 @@ def export_bundle(
     'metrics': list(map(dict, metrics)),
     'license': license,
   }
-  with files.new_folder(out, may_replace=bundle_files.is_bundle) as folder:
+  with files.new_folder(out, may_replace=bundle_files.is_bundle, marker=bundle_files.BUNDLE_FILE) as folder:
     if teacher is not None:
       tower = teacher_checkpoint.load_text_tower(teacher)
       vocabulary_lib.check_teacher(tower.text_identity, vocabulary_teacher, str(teacher))

@@ -33,7 +33,7 @@ from vild_jax.inference import drawing, jobs, waits
 from vild_jax.inference import logits as logits_lib
 from vild_jax.inference.detector import Detector, sigmoid
 from vild_jax.inference.waits import Timer
-from vild_jax.runtime import digests, progress, workers
+from vild_jax.runtime import digests, files, progress, workers
 from vild_jax.structs import Detections, Vocabulary
 from vild_jax.train import sharding
 from vild_jax.train.step import make_predict_step
@@ -154,11 +154,12 @@ def evaluate(
   scored, rows = {}, {}
   for folder in folders:
     several = 0 if config.data.workers else 1
-    found = detections.read(out / folder / summary.RESULTS_FILE, known, processes=several)
+    results = files.fetched(out / folder / summary.RESULTS_FILE)
+    found = detections.read(results, known, processes=several)
     scored[folder] = protocols.score(protocol, known, found, base=split, **limits)
     scored[folder]['seconds_per_image'] = timer.seconds_per_image()
     scored[folder]['identity'] = {key: job[key] for key in (*jobs.DETECTOR, 'vocabulary', 'data', 'scores')} | {
-      'results': digests.sha256(out / folder / summary.RESULTS_FILE)
+      'results': digests.sha256(results)
     }
     rows[folder] = found
   metrics = scored[folders[0]]

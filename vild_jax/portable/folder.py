@@ -28,7 +28,7 @@ NAMES = 'names.txt'
 def is_portable(folder: Path) -> bool:
   """Says whether a folder is a portable model, whole or damaged; other programs write a model.json too."""
   try:
-    about = reading.json_file(Path(folder) / run.ABOUT, 'a portable model')
+    about = reading.json_file(files.path(folder) / run.ABOUT, 'a portable model')
   except ValueError:
     return False
   return isinstance(about, dict) and about.get('format') in [*run.RUNTIMES] and 'programs' in about
@@ -56,7 +56,7 @@ def write(
   Raises ValueError if `out` exists and is no portable model.
   """
   config, post = source.config, source.config.model.postprocess
-  with files.new_folder(out, may_replace=is_portable) as folder:
+  with files.new_folder(out, may_replace=is_portable, marker=run.ABOUT) as folder:
     written = write_programs(folder, source)
     shutil.copyfile(vocabulary, folder / run.VOCABULARY)
     words = vocabulary_lib.load(vocabulary)
@@ -85,7 +85,7 @@ def write(
     }
     (folder / bundle_files.CARD_FILE).write_text(readme.text(about, words), encoding='utf-8')
     bundle_files.seal(folder, about, run.ABOUT)
-  return Path(out)
+  return files.path(out)
 
 
 def _arrays(of: program.Arrays) -> dict[str, Any]:

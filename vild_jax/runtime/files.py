@@ -3,9 +3,10 @@
 All that the product writes goes through this module, with three exceptions: `metrics.jsonl` and TensorBoard files grow
 line by line; Orbax writes the checkpoints of a training, each whole, by itself; lock files. What is new is written
 under a temporary name beside its target, flushed to the disk and renamed, so that neither a crash nor a full disk
-leaves something half-written in the place of something good. `write`, `replacing`, `new_folder`, `temporary_folder`
-and `move` are the whole interface: a backend without renames (buckets) would come behind these names. `locks` keeps a
-second process out of a folder.
+leaves something half-written in the place of something good. `locks` keeps a second process out of a folder.
+
+`path` takes addresses in buckets as well, gs://bucket/name, and `write`, `replacing`, `new_folder` and `fetched` work
+with what it returns (`buckets`); `local` and all others refuse addresses.
 
 A temporary name holds its owner: machine, process number and start time of the process. What a dead process of this
 machine has left is removed when another one first writes in the same folder.
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vild_jax.runtime import owners
+from vild_jax.runtime import buckets, owners
 
 ABANDONED_DAYS = 7  # after which a leftover of another machine goes
 _REMOTE = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # a Path has taken the second slash away; drives have one letter
@@ -42,13 +43,61 @@ def local(path: str | Path) -> Path:
   return Path(path)
 
 
+def path(place: str | Path) -> Path:
+  """Returns a path, also of an address gs://bucket/name: then an `epath.Path`, which has the same methods.
+
+  Raises ValueError, one line, for another kind of address, or if the bucket cannot be read.
+  """
+  return buckets.path(place) if is_remote(place) else Path(place)
+
+
+def is_remote(place: str | Path) -> bool:
+  """Says whether a place is in a bucket. Raises ValueError if it is an address of another kind, or malformed."""
+  if buckets.is_address(place):
+    return bool(buckets.address(place))
+  if _REMOTE.match(str(place)):
+    raise ValueError(f'{place} is an address of a kind that is not supported; expected gs://BUCKET/NAME, or a path')
+  return False
+
+
+def is_unfinished(folder: str | Path) -> bool:
+  """Says whether a folder in a bucket is one whose writer died before it was whole (`new_folder`)."""
+  return is_remote(folder) and buckets.is_unfinished(path(folder))
+
+
+def absolute(place: str | Path) -> Path:
+  """Returns `path` of a place, absolute; an address is."""
+  return path(place) if is_remote(place) else Path(place).absolute()
+
+
+def fetched(place: str | Path) -> Path:
+  """Returns the path of a file on this machine: its own, or that of a copy if it is in a bucket."""
+  return buckets.fetched(path(place)) if is_remote(place) else Path(place)
+
+
+@contextlib.contextmanager
+def growing(folder: Path) -> Iterator[Path]:
+  """Yields a folder whose files another library writes: itself, or one of this machine that is copied to a bucket."""
+  if not is_remote(folder):
+    yield folder
+    return
+  with buckets.scratch(folder.name) as local:
+    yield local
+    names = (file.relative_to(local).as_posix() for file in local.rglob('*') if file.is_file())
+    buckets.upload_all(local, path(folder), names)
+
+
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
 def write(path: str | Path, content: str | bytes) -> Path:
   """Writes a file whole, over an older one if there is one, and returns its path; see `replacing`."""
+  content = content.encode() if isinstance(content, str) else content
+  if is_remote(path):
+    buckets.write(buckets.path(path), content)
+    return buckets.path(path)
   with replacing(path) as temporary:
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.write_bytes(content)
   return Path(path)
 
 
@@ -59,6 +108,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
   A link at `path` is replaced, not followed. A device such as /dev/null is written to directly. OSError names `path`,
   not the temporary file.
   """
+  if is_remote(path):
+    with buckets.scratch(Path(path).name) as temporary:
+      yield temporary
+      buckets.upload(temporary, buckets.path(path))
+    return
   path = local(path)
   if _is_device(path):
     yield path
@@ -97,17 +151,25 @@ def require_writable(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(out: str | Path, *, may_replace: Callable[[Path], bool] = lambda path: False) -> Iterator[Path]:
+def new_folder(
+  out: str | Path, *, may_replace: Callable[[Path], bool] = lambda path: False, marker: str | None = None
+) -> Iterator[Path]:
   """Yields a folder to write into; it becomes `out` at the end, and disappears if the block fails.
 
   Args:
     out: a folder that does not exist or is empty, or one that `may_replace` allows to replace.
     may_replace: asked at the start and again before the folder is replaced, since that may be minutes later.
+    marker: the file without which no reader takes the folder; in a bucket, where a folder appears file by file, it is
+      written last. None: `out` may not be in a bucket.
 
   Raises:
     ValueError: `out` holds something that may not be replaced.
     OSError: the folder cannot be written or renamed; what stood at `out` stands there again, or the message says where.
   """
+  if marker and is_remote(out):
+    with buckets.new_folder(buckets.path(out), may_replace, marker) as folder:
+      yield folder
+    return
   out = local(out).absolute()
   _check_replaceable(out, may_replace)
   with temporary_folder(out) as temporary:

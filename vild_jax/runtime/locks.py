@@ -13,11 +13,11 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vild_jax.runtime import files, owners
+from vild_jax.runtime import buckets, files, owners
 
 LOCK_FILE = '.lock'
 BEAT_SECONDS = 5.0  # how often the holder of a lock shows that it lives
@@ -35,6 +35,8 @@ def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
   The lock is the file `.lock`. It names host, process number, start time and command, and its holder changes it every
   `BEAT_SECONDS`. The rule for a lock that was left behind: one of this machine is stale at once when its process does
   not run any more; one of another machine is stale when it does not change for `WATCH_SECONDS`, which is watched first.
+  In a bucket the rule is the same. There every write and removal of the lock has the condition that nobody has written
+  it since it was read, so that of several processes only one gets it.
 
   Args:
     folder: what to lock; folders below it are not.
@@ -44,6 +46,10 @@ def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
     FolderInUse: another process holds the lock.
     OSError: the folder cannot be written.
   """
+  if files.is_remote(folder):
+    with _locked_in_bucket(files.path(folder) / LOCK_FILE, time.monotonic() + wait_seconds):
+      yield
+    return
   folder = files.local(folder)
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   folder.mkdir(parents=True, exist_ok=True)
@@ -75,27 +81,49 @@ def _take(path: Path, until: float) -> int:
     found = _read(path)
     if found is None:
       continue  # it was dropped this moment
-    if not announced and _parsed(found).get('machine', owners.machine()) != owners.machine():
-      print(
-        f'{path.parent} is locked by {_holder(found)}; looking for {WATCH_SECONDS:g} s whether it is alive',
-        file=sys.stderr,
-      )
-      announced = True
-    if _is_stale(path, found):
+    announced = announced or _announce(path, found)
+    if _is_stale(found, lambda: _read(path)):
       _remove_stale(path, found)
-    elif time.monotonic() >= until:
-      raise FolderInUse(
-        f'{path.parent} is in use by {_holder(found)}; expected one process at a time: wait for it, or '
-        'choose another folder'
-      )
     else:
-      time.sleep(0.1)
+      _wait(path, found, until)
+
+
+def _announce(path: Path, found: bytes) -> bool:
+  """Says on stderr that a lock of another machine is watched; returns whether it is one."""
+  if _parsed(found).get('machine', owners.machine()) == owners.machine():
+    return False
+  print(
+    f'{path.parent} is locked by {_holder(found)}; looking for {WATCH_SECONDS:g} s whether it is alive', file=sys.stderr
+  )
+  return True
+
+
+def _wait(path: Path, found: bytes, until: float) -> None:
+  """Waits a moment for the holder of a lock; FolderInUse after the time `until`."""
+  if time.monotonic() >= until:
+    raise FolderInUse(
+      f'{path.parent} is in use by {_holder(found)}; expected one process at a time: wait for it, or '
+      'choose another folder'
+    )
+  time.sleep(0.1)
 
 
 def _create(path: Path) -> int:
   """Creates the lock file with its content. Raises FileExistsError if it is there."""
   handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0), 0o644)
-  about = {
+  try:
+    os.write(handle, json.dumps(_about()).encode())
+    os.fsync(handle)
+  except BaseException:
+    path.unlink(missing_ok=True)
+    os.close(handle)
+    raise
+  return handle
+
+
+def _about() -> dict[str, Any]:
+  """The fields of a lock file of this process."""
+  return {
     'beat': f'{0:012d}',
     'host': socket.gethostname(),
     'machine': owners.machine(),
@@ -105,14 +133,6 @@ def _create(path: Path) -> int:
     'command': shlex.join(sys.argv),
     'token': secrets.token_hex(8),
   }
-  try:
-    os.write(handle, json.dumps(about).encode())
-    os.fsync(handle)
-  except BaseException:
-    path.unlink(missing_ok=True)
-    os.close(handle)
-    raise
-  return handle
 
 
 def _beat(path: Path, handle: int, over: threading.Event) -> None:
@@ -155,8 +175,8 @@ def _parsed(content: bytes) -> dict[str, Any]:
   return found if isinstance(found, dict) else {}
 
 
-def _is_stale(path: Path, found: bytes) -> bool:
-  """Whether the holder is known to be dead, or shows no life while it is watched."""
+def _is_stale(found: bytes, read: Callable[[], bytes | None]) -> bool:
+  """Whether the holder is known to be dead, or shows no life while it is watched: `read` gives what `found` was."""
   about = _parsed(found)
   pid, started = about.get('pid'), about.get('started')
   if about.get('machine') == owners.machine() and isinstance(pid, int) and isinstance(started, int):
@@ -166,7 +186,7 @@ def _is_stale(path: Path, found: bytes) -> bool:
   end = time.monotonic() + WATCH_SECONDS
   while time.monotonic() < end:
     time.sleep(0.2)
-    if _read(path) != found:
+    if read() != found:
       return False
   return True
 
@@ -196,3 +216,50 @@ def _holder(found: bytes) -> str:
   if not about:
     return 'a process that has just started'
   return f'process {about.get("pid")} on {about.get("host")} since {about.get("since")} ({about.get("command")})'
+
+
+# --- in a bucket ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked_in_bucket(path: Path, until: float) -> Iterator[None]:
+  about, announced, pid = _about(), False, os.getpid()
+  content = lambda: json.dumps(about).encode()
+  read = lambda: (buckets.read_generation(path) or (None,))[0]
+  generation = buckets.write_if(path, content(), 0)
+  while generation is None:
+    there = buckets.read_generation(path)
+    if there is None:
+      generation = buckets.write_if(path, content(), 0)
+      continue
+    announced = announced or _announce(path, there[0])
+    if _is_stale(there[0], read):
+      generation = buckets.write_if(path, content(), there[1])
+    else:
+      _wait(path, there[0], until)
+  over, held = threading.Event(), [generation]
+
+  def beat() -> None:
+    for number in range(1, 10**12):
+      if over.wait(BEAT_SECONDS):
+        return
+      about['beat'] = f'{number:012d}'
+      with contextlib.suppress(OSError):  # the bucket may not answer for a while
+        written = buckets.write_if(path, content(), held[0])
+        if written is None and (there := buckets.read_generation(path)) and about['token'].encode() in there[0]:
+          written = there[1]  # an earlier beat was written, and the answer lost
+        if written is None:
+          print(f'warning: {path.parent} is locked by another process now; expected one at a time', file=sys.stderr)
+          return
+        held[0] = written
+
+  thread = threading.Thread(target=beat, name='lock', daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    over.set()
+    if os.getpid() == pid:  # a forked child leaves the lock to its parent
+      thread.join()
+      with contextlib.suppress(OSError):
+        buckets.remove_if(path, held[0])

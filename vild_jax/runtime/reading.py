@@ -101,7 +101,7 @@ def _is_deep(tree: Any) -> bool:
 
 def content(path: str | Path, most: int) -> bytes:
   """Returns the bytes of a file. Raises ValueError if they are more than `most`, which may be found while reading."""
-  with open(path, 'rb') as file:
+  with (Path(path) if isinstance(path, str) else path).open('rb') as file:  # a path in a bucket opens itself
     found = file.read(most + 1)
   if len(found) > most:
     raise ValueError(f'more than {most >> 20} MiB')

@@ -30,12 +30,12 @@ def seal(folder: Path, about: Mapping[str, Any], into: str = BUNDLE_FILE) -> Non
 
 def is_bundle(folder: Path) -> bool:
   """Says whether a folder is a bundle, whole or damaged."""
-  return (Path(folder) / BUNDLE_FILE).is_file()
+  return (files.path(folder) / BUNDLE_FILE).is_file()
 
 
 def read_about(bundle: Path) -> dict[str, Any]:
   """Returns the contents of bundle.json. Raises ValueError if it is damaged or of a format unknown to this version."""
-  path = Path(bundle) / BUNDLE_FILE
+  path = files.path(bundle) / BUNDLE_FILE
   about = reading.json_file(path, 'a file that `vild-jax export` wrote')
   content = path.read_bytes()
   version = about.get('format') if isinstance(about, dict) else None

@@ -39,6 +39,7 @@ _FREE = (
   'data.val',
   'data.val_split',
   'data.workers',
+  'data.cache',
   'train.log_every',
   'train.checkpoint_every',
   'train.keep',
@@ -68,13 +69,20 @@ class Checkpoints:
         managers.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False),
       ]
     )
-    options = ocp.CheckpointManagerOptions(best_fn=loss, best_mode='min', preservation_policy=policy, create=True)
+    # In a bucket a save has no temporary name: what a killed one left is removed before another writes in its place.
+    options = ocp.CheckpointManagerOptions(
+      best_fn=loss,
+      best_mode='min',
+      preservation_policy=policy,
+      create=True,
+      cleanup_tmp_directories=files.is_remote(workdir),
+    )
     weights.check_losses(workdir)
     self._manager = ocp.CheckpointManager(
-      (Path(workdir) / CHECKPOINTS).absolute(), options=options, item_handlers={'state': sealed.Handler()}
+      files.absolute(workdir) / CHECKPOINTS, options=options, item_handlers={'state': sealed.Handler()}
     )
-    vocabulary = Path(workdir) / VOCABULARY_FILE
-    self._beside = {VOCABULARY_FILE: digests.sha256(vocabulary)} if vocabulary.is_file() else {}
+    vocabulary = files.path(workdir) / VOCABULARY_FILE
+    self._beside = {VOCABULARY_FILE: digests.sha256(files.fetched(vocabulary))} if vocabulary.is_file() else {}
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest complete checkpoint, or None; an interrupted save does not count."""
@@ -98,7 +106,7 @@ class Checkpoints:
     difference.
     """
     step, expected = self.latest_step(), abstract(config, mesh)
-    folder = Path(self._manager.directory) / str(step)
+    folder = files.path(self._manager.directory) / str(step)
     weights.check_step(folder / 'state')
     weights.check(folder / 'state', variables(expected))
     with weights.reading(folder):
@@ -186,8 +194,10 @@ def set_aside_damaged(workdir: Path) -> None:
 
   These are all that are newer than the newest whole one, and older ones whose loss is damaged.
 
-  Raises ValueError if no checkpoint is whole; nothing is moved then.
+  Raises ValueError if no checkpoint is whole, or they are in a bucket; nothing is moved then.
   """
+  if files.is_remote(workdir):
+    raise ValueError(f'{workdir} is in a bucket, where no folder can be moved; expected a work directory on a disk')
   if not has_checkpoint(workdir):
     return
   there, found = weights.steps(workdir), {}

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vild_jax.config import Config
-from vild_jax.runtime import progress
+from vild_jax.runtime import files, progress
 from vild_jax.runtime.processes import Preempted
 from vild_jax.structs import Batch, MaskBits, RegionTargets, TrainState, Vocabulary
 from vild_jax.train import optim, retention, sharding, timing
@@ -139,6 +139,8 @@ def train(
         # `loss_since_save` raises if a step was not finite, so that a broken state is never saved.
         loss = recorder.loss_since_save()
         with clock.part(timing.SAVE):
+          if own_writer:
+            writer.upload()  # before the checkpoint, so that a run that goes on from it has all lines
           checkpoints.save(step, state, loss=loss)
         if first:
           goodput.write(step, saved=True)
@@ -184,12 +186,13 @@ class _Trace:
 
   def __init__(self, folder: Path, start: int, count: int):
     self._folder = folder / f'process_{jax.process_index()}' if jax.process_count() > 1 else folder
+    self._closing = contextlib.ExitStack()
     self._first, self._last, self._runs = start + 1 + _BEFORE_PROFILE, start + _BEFORE_PROFILE + count, False
 
   def before(self, step: int, recorder: Recorder) -> None:
     if step == self._first <= self._last:
       recorder.settle()
-      jax.profiler.start_trace(str(self._folder))
+      jax.profiler.start_trace(str(self._closing.enter_context(files.growing(self._folder))))
       self._runs = True
 
   def after(self, step: int, recorder: Recorder) -> None:
@@ -202,7 +205,8 @@ class _Trace:
     if not self._runs:
       return
     self._runs = False
-    jax.profiler.stop_trace()
+    with self._closing:
+      jax.profiler.stop_trace()
     print(
       f'{self._folder} holds a trace; `tensorboard --logdir {self._folder.parent}` shows it with the plugin XProf, and '
       'so does ui.perfetto.dev',

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vild_jax.runtime import files
+from vild_jax.runtime import buckets, files
 
 GOODPUT_FILE = 'goodput.json'  # in a work directory
 # Parts of a running process. `open` is all before the loop that has no other part; `data` is the time in which the
@@ -98,7 +98,8 @@ class Goodput:
 
     What they did after that checkpoint counts as lost. A file that cannot be read counts as none.
     """
-    self._file, self._clock, self._now = Path(workdir) / GOODPUT_FILE, clock, now
+    self._file, self._clock, self._now = files.path(workdir) / GOODPUT_FILE, clock, now
+    self._far, self._written = files.is_remote(self._file), 0.0
     self._before, self._starts, resumed = Counter(), 1, resumed or 0
     if former := _read(self._file):
       seconds = Counter(former['seconds'])
@@ -116,7 +117,12 @@ class Goodput:
     return self._before + self._clock.seconds()
 
   def write(self, step: int, saved: bool = False) -> None:
-    """Writes the file; `saved` says that a checkpoint of this step is being written."""
+    """Writes the file; `saved` says that a checkpoint of this step is being written.
+
+    Without one, a file in a bucket is written every `buckets.PACE_SECONDS` at most.
+    """
+    if self._far and not saved and self._now() - self._written < buckets.PACE_SECONDS:
+      return
     with self._clock.part(LOG):
       seconds = {part: round(value, 3) for part, value in self.seconds().items()}
       if saved:  # a process that is killed meanwhile goes on from an earlier one
@@ -129,6 +135,7 @@ class Goodput:
         'saves': self._saves,
         'written': self._now(),
       }
+      self._written = content['written']
       files.write(self._file, json.dumps(content, indent=2) + '\n')
 
   def __str__(self) -> str:

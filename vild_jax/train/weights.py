@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from vild_jax import config as config_lib
 from vild_jax.config import Config
-from vild_jax.runtime import hub
+from vild_jax.runtime import buckets, files, hub
 from vild_jax.train import bundle_files, sealed
 from vild_jax.train.bundle_files import BUNDLE_FILE, IMAGE_TOWER, TEXT_TOWER, VARIABLES
 from vild_jax.train.optim import path_name
@@ -32,15 +32,24 @@ _ON_THE_HUB = (BUNDLE_FILE, CONFIG_FILE, '*.npz', f'{VARIABLES}/*', f'{TEXT_TOWE
 def save(path: Path, tree: Any, *, replace: bool = False) -> None:
   """Writes a pytree of arrays to the folder `path`, which must not exist, unless it may be replaced; seals it."""
   with ocp.Checkpointer(sealed.Handler()) as checkpointer:
-    checkpointer.save(Path(path).absolute(), args=sealed.Save(tree), force=replace)
+    checkpointer.save(files.absolute(path), args=sealed.Save(tree), force=replace)
 
 
 def folder_of(place: str | Path) -> Path:
   """Returns the folder of a bundle, work directory or converted checkpoint, given its path or `hf://owner/name`.
 
-  Raises ValueError if the hub does not give it.
+  Of a bundle in a bucket it is a copy on this machine. Raises ValueError if the hub or the bucket does not give it.
   """
-  return hub.folder(place, _ON_THE_HUB) if hub.is_name(place) else Path(place)
+  if hub.is_name(place):
+    return hub.folder(place, _ON_THE_HUB)
+  folder = files.path(place)
+  if not files.is_remote(folder) or not (folder / VARIABLES).is_dir():
+    return folder
+  if not bundle_files.is_bundle(folder):
+    raise ValueError(
+      f'{folder} holds {VARIABLES}/ but not {BUNDLE_FILE}, the last file of a bundle; expected all of it'
+    )
+  return buckets.fetched_folder(folder, BUNDLE_FILE)
 
 
 def locate(folder: Path, step: int | None = None) -> Path:
@@ -50,8 +59,8 @@ def locate(folder: Path, step: int | None = None) -> Path:
   """
   path = find(folder, step)
   if step_of(path) is None:
-    bundle_files.check(Path(folder).absolute())
-    if not bundle_files.is_bundle(Path(folder)):
+    bundle_files.check(files.absolute(folder))
+    if not bundle_files.is_bundle(folder):
       check_sealed(path, f'the folder anew, as it was written into {folder}')
   else:
     check_step(path)
@@ -63,7 +72,7 @@ def find(folder: Path, step: int | None = None) -> Path:
 
   Raises ValueError if there are none.
   """
-  folder = Path(folder).absolute()
+  folder = files.absolute(folder)
   if (folder / VARIABLES).is_dir() and step is None:
     return folder / VARIABLES
   there = steps(folder)
@@ -91,7 +100,7 @@ def check_step(path: Path) -> None:
 
 def check_losses(workdir: Path) -> None:
   """Raises ValueError, as `check_step` does, if Orbax could not open the checkpoints, as it reads the loss of each."""
-  for path in (Path(workdir).absolute() / CHECKPOINTS).glob('*/state'):
+  for path in (files.absolute(workdir) / CHECKPOINTS).glob('*/state'):
     if path.parent.name.isdigit():
       _raise_of_step(path, sealed.loss_problem(path))
 
@@ -119,10 +128,10 @@ def step_of(path: Path) -> int | None:
 
 def read_config(workdir: Path) -> Config:
   """Returns the resolved config of a work directory or a bundle. Raises ValueError if it is not there or damaged."""
-  path = Path(workdir) / CONFIG_FILE
+  path = files.path(workdir) / CONFIG_FILE
   if not path.is_file():
     raise ValueError(f'{workdir} holds no {CONFIG_FILE}; expected a work directory of `vild-jax train` or a bundle')
-  bundle_files.check(Path(workdir), weights=False)
+  bundle_files.check(path.parent, weights=False)
   return config_lib.read(path)
 
 
@@ -149,7 +158,7 @@ def read(path: Path, expected: Any) -> Any:
   restore_args = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype), expected)
   args = ocp.args.PyTreeRestore(item=expected, restore_args=restore_args, partial_restore=True)
   with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
-    found = checkpointer.restore(path.absolute(), args=args)
+    found = checkpointer.restore(files.absolute(path), args=args)
   check_finite(found, path)
   return found
 
@@ -175,7 +184,7 @@ def check(path: Path, expected: Any, *, parts: tuple[str, ...] = ()) -> None:
 def stored(path: Path) -> dict[str, Any]:
   """Returns what the checkpoint at `path` holds, as {'params', 'batch_stats'} of leaves with a `shape`."""
   with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
-    found = checkpointer.metadata(path.absolute()).item_metadata.tree
+    found = checkpointer.metadata(files.absolute(path)).item_metadata.tree
   return {key: found.get(key, {}) for key in ('params', 'batch_stats')}
 
 

@@ -5,14 +5,16 @@ The training loop also takes another writer with these methods, such as clu's or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from vild_jax.runtime import files, reading
+from vild_jax.runtime import buckets, files, reading
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -21,18 +23,24 @@ class WorkdirWriter:
   """Writes metrics into one work directory; a resumed run drops the lines that it will write again.
 
   Args:
-    workdir: the folder; TensorBoard files go to its `tensorboard/`.
+    workdir: the folder; TensorBoard files go to its `tensorboard/`. In a bucket nothing grows: there the files of this
+      process are written anew, at most every `buckets.PACE_SECONDS` and in `upload`.
     resume_step: lines of `metrics.jsonl` after this step are dropped.
   """
 
   def __init__(self, workdir: Path, *, resume_step: int = 0):
     from tensorboardX import SummaryWriter  # takes half a second, so it is imported only for training
 
-    self._tensorboard = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=resume_step + 1)
-    path = Path(workdir) / METRICS_FILE
-    kept = [line for line in read_metrics(path) if line['step'] <= resume_step]
-    files.write(path, ''.join(json.dumps(line) + '\n' for line in kept))
-    self._jsonl = path.open('a', encoding='utf-8')
+    workdir, self._closing = files.path(workdir), contextlib.ExitStack()
+    kept = [line for line in read_metrics(workdir / METRICS_FILE) if line['step'] <= resume_step]
+    self._bucket, self._uploaded = None, time.monotonic()
+    if files.is_remote(workdir):
+      self._bucket = workdir
+      workdir = self._closing.enter_context(buckets.scratch(workdir.name))
+    self._local = workdir
+    self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resume_step + 1)
+    files.write(workdir / METRICS_FILE, ''.join(json.dumps(line) + '\n' for line in kept))
+    self._jsonl = (workdir / METRICS_FILE).open('a', encoding='utf-8')
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes {name: value} of one step to both files."""
@@ -55,11 +63,27 @@ class WorkdirWriter:
     """Flushes both files."""
     self._tensorboard.flush()
     self._jsonl.flush()
+    if time.monotonic() - self._uploaded >= buckets.PACE_SECONDS:
+      self._copy()
+
+  def upload(self) -> None:
+    """Flushes both files, and writes them into the bucket of the work directory, if it is in one."""
+    self._tensorboard.flush()
+    self._jsonl.flush()
+    self._copy()
 
   def close(self) -> None:
     """Closes both files."""
-    self._tensorboard.close()
-    self._jsonl.close()
+    with self._closing:
+      self._tensorboard.close()
+      self._jsonl.close()
+      self._copy()
+
+  def _copy(self) -> None:
+    if self._bucket is not None:
+      names = (path.relative_to(self._local).as_posix() for path in self._local.rglob('*') if path.is_file())
+      buckets.upload_all(self._local, self._bucket, names)
+      self._uploaded = time.monotonic()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -68,9 +92,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
   A line that is not {'step': whole number, name: number, ...} is left out, as the last one of a killed run may be; if
   there are others, stderr says how many.
   """
-  if not Path(path).is_file():
+  path = files.path(path)
+  if not path.is_file():
     return []
-  texts = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
+  texts = path.read_bytes().decode(errors='replace').splitlines()
   lines = [line for line in map(_line, texts) if line is not None]
   left_out = len(texts) - len(lines)
   if left_out > 1 or (left_out and _line(texts[-1]) is not None):

@@ -19,7 +19,7 @@ from vild_jax.distill import agreement
 from vild_jax.eval import summary
 from vild_jax.inference import crop_baselines, evaluation, heads
 from vild_jax.inference.detector import load
-from vild_jax.runtime import files
+from vild_jax.runtime import copies, files
 from vild_jax.train import checkpoint, sharding, weights
 from vild_jax.vocabulary import VocabularyFile
 from vild_jax.workflows import folders, scoring
@@ -97,7 +97,7 @@ def evaluate(
     )
   folder = weights.folder_of(folder)
   config = checkpoint.same_model(config, folder)
-  dataset = sources.open_dataset(given(data, '--data'), split)
+  dataset = sources.open_dataset(copies.cached(given(data, '--data'), config.data.cache), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
   if vocabulary and classes:
     raise ValueError('--vocabulary and --classes both say what to detect; expected one of them')
@@ -117,7 +117,7 @@ def evaluate(
   with folders.locked(out):
     cosine = {}
     if regions:
-      store = RegionStore(regions)
+      store = RegionStore(copies.cached(regions, config.data.cache))
       cosine = {
         'teacher_cosine': agreement.distillation_cosine(
           config, variables, trained_on, dataset, store, mesh=mesh, regions_per_image=store.max_regions

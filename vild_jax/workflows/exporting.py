@@ -17,7 +17,7 @@ from vild_jax.eval import summary
 from vild_jax.inference import bundle, jobs
 from vild_jax.portable import folder as portable_folder
 from vild_jax.portable import program
-from vild_jax.runtime import compiler, reading
+from vild_jax.runtime import compiler, files, reading
 from vild_jax.train import bundle_files, checkpoint, weights
 from vild_jax.workflows.training import DATA_FILE
 
@@ -62,7 +62,7 @@ def export(
   if about is None:
     step = weights.step_of(weights.find(folder, step))  # a training that runs may save another meanwhile
   variables = checkpoint.load_variables(folder, config, step=step)
-  path = folder / checkpoint.VOCABULARY_FILE
+  path = files.fetched(folder / checkpoint.VOCABULARY_FILE)
   vocabulary = vocabulary_lib.load(path)
   of_these = jobs.of_detector(config, variables, vocabulary)
   training = _training(folder, step) if about is None else about.get('training')
@@ -121,7 +121,7 @@ def export_portable(
   config = checkpoint.same_model(config, folder)
   about = bundle_files.read_about(folder) if bundle_files.is_bundle(folder) else {}
   variables = jax.device_get(checkpoint.load_variables(folder, config, step=step))
-  path = folder / checkpoint.VOCABULARY_FILE
+  path = files.fetched(folder / checkpoint.VOCABULARY_FILE)
   vocabulary = vocabulary_lib.load(path)
   sizes = {}
   if form != defaults.STABLEHLO:  # of the runtimes, this one alone has bfloat16 for all operations

@@ -23,7 +23,7 @@ from vild_jax.data.regions import verified
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import DataError
 from vild_jax.inference import evaluation
-from vild_jax.runtime import files, reading
+from vild_jax.runtime import copies, files, reading
 from vild_jax.structs import TrainState
 from vild_jax.train import checkpoint, loop, retention, sharding, state, timing, weights
 from vild_jax.workflows import folders
@@ -42,7 +42,7 @@ def train(
   The vocabulary is copied into the work directory, so that the checkpoints stay usable without the original file.
   `clock` and `profile` are those of `loop.train`, and `fallback` that of `train_on`; the clock starts here by default.
   """
-  clock = clock or timing.Clock()
+  clock, workdir = clock or timing.Clock(), files.path(workdir)
   return train_on(open_training(config, workdir), workdir, clock=clock, profile=profile, fallback=fallback)
 
 
@@ -99,7 +99,8 @@ def open_training(config: Config, workdir: Path | None = None) -> Training:
   `workdir` is the work directory, if it is known: a training that is resumed keeps its mask head even if the folder of
   `train.init` is gone.
   """
-  dataset = sources.open_dataset(given(config.data.train, 'data.train'), config.data.train_split)
+  folder = copies.cached(given(config.data.train, 'data.train'), config.data.cache)
+  dataset = sources.open_dataset(folder, config.data.train_split)
   vocabulary = vocabulary_lib.load(given(config.vocabulary, 'vocabulary'))
   config = with_embedding_dim(config, vocabulary.embeddings.shape[1])
   vocabulary_lib.check_dimension(vocabulary, config)
@@ -154,7 +155,9 @@ def train_on(
   notes = [start.report, *_meaning(config, vocabulary, start)] if start and start.report else []
   pictures = None
   if config.train.pictures:
-    shown = sources.open_dataset(config.data.val, config.data.val_split) if config.data.val else opened.dataset
+    shown = opened.dataset
+    if config.data.val:
+      shown = sources.open_dataset(copies.cached(config.data.val, config.data.cache), config.data.val_split)
     pictures = evaluation.picture_drawer(config, vocabulary, shown, config.train.pictures)
   # The directory comes last, so that earlier errors leave it unchanged.
   with folders.locked(workdir):
@@ -324,7 +327,7 @@ def _open_regions(
     if path:
       print(f'distillation.weight is 0: the regions in {path} are not used', file=sys.stderr)
     return None
-  store = RegionStore(path)
+  store = RegionStore(copies.cached(path, config.data.cache))
   region_targets.check_store(store, dataset, config.model.embedding_dim)
   vocabulary_lib.check_regions(path, store.teacher, vocabulary)
   return store

@@ -14,7 +14,7 @@ from array_record.python import array_record_module
 from vild_jax.data.regions import locks, records
 from vild_jax.data.regions.records import IMAGES_FILE, JOB_FILE, MANIFEST_FILE, Job, Regions
 from vild_jax.data.schema import DataError
-from vild_jax.runtime import reading
+from vild_jax.runtime import files, reading
 
 _OPEN_SHARDS = 128  # at most: a process may keep only few files open, and a large data set has many shards
 _ANEW = 'copy it again, or delete the store and make it anew'
@@ -42,7 +42,7 @@ class RegionStore:
 
   def __init__(self, path: str | Path):
     """Opens a store. Raises DataError if there is none, it is not whole (yet), or its files do not fit the manifest."""
-    self.path = Path(path).absolute()
+    self.path = files.local(path).absolute()
     manifest = _read_manifest(self.path)
     self.identity: str = hashlib.sha256(manifest).hexdigest()
     expected = 'the manifest of a region store'
