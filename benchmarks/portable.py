@@ -86,14 +86,20 @@ def matched(a: dict[str, np.ndarray], b: dict[str, np.ndarray], final: bool) -> 
   return pairs[:, 0], pairs[:, 1]
 
 
-def of_regions(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> dict[str, float]:
+def of_regions(expected: dict[str, np.ndarray], found: dict[str, np.ndarray], classes: int) -> dict[str, float]:
   """Returns the differences before suppression, relative to the largest value."""
   a, b = matched(expected, found, final=False)
+
+  def unpadded(name: str, array: np.ndarray) -> np.ndarray:
+    if name == 'boxes':
+      return array
+    background = [array[:, -1:]] if name == 'logits' else []  # its column is the last one
+    return np.concatenate([array[:, :classes], *background], 1)
+
   worst = {}
   for name in set(_REGIONS) & set(found) - {'valid'}:
-    there, here = expected[name][a], found[name][b]
-    shown = np.isfinite(there)
-    worst[name] = float(np.abs(there - here)[shown].max() / np.abs(there[shown]).max())
+    there, here = unpadded(name, expected[name])[a], unpadded(name, found[name])[b]
+    worst[name] = float(np.abs(there - here).max(initial=0) / np.abs(there).max(initial=1e-30))
   return worst | {'regions': int(expected['valid'].sum() + found['valid'].sum() - 2 * len(a))}
 
 
@@ -156,7 +162,7 @@ def portable(args: argparse.Namespace) -> None:
           entry, lost = {}, np.zeros((0, 4), np.float32)
           if regions:
             here = {name: np.asarray(value[row]) for name, value in regions.items() if name in _REGIONS}
-            entry |= of_regions(expected['regions'], here)
+            entry |= of_regions(expected['regions'], here, len(names))
             a, b = matched(expected['regions'], here, final=False)
             lost = np.concatenate(
               [
