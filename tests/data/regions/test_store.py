@@ -308,7 +308,5 @@ def test_a_manifest_with_another_number_of_regions_is_refused(tmp_path):
   said = json.loads(file.read_text())
   said['regions'] += 1
   file.write_text(records.as_text(said))
-  with pytest.raises(
-    DataError, match=r'manifest\.json is damaged: it says 7 images with .* regions, images\.npy 7 with'
-  ):
+  with pytest.raises(DataError, match=r'manifest\.json is damaged: it says 22 regions, images\.npy 21'):
     RegionStore(tmp_path)
