@@ -312,10 +312,10 @@ NAN['embeddings'][1, 2, 0] = np.nan
     (arrays([300, 5, 11, 7], boxes=np.ones((4, 2, 4))), 'boxes is float64 [4, 2, 4]; expected floats [4, 3, 4]'),
     (arrays([300, 5, 11, 7], embeddings=np.ones((4, 3))), 'embeddings is float64 [4, 3]; expected floats [K, M, D]'),
     (arrays([300, 5, 11, 7], valid=np.ones((4, 3))), 'valid is float64 [4, 3]; expected bool [4, 3]'),
-    (arrays([300, 5, 11, 7], teacher=None), 'teacher is missing'),
+    (arrays([300, 5, 11, 7], teacher=None), "it has no array 'teacher'"),
     (arrays([300, 5, 11, 7], teacher=np.array('')), 'teacher is empty'),
     (arrays([300, 5, 11, 7], teacher=np.array(3)), 'teacher is int64 []; expected text []'),
-    (arrays([300, 5, 11, 7], boxes=np.array([{}])), 'is not a usable .npz file'),
+    (arrays([300, 5, 11, 7], boxes=np.array([{}])), 'boxes holds Python objects, which are never read'),
   ],
 )
 def test_arrays_that_cannot_be_used_are_one_line(made, tmp_path, capsys, tree, message):
@@ -334,5 +334,5 @@ def test_files_of_two_teachers_and_broken_archives(made, tmp_path, capsys):
   assert "b.npz has teacher 'theirs' ('') and dimension 4; expected 'ours'" in capsys.readouterr().err
   (tmp_path / 'b.npz').write_bytes((tmp_path / 'a.npz').read_bytes()[:300])
   assert run(*words) == 2
-  assert 'b.npz is not a usable .npz file' in capsys.readouterr().err
+  assert 'b.npz cannot be read (it is not a complete .npz archive)' in capsys.readouterr().err
   assert not (tmp_path / 'store').exists()

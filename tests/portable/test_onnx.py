@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from vild_jax.core import nms
 from vild_jax.portable import onnx, program
 
 RNG = np.random.default_rng(0)
@@ -74,3 +75,20 @@ def test_a_program_with_pooling_is_computed_without():
   jax.tree.map(np.testing.assert_array_equal, found, list(call(x, y)))
   again = jax.make_jaxpr(lambda *arrays: onnx.evaluate(traced, *arrays))(x, y)
   assert 'reduce_window' in str(traced) and 'reduce_window' not in str(again)
+
+
+def test_suppression_needs_no_scattered_maximum_of_booleans():
+  """onnxruntime has none, and only a model that needs a second round of suppression would meet it."""
+
+  def scattered(jaxpr):
+    for step in jaxpr.eqns:
+      if step.primitive.name in ('scatter_max', 'scatter_min', 'scatter_mul', 'scatter-add', 'scatter_add'):
+        yield step.outvars[0].aval.dtype
+      for inner in step.params.values():
+        if hasattr(inner, 'jaxpr'):
+          yield from scattered(inner.jaxpr)
+
+  how = {'iou_threshold': 0.5, 'score_threshold': 0.0, 'max_outputs': 20}
+  traced = jax.make_jaxpr(lambda *arrays: nms.classwise_nms(*arrays, **how))(np.ones((40, 4)), np.ones((40, 3)))
+  found = list(scattered(traced.jaxpr))
+  assert found and bool not in found

@@ -104,7 +104,7 @@ def test_the_colour_model_is_of_no_matter(picture):
   [
     ({'image_processor_type': 'ViTImageProcessor'}, "image_processor_type is 'ViTImageProcessor'; expected one of"),
     ({'do_pad': True}, 'do_pad is true; expected only the steps'),
-    ({'size': {'longest_edge': 224}}, r'size is {"longest_edge": 224}; expected a number of pixels'),
+    ({'size': {'longest_edge': 224}}, r'size is {"longest_edge": 224}; expected pixels, at most 4096: a number'),
     ({'size': '224'}, 'size is "224"'),
     ({'size': {'shortest_edge': 0}}, 'size is'),
     ({'crop_size': {'shortest_edge': 224}}, 'crop_size is .*; expected a height and a width'),

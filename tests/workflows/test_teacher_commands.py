@@ -146,7 +146,7 @@ def test_synonyms_are_averaged(made, tmp_path):
     == 0
   )
   file = vocabulary.load(tmp_path / 'v.npz')
-  assert file.prompts == 'single + synonyms' and prompts.load_templates(file.prompts) == ('a photo of a {}',)
+  assert file.prompts == 'single + synonyms' and prompts.recorded(file.prompts) == ('a photo of a {}',)
   tower = text.load_text(made / 'teacher')
   categories = {c.name: c for c in class_lists.lvis_categories()}
   assert categories['bull'].synonyms == ('horned_cow',)  # the name is not among them, and is averaged all the same

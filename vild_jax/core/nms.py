@@ -167,8 +167,9 @@ def classwise_nms(
     table, outputs = state
     indices, labels, _, found = outputs
     overlaps = (box_ops.iou(boxes[indices], boxes) >= iou_threshold) & found[:, None]
-    dropped = jnp.zeros(table.shape, bool).at[labels].max(overlaps)
-    return take_best(jnp.where(dropped, -jnp.inf, table), outputs)
+    # Whole numbers, since onnxruntime has no scattered maximum of booleans (`portable`).
+    dropped = jnp.zeros(table.shape, jnp.int32).at[labels].max(overlaps.astype(jnp.int32))
+    return take_best(jnp.where(dropped > 0, -jnp.inf, table), outputs)
 
   integers = jnp.zeros((max_outputs,), jnp.int32)
   empty = (integers, integers, jnp.zeros((max_outputs,), scores.dtype), jnp.zeros((max_outputs,), bool))
