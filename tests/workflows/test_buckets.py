@@ -118,10 +118,10 @@ def test_a_run_in_a_bucket_is_evaluated_and_exported_from_there(
   assert len(expected) > 1000
   assert (other / 'evaluation' / 'results.json').read_bytes() == expected
   assert (tmp_path / 'of-bundle' / 'results.json').read_bytes() == expected
-  (other / 'bundle' / 'config.json').unlink()
+  (other / 'bundle' / 'vocabulary.npz').unlink()
   buckets._fetched_folder.cache_clear()  # another process would have no copy
   assert run('export', config_file, '--checkpoint', other / 'bundle', '--out', tmp_path / 'not') == 2
-  assert 'config.json is missing, which bundle.json lists' in capsys.readouterr().err
+  assert 'vocabulary.npz is missing, which bundle.json lists' in capsys.readouterr().err
   listed = [bundle_files.read_about(out / 'bundle')['files'] for out in (one, other)]
   assert len(listed[0]) > 5
   for name in ('vocabulary.npz', 'config.json'):
