@@ -257,3 +257,10 @@ def test_a_file_of_an_older_version_has_no_hash(tmp_path):
   fields = {key: getattr(file, key) for key in ('embeddings', 'names', 'is_base', 'teacher', 'prompts')}
   np.savez(tmp_path / 'v.npz', **fields)
   assert vocabulary.digest(vocabulary.load(tmp_path / 'v.npz')) == vocabulary.digest(file)
+
+
+def test_names_of_an_array_are_saved_and_read(tmp_path):
+  names, flags = tuple(np.array(['cat', 'dog'])), np.array([True, False])
+  file = vocabulary.VocabularyFile(np.eye(2, dtype=np.float32), names, flags, np.str_('t'), 'single')
+  vocabulary.save(tmp_path / 'v.npz', file)
+  assert vocabulary.load(tmp_path / 'v.npz').names == ('cat', 'dog')

@@ -100,7 +100,9 @@ def save(path: str | Path, vocabulary: VocabularyFile) -> None:
 
 def digest(vocabulary: VocabularyFile) -> str:
   """Returns a hash of all fields of a vocabulary."""
-  words = (vocabulary.names, vocabulary.is_base.tolist(), vocabulary.teacher, vocabulary.prompts)
+  # As a file holds them: names of an array are `np.str_`, whose repr is another.
+  texts = tuple(map(str, vocabulary.names)), str(vocabulary.teacher), str(vocabulary.prompts)
+  words = (texts[0], vocabulary.is_base.tolist(), *texts[1:])
   found = hashlib.sha256(repr((words, vocabulary.embeddings.shape)).encode())
   found.update(np.ascontiguousarray(vocabulary.embeddings).tobytes())
   if vocabulary.background is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 
 from vild_jax.runtime import messages
 
@@ -37,3 +39,20 @@ def test_what_is_written_past_python_is_caught_and_then_no_longer(capfd):
     print('from Python', file=sys.__stderr__, flush=True)
   os.write(2, b'after\n')
   assert said[0] == 'from C\nfrom Python\n' and capfd.readouterr().err == 'after\n'
+
+
+def test_threads_that_catch_at_once_leave_stderr_as_it_was():
+  before, inside = os.fstat(2), threading.Event()
+
+  def catch():
+    with messages.stderr_of_libraries():
+      inside.set()
+      time.sleep(0.2)  # meanwhile the other begins
+
+  threads = [threading.Thread(target=catch) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+    assert inside.wait(60)
+  for thread in threads:
+    thread.join()
+  assert os.path.samestat(os.fstat(2), before)

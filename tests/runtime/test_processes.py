@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -162,3 +163,12 @@ def test_another_command_ends_at_the_signal_as_any_process_does(monkeypatch):
   monkeypatch.setattr(evaluate, 'run', lambda args: seen.append(signal.getsignal(signal.SIGTERM)))
   assert cli.main(['evaluate', 'c.py', '--checkpoint', 'w', '--out', 'o']) == 0
   assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_a_signal_that_is_swallowed_between_two_blocks_is_remembered():
+  with processes.ending_when_told():
+    with contextlib.suppress(processes.Preempted):
+      os.kill(os.getpid(), signal.SIGTERM)
+    with processes.ending_when_told():
+      was_told = processes.was_told()  # `train.preemption` asks
+  assert was_told

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import subprocess
 import sys
 
@@ -41,3 +43,38 @@ def test_work_goes_on(tmp_path, shell, code):
   done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, check=False)
   assert done.returncode == code, done.stderr[-500:]
   assert 'Traceback' not in done.stderr and (tmp_path / 'out').read_text() == 'done'
+
+
+def test_a_terminal_that_is_closed_is_no_error():
+  program = """
+import sys
+from vild_jax.runtime import streams
+lost = streams.keep()
+print('ready', file=sys.stderr)
+input()
+print('a line that nobody sees')
+raise SystemExit(7 if lost() else 0)
+"""
+  ours, theirs = pty.openpty()
+  words = [sys.executable, '-c', program]
+  pipes = {'stdin': subprocess.PIPE, 'stdout': theirs, 'stderr': subprocess.PIPE, 'text': True}
+  with subprocess.Popen(words, **pipes) as process:
+    os.close(theirs)
+    assert process.stderr.readline() == 'ready\n'
+    os.close(ours)
+    process.communicate('\n')
+  assert process.returncode == 0
+
+
+def test_unbuffered_output_stays_so():
+  program = """
+import sys
+from vild_jax.runtime import streams
+streams.keep()
+print('now')
+sys.stdin.readline()  # `input` would flush
+"""
+  words = [sys.executable, '-u', '-c', program]
+  with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    assert select.select([process.stdout], [], [], 60)[0], 'nothing came while the program waits'
+    process.communicate('\n')

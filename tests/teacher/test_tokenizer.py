@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -47,3 +48,15 @@ def test_a_tokenizer_of_another_kind_is_one_line():
   other = {'version': '1.0', 'added_tokens': [], 'model': {'type': 'WordLevel', 'vocab': {'a': 0}, 'unk_token': 'a'}}
   with pytest.raises(ValueError, match=r'lacks <\|startoftext\|>; expected a tokenizer of CLIP'):
     Tokenizer(json.dumps(other), 77)
+
+
+def test_what_others_write_to_stderr_meanwhile_is_not_lost(tokenizer, monkeypatch, capfd):
+  clean = tokenizer._clean
+
+  def of_another_thread(text):
+    os.write(2, b'a warning\n')
+    return clean(text)
+
+  monkeypatch.setattr(tokenizer, '_clean', of_another_thread)
+  tokenizer(['cat'])
+  assert capfd.readouterr().err == 'a warning\n'

@@ -107,6 +107,7 @@ def test_what_is_nothing_known_is_one_line(tmp_path, capsys):
     (tmp_path, 'is nothing that is known; expected a vocabulary, a bundle'),
     (tmp_path / 'thesis.txt', 'is nothing that is known'),
     (tmp_path / 'none', 'does not exist; expected'),
+    ('hf://owner/name', 'is an address, and nothing is read or written there'),
   ):
     assert run('check', path) == 2
     assert capsys.readouterr().err.strip().startswith(f'vild-jax check: {path} {message}')

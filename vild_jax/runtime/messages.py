@@ -39,9 +39,21 @@ def threads_in_one_line(who: str) -> None:
   sys.unraisablehook = lambda found: tell(found.exc_value)
 
 
+_CAPTURING = threading.RLock()
+
+
 @contextlib.contextmanager
 def stderr_of_libraries() -> Iterator[list[str]]:
-  """Captures what libraries, also those in C++, write to stderr in the block; at its end the list holds the text."""
+  """Captures what libraries, also those in C++, write to stderr in the block; at its end the list holds the text.
+
+  It holds what other threads write meanwhile, too. One thread captures at a time: stderr belongs to the process, and of
+  two the second would keep the file of the first for the stderr to go back to.
+  """
+  with _CAPTURING:
+    yield from _captured()
+
+
+def _captured() -> Iterator[list[str]]:
   said: list[str] = []
   sys.stderr.flush()
   kept = os.dup(2)

@@ -75,6 +75,7 @@ def ending_when_told() -> Iterator[None]:
     return
 
   told = _Told()
+  told.came = was_told()  # in a block around this one, where something swallowed it
   before = signal.signal(signal.SIGTERM, told)
   try:
     yield

@@ -22,6 +22,7 @@ class _Lasting(io.RawIOBase):
 
   def __init__(self, descriptor: int):
     self._descriptor = descriptor
+    self.is_terminal = os.isatty(descriptor)  # which one that was closed does not say any more
     self.lost: OSError | None = None
 
   def fileno(self) -> int:
@@ -74,15 +75,18 @@ def keep() -> Callable[[], OSError | None]:
       stream.encoding,
       # A name that the terminal cannot show is no reason to lose the rest.
       'backslashreplace',
-      line_buffering=stream.line_buffering or name == 'stderr',
+      # With PYTHONUNBUFFERED, as in containers, Python writes through.
+      line_buffering=stream.line_buffering or stream.write_through or name == 'stderr',
     )
     setattr(sys, name, lasting)
 
   def lost() -> OSError | None:
     for stream in (sys.stdout, sys.stderr):
       stream.flush()
-    error = raws['stdout'].lost if 'stdout' in raws else None
-    return None if error is None or error.errno in (errno.EPIPE, errno.EBADF) else error
+    raw = raws.get('stdout')
+    if raw is None or raw.lost is None or raw.is_terminal or raw.lost.errno in (errno.EPIPE, errno.EBADF):
+      return None
+    return raw.lost
 
   return lost
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import string
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -59,9 +60,10 @@ def _library(path: str | Path) -> Iterator[None]:
   """Turns the errors of the library into one line: it is written in Rust, and panics past Python and on stderr."""
   with (
     reading.parsing(path, 'the tokenizer.json of a teacher', problem='is not a usable tokenizer'),
-    messages.stderr_of_libraries(),
+    messages.stderr_of_libraries() as said,
   ):
     yield
+  sys.stderr.write(said[0])  # there was no panic: it is of other threads
 
 
 class Tokenizer:

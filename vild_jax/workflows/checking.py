@@ -17,7 +17,7 @@ from vild_jax.data.regions import records, verified
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.schema import DataError
 from vild_jax.eval import summary
-from vild_jax.runtime import messages, progress
+from vild_jax.runtime import files, messages, progress
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import files as teacher_files
 from vild_jax.train import bundle_files, checkpoint, retention, sealed, timing, weights, writers
@@ -67,9 +67,9 @@ class Report:
 def check(path: str | Path) -> Report:
   """Finds out what is at a path, and checks all of it that can be checked.
 
-  Raises ValueError if nothing is there, or nothing that is known.
+  Raises ValueError if it is an address, nothing is there, or nothing that is known.
   """
-  path = Path(path)
+  path = files.local(path)
   for kind, is_it, things in _KINDS:
     if is_it(path):
       return Report(path, kind, tuple(things(path)))
