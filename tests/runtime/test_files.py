@@ -41,7 +41,9 @@ def test_a_file_is_replaced_and_leaves_nothing_half_done(tmp_path):
 def test_an_address_is_not_taken_for_a_path(tmp_path, monkeypatch, writes):
   monkeypatch.chdir(tmp_path)
   for address in ('gs://bucket/run', Path('gs://bucket/run'), 's3://b/c'):
-    with pytest.raises(ValueError, match=r'^(gs|s3):/.* is an address, and nothing is read or written there; expected'):
+    with pytest.raises(
+      ValueError, match=r'^(gs|s3):/.* is an address, and nothing is read or written there by this option; expected'
+    ):
       writes(address)
   assert not list(tmp_path.iterdir()) and files.local('C:/data') == Path('C:/data')
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.helpers import small_teacher
+from tests.helpers import portable_model, small_teacher
 from tests.helpers.small_experiment import run
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.workflows import checking
@@ -111,6 +111,9 @@ def test_what_is_nothing_known_is_one_line(tmp_path, capsys):
   ):
     assert run('check', path) == 2
     assert capsys.readouterr().err.strip().startswith(f'vild-jax check: {path} {message}')
+  words = portable_model.vocabulary(tmp_path / 'v.npz')
+  assert run('check', tmp_path / 'none', words, '--json', tmp_path / 'found.json') == 2  # the second one all the same
+  assert str(words) in capsys.readouterr().out and len(json.loads((tmp_path / 'found.json').read_text())) == 1
 
 
 def test_a_thing_that_makes_a_library_raise_anything_is_damaged():

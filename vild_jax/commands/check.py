@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from vild_jax.commands import arguments
 
@@ -29,9 +30,14 @@ def run(args: argparse.Namespace) -> int:
   """Checks each path and prints what was found; returns the exit code."""
   from vild_jax.workflows import checking
 
-  reports = []
+  reports, refused = [], False
   for path in args.paths:
-    reports.append(checking.check(path))
-    print(*reports[-1].lines(), sep='\n', flush=True)
+    try:
+      reports.append(checking.check(path))
+    except ValueError as error:  # the other paths are checked all the same
+      print(f'vild-jax check: {error}', file=sys.stderr)
+      refused = True
+    else:
+      print(*reports[-1].lines(), sep='\n', flush=True)
   arguments.write_json(args.json, [report.as_json() for report in reports])
-  return 2 if any(report.damaged for report in reports) else 0
+  return 2 if refused or any(report.damaged for report in reports) else 0

@@ -37,8 +37,8 @@ def local(path: str | Path) -> Path:
   """Returns a path; raises ValueError if it is an address such as gs://bucket/run, which is on no file system."""
   if _REMOTE.match(str(path)):
     raise ValueError(
-      f'{path} is an address, and nothing is read or written there; expected a path, for example in a folder where a '
-      'bucket is mounted (docs/scale.md, "Files")'
+      f'{path} is an address, and nothing is read or written there by this option; expected a path (docs/scale.md, '
+      '"Buckets", says which options take gs://...)'
     )
   return Path(path)
 

@@ -194,11 +194,11 @@ def set_aside_damaged(workdir: Path) -> None:
 
   These are all that are newer than the newest whole one, and older ones whose loss is damaged.
 
-  Raises ValueError if no checkpoint is whole, or they are in a bucket; nothing is moved then.
+  Checkpoints in a bucket have no checksums of their own, so that none of them is known to be damaged.
+
+  Raises ValueError if no checkpoint is whole; nothing is moved then.
   """
-  if files.is_remote(workdir):
-    raise ValueError(f'{workdir} is in a bucket, where no folder can be moved; expected a work directory on a disk')
-  if not has_checkpoint(workdir):
+  if files.is_remote(workdir) or not has_checkpoint(workdir):
     return
   there, found = weights.steps(workdir), {}
   for step in reversed(there):

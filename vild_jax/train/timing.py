@@ -136,7 +136,12 @@ class Goodput:
         'written': self._now(),
       }
       self._written = content['written']
-      files.write(self._file, json.dumps(content, indent=2) + '\n')
+      try:
+        files.write(self._file, json.dumps(content, indent=2) + '\n')
+      except OSError as error:
+        if saved or not self._far:
+          raise
+        print(f'warning: {error}; the time of the run is sent to the bucket again later', file=sys.stderr)
 
   def __str__(self) -> str:
     seconds = self.seconds()

@@ -64,7 +64,11 @@ class WorkdirWriter:
     self._tensorboard.flush()
     self._jsonl.flush()
     if time.monotonic() - self._uploaded >= buckets.PACE_SECONDS:
-      self._copy()
+      try:
+        self._copy()
+      except OSError as error:  # the upload that comes with a checkpoint must succeed, this one need not
+        print(f'warning: {error}; metrics are sent to the bucket again later', file=sys.stderr)
+        self._uploaded = time.monotonic()
 
   def upload(self) -> None:
     """Flushes both files, and writes them into the bucket of the work directory, if it is in one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -59,6 +60,8 @@ class Verification:
 
   def wait(self) -> None:
     """Waits until all shards are read. Raises DataError for the first that differs, OSError if one cannot be read."""
+    if not self._done.done():
+      print('waiting until the rest of the region store is compared with its checksums', file=sys.stderr)
     self._done.result()
 
   def watched(self, stream: Callable[[int], Iterator[Any]]) -> Callable[[int], Iterator[Any]]:
