@@ -1,15 +1,18 @@
 """A Google Cloud Storage of this machine, in a process of its own: that of PyPI's `gcp-storage-emulator`.
 
-Three things that the service does and the emulator does not are added. It looks at `ifGenerationMatch`, the condition
+Four things that the service does and the emulator does not are added. It looks at `ifGenerationMatch`, the condition
 of a write or removal that locks and TensorStore rely on. It states the generation of what is read, which TensorStore
-needs where a manifest is there already. And a request whose client dies halfway writes nothing.
+needs where a manifest is there already. A request whose client dies halfway writes nothing. And what is uploaded keeps
+its last byte: the emulator reads it as an e-mail, in which a carriage return at the end belongs to the line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -93,7 +96,24 @@ def _serve(port: int) -> None:
       raise ConnectionError('the client has gone')
     return content
 
-  server._read_raw_data = read_whole
+  parse = server._read_data
+
+  def parse_exactly(handler: Any, query: Any) -> Any:
+    kind = handler.headers.get('Content-Type') or ''
+    if not kind.startswith('multipart/related'):
+      return parse(handler, query)
+    raw = server._decode_raw_data(read_whole(handler), handler)
+    mark = b'--' + re.search(r'boundary=\W?([\w=]+)', kind)[1].encode()
+    _, meta, content = raw.split(mark, 2)
+    line = b'\r\n' if meta.startswith(b'\r\n') else b'\n'
+    about, _, content = content.rpartition(mark)[0].partition(2 * line)
+    return {
+      'meta': json.loads(meta.partition(2 * line)[2]),
+      'content': content.removesuffix(line),
+      'content-type': about.partition(b':')[2].strip().decode(),
+    }
+
+  server._read_raw_data, server._read_data = read_whole, parse_exactly
   server.create_server('127.0.0.1', port, in_memory=True, default_bucket=BUCKET).run()
 
 

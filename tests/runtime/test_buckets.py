@@ -59,6 +59,14 @@ def test_a_file_is_written_whole_or_stays_as_it_was(folder):
   assert (folder / 'file').stat().length == 6 * 2**20 and [path.name for path in folder.iterdir()] == ['file']
 
 
+@pytest.mark.parametrize('content', [b'', b'\r', b'a\r', b'a\n', b'\r\n\r\n', bytes(range(256)) + b' \r'])
+def test_every_byte_of_a_file_arrives(folder, content):
+  files.write(folder / 'file', content)
+  with files.replacing(folder / 'sent') as temporary:
+    temporary.write_bytes(content)
+  assert [(folder / name).read_bytes() for name in ('file', 'sent')] == [content] * 2
+
+
 # --- folders --------------------------------------------------------------------------------------------------------
 
 
