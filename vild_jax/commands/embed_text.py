@@ -42,18 +42,20 @@ def run(args: argparse.Namespace) -> None:
   from vild_jax.data import class_lists
   from vild_jax.teacher import text
 
-  Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-  files.require_writable(args.out)
   classes = class_lists.class_list(args.classes, base=args.base)
   if args.synonyms and (classes.synonyms is None or args.from_npy):
     problem = '--from-npy embeds nothing' if args.from_npy else f'{args.classes} has none'
     raise ValueError(f'--synonyms takes a list of classes with synonyms: lvis or an LVIS-format .json; {problem}')
   arguments.require(args.from_npy or not args.teacher_id, '--teacher-id names the tower of --from-npy; expected both')
+  arguments.require(
+    args.teacher_id or not args.from_npy, '--from-npy takes --teacher-id NAME, the tower that made the embeddings'
+  )
+  arguments.require(args.teacher or args.from_npy, 'embed-text takes --teacher DIR, or --from-npy FILE')
+  Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+  files.require_writable(args.out)
   if args.from_npy:
-    arguments.require(args.teacher_id, '--from-npy takes --teacher-id NAME, the tower that made the embeddings')
     vocabulary = vocabulary_lib.from_npy(args.from_npy, classes.names, args.teacher_id, classes.is_base)
   else:
-    arguments.require(args.teacher, 'embed-text takes --teacher DIR, or --from-npy FILE')
     synonyms = classes.synonyms if args.synonyms else None
     vocabulary = text.load_text(args.teacher).vocabulary(classes.names, classes.is_base, args.prompts, synonyms)
   vocabulary_lib.save(args.out, vocabulary)

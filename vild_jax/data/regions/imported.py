@@ -10,7 +10,7 @@ import numpy as np
 
 from vild_jax.data.regions.records import Regions
 from vild_jax.data.schema import DataError
-from vild_jax.runtime import progress, reading
+from vild_jax.runtime import digests, progress, reading
 
 _MARGIN = 1.0  # pixels that a box may exceed the picture by: its last pixel is included, or rounding
 _MIN_SIDE = 2.0  # pixels; `targets` distils nothing smaller
@@ -44,8 +44,7 @@ class ImportedRegions:
     self._file_of: dict[int, Path] = {}
     facts, hashes = {}, []
     for file in files:
-      with file.open('rb') as f:
-        hashes.append(hashlib.file_digest(f, 'sha256').hexdigest())
+      hashes.append(digests.sha256(file))
       arrays = _read(file)
       found = (str(arrays['teacher']), str(arrays.get('image_teacher', '')), arrays['embeddings'].shape[2])
       first = facts.setdefault(found, file)
