@@ -29,7 +29,7 @@ from vild_jax.data import sources
 from vild_jax.data.regions.store import RegionStore
 from vild_jax.runtime import processes
 from vild_jax.teacher import checkpoint as teacher_checkpoint
-from vild_jax.train import checkpoint, sharding, writers
+from vild_jax.train import checkpoint, sharding, weights, writers
 
 STEPS, SAVED = 3, 1  # and the step of the checkpoint that another number of processes goes on from
 BETWEEN = 8  # steps for each time that a run is told to end or killed, of those of `slow_steps`
@@ -193,6 +193,27 @@ def test_told_to_end_or_killed_two_processes_go_on_and_end_bit_identical(folder,
   for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
     np.testing.assert_array_equal(a, b, err_msg=f'seed {seed}')
   assert losses(workdir) == expected, f'seed {seed}'
+
+
+@pytest.mark.slow
+def test_told_to_end_before_the_first_step_both_end_with_the_code_that_launchers_start_again(
+  folder, children, tmp_path
+):
+  """Before they have joined, when each must hear of it; and afterwards, when one tells the other."""
+  workdir = tmp_path / 'run'
+  train = ['train', folder / f'{STEPS}.json', '--workdir', workdir, '--train.steps=30', '--train.checkpoint_every=30']
+  said_so = lambda: all('process 0 at' in children.log(index).read_text() for index in range(2))
+  for come_so_far, told in ((said_so, (0, 1)), ((workdir / weights.CONFIG_FILE).exists, (1,))):
+    with children.run(train, devices=2, count=2, heartbeat=_HEARTBEAT) as started:
+      children.wait(started, come_so_far)
+      assert not losses(workdir)
+      for index in told:
+        started[index].send_signal(signal.SIGTERM)
+      codes = [children.code(process) for process in started]
+    assert codes == 2 * [processes.EXIT_PREEMPTED], children.said()
+    assert 'Traceback' not in children.said()
+  saved = checkpoint.Checkpoints(workdir).latest_step()
+  assert 1 <= saved < 30 and sorted(losses(workdir)) == list(range(1, saved + 1))
 
 
 @pytest.mark.slow

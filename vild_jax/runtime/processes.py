@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -46,14 +47,29 @@ _NO_STEP = 'told to end (SIGTERM) while no step ran; the same command goes on fr
 class _Told:
   """Handles SIGTERM by raising Preempted, and remembers that it came.
 
-  What runs may swallow the exception or make another of it; the import of an extension in C++ does either.
+  What runs may swallow the exception or make another of it. During an import it ends the process instead: an exception
+  in the middle of an extension's import makes some of them crash, and others wait for ever.
   """
 
   came = False
 
-  def __call__(self, *_: Any) -> None:
+  def __call__(self, number: int, frame: types.FrameType | None) -> None:
+    del number
     self.came = True
+    if _imports(frame):
+      with contextlib.suppress(OSError, ValueError):  # closed
+        print(f'vild-jax: {_NO_STEP}', file=sys.stderr, flush=True)
+      os._exit(EXIT_PREEMPTED)
     raise Preempted(_NO_STEP)
+
+
+def _imports(frame: types.FrameType | None) -> bool:
+  """Whether a module is being imported where `frame` runs."""
+  while frame:
+    if frame.f_globals.get('__name__') == 'importlib._bootstrap':
+      return True
+    frame = frame.f_back
+  return False
 
 
 def was_told() -> bool:
