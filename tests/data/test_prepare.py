@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests.helpers import small_set
 from vild_jax.data import prepare, sources
 from vild_jax.data.schema import DataError
 from vild_jax.data.tfds_builders import detection
-from vild_jax.runtime import locks, owners
+from vild_jax.runtime import locks, owners, reading
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -355,3 +356,22 @@ def test_photographs_lose_nothing(shared, tmp_path):
       else:
         area = sources.decode_mask(b['segmentation'], *b['segmentation']['size']).sum()
         assert area == sum(a['segmentation']['counts'][1::2])
+
+
+def test_a_split_that_is_added_while_another_process_reads_is_no_damage(tmp_path, monkeypatch):
+  path, images = small_set.write(tmp_path)
+  folder = prepare.prepare(path, images, tmp_path / 'out')
+  shutil.copytree(tmp_path / 'out', tmp_path / 'later')
+  later = prepare.prepare(small_set.write(tmp_path, stem='small_val')[0], images, tmp_path / 'later')
+  read = reading.content
+
+  def slowly(path, most):
+    found = read(path, most)
+    if path.name == sources.METADATA_FILE:
+      shutil.copytree(later, folder, dirs_exist_ok=True)
+    return found
+
+  with monkeypatch.context() as patched:
+    patched.setattr(reading, 'content', slowly)
+    assert set(sources.read_metadata(folder)[1]) == {'train'}
+  assert set(sources.read_metadata(folder)[1]) == {'train', 'val'}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -78,9 +79,12 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
   expected = 'one, through which a stock TFDS data set must go first: prepare --from-tfds'
   if lacking := [name for name in (INFO_FILE, METADATA_FILE) if not (folder / name).is_file()]:
     raise DataError(f'{folder} {problem}: it has no {lacking[0]}; expected {expected}')
+  # When `prepare` adds a split, it writes the metadata first, with the hashes of the old INFO_FILE and of the new one.
+  # Read in the other order, and once, the two fit together whenever that happens.
+  of_prepare = 'what vild-jax prepare wrote'
+  texts = {name: reading.json_bytes(folder / name, of_prepare, error=DataError) for name in (INFO_FILE, METADATA_FILE)}
   info, metadata = (
-    reading.json_object(folder / name, 'what vild-jax prepare wrote', error=DataError)
-    for name in (INFO_FILE, METADATA_FILE)
+    reading.json_object(folder / name, of_prepare, error=DataError, text=text) for name, text in texts.items()
   )
   with reading.parsing(folder, expected, error=DataError, problem=problem):
     categories = [_category(c) for c in metadata['categories']]
@@ -88,17 +92,21 @@ def read_metadata(folder: Path) -> tuple[list[Category], dict[str, dict[str, Any
     for split in info['splits']:
       content = split['name'] + '-' + split['filepathTemplate'].partition('-{SPLIT}-')[2].partition('.')[0]
       splits[split['name']] = _record(metadata['contents'][content], split, folder, info['name'])
-  if wrong := _damage(folder, metadata):
+  if wrong := _damage(folder, metadata, texts):
     raise DataError(f'{wrong}; expected the data set as it was prepared: copy it again, or prepare it anew')
   return categories, splits
 
 
-def _damage(folder: Path, metadata: dict[str, Any]) -> str:
-  """Says which of the three JSON files of a data set is not as it was prepared; '' for none, or an older data set."""
-  if 'sha256' in metadata and not digests.is_whole((folder / METADATA_FILE).read_bytes()):
+def _damage(folder: Path, metadata: dict[str, Any], texts: dict[str, bytes]) -> str:
+  """Says which of the three JSON files of a data set is not as it was prepared; '' for none, or an older data set.
+
+  `texts` are the contents of those that are read already.
+  """
+  if 'sha256' in metadata and not digests.is_whole(texts[METADATA_FILE]):
     return f'{folder / METADATA_FILE} is damaged: it does not have the checksum that it states'
   for name, expected in metadata.get('files', {}).items():
-    if not (folder / name).is_file() or digests.sha256(folder / name) not in expected:
+    text = texts[name] if name in texts else (folder / name).read_bytes() if (folder / name).is_file() else b''
+    if hashlib.sha256(text).hexdigest() not in expected:
       return f'{folder / name} is damaged: it does not have the checksum that {METADATA_FILE} states'
   return ''
 

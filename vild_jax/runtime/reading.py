@@ -57,20 +57,29 @@ def _reason(found: BaseException) -> str:
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def json_file(path: str | Path, expected: str, *, error: type[ValueError] = ValueError) -> Any:
-  """Returns what a JSON file of at most `JSON_MEGABYTES` holds.
+def json_file(
+  path: str | Path, expected: str, *, error: type[ValueError] = ValueError, text: bytes | None = None
+) -> Any:
+  """Returns what a JSON file of at most `JSON_MEGABYTES` holds; `text` is its content, if it is read already.
 
   Raises `error`, one line, if it is larger, not there, not JSON or nested more than `JSON_DEPTH` deep.
   """
-  with parsing(path, expected, error=error):
-    text = content(path, JSON_MEGABYTES * 2**20)
+  text = json_bytes(path, expected, error=error) if text is None else text
   with parsing(path, expected, error=error, problem='is not JSON'):
     return json_text(text)
 
 
-def json_object(path: str | Path, expected: str, *, error: type[ValueError] = ValueError) -> dict[str, Any]:
+def json_bytes(path: str | Path, expected: str, *, error: type[ValueError] = ValueError) -> bytes:
+  """Returns the bytes of a JSON file of at most `JSON_MEGABYTES`. Raises `error`, one line."""
+  with parsing(path, expected, error=error):
+    return content(path, JSON_MEGABYTES * 2**20)
+
+
+def json_object(
+  path: str | Path, expected: str, *, error: type[ValueError] = ValueError, text: bytes | None = None
+) -> dict[str, Any]:
   """Returns the JSON object of a file, as `json_file` reads it; anything else is an `error` too."""
-  tree = json_file(path, expected, error=error)
+  tree = json_file(path, expected, error=error, text=text)
   if not isinstance(tree, dict):
     raise error(f'{path} holds a {type(tree).__name__}; expected an object: {expected}')
   return tree
