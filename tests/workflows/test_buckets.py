@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import killing, small_experiment, tiny
+from tests.helpers import killing, small_experiment, small_teacher, tiny
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax.runtime import buckets, files
+from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import bundle_files, checkpoint, timing, writers
 
 STEPS = 30
@@ -148,3 +149,23 @@ def test_data_regions_vocabulary_and_start_are_read_from_a_bucket(bucket, made, 
   saved = config_lib.load(workdir / 'config.json')
   assert saved.data.train == f'{far}/data', 'another machine copies it as well'
   assert len(list((tmp_path / 'cache').glob('*/data'))) == 1
+
+
+@pytest.mark.slow
+def test_region_stores_are_written_to_a_bucket_with_the_bytes_of_a_disk(bucket, made, tmp_path):
+  far, cache = f'{bucket}/regions', tmp_path / 'cache'
+  below = [path.relative_to(made / 'data').as_posix() for path in (made / 'data').rglob('*') if path.is_file()]
+  buckets.upload_all(made / 'data', files.path(f'{far}/data'), below)
+  teacher_checkpoint.save_teacher(tmp_path / 'teacher', small_teacher.make())
+  for place, data, *cached in ((tmp_path, made / 'data'), (far, f'{far}/data', cache)):
+    more = [f'--data.cache={cache}'] if cached else []
+    words = ('--data', data, '--images-per-shard', 2)
+    detector = (made / 'config.json', '--checkpoint', made / 'run')
+    assert run('propose', *detector, *words, '--out', f'{place}/proposals', *more) == 0
+    more = ['--data-cache', cache] if cached else []
+    words = (*words, '--teacher', tmp_path / 'teacher', '--proposals', f'{place}/proposals')
+    assert run('embed-regions', *words, '--out', f'{place}/embedded', *more) == 0
+  for name in ('proposals', 'embedded'):
+    written = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+    assert len(written) > 4
+    assert {file: (files.path(f'{far}/{name}') / file).read_bytes() for file in files.sizes(f'{far}/{name}')} == written

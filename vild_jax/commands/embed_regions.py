@@ -21,7 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--split', default='train', help='its split')
   parser.add_argument('--proposals', metavar='STORE', help='the store that vild-jax propose wrote for it')
   parser.add_argument(
-    '--out', required=True, help='folder of the store; after an interruption the same command continues it'
+    '--data-cache', default='', metavar='DIR', help='where --data and --proposals are copied to if they are in a bucket'
+  )
+  parser.add_argument(
+    '--out',
+    required=True,
+    help='folder of the store, or an address gs://...; after an interruption the same command continues it',
   )
   parser.add_argument(
     '--max-regions', type=int, default=defaults.MAX_REGIONS, metavar='N', help='keep the best N of each picture'
@@ -56,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'padding rows) and image_teacher; all files together hold every picture of the split once, the best '
     'region of a picture first',
   )
+  arguments.takes_buckets(parser, 'data', 'proposals', 'out')
   arguments.add_compiler(parser)
   arguments.add_processes(parser)
   arguments.add_json(parser)
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
   """Writes the store, or the missing part of an interrupted one."""
   from vild_jax.workflows import distilling
 
-  how = {'max_regions': args.max_regions, 'images_per_shard': args.images_per_shard}
+  how = {'max_regions': args.max_regions, 'images_per_shard': args.images_per_shard, 'cache': args.data_cache}
   if args.imported:
     arguments.require(
       not (args.teacher or args.proposals),

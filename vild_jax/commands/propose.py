@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--data', help='the prepared data set (default: data.train of the config)')
   parser.add_argument('--split', help='its split (default: data.train_split of the config, which is train)')
   parser.add_argument(
-    '--out', required=True, help='folder of the store; after an interruption the same command continues it'
+    '--out',
+    required=True,
+    help='folder of the store, or an address gs://...; after an interruption the same command continues it',
   )
   parser.add_argument(
     '--max-proposals', type=int, default=defaults.MAX_PROPOSALS, metavar='N', help='keep the best N of each picture'
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='N',
     help='pictures in a file; an interruption loses at most one file of work, and each process writes whole files',
   )
+  arguments.takes_buckets(parser, 'data', 'data.train', 'out')
   arguments.add_compiler(parser)
   arguments.add_processes(parser)
   arguments.add_json(parser)

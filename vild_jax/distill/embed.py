@@ -63,7 +63,7 @@ def embed_regions(
     teacher: a teacher with both towers; vocabularies of its text tower fit the store.
     dataset: the prepared split of the proposals.
     proposals: boxes and scores; any store with the same boxes gives the same result.
-    out: folder of the store; an interrupted store is continued.
+    out: folder of the store, or its address in a bucket; an interrupted store is continued.
     max_regions: how many proposals of a picture are kept, the best ones.
     dtype: arithmetic of the image tower, by default bfloat16 on accelerators and float32 on a CPU; embeddings are
       stored in float16.
@@ -118,7 +118,7 @@ def embed_regions(
         yield image_id, Regions(kept.boxes, kept.scores, rows.astype(np.float16))
 
   at_most = min(proposals.regions, len(dataset) * max_regions)
-  return _write(Path(out), job, embedded, at_most, len(crops.SCALES), tower.round_size)
+  return _write(files.path(out), job, embedded, at_most, len(crops.SCALES), tower.round_size)
 
 
 def import_regions(
@@ -132,7 +132,8 @@ def import_regions(
   """Writes a store of embeddings that were computed elsewhere; arguments, results and errors as in `embed_regions`.
 
   The files are read one after another, each once. Until its shard is written, what was read of a picture waits on the
-  disk beside `out`, where there must be room for the store once more. Also raises ValueError for arrays that lack a
+  disk beside `out` (of a store in a bucket among the temporary files of this machine), where there must be room for the
+  store once more. Also raises ValueError for arrays that lack a
   picture of the data set, have a picture that it lacks, or hold boxes outside of their picture or numbers that are not
   finite.
   """
@@ -160,7 +161,7 @@ def import_regions(
   def read(shards: list[range]) -> Iterator[tuple[int, Regions]]:
     ids, places = list(sizes), {}
     wanted = [ids[i] for i in itertools.chain(*shards)]
-    with files.temporary_folder(out) as folder, (folder / 'regions').open('w+b') as waiting:
+    with files.work_folder(out) as folder, (folder / 'regions').open('w+b') as waiting:
       for image_id, found in arrays.read({image_id: sizes[image_id] for image_id in wanted}):
         kept = Regions(found.boxes[:max_regions], found.scores[:max_regions], found.embeddings[:max_regions])
         places[image_id] = waiting.tell(), waiting.write(records.encode(image_id, kept))
@@ -169,7 +170,7 @@ def import_regions(
         waiting.seek(start)
         yield records.decode(waiting.read(size), f'{waiting.name}: image {image_id}')
 
-  return _write(Path(out), job, read, len(dataset) * max_regions)
+  return _write(files.path(out), job, read, len(dataset) * max_regions)
 
 
 def _write(

@@ -23,11 +23,11 @@ from jax.sharding import Mesh
 from vild_jax.config import Config, defaults
 from vild_jax.data import batch as batches
 from vild_jax.data import sources, transforms
+from vild_jax.data.regions import store
 from vild_jax.data.regions.records import PROPOSALS, Job, Regions
-from vild_jax.data.regions.store import RegionStore
 from vild_jax.data.regions.writer import StoreWriter
 from vild_jax.data.schema import Example
-from vild_jax.runtime import progress
+from vild_jax.runtime import files, progress
 from vild_jax.structs import Proposals
 from vild_jax.train import sharding, weights
 from vild_jax.train.step import make_propose_step
@@ -64,7 +64,7 @@ def propose(
   config: Config,
   variables: Any,
   dataset: sources.PreparedDataset,
-  out: Path,
+  out: str | Path,
   *,
   max_proposals: int = defaults.MAX_PROPOSALS,
   images_per_shard: int = defaults.PROPOSAL_IMAGES_PER_SHARD,
@@ -80,7 +80,7 @@ def propose(
     config: the experiment; pictures are computed in batches of `evaluation.batch_size`.
     variables: {'params', 'batch_stats'}, replicated on `mesh`.
     dataset: a prepared split.
-    out: folder of the store; an interrupted store is continued.
+    out: folder of the store, or its address in a bucket; an interrupted store is continued.
     max_proposals: how many proposals of a picture are kept, the best ones.
     images_per_shard: pictures in a file.
     mesh: devices of this process; see `local_mesh`.
@@ -93,7 +93,7 @@ def propose(
     ValueError: the folder holds another job or something else, another process writes there, a picture is damaged, or
       the weights are not finite.
   """
-  config, size = with_proposals(config, max_proposals), config.evaluation.batch_size
+  config, size, out = with_proposals(config, max_proposals), config.evaluation.batch_size, files.path(out)
   sharding.check_batch_size(mesh, size, 'evaluation.batch_size')
   model = config.model
   parts = {key: dataclasses.asdict(getattr(model, key)) for key in ('backbone', 'pyramid', 'anchors', 'rpn')}
@@ -140,15 +140,16 @@ def outcome(out: Path, whole: bool) -> dict[str, Any]:
       file=sys.stderr,
     )
     return {'whole': False}
-  store = RegionStore(out)
-  origin = f'teacher {store.teacher}' if store.teacher else f'boxes {store.boxes_identity[:12]}'
-  print(f'{out}: {store.images} images, {store.regions} regions, {readable(store.size)}; {origin}', file=sys.stderr)
+  made = store.summary(out)
+  origin, size = made['teacher'], readable(made['size'])
+  origin = f'teacher {origin}' if origin else f'boxes {made["boxes_identity"][:12]}'
+  print(f'{out}: {made["images"]} images, {made["regions"]} regions, {size}; {origin}', file=sys.stderr)
   return {
     'whole': True,
-    'identity': store.identity,
-    'boxes': store.boxes_identity,
-    'regions': store.regions,
-    'bytes': store.size,
+    'identity': made['identity'],
+    'boxes': made['boxes_identity'],
+    'regions': made['regions'],
+    'bytes': made['size'],
   }
 
 

@@ -35,7 +35,8 @@ def cached(place: str | Path, cache: str) -> Path:
     return Path(place)
   if not cache:
     raise ValueError(
-      f'{place} is in a bucket, and is read from a copy on this machine; expected data.cache=DIR, a folder for copies'
+      f'{place} is in a bucket, and is read from a copy on this machine; expected data.cache=DIR (embed-regions: '
+      '--data-cache), a folder for copies'
     )
   source = files.path(place)
   folder = files.local(cache) / hashlib.sha256(str(source).encode()).hexdigest()[:16]

@@ -75,6 +75,19 @@ def fetched(place: str | Path) -> Path:
   return buckets.fetched(path(place)) if is_remote(place) else Path(place)
 
 
+def sizes(folder: str | Path) -> dict[str, int]:
+  """Returns {name: bytes} of the files in a folder, which is asked once; in a bucket also of those further below."""
+  if is_remote(folder):
+    return {name: about['bytes'] for name, about in buckets.listed(path(folder)).items()}
+  found = {}
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      with contextlib.suppress(FileNotFoundError):  # another process has removed it
+        if entry.is_file():
+          found[entry.name] = entry.stat().st_size
+  return found
+
+
 @contextlib.contextmanager
 def growing(folder: Path) -> Iterator[Path]:
   """Yields a folder whose files another library writes: itself, or one of this machine that is copied to a bucket."""
@@ -215,6 +228,18 @@ def temporary_folder(beside: str | Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):  # not empty
       for folder in made:
         folder.rmdir()
+
+
+@contextlib.contextmanager
+def work_folder(beside: str | Path) -> Iterator[Path]:
+  """Yields a `temporary_folder` beside a path; for one in a bucket, a folder among this machine's temporary files."""
+  if not is_remote(beside):
+    with temporary_folder(beside) as folder:
+      yield folder
+    return
+  with buckets.scratch('work') as folder:
+    folder.mkdir()
+    yield folder
 
 
 def move(source: str | Path, target: str | Path) -> None:

@@ -47,7 +47,7 @@ def locked(folder: str | Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
     OSError: the folder cannot be written.
   """
   if files.is_remote(folder):
-    with _locked_in_bucket(files.path(folder) / LOCK_FILE, time.monotonic() + wait_seconds):
+    with locked_object(files.path(folder) / LOCK_FILE, wait_seconds=wait_seconds):
       yield
     return
   folder = files.local(folder)
@@ -221,9 +221,22 @@ def _holder(found: bytes) -> str:
 # --- in a bucket ----------------------------------------------------------------------------------------------------
 
 
+def holder_of_object(path: Path) -> str:
+  """Returns who holds a lock that is an object in a bucket; '' for nobody. A stale one is removed."""
+  there = buckets.read_generation(path)
+  if there is None:
+    return ''
+  _announce(path, there[0])
+  if not _is_stale(there[0], lambda: (buckets.read_generation(path) or (None,))[0]):
+    return _holder(there[0])
+  buckets.remove_if(path, there[1])
+  return ''
+
+
 @contextlib.contextmanager
-def _locked_in_bucket(path: Path, until: float) -> Iterator[None]:
-  about, announced, pid = _about(), False, os.getpid()
+def locked_object(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+  """Holds a lock that is this object in a bucket until the block ends; see `locked`."""
+  until, about, announced, pid = time.monotonic() + wait_seconds, _about(), False, os.getpid()
   content = lambda: json.dumps(about).encode()
   read = lambda: (buckets.read_generation(path) or (None,))[0]
   generation = buckets.write_if(path, content(), 0)

@@ -157,6 +157,24 @@ class RegionStore:
       return self._readers[shard]
 
 
+def summary(path: str | Path) -> dict[str, Any]:
+  """Returns what the manifest of a store says, which may be in a bucket. Raises OSError if it cannot be read.
+
+  The keys `images`, `teacher`, `identity`, `boxes_identity`, `regions` and `size` mean what the attributes of
+  `RegionStore` do.
+  """
+  manifest = (files.path(path) / MANIFEST_FILE).read_bytes()
+  content = reading.json_text(manifest)
+  return {
+    'images': content['job']['images'],
+    'teacher': content['job']['teacher'],
+    'identity': hashlib.sha256(manifest).hexdigest(),
+    'boxes_identity': content['boxes'],
+    'regions': content['regions'],
+    'size': sum(shard['bytes'] for shard in content['shards']),
+  }
+
+
 def _read_manifest(path: Path) -> bytes:
   if (path / MANIFEST_FILE).is_file():
     return (path / MANIFEST_FILE).read_bytes()

@@ -1,4 +1,4 @@
-"""Writes region stores, with any number of processes and any number of interruptions."""
+"""Writes region stores, on a disk or in a bucket, with any number of processes and any number of interruptions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from array_record.python import array_record_module
 from vild_jax.data.regions import locks, records
 from vild_jax.data.regions.records import IMAGES_FILE, JOB_FILE, MANIFEST_FILE, Job, Regions, as_text, shard_name
 from vild_jax.data.schema import DataError
-from vild_jax.runtime import digests, files, progress, reading
+from vild_jax.runtime import buckets, digests, files, progress, reading
 
 
 class StoreWriter:
@@ -36,23 +38,18 @@ class StoreWriter:
 
   def __init__(self, path: str | Path, job: Job, *, process_index: int = 0, process_count: int = 1):
     """Takes the lock. Raises DataError if the folder holds something else or another job, or is being written."""
-    self.path, self.job = Path(path).absolute(), job
+    self.path, self.job = files.absolute(path), job
     self._part = range(process_index, job.shards, process_count)
     self._lock_file = locks.lock_file(self.path, process_index, process_count)
-    self._handle: int | None = None
     if self.path.exists() and not self.path.is_dir():
       raise DataError(f'{self.path} is a file; expected a new folder, or that of an unfinished store')
-    self.path.mkdir(parents=True, exist_ok=True)
-    with locks.folder_lock(self.path):
+    if not files.is_remote(self.path):
+      self.path.mkdir(parents=True, exist_ok=True)
+    with locks.folder_lock(self.path), contextlib.ExitStack() as held:
       self._claim_job()
-      for other in locks.held_locks(self.path):
-        if other == self._lock_file or not other.name.endswith(f'-of-{process_count}.lock'):
-          raise DataError(
-            f'{self.path} is being written by another process ({other.name} is held); expected to be the '
-            'only one: wait for it, or choose another folder'
-          )
-      self._handle = locks.take_lock(self._lock_file)
+      held.enter_context(locks.part_lock(self.path, process_index, process_count))
       self._sweep()
+      self._held = held.pop_all()
 
   def __enter__(self) -> StoreWriter:
     return self
@@ -62,9 +59,7 @@ class StoreWriter:
 
   def close(self) -> None:
     """Releases the lock."""
-    if self._handle is not None:
-      locks.drop_lock(self._lock_file, self._handle)
-      self._handle = None
+    self._held.close()
 
   def missing(self) -> list[int]:
     """Returns the shards of this process that are not there yet, or not as they were written; reads the others whole.
@@ -73,9 +68,9 @@ class StoreWriter:
     lists, or is of another job.
     """
     listed, job = self._listed(), records.digest(self.job)
-    missing, there = [], {}
+    missing, there, sizes = [], {}, files.sizes(self.path)
     for shard in self._part:
-      found = _finished(self.path, self.job, shard)
+      found = _finished(self.path, self.job, shard, sizes)
       if found is None:
         missing.append(shard)
       else:
@@ -142,8 +137,12 @@ class StoreWriter:
 
   def finish(self) -> bool:
     """Writes the manifest if the shards of all processes are there; returns whether the store is whole."""
-    with locks.folder_lock(self.path):
-      shards = [_finished(self.path, self.job, shard) for shard in range(self.job.shards)]
+    names = [shard_name(shard, self.job) for shard in range(self.job.shards)]
+    if not {*names, *(_sidecar(self.path / name).name for name in names)} <= files.sizes(self.path).keys():
+      return False  # without the lock, for which all processes but the last one would wait
+    with locks.folder_lock(self.path), ThreadPoolExecutor(buckets.THREADS) as pool:
+      sizes = files.sizes(self.path)
+      shards = list(pool.map(lambda shard: _finished(self.path, self.job, shard, sizes), range(self.job.shards)))
       if any(shard is None for shard in shards):
         return False
       ids, counts, of_boxes = (
@@ -174,7 +173,12 @@ class StoreWriter:
     return True
 
   def _sweep(self) -> None:
-    """Removes what killed runs left; needs both locks. Of shards only those of this part: others may be in progress."""
+    """Removes what killed runs left; needs both locks. Of shards only those of this part: others may be in progress.
+
+    In a bucket they leave nothing but locks: a file is there when it is whole.
+    """
+    if files.is_remote(self.path):
+      return
     held = locks.held_locks(self.path, self._lock_file)
     for lock in self.path.glob('.part-*.lock'):
       if lock != self._lock_file and lock not in held:
@@ -193,9 +197,8 @@ class StoreWriter:
   def _claim_job(self) -> None:
     path, mine = self.path / JOB_FILE, as_text(self.job.as_json())
     if not path.is_file():
-      if others := sorted(
-        p.name for p in self.path.iterdir() if not (p.name.startswith(f'.{JOB_FILE}.') or locks.is_lock(p.name))
-      ):
+      there = files.sizes(self.path) if files.is_remote(self.path) else os.listdir(self.path)
+      if others := sorted(n for n in there if not (n.startswith(f'.{JOB_FILE}.') or locks.is_lock(n))):
         raise DataError(
           f'{self.path} holds {others[0]} and no {JOB_FILE}; expected a new or empty folder, or a region store'
         )
@@ -219,13 +222,15 @@ def _sidecar(shard: Path) -> Path:
   return shard.with_suffix('.json')
 
 
-def _finished(path: Path, job: Job, shard: int) -> dict[str, Any] | None:
-  """Returns the facts about a whole shard; None if it is not whole."""
+def _finished(path: Path, job: Job, shard: int, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+  """Returns the facts about a whole shard; None if it is not whole. `sizes` are those of all files in the folder."""
   file = path / shard_name(shard, job)
+  if file.name not in sizes or _sidecar(file).name not in sizes:
+    return None
   try:
     content = reading.json_text(_sidecar(file).read_bytes())
     lengths = {len(content[key]) for key in ('image_ids', 'regions', 'boxes')}
-    whole = file.stat().st_size == content['bytes'] and lengths == {len(job.examples(shard))}
+    whole = sizes[file.name] == content['bytes'] and lengths == {len(job.examples(shard))}
     return content if whole and content['sha256'] else None
   except (OSError, ValueError, KeyError, TypeError):
     return None
