@@ -88,6 +88,35 @@ def ending_when_told() -> Iterator[None]:
       signal.signal(signal.SIGTERM, before)
 
 
+class _Interrupted:
+  """Handles Ctrl-C (SIGINT) as Python does, and remembers that it came: an import may make another error of it."""
+
+  came = False
+
+  def __call__(self, *_: Any) -> None:
+    self.came = True
+    raise KeyboardInterrupt
+
+
+def was_interrupted() -> bool:
+  """Says whether Ctrl-C has come in a block of `noting_interrupts`."""
+  return getattr(signal.getsignal(signal.SIGINT), 'came', False)
+
+
+@contextlib.contextmanager
+def noting_interrupts() -> Iterator[None]:
+  """Remembers in the block that Ctrl-C came (`was_interrupted`); nothing changes where Python does not handle it."""
+  in_main = threading.current_thread() is threading.main_thread()
+  if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    yield
+    return
+  signal.signal(signal.SIGINT, _Interrupted())
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _joined() -> bool:
   return 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized()
 
