@@ -183,6 +183,26 @@ def test_interrupted_while_overwriting_the_old_split_is_whole(tmp_path, monkeypa
   assert sources.open_dataset(version, 'train').identity != identity
 
 
+def test_killed_while_the_old_records_go_the_next_run_removes_the_rest(tmp_path, monkeypatch):
+  version = prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out')
+  path, images = _changed(tmp_path, category_id=1)
+  real = Path.unlink
+
+  def unlink(file, **options):
+    if file.parent == version:
+      raise KeyboardInterrupt
+    real(file, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Path, 'unlink', unlink)
+    with pytest.raises(KeyboardInterrupt):
+      prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
+  assert len(list(version.glob('*.array_record-*'))) == 2
+  prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
+  assert len(list(version.glob('*.array_record-*'))) == len(list(version.glob('*.labels-*'))) == 1
+  assert len(sources.open_dataset(version, 'train')) == 4
+
+
 def test_killed_while_writing_it_starts_anew(tmp_path):
   path, images = small_set.write(tmp_path)
   code = textwrap.dedent("""

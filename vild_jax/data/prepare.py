@@ -236,6 +236,7 @@ def _commit(built: Path, version: Path, split: str, content: Checked, overwrite:
   if old and split in (present := read_metadata(version)[1]):
     if present[split]['identity'] == identity:
       _restore(built, version, split, present[split], content)
+      _remove_stale(version, split, identity[:16])
       return
     if not overwrite:
       raise DataError(
@@ -278,9 +279,13 @@ def _commit(built: Path, version: Path, split: str, content: Checked, overwrite:
     return
   for file in [*shards, built / METADATA_FILE, built / INFO_FILE]:  # the last one adds the split
     files.move(file, version / file.name)
-  for template in [s['filepathTemplate'] for s in old['splits'] if s['name'] == split]:
-    stale = template.partition('-{SPLIT}-')[2].partition('.')[0]
-    for shard in version.glob(f'*-{split}-{stale}.*-of-*'):
+  _remove_stale(version, split, tag)
+
+
+def _remove_stale(version: Path, split: str, tag: str) -> None:
+  """Removes the shards of a split without the tag of its content: of what was replaced, or of a run that was killed."""
+  for shard in version.glob(f'*-{split}-*.*-of-*'):
+    if (found := re.fullmatch(rf'.+-{split}-([0-9a-f]{{16}})\..+', shard.name)) and found[1] != tag:
       shard.unlink()
 
 
