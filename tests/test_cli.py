@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -130,3 +133,25 @@ def test_what_ends_a_program_is_no_error_of_a_command(monkeypatch, end):
   monkeypatch.setattr('vild_jax.commands.score.run', run)
   with pytest.raises(type(end)):
     cli.main(['score', '--annotations', 'a', '--results', 'b', '--protocol', 'lvis'])
+
+
+def _interrupt():
+  os.kill(os.getpid(), signal.SIGINT)
+  time.sleep(5)
+
+
+def _interrupt_an_import():
+  try:
+    _interrupt()
+  except KeyboardInterrupt:
+    raise ImportError('Encountered an error while initializing the extension.') from None
+
+
+@pytest.mark.parametrize(
+  ('where', 'come'), [('run', _interrupt), ('run', _interrupt_an_import), ('add_arguments', _interrupt)]
+)
+def test_ctrl_c_is_one_line_also_while_a_command_is_imported(monkeypatch, capsys, where, come):
+  monkeypatch.setattr(f'vild_jax.commands.score.{where}', lambda _: come())
+  assert cli.main(['score', '--annotations', 'a', '--results', 'b', '--protocol', 'lvis']) == 130
+  assert capsys.readouterr().err == 'vild-jax: interrupted\n'
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -49,12 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   lost = streams.keep() if of_process else lambda: None
   words = sys.argv[1:] if argv is None else argv
   try:
-    # Of `train`, also while the command itself is imported; `_run` has a block of its own for the work.
-    with processes.ending_when_told() if list(words[:1]) == ['train'] else nullcontext():
+    # SIGTERM to `train` counts also while the command itself is imported; `_run` has a block of its own for the work.
+    told = processes.ending_when_told() if list(words[:1]) == ['train'] else nullcontext()
+    with processes.noting_interrupts(of_process), told:
       args = parse(words)
       if of_process and not args.debug:
         messages.threads_in_one_line(f'vild-jax {args.command}')
       code = _run(args)
+  except KeyboardInterrupt:  # while the command is imported
+    return _interrupted(joined=False)
   except processes.Preempted as error:
     print(f'vild-jax train: {error}', file=sys.stderr)
     return processes.EXIT_PREEMPTED
@@ -101,14 +104,15 @@ def _run(args: argparse.Namespace) -> int:
         arguments.use_compiler(args)
       return _module(args.command).run(args) or 0
   except KeyboardInterrupt:
-    print('vild-jax: interrupted', file=sys.stderr)
-    return _exit_at_once(130) if joined else 130
+    return _interrupted(joined)
   except processes.Preempted as error:
     print(f'vild-jax {args.command}: {error}', file=sys.stderr)
     return processes.EXIT_PREEMPTED
   except BaseException as error:
     if not (isinstance(error, Exception) or messages.is_panic(error)):
       raise
+    if processes.was_interrupted():
+      return _interrupted(joined)
     if args.debug:
       import traceback
 
@@ -119,6 +123,11 @@ def _run(args: argparse.Namespace) -> int:
     code = 2 if expected else 1
     # A value that is not finite stops all processes at the same step; any other error may concern this one alone.
     return _exit_at_once(code) if joined and not isinstance(error, FloatingPointError) else code
+
+
+def _interrupted(joined: bool) -> int:
+  print('vild-jax: interrupted', file=sys.stderr)
+  return _exit_at_once(processes.EXIT_INTERRUPTED) if joined else processes.EXIT_INTERRUPTED
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

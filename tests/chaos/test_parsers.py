@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers import mutate, small_experiment, small_set, small_teacher, tiny
+from tests.helpers import mutate, record, small_experiment, small_set, small_teacher, tiny
 from tests.helpers.once import once
 from vild_jax import config as config_lib
 from vild_jax import vocabulary
@@ -291,18 +291,8 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(name, folder):
 @pytest.mark.soak
 @pytest.mark.parametrize('name', PARSERS)
 def test_many_more(name, folder, pytestconfig):
-  record = pytestconfig.getoption('record')
-  path = Path(record) if record else None
-  done = json.loads(path.read_text()) if path and path.is_file() else {}
-  start = done.get(name, {}).get('inputs', 0)
-  outcomes = _try(
-    name, folder, _inputs(name, folder, range(INPUTS + start, INPUTS + start + pytestconfig.getoption('inputs')))
-  )
-  if path:
-    done = json.loads(path.read_text()) if path.is_file() else {}
-    kept = done.get(name, {})
-    done[name] = {
-      key: kept.get(key, 0) + value for key, value in {'inputs': sum(outcomes.values()), **outcomes}.items()
-    }
-    path.write_text(json.dumps(done, indent=1) + '\n')
+  path = pytestconfig.getoption('record')
+  start = INPUTS + record.read(path, name).get('inputs', 0)
+  outcomes = _try(name, folder, _inputs(name, folder, range(start, start + pytestconfig.getoption('inputs'))))
+  record.add(path, name, {'inputs': sum(outcomes.values()), **outcomes})
   print(name, outcomes)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from tests.helpers import small_set
 from vild_jax.data import prepare, sources
 from vild_jax.data.schema import DataError
 from vild_jax.data.tfds_builders import detection
-from vild_jax.runtime import locks, owners, reading
+from vild_jax.runtime import files, locks, owners
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +30,26 @@ def _changed(tmp_path: Path, stem: str = 'small_train', **changes) -> tuple[Path
   tree = small_set.annotations()
   tree['annotations'][0] |= changes
   return small_set.write(tmp_path, tree, stem=stem)
+
+
+def test_a_disk_that_takes_nothing_more_is_an_error_that_names_a_place_and_leaves_nothing(tmp_path, monkeypatch):
+  given = small_set.write(tmp_path)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # ArrayRecord begins with more
+  try:
+    with pytest.raises(OSError, match=r'out/small cannot be written: .*File too large'):
+      prepare.prepare(*given, tmp_path / 'out')
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert not (tmp_path / 'out').exists()
+
+  def full(path):
+    raise OSError(28, 'No space left on device', str(path))
+
+  monkeypatch.setattr(files, '_flush_tree', full)
+  with pytest.raises(OSError, match='No space left'):
+    prepare.prepare(*given, tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(
@@ -161,6 +181,26 @@ def test_interrupted_while_overwriting_the_old_split_is_whole(tmp_path, monkeypa
   assert sorted(dataset[i].image_id for i in range(4)) == sorted(small_set.SIZES)
   prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
   assert sources.open_dataset(version, 'train').identity != identity
+
+
+def test_killed_while_the_old_records_go_the_next_run_removes_the_rest(tmp_path, monkeypatch):
+  version = prepare.prepare(*small_set.write(tmp_path), tmp_path / 'out')
+  path, images = _changed(tmp_path, category_id=1)
+  real = Path.unlink
+
+  def unlink(file, **options):
+    if file.parent == version:
+      raise KeyboardInterrupt
+    real(file, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Path, 'unlink', unlink)
+    with pytest.raises(KeyboardInterrupt):
+      prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
+  assert len(list(version.glob('*.array_record-*'))) == 2
+  prepare.prepare(path, images, tmp_path / 'out', overwrite=True)
+  assert len(list(version.glob('*.array_record-*'))) == len(list(version.glob('*.labels-*'))) == 1
+  assert len(sources.open_dataset(version, 'train')) == 4
 
 
 def test_killed_while_writing_it_starts_anew(tmp_path):
@@ -356,22 +396,3 @@ def test_photographs_lose_nothing(shared, tmp_path):
       else:
         area = sources.decode_mask(b['segmentation'], *b['segmentation']['size']).sum()
         assert area == sum(a['segmentation']['counts'][1::2])
-
-
-def test_a_split_that_is_added_while_another_process_reads_is_no_damage(tmp_path, monkeypatch):
-  path, images = small_set.write(tmp_path)
-  folder = prepare.prepare(path, images, tmp_path / 'out')
-  shutil.copytree(tmp_path / 'out', tmp_path / 'later')
-  later = prepare.prepare(small_set.write(tmp_path, stem='small_val')[0], images, tmp_path / 'later')
-  read = reading.content
-
-  def slowly(path, most):
-    found = read(path, most)
-    if path.name == sources.METADATA_FILE:
-      shutil.copytree(later, folder, dirs_exist_ok=True)
-    return found
-
-  with monkeypatch.context() as patched:
-    patched.setattr(reading, 'content', slowly)
-    assert set(sources.read_metadata(folder)[1]) == {'train'}
-  assert set(sources.read_metadata(folder)[1]) == {'train', 'val'}

@@ -1,12 +1,14 @@
-"""Threads that read the first pictures of a data set at once: neither waits for the other for ever."""
+"""Threads that read the first pictures of a data set at once, and processes that open it while a split is added."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
 from tests.helpers import small_set
 from vild_jax.data import prepare, sources
+from vild_jax.runtime import reading
 
 # The second thread reads just when the first one's import of TFDS has made the process's imports lazy.
 _PROGRAM = """
@@ -38,3 +40,22 @@ def test_two_threads_may_be_the_first_to_read(tmp_path):
   assert result.returncode == 0, result.stderr
   dataset = sources.open_dataset(tmp_path / 'out', 'train')
   assert result.stdout.split() == [str(dataset[0].image_id), str(dataset[1].image_id)]
+
+
+def test_a_split_that_is_added_while_another_process_reads_is_no_damage(tmp_path, monkeypatch):
+  path, images = small_set.write(tmp_path)
+  folder = prepare.prepare(path, images, tmp_path / 'out')
+  shutil.copytree(tmp_path / 'out', tmp_path / 'later')
+  later = prepare.prepare(small_set.write(tmp_path, stem='small_val')[0], images, tmp_path / 'later')
+  read = reading.content
+
+  def slowly(path, most):
+    found = read(path, most)
+    if path.name == sources.METADATA_FILE:
+      shutil.copytree(later, folder, dirs_exist_ok=True)
+    return found
+
+  with monkeypatch.context() as patched:
+    patched.setattr(reading, 'content', slowly)
+    assert set(sources.read_metadata(folder)[1]) == {'train'}
+  assert set(sources.read_metadata(folder)[1]) == {'train', 'val'}

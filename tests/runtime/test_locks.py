@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vild_jax.runtime import locks, owners
+from vild_jax.runtime import files, locks, owners
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +52,18 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_stale_at_once(tmp_path)
   with locks.locked(tmp_path):
     assert json.loads((tmp_path / locks.LOCK_FILE).read_text())['pid'] == os.getpid()
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('jump', [-1e8, 1e8])
+def test_a_clock_that_jumps_changes_neither_locks_nor_what_belongs_to_whom(tmp_path, monkeypatch, jump):
+  now = time.time
+  with locks.locked(tmp_path), files.replacing(tmp_path / 'file') as temporary:
+    temporary.write_text('x')
+    monkeypatch.setattr(time, 'time', lambda: now() + jump)
+    files.sweep(tmp_path / '..' / tmp_path.name)  # it looks once under each name
+    with pytest.raises(locks.FolderInUse), locks.locked(tmp_path):
+      pass
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
 def test_who_may_wait_gets_the_lock_of_who_ends(tmp_path):

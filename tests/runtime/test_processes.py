@@ -158,17 +158,24 @@ def test_a_signal_while_the_command_is_imported_ends_with_that_code_too(monkeypa
   assert capsys.readouterr().err.startswith('vild-jax train: told to end (SIGTERM) while no step ran')
 
 
-def test_a_signal_during_an_import_ends_the_process_at_once(tmp_path):
+@pytest.mark.parametrize(
+  ('block', 'name', 'code', 'said'),
+  [
+    ('ending_when_told()', 'SIGTERM', processes.EXIT_PREEMPTED, 'told to end (SIGTERM) while no step ran'),
+    ('noting_interrupts(of_process=True)', 'SIGINT', processes.EXIT_INTERRUPTED, 'interrupted\n'),
+  ],
+)
+def test_a_signal_during_an_import_ends_the_process_at_once(tmp_path, block, name, code, said):
   """An exception there would run through extensions in C++, of which some crash."""
-  swallows = 'import os, signal\ntry:\n  os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException:\n  pass\n'
+  swallows = f'import os, signal\ntry:\n  os.kill(os.getpid(), signal.{name})\nexcept BaseException:\n  pass\n'
   (tmp_path / 'swallows.py').write_text(swallows)
-  program = 'from vild_jax.runtime import processes\nwith processes.ending_when_told():\n  import swallows\nprint("on")'
+  program = f'from vild_jax.runtime import processes\nwith processes.{block}:\n  import swallows\nprint("on")'
   path = os.pathsep.join([str(tmp_path), *sys.path])
   done = subprocess.run(
     [sys.executable, '-c', program], env={**os.environ, 'PYTHONPATH': path}, capture_output=True, text=True
   )
-  assert (done.returncode, done.stdout) == (processes.EXIT_PREEMPTED, '')
-  assert done.stderr.startswith('vild-jax: told to end (SIGTERM) while no step ran') and done.stderr.count('\n') == 1
+  assert (done.returncode, done.stdout) == (code, '')
+  assert done.stderr.startswith(f'vild-jax: {said}') and done.stderr.count('\n') == 1
 
 
 def test_another_command_ends_at_the_signal_as_any_process_does(monkeypatch):

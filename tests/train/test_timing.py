@@ -92,6 +92,13 @@ def test_a_run_of_several_processes_adds_up_to_the_wall_clock_with_what_was_lost
   )
 
 
+def test_a_clock_that_is_set_back_is_no_time_between_two_processes(tmp_path):
+  fake = Fake()
+  trained(tmp_path, fake)
+  fake.passes(-1000)
+  assert timing.Goodput(tmp_path, timing.Clock(now=fake), 2, fake).seconds()[timing.DOWN] == 0
+
+
 def test_what_was_done_before_the_first_checkpoint_is_lost_too(tmp_path):
   fake = Fake()
   trained(tmp_path, fake)

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 
 import pytest
 
-from tests.helpers import tiny
+from tests.helpers import small_demo
 from vild_jax.demo import methods
-from vild_jax.demo import world as toy_world
 from vild_jax.workflows import demo
 
 
 @pytest.fixture(scope='module')
-def small_demo():
+def shrunk():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(demo, '_TEACHER_CROPS', 256)
-    patch.setattr(demo, '_TEACHER_STEPS', 2)
-    patch.setattr(demo, '_START_STEPS', 2)
-    patch.setattr(demo.toy_teacher, '_PHASES', demo.toy_teacher._PHASES[1:])  # each compiles a step
-    patch.setattr(demo, '_GALLERY', 3)
-    patch.setattr(toy_world, 'generate', functools.partial(toy_world.generate, train_images=48, val_images=16))
-    patch.setattr(demo, 'toy_config', functools.partial(_tiny_config, demo.toy_config))
+    small_demo.shrink(patch.setattr)
     yield
 
 
-def _tiny_config(real, *args):
-  config = real(*args)
-  small = tiny.config('model.region_head.embedding_dim=0', 'train.steps=2', 'mesh.data=1', *tiny.SHALLOW)
-  return dataclasses.replace(
-    small,
-    name=config.name,
-    seed=config.seed,
-    vocabulary=config.vocabulary,
-    teacher=config.teacher,
-    data=dataclasses.replace(small.data, train=config.data.train, val=config.data.val),
-  )
-
-
 @pytest.fixture(scope='module')
-def made(small_demo, tmp_path_factory):
+def made(shrunk, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('demo')
   demo.run(workdir, seed=5, methods=('vild_text',))
   return workdir
 
 
 @pytest.fixture(scope='module')
-def compared(made, small_demo):
+def compared(made, shrunk):
   """The same demo, asked for more methods later: (report.json, when the stages of the first call ended)."""
   first = json.loads((made / 'stages.json').read_text())['stages']
   demo.run(made, seed=5, methods=('vild_ensemble', 'clip_crops'))
@@ -79,12 +57,12 @@ def test_the_report_is_whole(made):
   assert page.count('data:image/') >= 6 and 'ViLD-text' in page and 'seed' in page.lower()
 
 
-def test_every_stage_is_announced(made, small_demo, capsys):
+def test_every_stage_is_announced(made, shrunk, capsys):
   demo.run(made, seed=5, methods=('vild_text',))
   assert '[9/9] gallery: about ' in capsys.readouterr().err
 
 
-def test_a_finished_demo_is_not_run_again(made, small_demo, monkeypatch):
+def test_a_finished_demo_is_not_run_again(made, shrunk, monkeypatch):
   before = (made / 'stages.json').stat().st_mtime_ns
   monkeypatch.setattr(demo.toy_teacher, 'train', None)
   demo.run(made, seed=5, methods=('vild_text',))

@@ -1,4 +1,4 @@
-"""A second training, evaluation or demo in a folder that is in use ends in one line, and changes nothing there."""
+"""A second training, evaluation, detection or demo in a folder in use ends in one line, and changes nothing there."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def made(tmp_path_factory):
     (['train', 'MADE/config.json'], '--workdir'),
     (['evaluate', 'MADE/config.json', '--checkpoint', 'MADE/run'], '--out'),
     (['demo'], '--workdir'),
+    (['detect', 'MADE/images', '--checkpoint', 'MADE/run', '--classes', 'ant'], '--out'),
   ],
-  ids=['train', 'evaluate', 'demo'],
+  ids=['train', 'evaluate', 'demo', 'detect'],
 )
 def test_a_folder_in_use_is_refused(made, tmp_path, capsys, words, option):
   words = [word.replace('MADE', str(made)) for word in words]

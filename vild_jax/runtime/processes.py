@@ -22,6 +22,7 @@ from typing import Any
 
 # The exit code of a run that got SIGTERM and saved its state; the launcher starts it again (EX_TEMPFAIL of sysexits).
 EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130  # Ctrl-C
 HEARTBEAT_SECONDS = 100  # a process that does not answer for so long counts as dead, and the others end
 _JOIN_SECONDS = 300  # time for all processes to join
 _SHUTDOWN_SECONDS = 86_400  # the first to finish waits so long for the last; the heartbeat detects dead processes
@@ -57,10 +58,14 @@ class _Told:
     del number
     self.came = True
     if _imports(frame):
-      with contextlib.suppress(OSError, ValueError):  # closed
-        print(f'vild-jax: {_NO_STEP}', file=sys.stderr, flush=True)
-      os._exit(EXIT_PREEMPTED)
+      _exit(_NO_STEP, EXIT_PREEMPTED)
     raise Preempted(_NO_STEP)
+
+
+def _exit(message: str, code: int) -> None:
+  with contextlib.suppress(OSError, ValueError):  # closed
+    print(f'vild-jax: {message}', file=sys.stderr, flush=True)
+  os._exit(code)
 
 
 def _imports(frame: types.FrameType | None) -> bool:
@@ -102,6 +107,47 @@ def ending_when_told() -> Iterator[None]:
   finally:
     if not _joined():  # JAX has a handler of its own now, which Python does not know
       signal.signal(signal.SIGTERM, before)
+
+
+class _Interrupted:
+  """Handles Ctrl-C (SIGINT) as Python does, and remembers that it came: an import may make another error of it.
+
+  Where the process is the command's own, Ctrl-C during an import ends it, as SIGTERM does (`_Told`).
+  """
+
+  came = False
+
+  def __init__(self, of_process: bool):
+    self._of_process = of_process
+
+  def __call__(self, number: int, frame: types.FrameType | None) -> None:
+    del number
+    self.came = True
+    if self._of_process and _imports(frame):
+      _exit('interrupted', EXIT_INTERRUPTED)
+    raise KeyboardInterrupt
+
+
+def was_interrupted() -> bool:
+  """Says whether Ctrl-C has come in a block of `noting_interrupts`."""
+  return getattr(signal.getsignal(signal.SIGINT), 'came', False)
+
+
+@contextlib.contextmanager
+def noting_interrupts(of_process: bool) -> Iterator[None]:
+  """Remembers in the block that Ctrl-C came (`was_interrupted`); nothing changes where Python does not handle it.
+
+  `of_process` says that the process does nothing else: then Ctrl-C may end it at once.
+  """
+  in_main = threading.current_thread() is threading.main_thread()
+  if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    yield
+    return
+  signal.signal(signal.SIGINT, _Interrupted(of_process))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _joined() -> bool:
