@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests.helpers import small_set
 from vild_jax.data import prepare, sources
 from vild_jax.data.schema import DataError
 from vild_jax.data.tfds_builders import detection
-from vild_jax.runtime import locks, owners
+from vild_jax.runtime import files, locks, owners
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +30,26 @@ def _changed(tmp_path: Path, stem: str = 'small_train', **changes) -> tuple[Path
   tree = small_set.annotations()
   tree['annotations'][0] |= changes
   return small_set.write(tmp_path, tree, stem=stem)
+
+
+def test_a_disk_that_takes_nothing_more_is_an_error_that_names_a_place_and_leaves_nothing(tmp_path, monkeypatch):
+  given = small_set.write(tmp_path)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # ArrayRecord begins with more
+  try:
+    with pytest.raises(OSError, match=r'out/small cannot be written: .*File too large'):
+      prepare.prepare(*given, tmp_path / 'out')
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert not (tmp_path / 'out').exists()
+
+  def full(path):
+    raise OSError(28, 'No space left on device', str(path))
+
+  monkeypatch.setattr(files, '_flush_tree', full)
+  with pytest.raises(OSError, match='No space left'):
+    prepare.prepare(*given, tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(

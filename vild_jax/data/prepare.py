@@ -27,7 +27,7 @@ from vild_jax.data.checked import Checked, Source
 from vild_jax.data.contents import Contents
 from vild_jax.data.schema import Category, DataError
 from vild_jax.data.sources import FEATURES_FILE, INFO_FILE, METADATA_FILE, JsonSource, read_metadata
-from vild_jax.runtime import digests, files, locks, progress
+from vild_jax.runtime import digests, files, locks, messages, progress
 
 _WAIT_SECONDS = 600.0  # how long to wait for another process that adds a split to the same data set
 
@@ -144,7 +144,10 @@ def store(
     content = Checked(source, max_megapixels * 10**6)
     with progress.bar(len(source), f'prepare {name}/{split}', unit='img') as bar, _quiet_tfds():
       builder = detection.Detection(name, split, content.examples(bar.update), str(staging))
-      builder.download_and_prepare()
+      try:
+        builder.download_and_prepare()
+      except RuntimeError as error:  # of ArrayRecord
+        raise OSError(f'{Path(out) / name} cannot be written: {messages.first_line(error)}') from error
     stored = min(len(content), builder.info.splits[split].num_examples)
     if stored != len(source):  # TFDS asks for no examples at all where it takes a data set for finished
       raise DataError(f'{name}/{split}: {stored} examples were stored; expected the {len(source)} of the source')
@@ -266,7 +269,12 @@ def _commit(built: Path, version: Path, split: str, content: Checked, overwrite:
   files.write(built / INFO_FILE, text)
   if old is None:
     version.parent.mkdir(parents=True, exist_ok=True)
-    files.move(built, version)
+    try:
+      files.move(built, version)
+    except OSError:
+      with contextlib.suppress(OSError):  # not empty
+        version.parent.rmdir()
+      raise
     return
   for file in [*shards, built / METADATA_FILE, built / INFO_FILE]:  # the last one adds the split
     files.move(file, version / file.name)
