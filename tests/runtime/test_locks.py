@@ -186,6 +186,7 @@ def test_a_lock_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch)
 
   with monkeypatch.context() as patch:
     patch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='No space left'), locks.locked(tmp_path / 'a' / 'b'):
+    with pytest.raises(OSError, match='No space left') as error, locks.locked(tmp_path / 'a' / 'b'):
       pass
+  assert error.value.filename == str(tmp_path / 'a' / 'b' / locks.LOCK_FILE)
   assert not list(tmp_path.iterdir())

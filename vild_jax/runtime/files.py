@@ -175,7 +175,7 @@ def new_folder(
   _check_replaceable(out, may_replace)
   with temporary_folder(out) as temporary:
     (temporary / 'new').mkdir()
-    with _named(out):
+    with naming(out):
       yield temporary / 'new'
     _flush_tree(temporary / 'new')
     _check_replaceable(out, may_replace)
@@ -210,7 +210,7 @@ def temporary_folder(beside: str | Path) -> Iterator[Path]:
   temporary = temporary_name(beside)
   try:
     temporary.mkdir()
-    with _named(beside.parent):
+    with naming(beside.parent):
       yield temporary
   finally:
     if not (temporary / 'old').exists() or os.path.lexists(beside):  # else it is the only copy
@@ -238,7 +238,7 @@ def move(source: str | Path, target: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
   """Gives an error of the system that names no file, as those of a write or of closing do, a path to name."""
   try:
     yield

@@ -113,8 +113,9 @@ def _create(path: Path) -> int:
   """Creates the lock file with its content. Raises FileExistsError if it is there."""
   handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0), 0o644)
   try:
-    os.write(handle, json.dumps(_about()).encode())
-    os.fsync(handle)
+    with files.naming(path):
+      os.write(handle, json.dumps(_about()).encode())
+      os.fsync(handle)
   except BaseException:
     path.unlink(missing_ok=True)
     os.close(handle)
