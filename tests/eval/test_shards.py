@@ -53,6 +53,23 @@ def test_shards_hold_whole_batches():
   assert shards.pictures(np.array([False, True, False, True])).tolist() == [*range(64, 128), *range(192, 200)]
 
 
+def test_what_comes_before_the_replacement_finds_all_written_and_the_older_files(tmp_path):
+  """A disk that is full for the results leaves what describes the older ones."""
+  (shards := _shards(tmp_path)).open(JOB)
+  shards.write(0, missing := ~shards.finished(), _entries(shards, missing))
+  (tmp_path / 'one.json').write_text('older')
+  found = []
+
+  def look():
+    written = sum(path.stat().st_size for path in tmp_path.glob('.*.tmp'))
+    found.append(((tmp_path / 'one.json').read_text(), written))
+
+  merged = _merged(shards, tmp_path, before=look)
+  assert merged == _alone(tmp_path)
+  (older, written) = found[0]
+  assert older == 'older' and written == sum(map(len, merged)) - 2 * len('\n]\n')
+
+
 @pytest.mark.parametrize('processes', [1, 2, 4])
 def test_the_joined_files_are_those_of_one_process(tmp_path, processes):
   for process in range(processes):

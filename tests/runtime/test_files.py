@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -94,6 +96,23 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
   with pytest.raises(IsADirectoryError) as error:
     files.write(tmp_path, 'x')
   assert error.value.filename == str(tmp_path)
+
+
+def test_an_error_of_a_write_or_a_flush_names_a_file_too(tmp_path, monkeypatch):
+  """The system's own error has none, and `No space left on device` alone says nothing."""
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  for context in (files.new_folder, files.temporary_folder):
+    with pytest.raises(OSError, match='No space left') as error, context(tmp_path / 'a'):
+      full()
+    assert Path(error.value.filename) in (tmp_path / 'a', tmp_path)
+  (tmp_path / 'file').touch()
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(OSError, match='No space left') as error:
+    files.move(tmp_path / 'file', tmp_path / 'other')
+  assert error.value.filename == str(tmp_path / 'file')
 
 
 def test_an_error_in_words_keeps_them(tmp_path):
@@ -213,6 +232,21 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
 def test_a_folder_made_for_nothing_goes_again(tmp_path):
   with pytest.raises(KeyError), files.temporary_folder(tmp_path / 'a' / 'b' / 'c') as folder:
     (folder / 'half').write_text('x')
+    raise KeyError
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_which_a_thread_of_a_library_writes_on_is_removed_a_moment_later(tmp_path, monkeypatch):
+  """As TensorStore does after one of its writes has failed: files appear while the folder is removed."""
+  remove, attempts = shutil.rmtree, []
+
+  def after_one_attempt(path, **how):
+    attempts.append(path)
+    if len(attempts) > 1:
+      remove(path, **how)
+
+  monkeypatch.setattr(shutil, 'rmtree', after_one_attempt)
+  with pytest.raises(KeyError), files.new_folder(tmp_path / 'a' / 'b'):
     raise KeyError
   assert not list(tmp_path.iterdir())
 

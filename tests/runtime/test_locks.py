@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -144,6 +147,33 @@ def test_a_stale_lock_is_taken_by_one_of_many(tmp_path):
   assert (tmp_path / 'taken').read_text()
 
 
+@pytest.mark.parametrize('links', [True, False])
+def test_without_flock_who_comes_late_to_a_stale_lock_leaves_the_new_one(tmp_path, monkeypatch, links):
+  """Two processes find a lock stale; the second one removes it after the first one has taken it."""
+
+  def lacks(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', lacks)
+  if not links:
+    monkeypatch.setattr(os, 'link', lacks)
+  lock, rename = tmp_path / locks.LOCK_FILE, os.rename
+  dead = json.dumps({'machine': owners.machine(), 'pid': 2**22 + 1, 'started': 5})
+  lock.write_text(dead)
+  with contextlib.ExitStack() as first:
+
+    def after_the_first_has_it(source, target):
+      monkeypatch.setattr(os, 'rename', rename)
+      first.enter_context(locks.locked(tmp_path))
+      rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', after_the_first_has_it)
+    with pytest.raises(locks.FolderInUse), locks.locked(tmp_path):
+      pass
+    assert json.loads(lock.read_text())['pid'] == os.getpid()
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_process_that_cannot_be_seen_is_not_taken_for_dead(tmp_path, monkeypatch):
   """Where /proc hides the processes of other users, `kill` still tells that one runs: its lock is watched."""
   about = {'machine': owners.machine(), 'pid': 1, 'started': 5, 'host': 'here'}
@@ -168,6 +198,7 @@ def test_a_lock_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch)
 
   with monkeypatch.context() as patch:
     patch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='No space left'), locks.locked(tmp_path / 'a' / 'b'):
+    with pytest.raises(OSError, match='No space left') as error, locks.locked(tmp_path / 'a' / 'b'):
       pass
+  assert error.value.filename == str(tmp_path / 'a' / 'b' / locks.LOCK_FILE)
   assert not list(tmp_path.iterdir())

@@ -106,6 +106,10 @@ class ResultsWriter:
       self._file.write(('\n' if self.count == 0 else ',\n') + line)
       self.count += 1
 
+  def flush(self) -> None:
+    """Hands what was written to the system, which says then whether the disk takes it."""
+    self._file.flush()
+
   def __exit__(self, *error: Any) -> None:
     self._stack.__exit__(*error)
 

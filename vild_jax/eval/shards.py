@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,16 @@ class Shards:
       lines += [json.dumps(result, allow_nan=False) for of_method in found for result in of_method]
     files.write(self.folder / self._name(shard, process), '\n'.join([*lines, '']))
 
-  def merge(self, paths: Sequence[Path], *, wait_seconds: float = WAIT_SECONDS) -> None:
+  def merge(
+    self,
+    paths: Sequence[Path],
+    *,
+    before: Callable[[], Any] = lambda: None,
+    wait_seconds: float = WAIT_SECONDS,
+  ) -> None:
     """Joins all shards to the results files `paths`, one for each method, as one process would have written them.
+
+    `before` is called when all is written, and no older file is replaced yet.
 
     Raises DataError if a part does not appear or is damaged, or a picture is in no part.
     """
@@ -114,6 +122,9 @@ class Shards:
             raise DataError(f'{self.folder}: shard {shard} lacks image {image_id}; expected every picture once')
           for writer, lines in zip(writers, found[image_id], strict=True):
             writer.write_lines(lines)
+      for writer in writers:
+        writer.flush()
+      before()
 
   def remove(self) -> None:
     """Removes the folder."""

@@ -145,9 +145,12 @@ def evaluate(
   jobs.detect_missing(shards, job, detect, begin)
   if jax.process_index() > 0:
     return None
-  for folder in folders:
-    summary.remove_reports(out / folder)
-  shards.merge([out / folder / summary.RESULTS_FILE for folder in folders])
+
+  def forget() -> None:
+    for folder in folders:
+      summary.remove_reports(out / folder)
+
+  shards.merge([out / folder / summary.RESULTS_FILE for folder in folders], before=forget)
   flags = vocabulary_lib.is_base([_row_name(category, classes) for category in categories], trained_on)
   split = Split(*(frozenset(c.id for c, f in zip(categories, flags, strict=True) if f == of) for of in (True, False)))
   limits = protocols.limits(config.evaluation)

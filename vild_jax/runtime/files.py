@@ -29,6 +29,7 @@ from pathlib import Path
 from vild_jax.runtime import buckets, owners
 
 ABANDONED_DAYS = 7  # after which a leftover of another machine goes
+_PAUSES = (0.0, 0.05, 0.2, 0.5)  # seconds before each attempt to remove a temporary folder
 _REMOTE = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # a Path has taken the second slash away; drives have one letter
 _TEMPORARY = re.compile(r'\.(?P<target>.+)\.(?P<owner>[0-9a-f]{8}-\d+-\d+)-[0-9a-f]{8}\.tmp')
 
@@ -131,7 +132,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     yield path
     return
   sweep(path.parent)
-  temporary = _temporary_name(path)
+  temporary = temporary_name(path)
   try:
     yield temporary
     _flush(temporary)
@@ -151,7 +152,7 @@ def require_writable(path: str | Path) -> None:
   path = local(path)
   if _is_device(path):
     return
-  temporary = _temporary_name(path)
+  temporary = temporary_name(path)
   try:
     if path.is_dir():
       raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -187,7 +188,8 @@ def new_folder(
   _check_replaceable(out, may_replace)
   with temporary_folder(out) as temporary:
     (temporary / 'new').mkdir()
-    yield temporary / 'new'
+    with naming(out):
+      yield temporary / 'new'
     _flush_tree(temporary / 'new')
     _check_replaceable(out, may_replace)
     stands = os.path.lexists(out)
@@ -218,13 +220,14 @@ def temporary_folder(beside: str | Path) -> Iterator[Path]:
   made = [folder for folder in beside.parents if not folder.exists()]
   beside.parent.mkdir(parents=True, exist_ok=True)
   sweep(beside.parent)
-  temporary = _temporary_name(beside)
+  temporary = temporary_name(beside)
   try:
     temporary.mkdir()
-    yield temporary
+    with naming(beside.parent):
+      yield temporary
   finally:
     if not (temporary / 'old').exists() or os.path.lexists(beside):  # else it is the only copy
-      shutil.rmtree(temporary, ignore_errors=True)
+      _remove(temporary)
     with contextlib.suppress(OSError):  # not empty
       for folder in made:
         folder.rmdir()
@@ -242,12 +245,32 @@ def work_folder(beside: str | Path) -> Iterator[Path]:
     yield folder
 
 
+def _remove(folder: Path) -> None:
+  """Removes a folder; threads of a library one of whose writes failed may write there for another moment."""
+  for pause in _PAUSES:
+    time.sleep(pause)
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+      return
+
+
 def move(source: str | Path, target: str | Path) -> None:
   """Renames a finished file or folder to `target` on the same file system, over an older file, flushed to the disk."""
   source, target = Path(source), Path(target)
   (_flush_tree if source.is_dir() else _flush)(source)
   os.replace(source, target)
   _flush(target.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Gives an error of the system that names no file, as those of a write or of closing do, a path to name."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is not None and error.filename is None:
+      raise type(error)(error.errno, error.strerror, str(path)) from error
+    raise
 
 
 def _is_device(path: Path) -> bool:
@@ -270,7 +293,7 @@ def _flush(path: Path) -> None:
     os.fsync(handle)
   except OSError as error:
     if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS) and not path.is_dir():
-      raise
+      raise type(error)(error.errno, error.strerror, str(path)) from error
   finally:
     os.close(handle)
 
@@ -286,7 +309,8 @@ def _flush_tree(folder: Path) -> None:
 # --- leftovers ------------------------------------------------------------------------------------------------------
 
 
-def _temporary_name(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
+  """Returns a new hidden name beside a path, which says whose it is: `sweep` removes it when this process is dead."""
   return path.with_name(f'.{path.name}.{owners.owner()}-{secrets.token_hex(4)}.tmp')
 
 

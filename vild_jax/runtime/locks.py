@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import secrets
@@ -112,8 +113,9 @@ def _create(path: Path) -> int:
   """Creates the lock file with its content. Raises FileExistsError if it is there."""
   handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0), 0o644)
   try:
-    os.write(handle, json.dumps(_about()).encode())
-    os.fsync(handle)
+    with files.naming(path):
+      os.write(handle, json.dumps(_about()).encode())
+      os.fsync(handle)
   except BaseException:
     path.unlink(missing_ok=True)
     os.close(handle)
@@ -202,13 +204,33 @@ def _remove_stale(path: Path, found: bytes) -> None:
   except OSError:
     return
   try:
-    with contextlib.suppress(OSError):  # the file system has no flock
+    remove = path.unlink
+    try:
       fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:  # the file system has no flock
+      remove = functools.partial(_take_away, path, found)
     with contextlib.suppress(FileNotFoundError):
       if os.path.samestat(os.fstat(handle), os.lstat(path)) and _read(path) == found:
-        path.unlink()
+        remove()
   finally:
     os.close(handle)
+
+
+def _take_away(path: Path, found: bytes) -> None:
+  """Removes a stale lock file without `flock`: a lock that another process has put in its place meanwhile comes back.
+
+  The file is renamed before it is removed, which one process can do, and which leaves time to look at what it was.
+  """
+  aside = files.temporary_name(path)
+  os.rename(path, aside)
+  if aside.read_bytes() != found:
+    try:
+      os.link(aside, path)  # unlike a rename it never replaces the lock of a third
+    except FileExistsError:
+      pass
+    except OSError:  # the file system has no links either
+      os.rename(aside, path)
+  aside.unlink(missing_ok=True)
 
 
 def _holder(found: bytes) -> str:
