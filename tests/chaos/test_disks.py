@@ -62,16 +62,15 @@ _STOPPED = [*_FEW, *(pytest.param(name, marks=pytest.mark.soak) for name in ('ev
 @pytest.mark.parametrize('name', _STOPPED)
 def test_a_disk_that_is_full_read_only_or_goes_away(name, world, tmp_path):
   kills = Kills(COMMANDS[name](world), tmp_path / 'kills')
-  needed = _size(kills.place)
+  needed, largest = _size(kills.place), max(path.lstat().st_size for path in kills.place.rglob('*') if path.is_file())
   kills.renew()
   # A file that is too large, which needs no right to mount.
-  largest = max(len(content) for content in kills.undisturbed.new.values() if isinstance(content, bytes))
   _stop(kills, ['bash', '-c', f'ulimit -f {max(largest // 2 // _BLOCK, 1)}; exec "$@"', 'bash'])
 
   kills.renew()
   with _mounted(kills.place, 4 * needed + 2**20):
     disk = os.statvfs(kills.place)
-    room = (needed - _size(kills.place)) // 2
+    room = max(needed - _size(kills.place), largest) // 2
     with (kills.place / 'other').open('wb') as other:
       other.write(bytes(disk.f_bavail * disk.f_frsize - room))
     _stop(kills)
@@ -85,4 +84,4 @@ def test_a_disk_that_is_full_read_only_or_goes_away(name, world, tmp_path):
   away = kills.place.with_name('away')
   code = kills.at(kills.undisturbed.changes // 3, 0, lambda process: kills.place.rename(away))
   if code:
-    _check_told(kills, code, 'No such file', 'not found', 'does not exist')
+    _check_told(kills, code, 'No such file', 'NOT_FOUND', 'does not exist')

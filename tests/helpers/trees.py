@@ -76,14 +76,15 @@ def read(folder: Path, *, hidden: bool = True) -> Tree:
 
 
 def arrays(folder: Path) -> Tree:
-  """{name: bytes} of what Orbax has stored in a folder."""
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    about = checkpointer.metadata(folder).item_metadata.tree
-    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), about)
-    tree = checkpointer.restore(folder, restore_args=how)
-  return {
-    jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  """{name: bytes} of what Orbax has stored in a folder; of one that cannot be read, why."""
+  try:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      about = checkpointer.metadata(folder).item_metadata.tree
+      how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), about)
+      leaves = jax.tree_util.tree_leaves_with_path(checkpointer.restore(folder, restore_args=how))
+  except Exception as error:  # of many types
+    return {'unreadable': repr(error)}
+  return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
 
 def differences(expected: Tree, found: Tree) -> list[str]:
