@@ -9,9 +9,8 @@ from pathlib import Path
 import jax
 import safetensors.numpy
 
-from tests.helpers import small_demo, small_set, small_teacher, tiny
+from tests.helpers import small_demo, small_resnet, small_set, small_teacher, tiny
 from tests.helpers.kills import Command, finish
-from tests.interop.test_timm_resnet import tensors
 from vild_jax import config as config_lib
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint
@@ -137,7 +136,7 @@ class World:
 
   @functools.cached_property
   def resnet(self) -> Path:
-    safetensors.numpy.save_file(tensors(), self._folder / 'resnet.safetensors')
+    safetensors.numpy.save_file(small_resnet.tensors(), self._folder / 'resnet.safetensors')
     return self._folder / 'resnet.safetensors'
 
 
