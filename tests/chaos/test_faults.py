@@ -22,7 +22,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from tests.helpers import planted_store, record, small_set, small_teacher, tiny, trees
+from tests.helpers import planted_store, record, small_resnet, small_set, small_teacher, tiny, trees
 from tests.helpers.faults import FULL, HALF, ONCE, Faulty, Ran
 from tests.helpers.once import once
 from tests.helpers.small_experiment import run
@@ -164,9 +164,7 @@ def _make(world: Path) -> None:
   for seed in range(3):
     pixels = np.random.default_rng(seed).integers(0, 255, (40, 72, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(world / 'pictures' / f'{seed}.png')
-  from tests.interop import test_timm_resnet
-
-  safetensors.numpy.save_file(test_timm_resnet.tensors(), world / 'resnet.safetensors')
+  safetensors.numpy.save_file(small_resnet.tensors(), world / 'resnet.safetensors')
   found = [{'image_id': 11, 'category_id': 3, 'bbox': [5, 4, 25, 17.5], 'score': 0.5}]
   (world / 'results.json').write_text(json.dumps(found))
   (world / 'others.json').write_text(json.dumps([{**found[0], 'category_id': 8}]))

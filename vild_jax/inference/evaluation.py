@@ -145,11 +145,7 @@ def evaluate(
   jobs.detect_missing(shards, job, detect, begin)
   if jax.process_index() > 0:
     return None
-
-  def forget() -> None:
-    for folder in folders:
-      summary.remove_reports(out / folder)
-
+  forget = lambda: [summary.remove_reports(out / folder) for folder in folders]
   shards.merge([out / folder / summary.RESULTS_FILE for folder in folders], before=forget)
   flags = vocabulary_lib.is_base([_row_name(category, classes) for category in categories], trained_on)
   split = Split(*(frozenset(c.id for c, f in zip(categories, flags, strict=True) if f == of) for of in (True, False)))
