@@ -85,8 +85,10 @@ def take_lock(file: Path) -> int:
 
 def drop_lock(file: Path, handle: int) -> None:
   """Removes the file of a lock, then releases the lock: a process that waits for it then finds the file gone."""
-  file.unlink(missing_ok=True)
-  os.close(handle)
+  try:
+    file.unlink(missing_ok=True)
+  finally:
+    os.close(handle)
 
 
 def held_locks(path: Path, mine: Path | None = None) -> list[Path]:
