@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import pytest
 SOURCE = Path(__file__).with_name('faults.c')
 ONCE, HALF, FULL = range(3)  # manners of `faults.c`
 _SPACE = 5000
+_PATIENCE = 900  # seconds after which a command counts as one that never ends
 
 
 class Ran(NamedTuple):
@@ -60,10 +62,14 @@ class Faulty:
     """Runs `vild-jax WORDS`, in which call `number` fails; 0: none does."""
     self._process.stdin.write(json.dumps([[str(word) for word in words], number, error, manner]) + '\n')
     self._process.stdin.flush()
+    hangs = threading.Timer(_PATIENCE, self._process.kill)
+    hangs.start()
     answer = self._process.stdout.readline()
-    assert answer, f'the process has ended: {self._log.read_text(errors="replace")[-3000:]}'
+    hangs.cancel()
+    said = self._log.read_text(errors='replace')
+    assert answer, f'call {number}, fault {error, manner}: {words} ended the process, or did not end: {said[-3000:]}'
     code, *rest = json.loads(answer)
-    return Ran(code, self._log.read_text(errors='replace'), *rest)
+    return Ran(code, said, *rest)
 
 
 def _serve(library: str, log: str, below: str) -> None:
