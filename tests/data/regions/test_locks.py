@@ -42,8 +42,7 @@ def test_a_lock_whose_file_cannot_be_removed_is_free_all_the_same(tmp_path, monk
 
   with monkeypatch.context() as patch:
     patch.setattr(type(tmp_path), 'unlink', fails)
-    with pytest.raises(OSError, match='Input/output error'):
-      locks.drop_lock(tmp_path / 'lock', handle)
+    locks.drop_lock(tmp_path / 'lock', handle)
   with (tmp_path / 'lock').open('r+') as again:
     fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

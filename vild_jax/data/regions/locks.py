@@ -85,9 +85,9 @@ def take_lock(file: Path) -> int:
 
 def drop_lock(file: Path, handle: int) -> None:
   """Removes the file of a lock, then releases the lock: a process that waits for it then finds the file gone."""
-  try:
-    file.unlink(missing_ok=True)
-  finally:
+  with contextlib.suppress(OSError):  # a file that stays is free, and in nobody's way
+    file.unlink()
+  with contextlib.suppress(OSError):
     os.close(handle)
 
 
