@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from tests.helpers import small_demo, small_set, small_teacher, tiny
 from tests.helpers.kills import Command, finish
-from tests.interop.test_timm_resnet import tensors
+from tests.helpers.small_resnet import tensors
 from vild_jax import config as config_lib
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.train import checkpoint
