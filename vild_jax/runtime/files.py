@@ -144,7 +144,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
       raise type(error)(error.errno, error.strerror, str(path)) from error
     raise
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it has its name by now, or is left for `sweep`
+      temporary.unlink()
 
 
 def require_writable(path: str | Path) -> None:

@@ -117,7 +117,8 @@ def _create(path: Path) -> int:
       os.write(handle, json.dumps(_about()).encode())
       os.fsync(handle)
   except BaseException:
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      path.unlink()
     os.close(handle)
     raise
   return handle
@@ -155,7 +156,8 @@ def _drop(path: Path, handle: int) -> None:
   with contextlib.suppress(OSError):
     if os.path.samestat(os.fstat(handle), os.lstat(path)):
       path.unlink()
-  os.close(handle)
+  with contextlib.suppress(OSError):
+    os.close(handle)
 
 
 def _read(path: Path) -> bytes | None:

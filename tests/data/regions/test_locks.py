@@ -33,6 +33,20 @@ def network_file_system(monkeypatch):
   monkeypatch.setattr(fcntl, 'flock', flock)
 
 
+def test_a_lock_whose_file_cannot_be_removed_is_free_all_the_same(tmp_path, monkeypatch):
+  """Another command of the same process, as in a demo, would wait for it for ever."""
+  handle = locks.take_lock(tmp_path / 'lock')
+
+  def fails(*_, **__):
+    raise OSError(5, 'Input/output error')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(tmp_path), 'unlink', fails)
+    locks.drop_lock(tmp_path / 'lock', handle)
+  with (tmp_path / 'lock').open('r+') as again:
+    fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_a_folder_is_locked_on_a_network_file_system(network_file_system, tmp_path):
   events, threads = [], []
 

@@ -85,8 +85,10 @@ def take_lock(file: Path) -> int:
 
 def drop_lock(file: Path, handle: int) -> None:
   """Removes the file of a lock, then releases the lock: a process that waits for it then finds the file gone."""
-  file.unlink(missing_ok=True)
-  os.close(handle)
+  with contextlib.suppress(OSError):  # a file that stays is free, and in nobody's way
+    file.unlink()
+  with contextlib.suppress(OSError):
+    os.close(handle)
 
 
 def held_locks(path: Path, mine: Path | None = None) -> list[Path]:
