@@ -12,7 +12,6 @@ import warnings
 from pathlib import Path
 from types import FrameType
 
-import h11
 import jax
 import numpy as np
 import uvicorn
@@ -70,7 +69,7 @@ def _protocol(seconds: float) -> type[H11Protocol]:
       self._patience = self.loop.call_later(seconds, self._give_up)
 
     def _give_up(self) -> None:
-      if self.conn.their_state is h11.IDLE:  # else a request is being read or answered
+      if self.cycle is None or self.cycle.response_complete:  # else a request is being read or answered
         self.transport.close()
 
   return Protocol
