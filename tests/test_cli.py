@@ -72,6 +72,26 @@ def test_a_name_on_the_hub_is_no_address():
   )
 
 
+@pytest.mark.parametrize(
+  'words',
+  [
+    ('embed-text', '--from-npy', 'f', '--classes', 'c', '--teacher-id', 'x', '--out', './f'),
+    ('score', '--annotations', 'a', '--results', 'f', '--protocol', 'coco', '--json', 'f'),
+    ('check', 'a', 'f', '--json', 'f'),
+  ],
+)
+def test_a_file_that_is_read_is_not_written(tmp_path, monkeypatch, capsys, words):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'f').write_text('of the user')
+  with pytest.raises(SystemExit):
+    cli.parse(words)
+  message = capsys.readouterr().err
+  assert 'which the command reads too (' in message and message.count('\n') == 1
+  cli.parse([*words[:-1], 'other'])
+  (tmp_path / 'link').symlink_to('f')
+  cli.parse([*words[:-1], 'link'])  # which would be replaced, and not followed
+
+
 def test_an_unknown_argument_is_refused():
   words = ['detect', 'x.jpg', '--checkpoint', 'c', '--classes', 'a', '--out', 'o', '--frobnicate=1']
   command = [sys.executable, '-m', 'vild_jax', *words]

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -153,7 +153,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
       parser.error(str(error))
   if getattr(args, 'json', None) and not Path(args.json).absolute().parent.is_dir():
     parser.error(f'--json is {args.json!r}; expected a file in a folder that exists')
+  for option in ('out', 'json'):
+    if reads := _also_read(args, option):
+      parser.error(f'--{option} is {getattr(args, option)!r}, which the command reads too ({reads}); expected another')
   return args
+
+
+def _also_read(args: argparse.Namespace, option: str) -> str:
+  """Returns the name of another argument that is the file which `option` would replace; '' if there is none."""
+  written = getattr(args, option, None)
+  if not isinstance(written, str) or os.path.islink(written) or not os.path.isfile(written):
+    return ''  # a link is replaced, not followed
+  for name, word in _paths(args):
+    with suppress(OSError, ValueError):
+      if name not in ('out', 'json') and os.path.samefile(written, word):
+        return name.replace('_', '-')
+  return ''
 
 
 def _paths(args: argparse.Namespace) -> Iterator[tuple[str, str]]:

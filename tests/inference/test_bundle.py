@@ -18,7 +18,7 @@ from vild_jax import config as config_lib
 from vild_jax.data import transforms
 from vild_jax.inference import bundle as bundle_lib
 from vild_jax.teacher import checkpoint as teacher_checkpoint
-from vild_jax.train import checkpoint, state, weights
+from vild_jax.train import bundle_files, checkpoint, state, weights
 
 
 @pytest.fixture(scope='module')
@@ -54,6 +54,32 @@ def format_1(folder: Path, given) -> Path:
   }
   (folder / 'bundle.json').write_text(json.dumps(about, indent=2) + '\n')
   return folder
+
+
+def test_a_bundle_that_is_exported_anew_while_it_is_loaded_is_no_mixture_of_both(given, made, tmp_path, monkeypatch):
+  here, other = shutil.copytree(made, tmp_path / 'here'), shutil.copytree(made, tmp_path / 'other')
+  bundle_files.seal(other, {'format': 2, 'name': 'other', 'teacher': given.identity})
+  real = checkpoint.load_variables
+
+  def replaced_after(*args):
+    found = real(*args)
+    here.rename(tmp_path / 'gone')
+    other.rename(here)
+    return found
+
+  monkeypatch.setattr(checkpoint, 'load_variables', replaced_after)
+  with pytest.raises(ValueError, match=r'here was replaced while it was read'):
+    vild_jax.load(here)
+
+
+def test_the_next_export_keeps_the_pictures_that_people_put_into_a_bundle(given, made, tmp_path):
+  out = shutil.copytree(made, tmp_path / 'out')
+  (out / 'examples').mkdir()
+  (out / 'examples' / 'mug.jpg').write_bytes(b'a picture')
+  small_bundle.write(out, given)
+  assert 'examples/mug.jpg' not in bundle_files.read_about(out)['files']
+  assert (out / 'examples' / 'mug.jpg').read_bytes() == b'a picture'
+  weights.locate(out)
 
 
 def test_one_flipped_byte_in_any_file_is_an_error_that_names_it(made, tmp_path):

@@ -15,6 +15,7 @@ from vild_jax.config import override
 from vild_jax.data.schema import DataError
 from vild_jax.inference import calibration, logits
 from vild_jax.inference.logits import Logits
+from vild_jax.vocabulary import VocabularyFile
 
 
 @pytest.fixture
@@ -71,6 +72,22 @@ def test_the_same_evaluation_goes_on_and_another_is_refused(kept_logits, copy):
   assert (copy / 'logits.json').read_bytes() == before
   with pytest.raises(DataError, match=r'holds the logits of another evaluation; expected the same one, or another --s'):
     small_logits.begin(copy, kept_logits.detections, job={'weights': 'others'})
+
+
+def test_a_folder_of_something_else_is_refused_and_stays(tmp_path):
+  words = VocabularyFile(np.eye(2, 16, dtype=np.float32), ('a', 'b'), np.array([True, False]), 'a teacher', 'vild')
+  truth = {'images': [], 'categories': [], 'annotations': []}
+  begin = lambda folder: logits.begin(folder, small_logits.CONFIG, words, words.is_base, np.arange(2), truth, {})
+  (tmp_path / 'annotations.json').write_text('of the user')
+  with pytest.raises(DataError, match=r'holds annotations.json and no logits.json; expected a new or empty folder'):
+    begin(tmp_path)
+  assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('annotations.json', 'of the user')]
+  begin(tmp_path / 'new')
+  written = {path.name: path.read_bytes() for path in (tmp_path / 'new').iterdir()}
+  for name in ('annotations.json', 'config.json'):  # as a kill leaves it
+    (tmp_path / 'new' / name).unlink()
+  begin(tmp_path / 'new')
+  assert {path.name: path.read_bytes() for path in (tmp_path / 'new').iterdir()} == written
 
 
 def test_what_is_missing_or_damaged_is_one_line(copy):

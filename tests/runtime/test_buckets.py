@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -202,3 +204,14 @@ def test_the_holder_shows_that_it_lives_and_leaves_the_lock_of_another_one(folde
     while 'is locked by another process now' not in capsys.readouterr().err:
       time.sleep(0.02)
   assert path.read_bytes() == b'of another'
+
+
+@pytest.mark.parametrize('name', ['../../x', 'a/../../x', '/x', 'a//x', './x'])
+def test_an_object_whose_name_is_no_path_below_its_folder_is_refused(monkeypatch, name):
+  """A copy of it would be written outside of the folder of the copies."""
+  found = {f'a-bucket/data/{one}': {'size': 1, 'crc32c': 'x'} for one in ('a', 'b/c', 'folder/', name)}
+  monkeypatch.setattr(buckets, 'client', lambda: SimpleNamespace(find=lambda folder, detail: found))
+  with pytest.raises(ValueError, match=rf"gs://a-bucket/data holds an object with the name '{re.escape(name)}'"):
+    buckets.listed('gs://a-bucket/data')
+  del found[f'a-bucket/data/{name}']
+  assert list(buckets.listed('gs://a-bucket/data')) == ['a', 'b/c']

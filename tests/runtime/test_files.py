@@ -320,6 +320,7 @@ MAY_WRITE = {
   'portable/run.py:main': 'runs without this package: drawings for whoever asked for them',
   'report/pictures.py:inline': 'into memory',
   'teacher/checkpoint.py:_save': 'into memory',
+  'train/bundle_files.py:keep_others': 'below the new folder of its callers',
   'train/checkpoint.py:Checkpoints.save': 'Orbax makes checkpoints whole',
   'train/weights.py:save': 'Orbax; below the new folder of its callers',
   'train/writers.py:WorkdirWriter.__init__': 'opens the log that grows line by line; a half-written line is left out',

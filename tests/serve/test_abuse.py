@@ -282,3 +282,22 @@ def test_bodies_together_are_bounded():
       refused(served.detect(bytes(20_000)), 429, 'are being read')
       assert read_all(connection).startswith(b'HTTP/1.1 408')
     assert served.detect({'image': TEXT})[0] == 200
+
+
+def test_a_connection_without_the_head_of_a_request_is_closed():
+  """Without an end to them, a few hundred would take all files that the process may open."""
+  head = b'GET /health HTTP/1.1\r\nHost: x\r\n'
+  limits = Limits(body_seconds=0.3)
+  with service_lib.serving(FakeDetector(seconds=1), limits=limits) as served:
+    for begun in (b'', head):
+      with socket.create_connection(('127.0.0.1', served.port), timeout=20) as one:
+        one.sendall(begun)
+        assert one.recv(100) == b''
+    with socket.create_connection(('127.0.0.1', served.port), timeout=20) as one:
+      one.sendall(head + b'\r\n')
+      answer = b''
+      while not answer.endswith(b'{"status":"ok"}'):
+        answer += one.recv(10_000)
+      one.sendall(head)
+      assert one.recv(100) == b''
+    assert served.detect({'image': TEXT})[0] == 200  # an answer may take longer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ class Tower:
 
   embedding_dim, dtype = 4, 'float32'
 
-  def __init__(self, identity='tower:1', stops_at=None, meanwhile=None):
+  def __init__(self, identity='tower:1', stops_at=None, meanwhile=None, tokenizer='{}'):
+    self.teacher = SimpleNamespace(tokenizer_json=tokenizer)
     self.identity, self.asked, self._stops_at, self._meanwhile = identity, [], stops_at, meanwhile
 
   def embed_in_parts(self, names, templates):
@@ -58,6 +60,8 @@ def embedded(names=NAMES, tower=None, templates=TEMPLATES):
 def test_names_are_embedded_once_for_each_tower_and_prompts(cache):
   assert embedded(NAMES[:30]) == NAMES[:30]
   assert embedded() == NAMES[30:] and embedded() == []
+  # Of equal tokens, which the identity names, another tokenizer may make other texts.
+  assert embedded(tower=Tower(tokenizer='{"normalizer": null}')) == NAMES
   assert embedded(tower=Tower('tower:2')) == NAMES and embedded(templates=('the {}',)) == NAMES
   half = Tower()
   half.dtype = 'bfloat16'

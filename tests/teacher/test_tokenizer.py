@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import bpe
-from vild_jax.teacher.tokenizer import Tokenizer, clean_text
+from vild_jax.teacher.tokenizer import Tokenizer, clean_text, parse
 from vild_jax.vocabulary import clean_name
+
+OTHER = {'version': '1.0', 'added_tokens': [], 'model': {'type': 'WordLevel', 'vocab': {'a': 0}, 'unk_token': 'a'}}
+REPLACE = {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': ' '}
 
 
 @pytest.fixture(scope='module')
@@ -45,9 +48,29 @@ def test_cleaning():
 
 
 def test_a_tokenizer_of_another_kind_is_one_line():
-  other = {'version': '1.0', 'added_tokens': [], 'model': {'type': 'WordLevel', 'vocab': {'a': 0}, 'unk_token': 'a'}}
   with pytest.raises(ValueError, match=r'lacks <\|startoftext\|>; expected a tokenizer of CLIP'):
-    Tokenizer(json.dumps(other), 77)
+    Tokenizer(json.dumps(OTHER), 77)
+
+
+@pytest.mark.parametrize(
+  ('normalizer', 'grows'),
+  [
+    (None, False),
+    ({'type': 'Sequence', 'normalizers': [{'type': 'NFC'}, REPLACE | {'pattern': {'Regex': ' +'}}]}, False),
+    (REPLACE | {'content': 'a' * 5000, 'pattern': {'String': 'a' * 50}}, False),
+    (REPLACE | {'content': 'a' * 5000}, True),
+    (REPLACE | {'content': 'a' * 5000, 'pattern': {'Regex': 'a*'}}, True),
+    ({'type': 'Sequence', 'normalizers': [REPLACE | {'content': 'a' * 50}] * 4}, True),
+    ({'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': 'a' * 50}] * 2}, True),
+  ],
+)
+def test_a_normalizer_that_makes_gigabytes_of_a_word_is_one_line(normalizer, grows):
+  text = json.dumps(OTHER | {'normalizer': normalizer})
+  if not grows:
+    assert parse(text).get_vocab_size() == 1
+    return
+  with pytest.raises(ValueError, match=r'^x has a normalizer that can make a text .* times as long; expected at most'):
+    parse(text, 'x')
 
 
 def test_what_others_write_to_stderr_meanwhile_is_not_lost(tokenizer, monkeypatch, capfd):

@@ -132,3 +132,46 @@ def test_format_1_and_other_folders_have_nothing_to_check(bundle):
 def test_what_is_no_bundle_json_is_one_line(bundle, content):
   (bundle / 'bundle.json').write_bytes(content)
   assert damage(bundle).startswith(f'{bundle}/bundle.json ')
+
+
+def test_the_card_is_a_file_of_the_bundle_and_no_link_to_one_of_this_machine(bundle, tmp_path, monkeypatch):
+  assert bundle_files.card(bundle) == 'card'
+  monkeypatch.setattr(bundle_files, 'MOST_CARD', 2)
+  assert bundle_files.card(bundle) == 'ca'
+  (tmp_path / 'secret').write_text('of the user')
+  (bundle / 'README.md').unlink()
+  assert bundle_files.card(bundle) == ''
+  (bundle / 'README.md').symlink_to('../secret')
+  assert bundle_files.card(bundle) == ''
+
+
+def test_what_people_put_beside_the_files_goes_over_to_the_next_bundle(bundle, tmp_path):
+  (bundle / 'examples').mkdir()
+  (bundle / 'examples' / 'a.png').write_bytes(b'mine')
+  (bundle / 'notes').write_text('mine')
+  (bundle / 'old_file').write_text('of the older bundle')
+  bundle_files.seal(bundle, {'format': 2})  # lists all of these
+  (bundle / 'examples').rename(bundle / 'more')
+  (bundle / 'mine').write_text('later')
+  (bundle / 'link').symlink_to('../nowhere')
+  new = tmp_path / 'new'
+  new.mkdir()
+  (new / 'config.json').write_text('new')
+  bundle_files.keep_others(bundle, new)
+  names = sorted(path.relative_to(new).as_posix() for path in new.rglob('*'))
+  assert names == ['config.json', 'link', 'mine', 'more', 'more/a.png'] and (new / 'link').is_symlink()
+  (bundle / 'bundle.json').write_text('damaged')
+  bundle_files.keep_others(bundle, new)
+  assert (new / 'notes').read_text() == 'mine'
+  assert (new / 'config.json').read_text() == 'new' and not (new / 'README.md').exists()
+  bundle_files.keep_others(tmp_path / 'none', new)
+
+
+def test_a_bundle_that_another_replaces_meanwhile_is_refused(bundle, tmp_path):
+  check_same = bundle_files.watched(bundle)
+  check_same()
+  bundle_files.seal(bundle, {'format': 2, 'name': 'y'})
+  with pytest.raises(ValueError, match=r'bundle was replaced while it was read; expected one bundle'):
+    check_same()
+  check_same = bundle_files.watched(tmp_path)  # a work directory has none
+  check_same()

@@ -46,7 +46,8 @@ def export_bundle(
   """Writes a bundle; `out` appears, or is replaced, only when the bundle is complete.
 
   Args:
-    out: a folder that does not exist yet, or an older bundle, which is replaced.
+    out: a folder that does not exist yet, or an older bundle, which is replaced; what people have put beside its files
+      stays, unless it is in a bucket.
     config: the experiment.
     variables: {'params', 'batch_stats'}.
     vocabulary: the training vocabulary's file.
@@ -88,4 +89,5 @@ def export_bundle(
     card = model_card.text(about, config, vocabulary_lib.load(vocabulary), towers)
     (folder / bundle_files.CARD_FILE).write_text(card, encoding='utf-8')
     bundle_files.seal(folder, about)
+    bundle_files.keep_others(out, folder)
   return out

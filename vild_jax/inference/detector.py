@@ -217,9 +217,10 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
     teacher: a teacher directory, or the name of one on the hub, whose towers replace those of the bundle; they must
       have the same identities.
 
-  Raises ValueError if the folder is neither of the two or is damaged, or if the teacher is another one.
+  Raises ValueError if the folder is neither of the two, damaged or replaced meanwhile, or the teacher is another one.
   """
   path = weights.folder_of(path)
+  check_same = bundle_files.watched(path)
   about = bundle_files.read_about(path) if bundle_files.is_bundle(path) else {}
   config = checkpoint.read_config(path)
   variables = checkpoint.load_variables(path, config)
@@ -236,6 +237,7 @@ def load(path: str | Path, *, teacher: str | Path | None = None) -> Detector:
   for folder in (teacher, path / bundle_files.IMAGE_TOWER):
     if folder is not None and examples is None and (folder / teacher_files.PREPROCESSOR).is_file():
       examples = ExampleTower(folder, about.get('image_teacher'))
+  check_same()
   return Detector(config, variables, trained_on, tower, examples)
 
 

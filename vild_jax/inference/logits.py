@@ -9,6 +9,7 @@ classes of LVIS 5 MB.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def begin(
     truth: the ground truth in LVIS's format.
     job: what decides the logits (`jobs.description`).
 
-  Raises DataError if the folder holds the logits of another evaluation.
+  Raises DataError if the folder holds the logits of another evaluation, or something else.
   """
   path = folder / _DESCRIPTION
   content = {
@@ -123,12 +124,23 @@ def begin(
       raise DataError(
         f'{folder} holds the logits of another evaluation; expected the same one, or another --save-logits'
       )
-    return
-  folder.mkdir(parents=True, exist_ok=True)
+  else:
+    # A work directory or a bundle has a config.json too, and a data set often an annotations.json.
+    there = os.listdir(folder) if folder.is_dir() else []
+    if others := sorted(name for name in there if not name.startswith('.')):
+      raise DataError(
+        f'{folder} holds {others[0]} and no {_DESCRIPTION}; expected a new or empty folder for --save-logits, or that '
+        'of the same evaluation'
+      )
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write(path, json.dumps(content) + '\n')
   kept = [{key: value for key, value in a.items() if key != 'segmentation'} for a in truth['annotations']]
-  files.write(folder / _ANNOTATIONS, json.dumps({**truth, 'annotations': kept}) + '\n')
-  files.write(folder / _CONFIG, config_lib.to_text(config))
-  files.write(path, json.dumps(content) + '\n')
+  for name, text in (
+    (_ANNOTATIONS, json.dumps({**truth, 'annotations': kept}) + '\n'),
+    (_CONFIG, config_lib.to_text(config)),
+  ):
+    if not (folder / name).is_file():  # a process that was killed may have written the description alone
+      files.write(folder / name, text)
 
 
 def write_picture(folder: Path, num_classes: int, kept: Kept, arrays: Mapping[str, np.ndarray]) -> None:

@@ -85,6 +85,7 @@ def write(
     }
     (folder / bundle_files.CARD_FILE).write_text(readme.text(about, words), encoding='utf-8')
     bundle_files.seal(folder, about, run.ABOUT)
+    bundle_files.keep_others(files.path(out), folder, run.ABOUT)
   return files.path(out)
 
 

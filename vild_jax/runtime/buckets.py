@@ -141,15 +141,19 @@ def _names(folder: str) -> list[str]:
 
 
 def listed(folder: Any) -> dict[str, dict[str, Any]]:
-  """Returns {name below a folder: {'bytes', 'crc32c'}} of all files in it; objects that only mark folders are none."""
+  """Returns {name below a folder: {'bytes', 'crc32c'}} of all files in it; objects that only mark folders are none.
+
+  Raises ValueError for a name that is no path below a folder, such as `../x`: a copy would be written somewhere else.
+  """
   beginning = str(folder).removeprefix('gs://') + '/'
   with _naming(folder):
     found = {name.removeprefix(beginning): about for name, about in client().find(str(folder), detail=True).items()}
-  return {
-    name: {'bytes': int(about['size']), 'crc32c': about.get('crc32c')}
-    for name, about in found.items()
-    if name and not name.endswith('/')
-  }
+  found = {name: about for name, about in found.items() if name and not name.endswith('/')}
+  if strange := [name for name in found if not {'', '.', '..'}.isdisjoint(name.split('/'))]:
+    raise ValueError(
+      f'{folder} holds an object with the name {strange[0]!r}; expected names without "..", "." and empty parts'
+    )
+  return {name: {'bytes': int(about['size']), 'crc32c': about.get('crc32c')} for name, about in found.items()}
 
 
 @contextlib.contextmanager

@@ -315,6 +315,11 @@ def temporary_name(path: Path) -> Path:
   return path.with_name(f'.{path.name}.{owners.owner()}-{secrets.token_hex(4)}.tmp')
 
 
+def is_temporary(name: str) -> bool:
+  """Says whether a name is one that `temporary_name` gives."""
+  return _TEMPORARY.fullmatch(name) is not None
+
+
 def sweep(folder: Path) -> None:
   """Removes what dead processes of this machine left in a folder, and what others left `ABANDONED_DAYS` ago.
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from vild_jax.data import pictures
 from vild_jax.demo import world_drawing
+from vild_jax.train import bundle_files
 
+_FOLDER = 'examples'  # of a bundle, which people may put pictures into
 _DRAWN, _SIDE = 4, 128  # pictures of the toy world, pixels
 _MOST, _LONGEST = 12, 1024  # pictures of a folder, pixels of their longer side
 _SEED = 19
@@ -26,15 +28,17 @@ class ExamplePicture:
   height: int
 
 
-def read(folder: Path) -> list[ExamplePicture]:
-  """Returns the pictures of a folder, in the order of their names and not above 1,024 pixels; drawn ones if it is none.
+def read(bundle: Path) -> list[ExamplePicture]:
+  """Returns the pictures in `examples/` of a bundle, by their names and not above 1,024 pixels; else drawn ones.
 
-  Raises ValueError for a picture that cannot be read.
+  Everybody who reaches the service sees them, so that links to files outside of the bundle are left out. Raises
+  ValueError for a picture that cannot be read.
   """
+  folder = bundle / _FOLDER
   if not folder.is_dir():
     return drawn()
   paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in pictures.SUFFIXES]
-  paths = paths[:_MOST]
+  paths = [path for path in paths if bundle_files.holds(bundle, path)][:_MOST]
   stems = [path.stem for path in paths]
   names = [path.name if stems.count(path.stem) > 1 else path.stem for path in paths]  # each is an address
   return [_as_example(name, pictures.decode(path, upright=True)) for name, path in zip(names, paths, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import signal
@@ -14,6 +15,7 @@ from types import FrameType
 import jax
 import numpy as np
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vild_jax import __version__
 from vild_jax.config import defaults
@@ -26,7 +28,6 @@ from vild_jax.serve.service import Service
 from vild_jax.train import bundle_files, weights
 
 TOKEN = 'VILD_JAX_TOKEN'  # the variable of the environment that may hold the token
-_EXAMPLES = 'examples'  # the folder of a bundle that people may put pictures into
 _NAMES = 1000  # of the vocabulary, that GET /v1/about lists
 _GRACE = 5  # seconds that an answer may take to be sent when the service shuts down, beyond those of a request
 
@@ -46,11 +47,39 @@ class Server(uvicorn.Server):
       super().handle_exit(sig, frame)
 
 
+def _protocol(seconds: float) -> type[H11Protocol]:
+  """Returns the protocol of uvicorn, which would wait for ever for the head of a request, with an end to that.
+
+  A connection is closed when no head has come for so long: all connections together are no more than a process may
+  have files open.
+  """
+
+  class Protocol(H11Protocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:
+      super().connection_made(transport)
+      self._patience = self.loop.call_later(seconds, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+      self._patience.cancel()
+      super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+      super().on_response_complete()
+      self._patience.cancel()
+      self._patience = self.loop.call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+      if self.cycle is None or self.cycle.response_complete:  # else a request is being read or answered
+        self.transport.close()
+
+  return Protocol
+
+
 def server(service: Service, app: app_lib.Starlette, *, access_log: bool = False) -> Server:
   """Returns the server of an application; `run(sockets=[...])` blocks until a signal, or until `should_exit` is set."""
   config = uvicorn.Config(
     app,
-    http='h11',
+    http=_protocol(service.limits.body_seconds),
     ws='none',
     loop='asyncio',
     lifespan='on',
@@ -95,7 +124,7 @@ def serve(
   batch_size = batch_size or (1 if jax.default_backend() == 'cpu' else defaults.DETECT_BATCH)
   compiled = compile_for(detector, batch_size)
   service = Service(detector, limits, batch_size)
-  shown = examples.read(folder / _EXAMPLES)
+  shown = examples.read(folder)
   app = app_lib.make(service, about(detector, folder), shown, secret)
   address = '{}:{}'.format(f'[{host}]' if ':' in host else host, listener.getsockname()[1])
   print(f'{detector.config.name} at http://{address}, compiled in {compiled:.0f} s; Ctrl-C ends it', flush=True)
@@ -115,10 +144,9 @@ def compile_for(detector: Detector, batch_size: int) -> float:
 
 def about(detector: Detector, folder: Path) -> app_lib.About:
   """Returns what the service says about a detector that was loaded from a folder."""
-  card = folder / bundle_files.CARD_FILE
   return app_lib.About(
     name=detector.config.name,
-    card=card.read_text(encoding='utf-8', errors='replace') if card.is_file() else '',
+    card=bundle_files.card(folder),
     names=list(detector.vocabulary.names[:_NAMES]),
     classes=len(detector.vocabulary.names),
     masks=detector.config.model.masks,

@@ -1,9 +1,10 @@
 """Keeps embeddings of class names on the disk, so that a list of many thousands is embedded once on a machine.
 
 The folder is $VILD_JAX_CACHE, else vild_jax/ in $XDG_CACHE_HOME or ~/.cache; VILD_JAX_CACHE=off keeps nothing. In it,
-names/KEY/00.npz to 15.npz hold the names of one text tower with one set of prompts, which make the KEY: `names` uint8
-[N, 16], the starts of their SHA-256 hashes, and `embeddings` float32 [N, D]. A file that cannot be used counts as empty
-and is written anew. Processes that write at the same time may lose rows of each other, which are embedded again.
+names/KEY/00.npz to 15.npz hold the names of one text tower and tokenizer with one set of prompts, which make the KEY:
+`names` uint8 [N, 16], the starts of their SHA-256 hashes, and `embeddings` float32 [N, D]. A file that cannot be used
+counts as empty and is written anew. Processes that write at the same time may lose rows of each other, which are
+embedded again.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def embed(tower: TextTower, names: Sequence[str], templates: Sequence[str]) -> d
   """Returns {name: float32 [D]}: what `tower.embed` gives, read from the disk where it is known, else kept there."""
   where = folder()
   if where is not None:
-    recipe = repr((_RECIPE, tower.identity, tower.dtype, tuple(templates)))
+    # The identity names the tokens, and not how texts are divided into them.
+    division = hashlib.sha256(tower.teacher.tokenizer_json.encode()).hexdigest()
+    recipe = repr((_RECIPE, tower.identity, division, tower.dtype, tuple(templates)))
     where = where / 'names' / hashlib.sha256(recipe.encode()).hexdigest()[:32]
   key_of = {name: hashlib.sha256(name.encode()).digest()[:16] for name in names}
   known: Rows = {}

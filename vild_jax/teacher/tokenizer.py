@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import html
+import json
+import math
 import string
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -19,6 +22,7 @@ from vild_jax.runtime import messages, reading
 START, END = '<|startoftext|>', '<|endoftext|>'
 TOKENIZER_FILE = 'tokenizer.json'
 _MOST_CHARACTERS = 2**28  # that of SigLIP 2, with 256,000 tokens, has 34 million
+_MOST_GROWTH = 1000  # of a text, by what replaces parts of it; SigLIP's makes 2 characters of one at most
 _SHOWN = 80  # characters of a text in a warning
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
@@ -52,7 +56,24 @@ def parse(text: str, path: str | Path = TOKENIZER_FILE) -> tokenizers.Tokenizer:
   if len(text) > _MOST_CHARACTERS:
     raise ValueError(f'{path} has more than {_MOST_CHARACTERS >> 20} Mi characters; expected a tokenizer.json')
   with _library(path):
-    return tokenizers.Tokenizer.from_str(text)
+    found = tokenizers.Tokenizer.from_str(text)
+    growth = _growth(json.loads(found.normalizer.__getstate__())) if found.normalizer else 1
+  if growth > _MOST_GROWTH:
+    raise ValueError(
+      f'{path} has a normalizer that can make a text {growth:.3g} times as long; expected at most {_MOST_GROWTH} times'
+    )
+  return found
+
+
+def _growth(step: Mapping[str, Any]) -> float:
+  """Returns how many characters the replacements of a normalizer, given as JSON, can make of one."""
+  if step['type'] == 'Replace':
+    added = len(step['content'])
+    found = len(step['pattern'].get('String', ''))
+    return max(1, added / found) if found else 1 + added  # an expression can match nothing, between two characters
+  if step['type'] == 'Prepend':
+    return 1 + len(step['prepend'])
+  return math.prod(map(_growth, step.get('normalizers', ())))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ Format 1 had neither; it is still read.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ BUNDLE_FILE, CARD_FILE = 'bundle.json', 'README.md'
 VARIABLES = 'variables'  # the subfolder of the weights in a bundle or a converted checkpoint
 TEXT_TOWER, IMAGE_TOWER = 'text_tower', 'image_tower'
 FORMAT = 2
+MOST_CARD = 2**20  # bytes that are read of the model card
 # Where a reader looks; folders and files of people beside those of the bundle are not read.
 _SUBFOLDERS = (VARIABLES, TEXT_TOWER, IMAGE_TOWER)
 _ANEW = 'expected the bundle as `vild-jax export` wrote it: copy or export it anew'
@@ -28,9 +31,64 @@ def seal(folder: Path, about: Mapping[str, Any], into: str = BUNDLE_FILE) -> Non
   files.write(folder / into, digests.sealed({**about, 'files': digests.of_files(folder, names)}))
 
 
+def keep_others(old: Path, new: Path, marker: str = BUNDLE_FILE) -> None:
+  """Copies what people have put beside the files of a bundle, such as `examples/`, into the one that replaces it.
+
+  Args:
+    old: the folder that is replaced, whose file `marker` lists its own files; it need not be there.
+    new: the sealed folder that comes in its place.
+    marker: `bundle.json`, or the file of another folder that `seal` wrote.
+  """
+  if files.is_remote(old) or not (old / marker).is_file():
+    return
+  try:
+    listed = reading.json_object(old / marker, 'a list of files').get('files')
+  except ValueError:
+    listed = None  # it is damaged: then what the new folder does not have is not its own
+  names = listed if isinstance(listed, dict) else ()
+  own = {marker, CARD_FILE, *_SUBFOLDERS, *(name.partition('/')[0] for name in names)}
+  for path in old.iterdir():
+    if path.name in own or os.path.lexists(new / path.name) or files.is_temporary(path.name):
+      continue
+    if path.is_dir() and not path.is_symlink():
+      shutil.copytree(path, new / path.name, symlinks=True)
+    else:
+      shutil.copy2(path, new / path.name, follow_symlinks=False)
+
+
 def is_bundle(folder: Path) -> bool:
   """Says whether a folder is a bundle, whole or damaged."""
   return (files.path(folder) / BUNDLE_FILE).is_file()
+
+
+def holds(bundle: Path, path: Path) -> bool:
+  """Says whether a path is a file of a bundle, and no link to one elsewhere on this machine: bundles are of others."""
+  return path.is_file() and path.resolve().is_relative_to(bundle.resolve())
+
+
+def card(bundle: Path) -> str:
+  """Returns the model card of a bundle or work directory, at most `MOST_CARD` of it; '' if it has none."""
+  path = bundle / CARD_FILE
+  if not holds(bundle, path):
+    return ''
+  with path.open('rb') as file:
+    return file.read(MOST_CARD).decode('utf-8', errors='replace')
+
+
+def watched(folder: Path) -> Callable[[], None]:
+  """Returns a function that raises ValueError if the bundle in a folder is not the one that is there now.
+
+  A bundle is read in several steps, each of which checks what it reads; another `export` may replace it in between.
+  """
+  path = files.path(folder) / BUNDLE_FILE
+  read = lambda: path.read_bytes() if path.is_file() else None
+  before = read()
+
+  def check_same() -> None:
+    if read() != before:
+      raise ValueError(f'{folder} was replaced while it was read; expected one bundle: give the command again')
+
+  return check_same
 
 
 def read_about(bundle: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from vild_jax.distill import embed
 from vild_jax.distill import propose as propose_lib
 from vild_jax.runtime import copies
 from vild_jax.teacher import checkpoint as teacher_checkpoint
-from vild_jax.train import checkpoint, weights
+from vild_jax.train import bundle_files, checkpoint, weights
 
 
 def propose(
@@ -40,10 +40,12 @@ def propose(
   Returns, raises: as `distill.propose.propose`; also ValueError if the checkpoint does not fit the config.
   """
   folder = weights.folder_of(folder)
+  check_same = bundle_files.watched(folder)
   config = checkpoint.same_model(config, folder)
   dataset = sources.open_dataset(copies.cached(given(data, '--data'), config.data.cache), split)
   mesh = propose_lib.local_mesh(config)
   variables = checkpoint.load_variables(folder, config, mesh, step)
+  check_same()
   return propose_lib.propose(
     config, variables, dataset, out, max_proposals=max_proposals, images_per_shard=images_per_shard, mesh=mesh
   )

@@ -20,7 +20,7 @@ from vild_jax.eval import summary
 from vild_jax.inference import crop_baselines, evaluation, heads
 from vild_jax.inference.detector import load
 from vild_jax.runtime import copies, files
-from vild_jax.train import checkpoint, sharding, weights
+from vild_jax.train import bundle_files, checkpoint, sharding, weights
 from vild_jax.vocabulary import VocabularyFile
 from vild_jax.workflows import folders, scoring
 
@@ -96,6 +96,7 @@ def evaluate(
       'without it, or one process'
     )
   folder = weights.folder_of(folder)
+  check_same = bundle_files.watched(folder)
   config = checkpoint.same_model(config, folder)
   dataset = sources.open_dataset(copies.cached(given(data, '--data'), config.data.cache), split)
   trained_on = vocabulary_lib.load(folder / checkpoint.VOCABULARY_FILE)
@@ -114,6 +115,7 @@ def evaluate(
     how = f'{scores} by {tower.identity}'
   mesh = sharding.make_mesh(config.mesh)
   variables = checkpoint.load_variables(folder, config, mesh, step)
+  check_same()
   with folders.locked(out):
     cosine = {}
     if regions:

@@ -55,6 +55,7 @@ def export(
   there is no teacher to take an image tower of; other errors are those of `bundle.export_bundle`.
   """
   folder = weights.folder_of(folder)
+  check_same = bundle_files.watched(folder)
   if image_tower and not (teacher or config.teacher or (folder / bundle_files.IMAGE_TOWER).is_dir()):
     raise ValueError('--image-tower keeps a tower of the teacher; expected --teacher DIR or a teacher in the config')
   config = checkpoint.same_model(config, folder)
@@ -64,6 +65,7 @@ def export(
   variables = checkpoint.load_variables(folder, config, step=step)
   path = files.fetched(folder / checkpoint.VOCABULARY_FILE)
   vocabulary = vocabulary_lib.load(path)
+  check_same()
   of_these = jobs.of_detector(config, variables, vocabulary)
   training = _training(folder, step) if about is None else about.get('training')
   if metrics:
@@ -118,11 +120,13 @@ def export_portable(
   where = (onnx_python or sys.executable,) if form == defaults.ONNX else ()
   writer.check(*where)
   folder = weights.folder_of(folder)
+  check_same = bundle_files.watched(folder)
   config = checkpoint.same_model(config, folder)
   about = bundle_files.read_about(folder) if bundle_files.is_bundle(folder) else {}
   variables = jax.device_get(checkpoint.load_variables(folder, config, step=step))
   path = files.fetched(folder / checkpoint.VOCABULARY_FILE)
   vocabulary = vocabulary_lib.load(path)
+  check_same()
   sizes = {}
   if form != defaults.STABLEHLO:  # of the runtimes, this one alone has bfloat16 for all operations
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype='float32'))

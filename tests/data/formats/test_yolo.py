@@ -57,6 +57,7 @@ def test_boxes_and_polygons_of_pictures_in_folders(tmp_path):
   [
     ('names:\n  1: dog\n  0: cat\n', ['cat', 'dog']),
     ('nc: 2\nnames: ["no", 7]\n', ['no', '7']),
+    ('names: [010, 1:30, 0x1f, 1_000]\n', ['010', '1:30', '0x1f', '1_000']),  # not 8, 90, 31 and 1000
   ],
 )
 def test_names_of_data_yaml(tmp_path, names, found):
@@ -79,6 +80,9 @@ def test_names_of_a_text_file_beside_the_labels(tmp_path):
     ('names: [a, no]', 'the name of class 1 is False; expected text'),
     ('names: [a, ""]', "the name of class 1 is ''"),
     ('names: [a', 'data.yaml is not YAML'),
+    # Lists of lists, each ten times in the next: a message would be gigabytes long.
+    ('a: &a [x]\nb: &b [*a, *a]\nnames: [*b, *b]', r'data.yaml is not YAML \(an alias \(\*name\); expected none'),
+    ('a: &a {x: 1}\nb: {<<: [*a, *a]}\nnames: [a]', r'data.yaml is not YAML \(an alias'),
     ('names: !!python/object/apply:os.getcwd []', 'data.yaml is not YAML'),
     ('names: [a]\nkpt_shape: 17', r'kpt_shape 17; expected \[keypoints'),
   ],

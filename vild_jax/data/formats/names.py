@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vild_jax.data.schema import DataError
+
+
+class _Loader(yaml.SafeLoader):
+  """Reads plain data, and whole numbers as they are written: YAML takes 010 for 8, and 1:30 for 90.
+
+  An alias can stand for a list of aliases, so that a file of one kilobyte would take more memory than there is.
+  """
+
+  def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    if self.check_event(yaml.AliasEvent):
+      event = self.peek_event()
+      raise yaml.composer.ComposerError(None, None, 'an alias (*name); expected none', event.start_mark)
+    return super().compose_node(parent, index)
+
+  def number(self, node: yaml.ScalarNode) -> int | str:
+    """Returns the value of a scalar that YAML takes for a whole number; others than decimal ones stay text."""
+    text = self.construct_scalar(node)
+    return int(text) if re.fullmatch('0|-?[1-9][0-9]{0,17}', text) else text
+
+
+_Loader.add_constructor('tag:yaml.org,2002:int', _Loader.number)
 
 
 def read_names(path: Path) -> tuple[list[str], int]:
@@ -27,7 +49,7 @@ def read_names(path: Path) -> tuple[list[str], int]:
   if path.suffix.lower() not in ('.yaml', '.yml'):
     return [_name(path, i, line.strip()) for i, line in enumerate(text.rstrip().split('\n'))], 0
   try:
-    tree = yaml.safe_load(text)
+    tree = yaml.load(text, _Loader)  # which is a SafeLoader
   except (yaml.YAMLError, ValueError, RecursionError) as error:
     raise DataError(f'{path} is not YAML ({" ".join(str(error).split())}); expected a data.yaml of YOLO') from None
   names = tree.get('names') if isinstance(tree, dict) else None
