@@ -145,6 +145,20 @@ def test_the_card_is_a_file_of_the_bundle_and_no_link_to_one_of_this_machine(bun
   assert bundle_files.card(bundle) == ''
 
 
+def test_the_card_of_a_bundle_in_the_cache_of_the_hub_is_a_link_of_its_repository(tmp_path):
+  revision = tmp_path / 'models--a--b' / 'snapshots' / '1f'
+  for blobs in (tmp_path / 'models--a--b' / 'blobs', tmp_path / 'models--x--y' / 'blobs'):
+    blobs.mkdir(parents=True)
+    (blobs / '2e').write_text('card')
+  revision.mkdir(parents=True)
+  card = revision / 'README.md'
+  card.symlink_to('../../blobs/2e')
+  assert bundle_files.card(revision) == 'card'
+  card.unlink()
+  card.symlink_to('../../../models--x--y/blobs/2e')
+  assert bundle_files.card(revision) == ''
+
+
 def test_what_people_put_beside_the_files_goes_over_to_the_next_bundle(bundle, tmp_path):
   (bundle / 'examples').mkdir()
   (bundle / 'examples' / 'a.png').write_bytes(b'mine')

@@ -62,8 +62,15 @@ def is_bundle(folder: Path) -> bool:
 
 
 def holds(bundle: Path, path: Path) -> bool:
-  """Says whether a path is a file of a bundle, and no link to one elsewhere on this machine: bundles are of others."""
-  return path.is_file() and path.resolve().is_relative_to(bundle.resolve())
+  """Says whether a path is a file of a bundle, and no link to one elsewhere on this machine: bundles are of others.
+
+  In the cache of the hub's client each file of `snapshots/REVISION/` is a link into `blobs/` of the same repository.
+  """
+  if not path.is_file():
+    return False
+  target, bundle = path.resolve(), bundle.resolve()
+  of_the_hub = bundle.parent.name == 'snapshots' and target.parent == bundle.parents[1] / 'blobs'
+  return of_the_hub or target.is_relative_to(bundle)
 
 
 def card(bundle: Path) -> str:
