@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,6 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
   It is a new folder, so that no result depends on an earlier run. The workers of pytest-xdist and the child processes
   inherit its path; the process that made it removes it.
   """
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is for a run that a script starts in the background. Tests send Ctrl-C to themselves and to their children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   if hasattr(config, 'workerinput'):
     return
   cache = tempfile.TemporaryDirectory(prefix='vild-jax-tests-', ignore_cleanup_errors=True)

@@ -62,8 +62,10 @@ def test_the_example_has_names_that_a_shell_and_commas_leave_whole(tmp_path):
 
 def test_an_older_model_is_replaced_and_nothing_else(tmp_path):
   out = portable_model.write(tmp_path / 'out')
-  (out / 'of people.txt').write_text('gone with the model')
-  assert portable_model.write(tmp_path / 'out') == out and not (out / 'of people.txt').exists()
+  (out / 'of people.txt').write_text('stays')
+  (out / 'run.py').write_text('of an older version')
+  assert portable_model.write(tmp_path / 'out') == out
+  assert (out / 'of people.txt').read_text() == 'stays' and 'older' not in (out / 'run.py').read_text()[:30]
   (tmp_path / 'other').mkdir()
   (tmp_path / 'other' / 'file').write_text('precious')
   with pytest.raises(ValueError, match='other exists; expected a new folder'):
