@@ -214,6 +214,7 @@ def demo(world: World) -> Command:
     ['demo', '--workdir', 'PLACE/demo', '--seed', 5, '--methods', 'vild_text'],
     grows=r'demo/(stages\.json|[a-z_]+/metrics\.jsonl)',
     module=small_demo.__name__,
+    most=8,
   )
 
 

@@ -46,6 +46,7 @@ class Command:
     checked: names that `vild-jax check` must call whole whenever they are there.
     once: whether it refuses to run again when it has finished.
     module: the program, for `python -m`.
+    most: how many kills in a row, at most; more where a run takes minutes.
   """
 
   words: Sequence[object]
@@ -55,6 +56,7 @@ class Command:
   checked: Sequence[str] = ()
   once: bool = False
   module: str = 'vild_jax'
+  most: int = 4
 
   def start(self, place: Path, log: Path, before: Sequence[str] = ()) -> subprocess.Popen:
     """Starts it; `before` are the words of a program that runs it."""
@@ -130,14 +132,16 @@ class Kills:
     assert trees.differences(old, new), 'the command changes nothing'
     return Undisturbed(old, new, seconds, watch.look())
 
-  def chain(self, seed: str, most: int = 4) -> Counter[str]:
-    """Kills the command up to `most` times in a row and runs it to its end; AssertionError says what is wrong.
+  def chain(self, seed: str, most: int = 0) -> Counter[str]:
+    """Kills the command up to `most` times in a row, or `Command.most`, and runs it to its end.
+
+    AssertionError says what is wrong.
 
     Returns how often each signal came, and how often the command was faster.
     """
     rng, done = np.random.default_rng(list(seed.encode())), Counter(chains=1)
     self.renew()
-    for number in range(int(rng.integers(1, most + 1))):
+    for number in range(int(rng.integers(1, (most or self.command.most) + 1))):
       by = _SIGNALS[rng.choice(3, p=_OFTEN)]
       if rng.random() < 0.5:
         changes, seconds = 0, rng.uniform(0, self.undisturbed.seconds)

@@ -41,6 +41,7 @@ def is_there(content: bytes) -> str:
 TIMES: Mapping[str, Callable[[bytes], Any]] = {
   r'(.*/)?metrics\.json': without('seconds_per_image'),
   r'(.*/)?metrics\.jsonl': without('.*_seconds?'),
+  r'(.*/)?(stages|report)\.json': without('seconds(_per_image)?'),  # of the demo
   r'(.*/)?(goodput|_CHECKPOINT_METADATA|descriptor/.*)(\.json)?': is_there,  # seconds, times
   r'(.*/)?(report|summary)\.html': is_there,  # seconds, the name of the machine
   r'(.*/)?bundle\.json': without('files|sha256'),  # Orbax's files have other names each time
