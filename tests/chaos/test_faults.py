@@ -64,7 +64,7 @@ _PREPARE = 'prepare --annotations {root}/small_train.json --images {root}/images
 _CHECKPOINT = '{root}/run/config.json --checkpoint {root}/run'
 _EMBED = 'embed-text --classes {root}/small_train.json --teacher {root}/teacher --out {root}/w.npz'
 _REGIONS = 'embed-regions --teacher {root}/teacher --data {root}/data --proposals {root}/proposals --images-per-shard 2'
-_DETECT = 'detect {root}/pictures --checkpoint {root}/bundle --min-score 0 --batch-size 1 --out {root}/found'
+_DETECT = 'detect {root}/pictures --checkpoint {root}/bundle --min-score 0 --batch-size 2 --out {root}/found'
 COMMANDS = {
   'prepare': Command(_PREPARE, 'small_train.json images'),
   'prepare a second split': Command(

@@ -184,7 +184,7 @@ NO_TEACHER = {
     lambda d: edit_config(d, projection_dim=25),
     r'text_projection.weight is \(24, 32\); expected \(25, 32\)',
   ),
-  'a parameter too many': (lambda d: edit_weights(d, lambda t: t.update(extra=np.ones(1))), 'has extra, which fits'),
+  'a parameter too many': (lambda d: edit_weights(d, lambda t: t.update(extra=np.ones(1))), "has 'extra', which fits"),
   'a parameter missing': (lambda d: edit_weights(d, lambda t: t.pop('logit_scale')), 'lacks logit_scale'),
   'not finite': (lambda d: edit_weights(d, poison), 'visual_projection.weight holds numbers that are not finite'),
 }

@@ -191,6 +191,29 @@ def test_a_killed_run_goes_on_where_it_stopped(folder, capsys):
   assert len(list(Path('out').iterdir())) == len(list(Path('whole').iterdir())) == 4
 
 
+def test_a_run_that_goes_on_has_the_batches_of_one_without_a_break(folder, monkeypatch):
+  """The last bits of a result depend on what goes through the network with it."""
+  two = Settings(batch_size=2)
+  write = detecting.Parts.write
+
+  def interrupted(parts, records, *place):
+    if str(records[0]['image']) == 'in/empty.png':
+      raise KeyboardInterrupt
+    write(parts, records, *place)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(detecting.Parts, 'write', interrupted)
+    detecting.detect(Blobs(), ['in'], 'tree', Path('out'), two)
+  detector = Blobs()
+  detecting.detect(detector, ['in'], 'tree', Path('out'), two)
+  assert detector.calls == [2, 1]  # the first of the two has its record already
+  detector = Blobs()
+  with pytest.raises(KeyboardInterrupt):
+    detecting.detect(Blobs(fails_after=2), ['in'], 'tree', Path('again'), two)
+  detecting.detect(detector, ['in'], 'tree', Path('again'), two)
+  assert detector.calls == [1]  # a batch with all its records is not detected in again
+
+
 @pytest.mark.parametrize('glob', ['**/*.png', '*'])
 def test_a_killed_run_over_a_glob_does_not_take_its_own_drawings_for_pictures(folder, glob):
   settings = Settings(batch_size=1)

@@ -27,6 +27,7 @@ from vild_jax.config.settings import (
 )
 from vild_jax.config.training import Optimizer, Train
 from vild_jax.runtime import reading
+from vild_jax.runtime.messages import shown
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def calibrated(path: str | Path) -> list[str]:
   settings = tree.get('settings') if isinstance(tree, dict) else None
   require(isinstance(settings, dict), f'{path}: settings', type(settings).__name__, expected)
   for key in settings:
-    require(key.startswith(section), f'{path}: settings', key, expected)
+    require(key.startswith(section), f'{path}: settings', shown(key), expected)
   return [f'--{key}={json.dumps(value)}' for key, value in settings.items()]
 
 

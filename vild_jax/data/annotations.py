@@ -14,8 +14,9 @@ import numpy as np
 from vild_jax.data import rle, unique_keys
 from vild_jax.data.entries import Known, Picture, check_categories, check_pictures, whole
 from vild_jax.data.problems import Problems, in_words
-from vild_jax.data.schema import Category, DataError, Objects, is_number, make_objects, shown
+from vild_jax.data.schema import Category, DataError, Objects, is_number, make_objects
 from vild_jax.runtime import progress
+from vild_jax.runtime.messages import shown
 
 # LVIS and COCO round to two decimals: a box that exceeds the picture by no more than this is not reported as clipped.
 _ROUNDING = 0.011

@@ -10,7 +10,8 @@ from typing import Any
 
 from vild_jax.data.picture_files import PictureName, picture_name
 from vild_jax.data.problems import Problems
-from vild_jax.data.schema import Category, DataError, is_size, shown
+from vild_jax.data.schema import Category, DataError, is_size
+from vild_jax.runtime.messages import shown
 
 _LISTS = ('neg_category_ids', 'not_exhaustive_category_ids')
 

@@ -15,8 +15,9 @@ from vild_jax.data.entries import Picture
 from vild_jax.data.formats.converted import Converted
 from vild_jax.data.picture_files import PictureFolder, picture_name
 from vild_jax.data.problems import Problems, in_words
-from vild_jax.data.schema import Category, DataError, Example, shown
+from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.runtime import progress
+from vild_jax.runtime.messages import shown
 
 _DECIDING = threading.Lock()  # `JsonSource.upright`: it reads all pictures, once is enough
 

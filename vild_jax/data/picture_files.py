@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vild_jax.data.schema import DataError, shown
+from vild_jax.data.schema import DataError
+from vild_jax.runtime.messages import shown
 
 _SPLITS = ('train2017', 'val2017')  # folders of COCO, where a picture is looked for by the last part of its name
 # Folders of a name that archives and tools leave out or add; any other may tell one picture from another.

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from hotcoco import mask as mask_api
 
-from vild_jax.data.schema import DataError, is_number, shown
+from vild_jax.data.schema import DataError, is_number
+from vild_jax.runtime.messages import shown
 
 # The mask library walks along an outline in steps of a fifth of a pixel and takes about 40 bytes a pixel for that.
 _LONGEST_OUTLINE = 5_000_000

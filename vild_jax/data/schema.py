@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +10,6 @@ import numpy as np
 
 class DataError(ValueError):
   """Reports input that cannot be used, in one line: the file or field, what was found and what was expected."""
-
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = 200
-
-
-def shown(value: Any) -> str:
-  """Returns a value that a file holds for a message: in one line, and not too long."""
-  return _REPR.repr(value)
 
 
 def counted(number: int, what: str) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 from vild_jax.data import label_files, tfds_folder
 from vild_jax.data.json_source import JsonSource
 from vild_jax.data.rle import decode_mask
-from vild_jax.data.schema import Category, DataError, Example, shown
+from vild_jax.data.schema import Category, DataError, Example
 from vild_jax.runtime import digests, files, progress, reading
+from vild_jax.runtime.messages import shown
 
 __all__ = [
   'JsonSource',

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vild_jax.data.schema import DataError, shown
+from vild_jax.data.schema import DataError
+from vild_jax.runtime.messages import shown
 
 LISTS = ('images', 'annotations', 'categories')
 

@@ -14,10 +14,11 @@ import hotcoco
 import msgspec
 import numpy as np
 
-from vild_jax.data.schema import DataError, is_number, shown
+from vild_jax.data.schema import DataError, is_number
 from vild_jax.eval.found import Codes
 from vild_jax.eval.truth import Truth
 from vild_jax.runtime import collector
+from vild_jax.runtime.messages import shown
 
 EXPECTED = 'a results JSON: a list of detections'
 

@@ -18,8 +18,9 @@ import hotcoco
 import numpy as np
 
 from vild_jax.data import rle, unique_keys
-from vild_jax.data.schema import DataError, is_number, is_size, shown
+from vild_jax.data.schema import DataError, is_number, is_size
 from vild_jax.eval import jsonfile
+from vild_jax.runtime.messages import shown
 
 _FIELDS = {
   'images': ('id', 'height', 'width'),

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import Any
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = 200
 
 
 def first_line(error: BaseException) -> str:
   """Returns the first line of the message of an error, or its type if there is none."""
   return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shown(value: Any) -> str:
+  """Returns a value that a file holds for a message: in one line, and not too long."""
+  return _REPR.repr(value)
 
 
 def is_panic(error: BaseException) -> bool:

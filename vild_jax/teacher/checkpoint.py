@@ -25,6 +25,7 @@ import safetensors.numpy
 
 from vild_jax.nn import clip
 from vild_jax.runtime import reading
+from vild_jax.runtime.messages import shown
 from vild_jax.teacher import files, hf_config, parameter_names, tokenizer
 from vild_jax.teacher.files import CONFIG, PREPROCESSOR, TOKENIZER, WEIGHTS
 from vild_jax.teacher.parameter_names import Source
@@ -137,7 +138,7 @@ def _read_params(
   unknown = sorted(n for n in weights.shapes.keys() - known if n.rpartition('.')[2] not in _NO_PARAMETER)
   missing = sorted({source.name for source in wanted.values()} - weights.shapes.keys())
   if unknown or missing:
-    problem = f'has {unknown[0]}, which fits nothing' if unknown else f'lacks {missing[0]}'
+    problem = f'has {shown(unknown[0])}, which fits nothing' if unknown else f'lacks {missing[0]}'
     raise ValueError(
       f'{weights.path} {problem} ({len(unknown)} unknown, {len(missing)} missing); expected the '
       f'parameters of {hf_config.model_name(config)} as its config.json describes it'

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vild_jax.runtime import digests, files, reading
+from vild_jax.runtime.messages import shown
 
 BUNDLE_FILE, CARD_FILE = 'bundle.json', 'README.md'
 VARIABLES = 'variables'  # the subfolder of the weights in a bundle or a converted checkpoint
@@ -107,7 +108,7 @@ def read_about(bundle: Path) -> dict[str, Any]:
   if version == 1 and 'files' not in about:
     return about
   if type(version) is not int or version not in (1, FORMAT):
-    raise ValueError(f'{path} has format {version!r}; expected {FORMAT}, or 1')
+    raise ValueError(f'{path} has format {shown(version)}; expected {FORMAT}, or 1')
   if not digests.is_whole(content):
     raise ValueError(f'{path} is damaged: it does not have the checksum that it states; {_ANEW}')
   listed = about.get('files')

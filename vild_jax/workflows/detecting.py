@@ -196,32 +196,35 @@ class _Work:
 
   def run(self) -> None:
     """Detects in all inputs of which there is no record."""
-    missing = [i for i in range(len(self.inputs)) if not self.parts.has(i)]
-    done = len(self.inputs) - len(missing)
+    done = sum(map(self.parts.has, range(len(self.inputs))))
     if done:
       print(f'going on with {done} of {len(self.inputs)} inputs done already', file=sys.stderr)
     most = 1 if self.settings.tile else self.settings.batch_size
-    batch: list[tuple[int, np.ndarray]] = []
+    # A run that goes on has the batches of one without a break: the last bits of a result depend on its neighbours.
+    batch: dict[int, np.ndarray | None] = {}  # None: has a record already
+    numbers = 0  # in the arrays of the batch
     with progress.bar(len(self.inputs), 'detect', unit='input', initial=done) as bar:
-      for i in missing:
-        item = self.inputs[i]
+      for i, item in enumerate(self.inputs):
         try:
-          if item.is_video:
+          if self.parts.has(i):
+            record = self.parts.read(i)[0]
+            if 'detections' in record:
+              batch[i] = None
+              numbers += record['height'] * record['width'] * 3
+          elif item.is_video:
             self._video(i)
             bar.update()
           else:
-            most_pixels = self.settings.max_megapixels * 10**6
-            batch.append((i, pictures.decode(item.path, upright=True, max_pixels=most_pixels)))
+            batch[i] = picture = self._decoded(i)
+            numbers += picture.size
         except DataError as error:
           self.parts.write([{'image': str(item.path), 'error': str(error)}], i)
           tqdm.write(f'left out: {error}', file=sys.stderr)
           bar.update()
-        if len(batch) == most or sum(picture.size for _, picture in batch) >= 3 * _BATCH_PIXELS:
-          self._pictures(batch)
-          bar.update(len(batch))
-          batch = []
-      self._pictures(batch)
-      bar.update(len(batch))
+        if len(batch) == most or numbers >= 3 * _BATCH_PIXELS:
+          bar.update(self._pictures(batch))
+          batch, numbers = {}, 0
+      bar.update(self._pictures(batch))
 
   def records(self) -> Iterator[Record]:
     """Yields the record of each input."""
@@ -232,15 +235,24 @@ class _Work:
     """Yields the record of each picture that could be read."""
     return (record for record in self.records() if 'detections' in record)
 
-  def _pictures(self, batch: list[tuple[int, np.ndarray]]) -> None:
-    found = self._find([picture for _, picture in batch], [self.inputs[i].path for i, _ in batch])
-    for (i, picture), of_picture in zip(batch, found, strict=True):
+  def _decoded(self, i: int) -> np.ndarray:
+    return pictures.decode(self.inputs[i].path, upright=True, max_pixels=self.settings.max_megapixels * 10**6)
+
+  def _pictures(self, batch: dict[int, np.ndarray | None]) -> int:
+    """Detects in pictures that go through the network together, if one of them has no record; how many had none."""
+    missing = [i for i, picture in batch.items() if picture is not None]
+    if not missing:
+      return 0
+    read = {i: self._decoded(i) if picture is None else picture for i, picture in batch.items()}
+    found = self._find(list(read.values()), [self.inputs[i].path for i in read])
+    for (i, picture), of_picture in zip(read.items(), found, strict=True):
       rows, drawn = found_files.described(of_picture), self.out / f'{self.inputs[i].name}{_PICTURE}'
       shot = cv2.cvtColor(self._drawn(picture, rows), cv2.COLOR_RGB2BGR)
       files.write(drawn, cv2.imencode('.png', shot)[1].tobytes())
       height, width = picture.shape[:2]
       about = {'image': str(self.inputs[i].path), 'picture': drawn.name, 'height': height, 'width': width}
       self.parts.write([about | {'detections': rows}], i)
+    return len(missing)
 
   def _video(self, i: int) -> None:
     """Detects in the frames of a video, some at a time; frames that were done before are only drawn again."""

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from vild_jax.config import defaults
-from vild_jax.data.schema import DataError, shown
+from vild_jax.data.schema import DataError
+from vild_jax.runtime.messages import shown
 
 PROPOSALS, EMBEDDINGS = 'proposals', 'embeddings'
 MANIFEST_FILE, JOB_FILE, IMAGES_FILE = 'manifest.json', 'job.json', 'images.npy'
