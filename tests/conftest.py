@@ -43,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption('--flips', type=int, default=500, help='how many bits a test marked soak flips')
   parser.addoption('--files', type=int, default=20_000, help='how many annotation files a test marked soak changes')
   parser.addoption('--inputs', type=int, default=2000, help='how many inputs a parser gets in a test marked soak')
+  parser.addoption(
+    '--faults', type=int, default=1, choices=range(1, 5), help='how often each call fails in a test marked soak'
+  )
   parser.addoption('--record', help='a file that sums up the inputs of tests marked soak, which go on from it')
 
 

@@ -3,7 +3,9 @@
 One call after the other of those that write, flush, rename or remove fails once, in a real command on a small data set
 (`tests.helpers.faults`); the suite tries a few. All of them, by command, with a record that a later run goes on from:
 
-  launch/test.sh -m soak tests/chaos/test_faults.py --record FILE
+  launch/test.sh -m soak tests/chaos/test_faults.py --faults 1 --record FILE
+
+With `--faults 4` each call fails four times, by each of FAULTS.
 """
 
 from __future__ import annotations
@@ -309,7 +311,7 @@ def test_each_call_of_a_command(name, world, faulty, tmp_path, pytestconfig):
   """Of a record that is complete nothing more is tried; another file begins anew."""
   bench, path = Bench(COMMANDS[name], world, tmp_path, faulty), pytestconfig.getoption('record')
   order, found = random.Random(name), []
-  for turn in range(len(FAULTS)):  # after the first turn each call has failed once
+  for turn in range(pytestconfig.getoption('faults')):
     numbers = order.sample(range(1, bench.calls + 1), bench.calls)
     for number in numbers[max(record.read(path, name).get('faults', 0) - turn * bench.calls, 0) :]:
       fault = FAULTS[(number + turn) % len(FAULTS)]

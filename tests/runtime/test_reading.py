@@ -92,6 +92,10 @@ def test_arrays_are_refused_by_their_headers_before_they_are_made(tmp_path, monk
   monkeypatch.setenv(reading.ARRAY_LIMIT, '0.000000001')
   with pytest.raises(ValueError, match='more than 1e-09'):
     reading.arrays(path, ['small'], 'x')
+  for given in ('nan', '-1', 'much'):
+    monkeypatch.setenv(reading.ARRAY_LIMIT, given)
+    with pytest.raises(ValueError, match=f"VILD_JAX_ARRAY_GIGABYTES is '{given}'; expected a number of gigabytes"):
+      reading.arrays(path, ['small'], 'x')
 
 
 def test_arrays_that_are_none(tmp_path):

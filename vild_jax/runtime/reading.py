@@ -202,7 +202,9 @@ def _require_fits(size: int) -> None:
   try:
     most = float(given)
   except ValueError:
-    raise ValueError(f'{ARRAY_LIMIT} is {given!r}, expected a number') from None
+    most = 0.0
+  if not most > 0:  # so is NaN
+    raise ValueError(f'{ARRAY_LIMIT} is {given!r}; expected a number of gigabytes above 0')
   if size > most * 2**30:
     raise ValueError(
       f'arrays of {size / 2**30:,.1f} GiB, more than {most:g}; the variable {ARRAY_LIMIT} of the environment '
