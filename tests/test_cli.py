@@ -127,6 +127,32 @@ sys.exit(cli.main())
   assert (done.returncode, done.stderr) == (2, 'vild-jax score: w/checkpoints: No space left on device\n')
 
 
+@pytest.mark.parametrize('end', ['KeyboardInterrupt', 'OSError(28, "No space left on device")'])
+def test_a_command_that_fails_waits_for_no_thread_of_a_library(end):
+  """Python's own end waits for some threads and makes those crash that are at work in C++."""
+  program = f"""
+import atexit, sys, threading
+from vild_jax import cli
+from vild_jax.commands import score
+
+class Late:
+  def __del__(self):
+    print('too late')
+
+def run(args):
+  threading.Thread(target=threading.Event().wait).start()
+  raise {end}
+
+late = Late()
+atexit.register(print, 'cleaned')
+score.run = run
+sys.argv[1:] = ['score', '--annotations', 'a', '--results', 'b', '--protocol', 'lvis']
+sys.exit(cli.main())
+"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False, timeout=120)
+  assert (done.returncode, done.stdout) == (130 if end == 'KeyboardInterrupt' else 2, 'cleaned\n')
+
+
 @pytest.mark.parametrize(
   ('raised', 'code', 'line'),
   [

@@ -6,6 +6,7 @@ Exit code 0 only on success; bad input gives one line and exit code 2 (`--debug`
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import logging
 import os
@@ -57,13 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         messages.threads_in_one_line(f'vild-jax {args.command}')
       code = _run(args)
   except KeyboardInterrupt:  # while the command is imported
-    return _interrupted(joined=False)
+    code = _interrupted(joined=False)
   except processes.Preempted as error:
     print(f'vild-jax train: {error}', file=sys.stderr)
-    return processes.EXIT_PREEMPTED
-  if error := lost():
-    print(f'vild-jax {args.command}: standard output: {error.strerror}', file=sys.stderr)
-  return code or (2 if error else 0)
+    code = processes.EXIT_PREEMPTED
+  else:
+    if error := lost():
+      print(f'vild-jax {args.command}: standard output: {error.strerror}', file=sys.stderr)
+      code = code or 2
+  if code and of_process:
+    _end(code)
+  return code
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -210,9 +215,19 @@ def _module(name: str) -> ModuleType:
 
 def _exit_at_once(code: int) -> int:
   """Exits at once and skips the shutdown barrier of `jax.distributed`; the other processes notice by a timeout."""
-  sys.stdout.flush()
-  sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    with suppress(OSError, ValueError, AttributeError):  # closed, or there is none
+      stream.flush()
   os._exit(code)
+
+
+def _end(code: int) -> None:
+  """Ends the process of a command that failed, past the end of the interpreter.
+
+  Threads of libraries in C++ may still be at work for what was broken off; they crash when Python ends around them.
+  """
+  atexit._run_exitfuncs()
+  _exit_at_once(code)
 
 
 def _one_line(error: BaseException, expected: bool) -> str:

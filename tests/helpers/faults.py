@@ -80,6 +80,7 @@ def _serve(library: str, log: str, below: str) -> None:
   calls, which, failed = ctypes.CDLL(library), ctypes.create_string_buffer(_SPACE), ctypes.c_long()
   calls.faults_disarm.restype = ctypes.c_long
   answers = os.fdopen(os.dup(1), 'w')
+  cli._end = lambda code: None  # else a command that fails would end the process
   started = owners.started
   for turn, line in enumerate(sys.stdin):
     # To the next command, this one is another process that has ended, whose locks and temporary files are left.
