@@ -84,7 +84,7 @@ COMMANDS = {
   ),
   'embed-regions': Command(f'{_REGIONS} --out {ROOT}/made --batch-size 16', 'teacher data proposals'),
   'train': Command(
-    f'train {ROOT}/config.json --workdir {ROOT}/new',
+    f'train {ROOT}/config.json --workdir {ROOT}/new --train.steps=1',
     'config.json data v.npz',
     unfinished='new/(tensorboard|checkpoints|metrics.jsonl|goodput.json).*',
   ),
