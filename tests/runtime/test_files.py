@@ -125,15 +125,37 @@ def test_an_error_in_words_keeps_them(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_the_content_is_flushed_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
+@pytest.fixture
+def events(monkeypatch) -> list[str]:
+  """What is flushed, by its path at that time, and 'rename' for each rename."""
   events = []
-  fsync, replace = os.fsync, os.replace
+  fsync, replace, rename = os.fsync, os.replace, os.rename
   monkeypatch.setattr(
     os, 'fsync', lambda handle: (events.append(os.readlink(f'/proc/self/fd/{handle}')), fsync(handle))
   )
   monkeypatch.setattr(os, 'replace', lambda a, b: (events.append('rename'), replace(a, b)))
+  monkeypatch.setattr(os, 'rename', lambda a, b: (events.append('rename'), rename(a, b)))
+  return events
+
+
+def test_the_content_is_flushed_before_the_rename_and_the_folder_after_it(tmp_path, events):
   files.write(tmp_path / 'file', 'x')
   assert len(events) == 3 and events[0].endswith('.tmp') and events[1:] == ['rename', str(tmp_path)]
+
+
+def test_so_are_all_files_of_a_new_folder_and_what_is_moved(tmp_path, events):
+  with files.new_folder(tmp_path / 'folder') as folder:
+    (folder / 'below').mkdir()
+    (folder / 'below' / 'file').write_text('x')
+  assert sorted(events[:3]) == [str(folder), str(folder / 'below'), str(folder / 'below' / 'file')]
+  assert events[3:] == ['rename', str(tmp_path)]
+  (tmp_path / 'to').mkdir()
+  for name, flushed in (('folder/below', 2), ('folder', 1), ('to/below/file', 1)):
+    events.clear()
+    source = tmp_path / name
+    files.move(source, tmp_path / 'to' / source.name)
+    assert len(events) == flushed + 2 and events[0] in (str(source), str(source / 'file'))
+    assert events[-2:] == ['rename', str(tmp_path / 'to')]
 
 
 def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path):
@@ -219,6 +241,26 @@ def test_the_old_folder_is_not_lost_where_it_cannot_come_back_either(tmp_path, m
       (folder / 'new').write_text('new')
   kept = Path(str(error.value).rpartition('what stood there is in ')[2])
   assert (kept / 'good').read_text() == 'good'
+
+
+def test_ctrl_c_between_the_two_renames_brings_the_old_folder_back(tmp_path, monkeypatch):
+  with files.new_folder(tmp_path / 'folder') as folder:
+    (folder / 'good').write_text('good')
+  rename, seen = os.rename, []
+
+  def interrupted_after_the_first(source, target):
+    rename(source, target)
+    seen.append(source)
+    if len(seen) == 1:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(os, 'rename', interrupted_after_the_first)
+  with (
+    pytest.raises(KeyboardInterrupt),
+    files.new_folder(tmp_path / 'folder', may_replace=lambda path: True) as folder,
+  ):
+    (folder / 'new').write_text('new')
+  assert [path.name for path in tmp_path.iterdir()] == ['folder'] and (tmp_path / 'folder' / 'good').exists()
 
 
 def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):

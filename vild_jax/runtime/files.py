@@ -193,13 +193,12 @@ def new_folder(
       yield temporary / 'new'
     _flush_tree(temporary / 'new')
     _check_replaceable(out, may_replace)
-    stands = os.path.lexists(out)
-    if stands:
-      os.rename(out, temporary / 'old')
     try:
+      if os.path.lexists(out):
+        os.rename(out, temporary / 'old')
       os.rename(temporary / 'new', out)
-    except OSError as error:
-      if stands:
+    except BaseException as error:  # Ctrl-C comes between the two as well
+      if os.path.lexists(temporary / 'old') and not os.path.lexists(out):
         try:
           os.rename(temporary / 'old', out)
         except OSError:
