@@ -102,7 +102,7 @@ def test_an_unknown_argument_is_refused():
 def test_a_full_disk_is_one_line_however_many_threads_and_tasks_of_libraries_fail():
   """As Orbax fails: each tensor is a task of asyncio, each part of a checkpoint a thread, and each logs its error."""
   program = """
-import asyncio, sys
+import asyncio, sys, threading
 import absl.logging
 from vild_jax import cli
 from vild_jax.commands import score
@@ -114,9 +114,16 @@ async def save():
   tasks = [asyncio.ensure_future(fail()) for _ in range(50)]
   await asyncio.sleep(0)
 
+def write():
+  raise OSError(28, 'No space left on device')
+
 def run(args):
   absl.logging.error('a thread failed')
   asyncio.run(save())
+  threads = [threading.Thread(target=write) for _ in range(20)]
+  for thread in threads:
+    thread.start()
+    thread.join()
   raise OSError(28, 'No space left on device', 'w/checkpoints')
 
 score.run = run
@@ -124,7 +131,40 @@ sys.argv[1:] = ['score', '--annotations', 'a', '--results', 'b', '--protocol', '
 sys.exit(cli.main())
 """
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
-  assert (done.returncode, done.stderr) == (2, 'vild-jax score: w/checkpoints: No space left on device\n')
+  lines = ['in the background: OSError: [Errno 28] No space left on device', 'w/checkpoints: No space left on device']
+  assert (done.returncode, done.stderr) == (2, ''.join(f'vild-jax score: {line}\n' for line in lines))
+
+
+@pytest.mark.parametrize(
+  ('shell', 'code', 'error'),
+  [
+    ('{} | head -1; exit ${{PIPESTATUS[0]}}', 0, ''),
+    ('{} 2>&-', 0, ''),
+    ('{} > /dev/full', 2, 'vild-jax score: standard output: No space left on device\n'),
+  ],
+)
+def test_a_command_whose_output_nobody_takes_does_its_work(tmp_path, shell, code, error):
+  if 'full' in shell and not os.path.exists('/dev/full'):
+    pytest.skip('no /dev/full here')
+  (tmp_path / 'p.py').write_text("""
+import sys
+from pathlib import Path
+from vild_jax import cli
+from vild_jax.commands import score
+
+def run(args):
+  for number in range(10_000):
+    print('a line', number)
+    print('.', end='', file=sys.stderr)
+  Path(args.annotations).write_text('done')
+
+score.run = run
+sys.exit(cli.main())
+""")
+  words = f'"{sys.executable}" "{tmp_path}/p.py" score --annotations "{tmp_path}/out" --results b --protocol lvis'
+  done = subprocess.run(['bash', '-c', shell.format(words)], capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stderr.strip('.')) == (code, error)
+  assert (tmp_path / 'out').read_text() == 'done'
 
 
 @pytest.mark.parametrize('end', ['KeyboardInterrupt', 'OSError(28, "No space left on device")'])

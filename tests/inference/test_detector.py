@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from PIL import Image
 from tests.helpers import tiny
 from tests.helpers.encoded import encode, oriented
 from vild_jax import detector as detector_lib
+from vild_jax.data import rle
 from vild_jax.data.schema import DataError
 from vild_jax.inference import detector as inference
 from vild_jax.structs import Detections, Proposals
@@ -225,3 +227,16 @@ def test_a_class_below_its_score_takes_no_place_of_another(monkeypatch):
   found = detector.detect(picture, min_score={'a': 0.7})
   assert found.labels.tolist() == [1] and found.scores[0] == np.float32(0.2)
   np.testing.assert_allclose(found.boxes, [[12, 12, 14, 14]], atol=1e-4)
+
+
+def test_masks_in_a_large_picture_take_the_memory_of_their_boxes():
+  """A small PNG can hold 13,000 x 13,000 pixels, of which a hundred whole masks would take 15.7 GiB."""
+  boxes = np.array([[900, 900, 910, 910]] * 5, np.float32)
+  network = Detections(boxes, np.zeros(5, np.int32), np.ones(5), np.ones((5, 28, 28), np.float32), np.ones(5, bool))
+  tracemalloc.start()
+  try:
+    found = inference._in_picture(network, np.full(2, 0.1, np.float32), (13_000, 13_000), NAMES, (), None)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+  finally:
+    tracemalloc.stop()
+  assert found.rles[0]['size'] == [13_000, 13_000] and rle.area(found.rles[0], 13_000, 13_000) > 9_000

@@ -227,6 +227,15 @@ def test_the_background_row_of_the_vocabulary_or_of_the_training(detector):
     np.testing.assert_array_equal(resolved[1].background, expected)
 
 
+def test_prompts_that_a_vocabulary_records_are_never_read_as_a_file(made, tmp_path):
+  (tmp_path / 'secret').write_text('hunter2 {}:0')
+  planted = dataclasses.replace(vocabulary.load(made / 'v.npz'), prompts=str(tmp_path / 'secret'))
+  asked = queries.Queries(tiny.config(), planted, text.load_text(made / 'teacher'))
+  with pytest.raises(ValueError, match=r'the vocabulary records the prompts .*secret.*; expected vild') as error:
+    asked.resolve(['toy elephant'])
+  assert 'hunter2' not in str(error.value)
+
+
 def test_names_are_kept_on_the_disk(made, tmp_path, monkeypatch):
   monkeypatch.setenv('VILD_JAX_CACHE', str(tmp_path))
   first = vild_jax.load(made / 'seeing').classes(['toy elephant', 'Toy', 'ant'])

@@ -9,7 +9,7 @@ import types
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from tests.helpers import portable_model
 from vild_jax import vocabulary as vocabulary_lib
@@ -68,6 +68,15 @@ def test_pictures_are_turned_as_viewers_show_them_and_others_refused(tmp_path):
   (tmp_path / 'no.png').write_text('no picture')
   with pytest.raises(ValueError, match=r'no\.png cannot be read as a picture .*; expected one of JPEG'):
     run.open_picture(tmp_path / 'no.png')
+
+
+def test_an_eps_under_another_name_starts_no_ghostscript(tmp_path, monkeypatch):
+  started = []
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: started.append(1))
+  Image.new('RGB', (9, 9)).save(tmp_path / 'a.jpg', 'EPS')
+  with pytest.raises(ValueError, match=r'a\.jpg cannot be read as a picture'):
+    run.open_picture(tmp_path / 'a.jpg')
+  assert not started
 
 
 def test_of_deep_grey_the_upper_bits_count_and_unknown_ranges_are_refused(tmp_path):

@@ -112,6 +112,15 @@ def test_process_0_listens_where_it_is_told(monkeypatch, capsys):
     processes.join('n1:99', 2, 0, bind_address='10.0.0.5')
   assert asked == [None, '10.0.0.5:99']
 
+  def refuses(**given):
+    asked.append(given['coordinator_bind_address'])
+    raise ValueError('no further')
+
+  monkeypatch.setattr('jax.distributed.initialize', refuses)
+  words = '--coordinator-address n1:99 --num-processes 2 --process-id 0 --coordinator-bind-address 127.0.0.1:98'
+  assert cli.main(['train', 'c.py', '--workdir', 'w', *words.split()]) == 2
+  assert asked[2:] == ['127.0.0.1:98'] and capsys.readouterr().err.endswith('vild-jax train: no further\n')
+
 
 def test_a_process_0_that_does_not_answer_is_one_line():
   with socket.socket() as unused:

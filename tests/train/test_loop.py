@@ -334,3 +334,11 @@ def test_a_half_written_last_line_of_metrics_is_left_out(tmp_path):
   path = tmp_path / writers.METRICS_FILE
   path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
   assert writers.read_metrics(path) == [{'step': 1, 'loss': 2.0}]
+
+
+def test_a_damaged_line_of_metrics_is_left_out_and_the_file_is_named(tmp_path, capsys):
+  path = tmp_path / writers.METRICS_FILE
+  path.write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\xff\n[]\n{"step": 3, "loss": 1.0}\n')
+  writers.WorkdirWriter(tmp_path, resume_step=3).close()
+  assert [line['step'] for line in writers.read_metrics(path)] == [1, 3]
+  assert capsys.readouterr().err.splitlines()[0] == f'{path}: 2 of 4 lines are damaged and left out'

@@ -154,6 +154,11 @@ def own_folder(made, tmp_path):
     'embed-text --from-npy {made}/rows.npy --classes {made}/small_val.json --teacher-id x --out {made}',
     '{made}: Is a directory',
   ),
+  BadInput(  # before the teacher is read, which may take long
+    'unwritable vocabulary',
+    'embed-text --teacher {tmp}/none --classes {made}/small_val.json --out {made}',
+    '{made}: Is a directory',
+  ),
   BadInput('not federated', f'{EVALUATE} --data {{tmp}}/d --split val', 'evaluation.protocol=coco', not_federated),
   BadInput(
     'no backbone',

@@ -119,6 +119,15 @@ def test_every_picture_is_drawn_and_listed_and_a_broken_one_is_left_out(folder, 
   assert drawn.shape == (240, 320, 3) and (drawn[100, 120:200] != 240).any()
 
 
+def test_a_link_in_the_place_of_a_drawing_is_replaced_and_not_followed(folder):
+  Path('precious').write_text('precious')
+  Path('out').mkdir()
+  Path('out/x_detections.png').symlink_to('../precious')
+  detecting.detect(Blobs(), ['in/x.png'], 'tree, ant', Path('out'))
+  assert Path('precious').read_bytes() == b'precious'
+  assert Image.open('out/x_detections.png').size and not Path('out/x_detections.png').is_symlink()
+
+
 def test_settings_reach_the_detector(folder):
   settings = Settings(min_score=0.0, masks=False, max_detections=1, batch_size=2, max_megapixels=1)
   detector = Blobs()

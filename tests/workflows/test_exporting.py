@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vild_jax
-from tests.helpers import small_bundle
+from tests.helpers import fake_hub, small_bundle
 from tests.helpers.small_experiment import run
 from vild_jax import config as config_lib
 from vild_jax.config import Mesh
@@ -80,7 +80,7 @@ def test_the_card_has_step_data_licence_and_the_metrics_of_these_weights_alone(m
   assert not (tmp_path / 'f').exists()
 
 
-def test_a_bundle_of_a_bundle_keeps_the_towers(tmp_path):
+def test_a_bundle_of_a_bundle_keeps_the_towers(tmp_path, monkeypatch):
   parts = small_bundle.parts(tmp_path)
   first = small_bundle.write(tmp_path / 'first', parts)
   config = config_lib.load(first / 'config.json')  # whose teacher is not known on this machine
@@ -98,6 +98,11 @@ def test_a_bundle_of_a_bundle_keeps_the_towers(tmp_path):
   assert json.loads((second / 'bundle.json').read_text())['license'] == 'mit'
   assert config_lib.load(second / 'config.json').teacher == str(parts.teacher)
   assert towers == [name for name in small_bundle.files_of(second) if '_tower/' in name]
+  # Or by its name on the hub.
+  fake_hub.install(monkeypatch, {'me/clip': parts.teacher})
+  words = ('export', second / 'config.json', '--checkpoint', second, '--teacher', 'hf://me/clip')
+  assert run(*words, '--out', tmp_path / 'third') == 0
+  assert config_lib.load(tmp_path / 'third' / 'config.json').teacher == 'hf://me/clip'
 
 
 @pytest.mark.parametrize(
