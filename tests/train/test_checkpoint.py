@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from vild_jax.runtime import files
 from vild_jax.train import checkpoint, sealed, sharding, state, weights
 
 CONFIG = tiny.config(*tiny.SHALLOW)
@@ -70,6 +71,25 @@ def _restored(workdir):
     return int(checkpoints.restore(CONFIG, _mesh()).step)
   finally:
     checkpoints.close()
+
+
+def test_a_step_that_is_not_kept_goes_as_a_whole(saved, tmp_path, monkeypatch):
+  """A kill while its files are removed leaves no part of it under its name."""
+  workdir, whole = shutil.copytree(saved, tmp_path / 'run'), {}
+  clear = files.clear
+
+  def seen(folder):
+    whole.update({path.name: len(list(path.rglob('*'))) for path in folder.iterdir()} if folder.exists() else {})
+    assert files.is_temporary(folder.name)
+    clear(folder)
+
+  monkeypatch.setattr(files, 'clear', seen)
+  before = {name: len(list((workdir / 'checkpoints' / name).rglob('*'))) for name in '46'}
+  checkpoints = checkpoint.Checkpoints(workdir, keep=2)
+  checkpoints.save(10, _state(10), loss=0.1)
+  checkpoints.close()
+  assert whole == before
+  assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['10', '8']
 
 
 def test_every_step_is_sealed_before_it_counts(saved):

@@ -24,6 +24,15 @@ def test_what_is_saved_is_sealed_and_whole(folder):
   assert not list(sealed.problems(folder)) and weights.find(folder.parent) == weights.locate(folder.parent)
 
 
+def test_a_flush_that_fails_is_one_line_with_the_folder(tmp_path, monkeypatch):
+  def save(*_, **__):
+    raise ValueError('RESOURCE_EXHAUSTED: Failed to fsync file: No space left on device\nSource locations: x.cc')
+
+  monkeypatch.setattr('orbax.checkpoint.Checkpointer.save', save)
+  with pytest.raises(ValueError, match=f'^{tmp_path}/v cannot be written: RESOURCE_EXHAUSTED: Failed to fsync[^\n]*$'):
+    weights.save(tmp_path / 'v', TREE)
+
+
 def test_flips_are_named(folder):
   files = [path for path in folder.rglob('*') if path.is_file() and path.name not in flips.NO_VALUE]
   assert len(files) > 5

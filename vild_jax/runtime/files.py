@@ -29,7 +29,7 @@ from pathlib import Path
 from vild_jax.runtime import buckets, owners
 
 ABANDONED_DAYS = 7  # after which a leftover of another machine goes
-_PAUSES = (0.0, 0.05, 0.2, 0.5)  # seconds before each attempt to remove a temporary folder
+_PAUSES = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # seconds before each attempt to remove a temporary folder
 _REMOTE = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # a Path has taken the second slash away; drives have one letter
 _TEMPORARY = re.compile(r'\.(?P<target>.+)\.(?P<owner>[0-9a-f]{8}-\d+-\d+)-[0-9a-f]{8}\.tmp')
 
@@ -325,6 +325,13 @@ def sweep(folder: Path) -> None:
   It looks once for each folder and process, so that it costs nothing.
   """
   _sweep(folder, os.getpid())
+
+
+def clear(folder: Path) -> None:
+  """Removes a folder with all that is in it, as far as that is possible; one of `temporary_name`."""
+  if not is_temporary(folder.name):
+    raise ValueError(f'{folder} has no temporary name')
+  shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_abandoned(leftover: Path) -> bool:

@@ -69,18 +69,22 @@ class Checkpoints:
         managers.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False),
       ]
     )
-    # In a bucket a save has no temporary name: what a killed one left is removed before another writes in its place.
+    folder, in_bucket = files.absolute(workdir) / CHECKPOINTS, files.is_remote(workdir)
+    # What is not kept gets another name before it is removed, file by file: a kill must not leave a part of a step.
+    self._removed = None if in_bucket else files.temporary_name(Path(folder) / 'removed')
     options = ocp.CheckpointManagerOptions(
       best_fn=loss,
       best_mode='min',
       preservation_policy=policy,
       create=True,
-      cleanup_tmp_directories=files.is_remote(workdir),
+      # In a bucket a save has no temporary name: what a killed one left is removed before another writes in its place.
+      cleanup_tmp_directories=in_bucket,
+      todelete_subdir=self._removed and self._removed.name,
     )
+    if self._is_first:
+      files.sweep(self._removed.parent)
     weights.check_losses(workdir)
-    self._manager = ocp.CheckpointManager(
-      files.absolute(workdir) / CHECKPOINTS, options=options, item_handlers={'state': sealed.Handler()}
-    )
+    self._manager = ocp.CheckpointManager(folder, options=options, item_handlers={'state': sealed.Handler()})
     vocabulary = files.path(workdir) / VOCABULARY_FILE
     self._beside = {VOCABULARY_FILE: digests.sha256(files.fetched(vocabulary))} if vocabulary.is_file() else {}
 
@@ -94,6 +98,9 @@ class Checkpoints:
     `step` is an argument because reading `state.step` would wait for the device.
     """
     if step not in self._manager.all_steps():
+      if self._is_first:
+        self._manager.wait_until_finished()  # as `save` does: the one before still moves what it removes
+        files.clear(self._removed)
       about = {'step': step, 'loss': loss, 'beside': self._beside}
       self._manager.save(
         step, args=ocp.args.Composite(state=sealed.Save(state, about=about)), metrics={'loss': loss}, force=True
@@ -118,6 +125,13 @@ class Checkpoints:
     """Waits for the last save and frees the manager."""
     self._manager.wait_until_finished()
     self._manager.close()
+    if self._is_first:
+      files.clear(self._removed)
+
+  @property
+  def _is_first(self) -> bool:
+    """Whether this is the process that removes checkpoints, of those on a file system."""
+    return self._removed is not None and jax.process_index() == 0
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from vild_jax import config as config_lib
 from vild_jax.config import Config
-from vild_jax.runtime import buckets, files, hub
+from vild_jax.runtime import buckets, files, hub, messages
 from vild_jax.train import bundle_files, sealed
 from vild_jax.train.bundle_files import BUNDLE_FILE, IMAGE_TOWER, TEXT_TOWER, VARIABLES
 from vild_jax.train.optim import path_name
@@ -31,8 +31,13 @@ _ON_THE_HUB = (BUNDLE_FILE, CONFIG_FILE, '*.npz', f'{VARIABLES}/*', f'{TEXT_TOWE
 
 def save(path: Path, tree: Any, *, replace: bool = False) -> None:
   """Writes a pytree of arrays to the folder `path`, which must not exist, unless it may be replaced; seals it."""
-  with ocp.Checkpointer(sealed.Handler()) as checkpointer:
-    checkpointer.save(files.absolute(path), args=sealed.Save(tree), force=replace)
+  try:
+    with ocp.Checkpointer(sealed.Handler()) as checkpointer:
+      checkpointer.save(files.absolute(path), args=sealed.Save(tree), force=replace)
+  except ValueError as error:  # of TensorStore, which names no file when it is a flush that failed
+    if str(path) in str(error):
+      raise
+    raise ValueError(f'{path} cannot be written: {messages.first_line(error)}') from error
 
 
 def folder_of(place: str | Path) -> Path:
