@@ -175,7 +175,13 @@ def embed_regions(world: World) -> Command:
 
 
 def train(world: World) -> Command:
-  return Command(['train', world.config, '--workdir', 'PLACE/run'], grows=r'run/metrics\.jsonl')
+  """SIGTERM saves a checkpoint of its own: others are kept, and the mean losses of the next one begin there."""
+  losses = r'checkpoints/\d/metrics/metrics'
+  return Command(
+    ['train', world.config, '--workdir', 'PLACE/run'],
+    grows=rf'run/(metrics\.jsonl|{losses})',
+    told=rf'run/({losses} differs|checkpoints/[1-7]/\S+ is (missing|left over))',
+  )
 
 
 def evaluate(world: World) -> Command:
