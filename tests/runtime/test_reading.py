@@ -113,3 +113,25 @@ def test_an_array_file_holds_what_its_header_states(tmp_path):
   path.write_bytes(made.getvalue()[:-8])
   with pytest.raises(ValueError, match='its header states 48 bytes of numbers, and it holds 40'):
     reading.array(path, 'x')
+
+
+@pytest.mark.parametrize(
+  ('value', 'can'),
+  [
+    ('a', True),
+    ('d/manifest.ocdbt', True),
+    ('x' * 255, True),
+    ('x' * 256, False),
+    ('ä' * 128, False),
+    ('', False),
+    ('/etc/passwd', False),
+    ('a/../b', False),
+    ('a//b', False),
+    ('a\u2028b', False),
+    ('a\x00', False),
+    ('\ud800', False),
+    (7, False),
+  ],
+)
+def test_what_can_name_a_file_below_a_folder(value, can):
+  assert reading.is_place(value) is can

@@ -134,7 +134,7 @@ def _record(content: dict[str, Any], split: dict[str, Any], folder: Path, name: 
   lengths = [int(length) for length in split['shardLengths']]
   fixed = split['filepathTemplate'].replace('{DATASET}', name).replace('{SPLIT}', split['name'])
   fixed = fixed.replace('{FILEFORMAT}', 'array_record')
-  if min(lengths, default=-1) < 0 or Path(fixed).name != fixed or not fixed.isprintable():
+  if min(lengths, default=-1) < 0 or '/' in fixed or not reading.is_place(fixed):
     raise ValueError(f'a split of the files {shown(fixed)} with {lengths[:3]} pictures')
   files = [
     folder / fixed.replace('{SHARD_X_OF_Y}', f'{number:05d}-of-{len(lengths):05d}') for number in range(len(lengths))

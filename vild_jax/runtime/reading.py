@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 JSON_MEGABYTES = 64  # of a file of settings, a manifest or a log: thousands of times what this program writes
 JSON_DEPTH = 100  # lists and objects in one another
+_LONGEST_NAME = 255  # bytes of a file's name, on nearly all file systems
 ARRAY_GIGABYTES = 2.0  # of all arrays of a file together: 500,000 class embeddings of dimension 1,024
 ARRAY_LIMIT = 'VILD_JAX_ARRAY_GIGABYTES'  # the variable of the environment that allows more, or less
 
@@ -106,6 +107,15 @@ def _is_deep(tree: Any) -> bool:
     if not level:
       return False
   return True
+
+
+def is_place(text: Any) -> bool:
+  """Says whether a value of a file can name a file below a folder: printable, relative, with parts of a usual length."""
+  return (
+    isinstance(text, str)
+    and text.isprintable()
+    and all(part not in ('', '.', '..') and len(part.encode()) <= _LONGEST_NAME for part in text.split('/'))
+  )
 
 
 def content(path: str | Path, most: int) -> bytes:

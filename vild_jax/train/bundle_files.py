@@ -113,8 +113,11 @@ def read_about(bundle: Path) -> dict[str, Any]:
     raise ValueError(f'{path} is damaged: it does not have the checksum that it states; {_ANEW}')
   listed = about.get('files')
   if not isinstance(listed, dict) or not all(
-    isinstance(of, dict) and type(of.get('bytes')) is int and isinstance(of.get('sha256'), str)
-    for of in listed.values()
+    reading.is_place(name)
+    and isinstance(of, dict)
+    and type(of.get('bytes')) is int
+    and isinstance(of.get('sha256'), str)
+    for name, of in listed.items()
   ):
     raise ValueError(f'{path} does not list files with their bytes and sha256; {_ANEW}')
   return about
