@@ -110,7 +110,7 @@ def _is_deep(tree: Any) -> bool:
 
 
 def is_place(text: Any) -> bool:
-  """Says whether a value of a file can name a file below a folder: printable, relative, with parts of a usual length."""
+  """Says whether a value of a file can name another below a folder: printable, relative, its parts not too long."""
   return (
     isinstance(text, str)
     and text.isprintable()
