@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,8 @@ def multilevel_roi_align(
     output_size: bins along each side of a region.
 
   Returns:
-    Features in the dtype of `features`. Positions, interpolation and the sums of its gradient are at least float32.
+    Features in the dtype of `features`. Positions, interpolation and the sums of its gradient are at least float32. No
+    gradient flows into the boxes.
   """
   levels = sorted(features)
   row = roi_levels(boxes, levels[0], levels[-1]) - levels[0]
@@ -57,23 +60,11 @@ def multilevel_roi_align(
   starts = jnp.asarray(np.cumsum([0] + [h * w for h, w in sizes])[:-1], jnp.int32)[row]
   heights, widths = jnp.asarray(sizes, jnp.int32)[row].T
   strides = jnp.asarray([2.0**level for level in levels], jnp.float32)[row]
-  dtype = features[levels[0]].dtype
-  # Gathers in float32, so that gradients add up in float32: a pixel of a coarse level gets hundreds of small terms.
-  pixels = at_least_float32(
-    jnp.concatenate([features[level].reshape(-1, features[level].shape[-1]) for level in levels])
-  )
+  pixels = jnp.concatenate([features[level].reshape(-1, features[level].shape[-1]) for level in levels])
 
   scaled = boxes / strides[:, None]
   y0, y1, wy = _corners(scaled[:, 0], scaled[:, 2] - scaled[:, 0], output_size, heights)
   x0, x1, wx = _corners(scaled[:, 1], scaled[:, 3] - scaled[:, 1], output_size, widths)
-
-  # A loop over the four corners compiles one gather and one scatter instead of four of each, which take a compiler for
-  # TPUs seconds, and holds the features of only one corner in memory.
-  def add_corner(total, corner):
-    y, x, weight_y, weight_x = corner
-    index = starts[:, None, None] + y[:, :, None] * widths[:, None, None] + x[:, None, :]
-    weight = weight_y[:, :, None] * weight_x[:, None, :]
-    return total + pixels.at[index].get(mode='promise_in_bounds') * weight[..., None], None
 
   corners = (
     jnp.stack([y0, y0, y1, y1]),
@@ -81,5 +72,48 @@ def multilevel_roi_align(
     jnp.stack([1.0 - wy, 1.0 - wy, wy, wy]),
     jnp.stack([1.0 - wx, wx, 1.0 - wx, wx]),
   )
-  nothing = jnp.zeros((*y0.shape, output_size, pixels.shape[-1]), jnp.result_type(pixels, wy))
-  return jax.lax.scan(add_corner, nothing, corners)[0].astype(dtype)
+  return _read(pixels, (starts, widths, corners), pixels.shape[0]).astype(pixels.dtype)
+
+
+def _place(starts, widths, corner):
+  """Rows of the pixels, and their weights, [R, s, s] each, that one corner reads."""
+  y, x, weight_y, weight_x = corner
+  index = starts[:, None, None] + y[:, :, None] * widths[:, None, None] + x[:, None, :]
+  return index, weight_y[:, :, None] * weight_x[:, None, :]
+
+
+# Both directions loop over the four corners: that compiles one gather and one scatter instead of four of each, which
+# take a compiler for TPUs seconds, and holds the features of only one corner in memory.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _read(pixels, where, count):
+  """Sums [R, s, s, D], at least float32, of four weighted `pixels` [count, D] each."""
+  starts, widths, corners = where
+
+  def add_corner(total, corner):
+    index, weight = _place(starts, widths, corner)
+    read = at_least_float32(pixels.at[index].get(mode='promise_in_bounds'))
+    return total + read * weight[..., None], None
+
+  size = corners[0].shape[-1]
+  dtype = jnp.result_type(at_least_float32(pixels[:0]), corners[2])
+  nothing = jnp.zeros((starts.shape[0], size, size, pixels.shape[-1]), dtype)
+  return jax.lax.scan(add_corner, nothing, corners)[0]
+
+
+def _read_forward(pixels, where, count):
+  return _read(pixels, where, count), (where, pixels[:0])
+
+
+def _read_backward(count, kept, cotangent):
+  """Adds up in float32, in one array: a pixel of a coarse level gets hundreds of small terms."""
+  (starts, widths, corners), like = kept
+
+  def add_corner(total, corner):
+    index, weight = _place(starts, widths, corner)
+    return total.at[index].add(cotangent * weight[..., None], mode='promise_in_bounds'), None
+
+  nothing = jnp.zeros((count, like.shape[-1]), cotangent.dtype)
+  return jax.lax.scan(add_corner, nothing, corners)[0].astype(like.dtype), None
+
+
+_read.defvjp(_read_forward, _read_backward)

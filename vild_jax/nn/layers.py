@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from vild_jax.nn import pointwise
+from vild_jax.nn import normalise, pointwise
 
 Array = jax.Array
 
@@ -24,8 +24,7 @@ class BatchNorm(nn.Module):
   """Normalises over all axes except the last; under `jit` the statistics are those of the global batch.
 
   Rows of the first axis that are not `valid` are left out of the batch statistics (docs/departures.md, 3). With a
-  sharded batch the mean is global because it is computed under `jit`. The variance takes two passes, because
-  E[x²] − E[x]² loses digits.
+  sharded batch the mean is global because it is computed under `jit` (`normalise.statistics` says how exactly).
   """
 
   dtype: jax.typing.DTypeLike | None = None
@@ -37,18 +36,38 @@ class BatchNorm(nn.Module):
     if valid is not None:
       # Without a valid row all rows count, because the mean over an empty set would be NaN.
       mask = (valid | ~jnp.any(valid)).reshape(valid.shape + (1,) * (x.ndim - 1))
-    return nn.BatchNorm(
-      use_running_average=not train,
-      momentum=self.momentum,
-      epsilon=1e-4,
-      use_fast_variance=False,
-      dtype=self.dtype,
-      name='bn',
-    )(x, mask=mask)
+    return _Normalisation(self.dtype, self.momentum, name='bn')(x, mask, train)
 
 
-def conv(features: int, size: int, *, stride: int = 1, use_bias: bool, init, dtype, name: str | None = None) -> nn.Conv:
-  """Returns a convolution, padded SAME at stride 1 and by (size − 1) / 2 on all sides at stride > 1."""
+class _Normalisation(nn.Module):
+  """Holds scale, bias and moving statistics, with the names that `nn.BatchNorm` gives them."""
+
+  dtype: jax.typing.DTypeLike | None
+  momentum: float
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array | None, train: bool) -> Array:
+    size = x.shape[-1:]
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, size)
+    var = self.variable('batch_stats', 'var', jnp.ones, size)
+    scale, bias = self.param('scale', initializers.ones, size), self.param('bias', initializers.zeros, size)
+    dtype = nn.dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+    if not train:
+      return normalise.apply(x, mean.value, var.value, scale, bias, dtype)
+    y, *found = normalise.by_batch(x, scale, bias, mask, mean.value, dtype)
+    if not self.is_initializing():
+      for moving, value in zip((mean, var), found, strict=True):
+        moving.value = self.momentum * moving.value + (1 - self.momentum) * value
+    return y
+
+
+def conv(
+  features: int, size: int, *, stride: int = 1, use_bias: bool, init, dtype, name: str | None = None, convolve=None
+) -> nn.Conv:
+  """Returns a convolution, padded SAME at stride 1 and by (size − 1) / 2 on all sides at stride > 1.
+
+  `convolve` computes it in the place of `lax.conv_general_dilated`.
+  """
   pad = (size - 1) // 2
   padding = 'SAME' if stride == 1 else [(pad, pad), (pad, pad)]
   return nn.Conv(
@@ -59,6 +78,6 @@ def conv(features: int, size: int, *, stride: int = 1, use_bias: bool, init, dty
     use_bias=use_bias,
     kernel_init=init,
     dtype=dtype,
-    conv_general_dilated=pointwise.conv_general_dilated if size == 1 else None,
+    conv_general_dilated=pointwise.conv_general_dilated if size == 1 else convolve,
     name=name,
   )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from vild_jax.nn import stem
 from vild_jax.nn.layers import BACKBONE_INIT, BatchNorm, conv
 
 Array = jax.Array
@@ -66,7 +67,12 @@ class ResNet(nn.Module):
   def __call__(self, image: Array, *, train: bool) -> dict[int, Array]:
     groups, bottleneck = LAYOUTS[self.depth]
     block_type = nn.remat(Block, static_argnums=2) if self.remat else Block  # argument 2 of __call__: train
-    x = conv(self.width, 7, stride=2, use_bias=False, init=BACKBONE_INIT, dtype=self.dtype, name='stem')(image)
+    # Elsewhere than in training, programs are exported for platforms and formats that have no choice by platform.
+    convolve = stem.conv_general_dilated if train else None
+    first = conv(
+      self.width, 7, stride=2, use_bias=False, init=BACKBONE_INIT, dtype=self.dtype, name='stem', convolve=convolve
+    )
+    x = first(image)
     x = nn.relu(BatchNorm(self.dtype, self.momentum, name='stem_bn')(x, train=train))
     x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='SAME')
     features = {}
