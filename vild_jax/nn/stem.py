@@ -50,14 +50,21 @@ def by_blocks(x: Array, kernel: Array, precision: lax.PrecisionLike = None) -> A
   before, after = (reach + 1) // 2, reach // 2
   unread = 2 * before - reach  # rows of the first block that no place reads; in the last one it is 1 - unread
   around = (unread, 2 * (before + after + 1) - size - unread)
-  deep = _blocks(jnp.pad(kernel, (around, around, (0, 0), (0, 0))).transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
-  x = _blocks(jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0))))
+  deep = _blocks(jnp.pad(kernel, (around, around, (0, 0), (0, 0))), (0, 1))
+  x = _blocks(jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0))), (1, 2))
+  # Without the barrier the compiler takes the gradient of the kernel back to the picture and its padding.
+  x = lax.optimization_barrier(x)
   return lax.conv_general_dilated(
     x, deep, (1, 1), [(before, after)] * 2, dimension_numbers=_NUMBERS, precision=precision
   )
 
 
-def _blocks(x: Array) -> Array:
-  """Turns [B, 2H, 2W, C] into [B, H, W, 4C]."""
-  b, h, w, c = x.shape
-  return x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+def _blocks(x: Array, axes: tuple[int, int]) -> Array:
+  """Halves two neighbouring axes: puts the four places of each 2x2 block into the axis after them, four times as long."""
+  parts = []
+  for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    index = [slice(None)] * x.ndim
+    for axis, start in zip(axes, place, strict=True):
+      index[axis] = slice(start, None, 2)
+    parts.append(x[tuple(index)])
+  return jnp.concatenate(parts, axis=axes[1] + 1)
