@@ -60,7 +60,7 @@ def by_blocks(x: Array, kernel: Array, precision: lax.PrecisionLike = None) -> A
 
 
 def _blocks(x: Array, axes: tuple[int, int]) -> Array:
-  """Halves two neighbouring axes: puts the four places of each 2x2 block into the axis after them, four times as long."""
+  """Halves two neighbouring axes: the four places of a 2x2 block go into the axis after them."""
   parts = []
   for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
     index = [slice(None)] * x.ndim
