@@ -69,9 +69,8 @@ def _forward(x: Array, scale: Array, bias: Array, mask: Array | None, near: Arra
 
 def _backward(dtype: Any, kept: Any, cotangents: tuple[Array, Array, Array]) -> tuple[Array | None, ...]:
   x, scale, bias, mask, mean, var = kept
-  # Without the barriers a compiler for TPUs converts to float32 before it stores dy, and before it copies x to the
-  # layout of the gradients. The sums read dy itself, so that they can be taken where it is computed.
-  x, stored = jax.lax.optimization_barrier((x, cotangents[0]))
+  # A compiler for TPUs copies x to the layout of the gradients. Without the barrier it converts to float32 before that.
+  x = jax.lax.optimization_barrier(x)
   mean, inverse, factor = _as_rows(x, mean, jax.lax.rsqrt(var + EPSILON), scale)
   total = partial(jnp.sum, axis=tuple(range(x.ndim - 1)))
   dy, normal = cotangents[0].astype(mean.dtype), (x - mean) * inverse
@@ -82,7 +81,7 @@ def _backward(dtype: Any, kept: Any, cotangents: tuple[Array, Array, Array]) -> 
   through = (of_mean + normal * of_deviation) / count
   # Values that do not count are normalised too: their gradients reach the statistics, but none comes back from these.
   through = through if mask is None else jnp.where(mask, through, 0.0)
-  dx = (stored.astype(mean.dtype) - through) * (inverse * factor)
+  dx = (dy - through) * (inverse * factor)
   return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype), None, None
 
 
