@@ -48,9 +48,10 @@ class _Normalisation(nn.Module):
   @nn.compact
   def __call__(self, x: Array, mask: Array | None, train: bool) -> Array:
     size = x.shape[-1:]
-    mean = self.variable('batch_stats', 'mean', jnp.zeros, size)
-    var = self.variable('batch_stats', 'var', jnp.ones, size)
-    scale, bias = self.param('scale', initializers.ones, size), self.param('bias', initializers.zeros, size)
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, size, jnp.float32)
+    var = self.variable('batch_stats', 'var', jnp.ones, size, jnp.float32)
+    scale = self.param('scale', initializers.ones, size, jnp.float32)
+    bias = self.param('bias', initializers.zeros, size, jnp.float32)
     dtype = nn.dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
     if not train:
       return normalise.apply(x, mean.value, var.value, scale, bias, dtype)
