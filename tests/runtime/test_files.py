@@ -272,15 +272,16 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
 
 
 def test_a_folder_in_which_a_thread_of_a_library_writes_on_is_removed_a_moment_later(tmp_path, monkeypatch):
-  """As TensorStore does after one of its writes has failed: files appear while the folder is removed."""
+  """As TensorStore does after one of its writes has failed: what was removed is made again."""
   remove, attempts = shutil.rmtree, []
 
-  def after_one_attempt(path, **how):
+  def and_made_again(path, **how):
     attempts.append(path)
-    if len(attempts) > 1:
-      remove(path, **how)
+    remove(path, **how)
+    if len(attempts) < 3:
+      (path / 'new').mkdir(parents=True)
 
-  monkeypatch.setattr(shutil, 'rmtree', after_one_attempt)
+  monkeypatch.setattr(shutil, 'rmtree', and_made_again)
   with pytest.raises(KeyError), files.new_folder(tmp_path / 'a' / 'b'):
     raise KeyError
   assert not list(tmp_path.iterdir())

@@ -29,7 +29,7 @@ from pathlib import Path
 from vild_jax.runtime import buckets, owners
 
 ABANDONED_DAYS = 7  # after which a leftover of another machine goes
-_PAUSES = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # seconds before each attempt to remove a temporary folder
+_PAUSES = (0.0, 0.2, 0.2, 0.5, 1.0, 2.0)  # seconds before each attempt to remove a temporary folder
 _REMOTE = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # a Path has taken the second slash away; drives have one letter
 _TEMPORARY = re.compile(r'\.(?P<target>.+)\.(?P<owner>[0-9a-f]{8}-\d+-\d+)-[0-9a-f]{8}\.tmp')
 
@@ -220,14 +220,15 @@ def temporary_folder(beside: str | Path) -> Iterator[Path]:
   made = [folder for folder in beside.parents if not folder.exists()]
   beside.parent.mkdir(parents=True, exist_ok=True)
   sweep(beside.parent)
-  temporary = temporary_name(beside)
+  temporary, failed = temporary_name(beside), True
   try:
     temporary.mkdir()
     with naming(beside.parent):
       yield temporary
+    failed = False
   finally:
     if not (temporary / 'old').exists() or os.path.lexists(beside):  # else it is the only copy
-      _remove(temporary)
+      _remove(temporary, failed)
     with contextlib.suppress(OSError):  # not empty
       for folder in made:
         folder.rmdir()
@@ -245,12 +246,14 @@ def work_folder(beside: str | Path) -> Iterator[Path]:
     yield folder
 
 
-def _remove(folder: Path) -> None:
-  """Removes a folder; threads of a library one of whose writes failed may write there for another moment."""
+def _remove(folder: Path, failed: bool) -> None:
+  """Removes a folder; threads of a library one of whose writes `failed` may make it again a moment later."""
   for pause in _PAUSES:
     time.sleep(pause)
+    if pause and not folder.exists():
+      return
     shutil.rmtree(folder, ignore_errors=True)
-    if not folder.exists():
+    if not failed and not folder.exists():
       return
 
 
