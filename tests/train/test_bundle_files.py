@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from vild_jax.runtime import files
 from vild_jax.train import bundle_files
 
 CONTENTS = {
@@ -179,6 +180,29 @@ def test_what_people_put_beside_the_files_goes_over_to_the_next_bundle(bundle, t
   assert (new / 'notes').read_text() == 'mine'
   assert (new / 'config.json').read_text() == 'new' and not (new / 'README.md').exists()
   bundle_files.keep_others(tmp_path / 'none', new)
+
+
+def test_so_it_does_in_a_bucket(bundle, bucket, tmp_path):
+  old = files.path(f'{bucket}/people')
+  bundle_files.seal(bundle, {'format': 2})
+  for path in bundle.rglob('*'):
+    if path.is_file():
+      files.write(old / path.relative_to(bundle).as_posix(), path.read_bytes())
+  files.write(old / 'examples/a.png', b'mine')
+
+  def replace(folder):
+    (folder / 'bundle.json').write_text('{}')
+    bundle_files.keep_others(old, folder)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+
+  with files.new_folder(old, may_replace=bundle_files.is_bundle, marker='bundle.json') as new:
+    assert replace(new) == ['bundle.json', 'examples/a.png']
+  assert sorted(files.sizes(old)) == ['bundle.json', 'examples/a.png']
+  files.write(old / '.unfinished', '')  # of one that was killed while it replaced the bundle
+  (old / 'bundle.json').unlink()
+  with files.new_folder(old, may_replace=bundle_files.is_bundle, marker='bundle.json') as new:
+    assert replace(new) == ['bundle.json', 'examples/a.png']
+  assert (old / 'examples/a.png').read_bytes() == b'mine'
 
 
 def test_a_bundle_that_another_replaces_meanwhile_is_refused(bundle, tmp_path):

@@ -7,6 +7,7 @@ Format 1 had neither; it is still read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -40,16 +41,22 @@ def keep_others(old: Path, new: Path, marker: str = BUNDLE_FILE) -> None:
     new: the sealed folder that comes in its place.
     marker: `bundle.json`, or the file of another folder that `seal` wrote.
   """
-  if files.is_remote(old) or not (old / marker).is_file():
+  listed, known = None, (old / marker).is_file()
+  if not known and not files.is_unfinished(old):
     return
-  try:
-    listed = reading.json_object(old / marker, 'a list of files').get('files')
-  except ValueError:
-    listed = None  # it is damaged: then what the new folder does not have is not its own
+  # Of a damaged marker, and where one that was being replaced has none, what the new folder lacks is not its own.
+  with contextlib.suppress(ValueError):
+    listed = reading.json_object(old / marker, 'a list of files').get('files') if known else None
   names = listed if isinstance(listed, dict) else ()
-  own = {marker, CARD_FILE, *_SUBFOLDERS, *(name.partition('/')[0] for name in names)}
+  own = {marker, CARD_FILE, *_SUBFOLDERS, *(name.partition('/')[0] for name in names), *os.listdir(new)}
+  if files.is_remote(old):
+    for name in files.sizes(old):
+      if name.partition('/')[0] not in own and not name.startswith('.'):
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(files.fetched(old / name), new / name)
+    return
   for path in old.iterdir():
-    if path.name in own or os.path.lexists(new / path.name) or files.is_temporary(path.name):
+    if path.name in own or files.is_temporary(path.name):
       continue
     if path.is_dir() and not path.is_symlink():
       shutil.copytree(path, new / path.name, symlinks=True)
