@@ -126,10 +126,10 @@ def _record(content: dict[str, Any], split: dict[str, Any], folder: Path, name: 
   for key, kind in (('identity', str), ('info', dict), ('notes', list), ('has_masks', bool)):
     if not isinstance(content[key], kind):
       raise ValueError(f'{key} is {shown(content[key])}')
-  if counts := content.get('counts'):
+  if (counts := content.get('counts')) is not None:
     content = content | {'counts': {int(key): label_files.Counts(*map(int, row)) for key, row in counts.items()}}
   for key in ('labels', 'records'):
-    if listed := content.get(key):
+    if (listed := content.get(key)) is not None:
       content = content | {key: [{'bytes': int(one['bytes']), 'sha256': str(one['sha256'])} for one in listed]}
   lengths = [int(length) for length in split['shardLengths']]
   fixed = split['filepathTemplate'].replace('{DATASET}', name).replace('{SPLIT}', split['name'])
