@@ -233,7 +233,7 @@ def _section(tree: Tree, name: str, defaults: Tree, path: Path) -> dict[str, Any
     if not fits or (type(value) is int and value < 1) or (type(value) is float and not 0 <= value < 1):
       raise ValueError(f'{path}: {name}_config.{key} is {reprlib.repr(value)}; expected a value such as {default!r}')
     if type(value) is int and value > most:
-      raise ValueError(f'{path}: {name}_config.{key} is {value}; expected at most {most}')
+      raise ValueError(f'{path}: {name}_config.{key} is {reprlib.repr(value)}; expected at most {most}')
   return values
 
 
