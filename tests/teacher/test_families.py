@@ -253,7 +253,7 @@ SPOILT = {
   'a block too many': (
     'rn50',
     lambda d: edit_weights(d, lambda t: t.update({'visual.layer1.3.extra': np.ones(1)})),
-    'lacks visual.layer1.3.bn1.bias|has visual.layer1.3.extra',
+    "lacks visual.layer1.3.bn1.bias|has 'visual.layer1.3.extra'",
   ),
   'another shape': (
     'rn50',

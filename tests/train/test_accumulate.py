@@ -80,4 +80,4 @@ def test_a_batch_in_uint8_teaches_what_its_pictures_in_float32_do(config):
   norm = lambda x: np.linalg.norm(x.astype(np.float64))
   floor = 1e-3 * np.sqrt(sum(norm(g) ** 2 for g in jax.tree.leaves(expected)))
   for (path, one), two in zip(jax.tree_util.tree_flatten_with_path(expected)[0], jax.tree.leaves(found), strict=True):
-    assert norm(one.astype(np.float64) - two) <= 1e-5 * max(norm(one), floor), optim.path_name(path)
+    assert norm(one.astype(np.float64) - two) <= 2e-5 * max(norm(one), floor), optim.path_name(path)

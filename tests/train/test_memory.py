@@ -81,7 +81,7 @@ def test_rematerialisation_keeps_less_for_the_backward_pass():
     _, pull = jax.eval_shape(lambda params: jax.vjp(features, params), variables['params'])
     return sum(np.prod(x.shape) for x in jax.tree.leaves(pull))
 
-  assert kept('true') < 0.75 * kept('false')
+  assert kept('true') < 0.8 * kept('false')  # of blocks whose normalisations already keep little
 
 
 @pytest.mark.slow

@@ -155,7 +155,8 @@ def retention_box(
   box means nothing. The other arguments are those of `retention`, `count` the number of regions that the sum is divided
   by (None: of the valid ones).
   """
-  share = 1.0 - jnp.exp(_log_groups(start_logits, valid, allowed, unlabelled)[..., -1])
+  # Not 1 less that of all others, which is rounding, and at times negative, where the share is small.
+  share = jnp.sum(jnp.exp(_log_groups(start_logits, valid, allowed, unlabelled)[..., :-1]), axis=-1)
   mask = jnp.broadcast_to(valid[..., None], deltas.shape)
   error = jnp.where(mask, at_least_float32(deltas) - start, 0.0)
   kept = jax.lax.stop_gradient(share)[..., None] * _huber(error, 1.0)

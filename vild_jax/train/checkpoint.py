@@ -98,13 +98,14 @@ class Checkpoints:
     `step` is an argument because reading `state.step` would wait for the device.
     """
     if step not in self._manager.all_steps():
-      if self._is_first:
-        self._manager.wait_until_finished()  # as `save` does: the one before still moves what it removes
-        files.clear(self._removed)
       about = {'step': step, 'loss': loss, 'beside': self._beside}
-      self._manager.save(
-        step, args=ocp.args.Composite(state=sealed.Save(state, about=about)), metrics={'loss': loss}, force=True
-      )
+      with files.naming(self._manager.directory):
+        if self._is_first:
+          self._manager.wait_until_finished()  # as `save` does: the one before still moves what it removes
+          files.clear(self._removed)
+        self._manager.save(
+          step, args=ocp.args.Composite(state=sealed.Save(state, about=about)), metrics={'loss': loss}, force=True
+        )
 
   def restore(self, config: Config, mesh: Mesh) -> TrainState:
     """Restores the newest state onto `mesh`; it may have been saved on other devices.
@@ -123,8 +124,9 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the last save and frees the manager."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    with files.naming(self._manager.directory):
+      self._manager.wait_until_finished()
+      self._manager.close()
     if self._is_first:
       files.clear(self._removed)
 
