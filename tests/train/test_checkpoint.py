@@ -92,6 +92,15 @@ def test_a_step_that_is_not_kept_goes_as_a_whole(saved, tmp_path, monkeypatch):
   assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['10', '8']
 
 
+@pytest.mark.parametrize('error', [ValueError('UNKNOWN: Failed to close file descriptor'), OSError(5, 'Bad disk')])
+def test_an_error_of_a_save_names_the_checkpoints(saved, monkeypatch, error):
+  checkpoints = checkpoint.Checkpoints(saved)
+  with monkeypatch.context() as patch, pytest.raises(type(error), match=f'{saved}/checkpoints'):
+    patch.setattr(checkpoints._manager, 'save', lambda *_, **__: (_ for _ in ()).throw(error))
+    checkpoints.save(20, _state(20), loss=0.1)
+  checkpoints.close()
+
+
 def test_every_step_is_sealed_before_it_counts(saved):
   assert weights.steps(saved) == [*STEPS] and _restored(saved) == 8
   assert all(sealed.is_sealed(weights.find(saved, step)) for step in STEPS)

@@ -336,6 +336,14 @@ def test_a_half_written_last_line_of_metrics_is_left_out(tmp_path):
   assert writers.read_metrics(path) == [{'step': 1, 'loss': 2.0}]
 
 
+def test_an_error_of_tensorboards_writer_names_the_work_directory(tmp_path, monkeypatch):
+  writer = writers.WorkdirWriter(tmp_path)
+  with monkeypatch.context() as patch, pytest.raises(OSError, match=f"{tmp_path}'$"):
+    patch.setattr(writer._tensorboard, 'flush', lambda: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    writer.flush()
+  writer.close()
+
+
 def test_a_damaged_line_of_metrics_is_left_out_and_the_file_is_named(tmp_path, capsys):
   path = tmp_path / writers.METRICS_FILE
   path.write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\xff\n[]\n{"step": 3, "loss": 1.0}\n')

@@ -99,7 +99,7 @@ class Checkpoints:
     """
     if step not in self._manager.all_steps():
       about = {'step': step, 'loss': loss, 'beside': self._beside}
-      with files.naming(self._manager.directory):
+      with weights.saving(self._manager.directory):
         if self._is_first:
           self._manager.wait_until_finished()  # as `save` does: the one before still moves what it removes
           files.clear(self._removed)
@@ -124,7 +124,7 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the last save and frees the manager."""
-    with files.naming(self._manager.directory):
+    with weights.saving(self._manager.directory):
       self._manager.wait_until_finished()
       self._manager.close()
     if self._is_first:

@@ -31,10 +31,17 @@ _ON_THE_HUB = (BUNDLE_FILE, CONFIG_FILE, '*.npz', f'{VARIABLES}/*', f'{TEXT_TOWE
 
 def save(path: Path, tree: Any, *, replace: bool = False) -> None:
   """Writes a pytree of arrays to the folder `path`, which must not exist, unless it may be replaced; seals it."""
+  with saving(path), ocp.Checkpointer(sealed.Handler()) as checkpointer:
+    checkpointer.save(files.absolute(path), args=sealed.Save(tree), force=replace)
+
+
+@contextlib.contextmanager
+def saving(path: Any) -> Iterator[None]:
+  """Gives an error of a save with Orbax a path to name: TensorStore names no file when a flush or closing failed."""
   try:
-    with ocp.Checkpointer(sealed.Handler()) as checkpointer:
-      checkpointer.save(files.absolute(path), args=sealed.Save(tree), force=replace)
-  except ValueError as error:  # of TensorStore, which names no file when it is a flush that failed
+    with files.naming(path):
+      yield
+  except ValueError as error:
     if str(path) in str(error):
       raise
     raise ValueError(f'{path} cannot be written: {messages.first_line(error)}') from error

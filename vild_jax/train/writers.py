@@ -6,17 +6,30 @@ The training loop also takes another writer with these methods, such as clu's or
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vild_jax.runtime import buckets, files, reading
 
 METRICS_FILE = 'metrics.jsonl'
+
+
+def _naming_folder(method: Callable) -> Callable:
+  """Gives an error of TensorBoard's writer, which names no file, the folder to name."""
+
+  @functools.wraps(method)
+  def named(self: WorkdirWriter, *args: Any, **options: Any) -> Any:
+    with files.naming(self._local):
+      return method(self, *args, **options)
+
+  return named
 
 
 class WorkdirWriter:
@@ -42,6 +55,7 @@ class WorkdirWriter:
     files.write(workdir / METRICS_FILE, ''.join(json.dumps(line) + '\n' for line in kept))
     self._jsonl = (workdir / METRICS_FILE).open('a', encoding='utf-8')
 
+  @_naming_folder
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes {name: value} of one step to both files."""
     values = {key: float(value) for key, value in scalars.items()}
@@ -49,16 +63,19 @@ class WorkdirWriter:
       self._tensorboard.add_scalar(key, value, step)
     self._jsonl.write(json.dumps({'step': step, **values}) + '\n')
 
+  @_naming_folder
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes {title: uint8 [N, H, W, 3] or [H, W, 3]} to the TensorBoard file."""
     for key, image in images.items():
       self._tensorboard.add_images(key, image if image.ndim == 4 else image[None], step, dataformats='NHWC')
 
+  @_naming_folder
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes {title: text} to the TensorBoard file."""
     for key, text in texts.items():
       self._tensorboard.add_text(key, text, step)
 
+  @_naming_folder
   def flush(self) -> None:
     """Flushes both files."""
     self._tensorboard.flush()
@@ -70,12 +87,14 @@ class WorkdirWriter:
         print(f'warning: {error}; metrics are sent to the bucket again later', file=sys.stderr)
         self._uploaded = time.monotonic()
 
+  @_naming_folder
   def upload(self) -> None:
     """Flushes both files, and writes them into the bucket of the work directory, if it is in one."""
     self._tensorboard.flush()
     self._jsonl.flush()
     self._copy()
 
+  @_naming_folder
   def close(self) -> None:
     """Closes both files."""
     with self._closing:
