@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers import tiny
 from vild_jax import detector
+from vild_jax.nn import normalise
 from vild_jax.train import checkpoint, sharding, state, step
 
 BASE = (
@@ -69,7 +70,7 @@ def test_rematerialised_blocks_keep_their_names():
   assert of('model.backbone.remat=true') == of()
 
 
-def test_rematerialisation_keeps_less_for_the_backward_pass():
+def test_rematerialisation_keeps_less_for_the_backward_pass(monkeypatch):
   """Of what the backward pass is handed, a block's inner arrays are missing."""
 
   def kept(remat):
@@ -81,7 +82,11 @@ def test_rematerialisation_keeps_less_for_the_backward_pass():
     _, pull = jax.eval_shape(lambda params: jax.vjp(features, params), variables['params'])
     return sum(np.prod(x.shape) for x in jax.tree.leaves(pull))
 
-  assert kept('true') < 0.8 * kept('false')  # of blocks whose normalisations already keep little
+  remat, plain = kept('true'), kept('false')
+  # The gradient of a normalisation is our own, and keeps less than what differentiation makes of the formula.
+  monkeypatch.setattr(normalise, 'by_batch', lambda *arguments: normalise._forward(*arguments)[0])
+  differentiated = kept('false')
+  assert remat < 0.75 * differentiated and remat < plain < differentiated
 
 
 @pytest.mark.slow

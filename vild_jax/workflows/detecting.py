@@ -205,9 +205,9 @@ class _Work:
     numbers = 0  # in the arrays of the batch
     with progress.bar(len(self.inputs), 'detect', unit='input', initial=done) as bar:
       for i, item in enumerate(self.inputs):
+        record = self.parts.read(i)[0] if self.parts.has(i) else None
         try:
-          if self.parts.has(i):
-            record = self.parts.read(i)[0]
+          if record:
             if 'detections' in record:
               batch[i] = None
               numbers += record['height'] * record['width'] * 3
