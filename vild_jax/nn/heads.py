@@ -92,8 +92,9 @@ class RegionHead(nn.Module):
 class Deconv2x2(nn.Module):
   """Applies a transposed 2x2 convolution with stride 2: [N, h, w, C] -> [N, 2h, 2w, features].
 
-  At this stride the kernels do not overlap, so it is a matmul. XLA:CPU computes the gradient of the einsum 40 times
-  faster than that of `nn.ConvTranspose`.
+  At this stride the kernels do not overlap, so it is one matrix product, written as one of two axes: XLA:CPU computes
+  its gradient 40 times faster than that of `nn.ConvTranspose`, and 1.6 to 2.4 times faster than that of an einsum over
+  all axes, which copies the gradient of the output twice.
   """
 
   features: int
@@ -105,9 +106,10 @@ class Deconv2x2(nn.Module):
     kernel = self.param('kernel', HEAD_INIT, (2, 2, x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    n, h, w, _ = x.shape
-    x = jnp.einsum('nhwc,ijcd->nhiwjd', x, kernel).reshape(n, 2 * h, 2 * w, self.features)
-    return x + bias.reshape(1, 1, 1, -1)
+    n, h, w, c = x.shape
+    x = x.reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
+    x = x.reshape(n, h, w, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, 2 * h, 2 * w, self.features) + bias.reshape(1, 1, 1, -1)
 
 
 class MaskHead(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from vild_jax.nn import stem
+from vild_jax.nn import pooling, stem
 from vild_jax.nn.layers import BACKBONE_INIT, BatchNorm, conv
 
 Array = jax.Array
@@ -74,7 +74,7 @@ class ResNet(nn.Module):
     )
     x = first(image)
     x = nn.relu(BatchNorm(self.dtype, self.momentum, name='stem_bn')(x, train=train))
-    x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='SAME')
+    x = pooling.max_pool(x)
     features = {}
     for group, blocks in enumerate(groups):
       for block in range(blocks):
