@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
     # The rates of the demo are for many more steps: in so few a rounding decides whether they lead anywhere.
     lower = [(share, divisor, 0.4 * rate) for share, divisor, rate in toy_teacher._PHASES]
     patch.setattr(toy_teacher, '_PHASES', lower)
-    toy_teacher.train(*pictures(512, 0), NAMES, folder / 'a', seed=3, steps=_STEPS)
+    toy_teacher.train(lambda: pictures(512, 0), NAMES, folder / 'a', seed=3, steps=_STEPS)
   return folder
 
 
@@ -47,7 +47,7 @@ def test_it_names_pictures_that_it_never_saw(trained):
 
 def test_equal_seeds_give_equal_teachers(trained):
   one, same, other = (
-    toy_teacher.train(*pictures(512, 0), NAMES, trained / name, seed=seed, steps=5)
+    toy_teacher.train(lambda: pictures(512, 0), NAMES, trained / name, seed=seed, steps=5)
     for name, seed in (('b', 3), ('c', 3), ('d', 4))
   )
   assert (trained / 'b/model.safetensors').read_bytes() == (trained / 'c/model.safetensors').read_bytes()
@@ -112,7 +112,16 @@ def test_contrastive_loss_equals_a_sum_in_numpy():
   np.testing.assert_allclose(loss, (to_text + to_image) / 2, rtol=1e-5)
 
 
-def test_too_few_pictures_is_one_line(tmp_path):
+@pytest.mark.parametrize('factor', [1, 2, 4])
+def test_shrunk_pictures_are_means_of_cells(factor):
+  images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+  size = 8 // factor
+  expected = images.reshape(3, size, factor, size, factor, 3).astype(np.float64).mean((2, 4))
+  np.testing.assert_allclose(toy_teacher._shrunk(jnp.asarray(images), size), expected, rtol=1e-6)
+
+
+def test_too_few_pictures_is_one_line(tmp_path, monkeypatch):
+  monkeypatch.setattr(toy_teacher, '_compiled', lambda *_: None)  # it would go on after the test
   with pytest.raises(ValueError, match='5 pictures and 5 labels; expected'):
-    toy_teacher.train(*pictures(5, 0), NAMES, tmp_path / 'x')
+    toy_teacher.train(lambda: pictures(5, 0), NAMES, tmp_path / 'x')
   assert not (tmp_path / 'x').exists()

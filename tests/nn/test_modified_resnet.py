@@ -115,6 +115,20 @@ def test_a_tower_learns_two_kinds_of_picture_and_keeps_them_when_frozen():
   np.testing.assert_array_equal(np.argmax(out, axis=1), labels)
 
 
+@pytest.mark.parametrize('shape', [(3, 2, 2, 5), (2, 1, 1, 4), (1, 1, 2, 3), (2, 4, 3, 2), (0, 2, 2, 3)])
+def test_the_convolution_of_small_maps_is_the_plain_one(shape):
+  rng = np.random.default_rng([*shape])
+  x, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in (shape, (3, 3, shape[-1], 6)))
+  padding, numbers = [(1, 1), (1, 1)], ('NHWC', 'HWIO', 'NHWC')
+  ours = jax.vjp(lambda x, kernel: modified_resnet._by_slices(x, kernel, (1, 1), padding), x, kernel)
+  plain = jax.vjp(
+    lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers), x, kernel
+  )
+  weights = jnp.asarray(rng.normal(size=plain[0].shape), jnp.float32)
+  for found, expected in zip((ours[0], *ours[1](weights)), (plain[0], *plain[1](weights)), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_half_precision_stays_close(params):
   full, half = (clip.normalize(jnp.asarray(embed(params, pixels(5), dtype))) for dtype in (jnp.float32, jnp.bfloat16))
   assert embed(params, pixels(5), jnp.bfloat16).dtype == jnp.bfloat16

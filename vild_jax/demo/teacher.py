@@ -14,7 +14,8 @@ import functools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from vild_jax.runtime import compiler, progress
 from vild_jax.teacher import checkpoint as teacher_checkpoint
 from vild_jax.teacher import prompts
 from vild_jax.teacher.tokenizer import END, START, Tokenizer
-from vild_jax.train.optim import NEWTON_SCHULZ
+from vild_jax.train.optim import MUON
 
 _CONTEXT_LENGTH = 32
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # those of OpenAI's CLIP
@@ -43,65 +44,88 @@ _PROMPTS = ('vild', 'imagenet', 'single')
 
 
 def train(
-  images: np.ndarray,
-  category_index: np.ndarray,
+  draw: Callable[[], tuple[np.ndarray, np.ndarray]],
   names: Sequence[str],
   out_dir: str | Path,
   *,
+  size: int = 64,
   seed: int = 0,
   steps: int = 500,
 ) -> teacher_checkpoint.Teacher:
   """Trains on captioned pictures and writes a teacher directory.
 
   Args:
-    images: uint8 [N, S, S, 3], each of one object or of none; S is a multiple of 64.
-    category_index: int [N], index into `names` of what each picture shows.
+    draw: returns the pictures, uint8 [N, size, size, 3], each of one object or of none, and int [N], index into `names`
+      of what each of them shows. It is called once, while the programs are compiled.
     names: the vocabulary. Captions are these names in all published templates.
     out_dir: where the teacher directory goes.
+    size: side of the pictures in pixels, a multiple of 64.
     seed: of initialisation, order, captions and augmentation; equal seeds give equal teachers.
     steps: number of batches of 128 pictures.
 
   Raises:
     ValueError: there are fewer pictures than one batch, or not one label per picture.
   """
-  if len(images) < _BATCH or len(images) != len(category_index):
-    raise ValueError(
-      f'{len(images)} pictures and {len(category_index)} labels; expected as many of each, at least {_BATCH}'
-    )
   templates = [template for which in _PROMPTS for template in prompts.load_templates(which)]
   captions = [prompts.fill(name, templates) for name in names]
   tokenizer_json = word_tokenizer([caption for of_name in captions for caption in of_name])
-  config = _config(images.shape[1], tokenizer_json)
+  config = _config(size, tokenizer_json)
   tokenizer = Tokenizer(tokenizer_json, _CONTEXT_LENGTH)
-  tokens = np.stack([tokenizer(of_name) for of_name in captions])  # [C, templates, T]
+  tokens = np.stack([tokenizer(of_name) for of_name in captions]).astype(np.int32)  # [C, templates, T]
   tokens = tokens[..., : int((tokens > 0).sum(-1).max())]
-  step = compiler.jit(_step, static_argnames=('config', 'steps', 'rate'), donate_argnums=(0, 1))
+  phases = [
+    _Phase(dataclasses.replace(config, image_size=size // divisor), max(1, round(share * steps)), rate)
+    for share, divisor, rate in _PHASES
+  ]
   rng = np.random.default_rng([seed, 1])
-  params, order, done = None, np.zeros(0, np.int64), 0
-  with progress.bar(steps, 'toy teacher', unit='step') as bar:
-    for share, divisor, rate in _PHASES:
-      phase = dataclasses.replace(config, image_size=config.image_size // divisor)
-      count = max(1, round(share * steps))
-      params = _initial(jax.random.key(seed), config=phase) if params is None else _finer(params)
-      opt_state = _optimizer(count, rate).init(params)
-      for i in range(count):
-        if len(order) < _BATCH:
-          order = rng.permutation(len(images))
-        chosen, order = order[:_BATCH], order[_BATCH:]
-        texts = tokens[np.arange(len(names)), rng.integers(len(templates), size=len(names))]
-        key = jax.random.fold_in(jax.random.key(seed), done)
-        params, opt_state, loss = step(
-          params, opt_state, images[chosen], category_index[chosen], texts, key, config=phase, steps=count, rate=rate
-        )
-        done += 1
-        if done % 20 == 0 or i == count - 1:
-          bar.set_postfix_str(f'loss {float(loss):.3f}', refresh=False)
-        bar.update()
-  teacher = teacher_checkpoint.Teacher(
-    config, jax.tree.map(np.asarray, params), tokenizer_json, _preprocessor(images.shape[1])
-  )
+  compilers = futures.ThreadPoolExecutor(len(phases))
+  try:
+    programs = [compilers.submit(_compiled, phase, size, tokens[:, 0]) for phase in phases]
+    images, labels = draw()
+    if len(images) < _BATCH or len(images) != len(labels):
+      raise ValueError(f'{len(images)} pictures and {len(labels)} labels; expected as many of each, at least {_BATCH}')
+    params, order, done = None, np.zeros(0, np.int64), 0
+    with progress.bar(steps, 'toy teacher', unit='step') as bar:
+      for phase, program in zip(phases, programs, strict=True):
+        params = _initial(jax.random.key(seed), config=phase.config) if params is None else _finer(params)
+        opt_state, step = _optimizer(phase).init(params), program.result()
+        for i in range(phase.steps):
+          if len(order) < _BATCH:
+            order = rng.permutation(len(images))
+          chosen, order = order[:_BATCH], order[_BATCH:]
+          texts = tokens[np.arange(len(names)), rng.integers(len(templates), size=len(names))]
+          key = jax.random.fold_in(jax.random.key(seed), done)
+          params, opt_state, loss = step(params, opt_state, images[chosen], labels[chosen].astype(np.int32), texts, key)
+          done += 1
+          if done % 20 == 0 or i == phase.steps - 1:
+            bar.set_postfix_str(f'loss {float(loss):.3f}', refresh=False)
+          bar.update()
+  finally:
+    compilers.shutdown(wait=False, cancel_futures=True)  # after an error nobody waits for a compiler
+  teacher = teacher_checkpoint.Teacher(config, jax.tree.map(np.asarray, params), tokenizer_json, _preprocessor(size))
   teacher_checkpoint.save_teacher(out_dir, teacher)
   return teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class _Phase:
+  """Describes steps with pictures of one size: the towers for that size, the number of steps, Muon's largest rate."""
+
+  config: clip.ClipConfig
+  steps: int
+  rate: float
+
+
+def _compiled(phase: _Phase, size: int, texts: np.ndarray) -> Callable[..., tuple[Any, Any, jax.Array]]:
+  """Returns `_step` of a phase, compiled for a batch of pictures of `size` and for `texts` [C, T]."""
+  key = jax.eval_shape(jax.random.key, 0)
+  params = jax.eval_shape(functools.partial(_initial, config=phase.config), key)
+  opt_state = jax.eval_shape(_optimizer(phase).init, params)
+  images, labels = (
+    jax.ShapeDtypeStruct((_BATCH, *shape), kind) for shape, kind in (((size, size, 3), np.uint8), ((), np.int32))
+  )
+  step = compiler.jit(_step, static_argnames='phase', donate_argnums=(0, 1))
+  return step.lower(params, opt_state, images, labels, texts, key, phase=phase).compile()
 
 
 def word_tokenizer(texts: Sequence[str]) -> str:
@@ -182,10 +206,12 @@ def _normalized(images: Any) -> jax.Array:
   return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
 
-def _shrunk(pixels: jax.Array, size: int) -> jax.Array:
-  """Averages square cells of pixels, so that pictures have sides of `size`."""
-  factor = pixels.shape[1] // size
-  return pixels.reshape(len(pixels), size, factor, size, factor, 3).mean((2, 4))
+def _shrunk(images: jax.Array, size: int) -> jax.Array:
+  """Averages square cells of pixels, so that pictures have sides of `size`; float32."""
+  factor, images = images.shape[1] // size, images.astype(jnp.float32)
+  # Sums of strided slices: on a CPU, a mean over axes between others takes 30 times as long.
+  rows = sum(images[:, i::factor] for i in range(factor))
+  return sum(rows[:, :, i::factor] for i in range(factor)) / factor**2
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -207,11 +233,11 @@ def _finer(params: Any) -> Any:
   return params | {'image': params['image'] | {'position': jnp.concatenate([position[:1], cells])}}
 
 
-def _optimizer(steps: int, rate: float) -> optax.GradientTransformation:
-  schedule = optax.warmup_cosine_decay_schedule(0.0, rate, int(_WARMUP * steps), steps)
+def _optimizer(phase: _Phase) -> optax.GradientTransformation:
+  schedule = optax.warmup_cosine_decay_schedule(0.0, phase.rate, int(_WARMUP * phase.steps), phase.steps)
   muon = contrib.muon(
     schedule,
-    ns_coeffs=NEWTON_SCHULZ,
+    **MUON,
     weight_decay=0.05,
     adam_learning_rate=lambda step: _ADAM_SHARE * schedule(step),
     muon_weight_dimension_numbers=_matrices,
@@ -244,21 +270,21 @@ def _step(
   texts: jax.Array,
   key: jax.Array,
   *,
-  config: clip.ClipConfig,
-  steps: int,
-  rate: float,
+  phase: _Phase,
 ) -> tuple[Any, Any, jax.Array]:
   # Mirrors pictures at random: no name depends on left and right.
   mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
-  pixels = _shrunk(_normalized(images), config.image_size)
+  pixels = _normalized(_shrunk(images, phase.config.image_size))
   pixels = jnp.where(mirrored, pixels[:, :, ::-1], pixels)
 
   def loss_of(params: Any) -> tuple[jax.Array, Any]:
-    towers, updated = clip.Clip(config).apply({'params': params}, pixels, texts, train=True, mutable=['batch_stats'])
+    towers, updated = clip.Clip(phase.config).apply(
+      {'params': params}, pixels, texts, train=True, mutable=['batch_stats']
+    )
     return contrastive_loss(*towers, labels), updated['batch_stats']
 
   (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
-  updates, opt_state = _optimizer(steps, rate).update(gradient, opt_state, params)
+  updates, opt_state = _optimizer(phase).update(gradient, opt_state, params)
   params = clip.with_statistics(optax.apply_updates(params, updates), statistics)
   return params, opt_state, loss
 

@@ -318,8 +318,8 @@ def _prepare(world: Path, data: Path) -> None:
 def _train_teacher(teacher: Path, seed: int, data: Path) -> dict[str, float]:
   """Trains the toy teacher; returns its zero-shot accuracy on the ground-truth boxes of base and novel objects."""
   names = toy_world.caption_names()
-  images, labels = toy_crops.captioned_crops(seed, _TEACHER_CROPS)
-  return _teacher_accuracy(toy_teacher.train(images, labels, names, teacher, seed=seed, steps=_TEACHER_STEPS), data)
+  draw = lambda: toy_crops.captioned_crops(seed, _TEACHER_CROPS)
+  return _teacher_accuracy(toy_teacher.train(draw, names, teacher, seed=seed, steps=_TEACHER_STEPS), data)
 
 
 def _teacher_accuracy(teacher: teacher_checkpoint.Teacher, data: Path) -> dict[str, float]:
