@@ -56,7 +56,7 @@ _OF_HEADS = (
 _SECONDS = {
   'world': 8,
   'prepare': 3,
-  'teacher': 100,
+  'teacher': 60,
   'embed_text': 2,
   'start': 60,
   'propose': 9,
