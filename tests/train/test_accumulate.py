@@ -75,8 +75,10 @@ def test_a_batch_in_uint8_teaches_what_its_pictures_in_float32_do(config):
   """With the retention's features of the starting detector, which see the picture too."""
   small, plain = tiny.small_batch(_batch())
   (found, metrics, _), (expected, others, _) = _gradients(config, small), _gradients(config, plain)
+  # A loss of 1e-12, as that of retention is here, has the rounding of its logits: it is small beside the others.
+  rounding = 1e-9 * max(others.values())
   for name, value in others.items():
-    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=rounding, err_msg=name)
   norm = lambda x: np.linalg.norm(x.astype(np.float64))
   floor = 1e-3 * np.sqrt(sum(norm(g) ** 2 for g in jax.tree.leaves(expected)))
   for (path, one), two in zip(jax.tree_util.tree_flatten_with_path(expected)[0], jax.tree.leaves(found), strict=True):
