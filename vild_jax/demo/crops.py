@@ -9,6 +9,7 @@ from PIL import Image
 
 from vild_jax.demo import world
 from vild_jax.demo import world_drawing as draw
+from vild_jax.runtime import progress
 
 _TEACHER_OBJECTS = (5, 9)  # in a scene; more than in the data set, since each scene takes long to draw
 _WITH_CONTEXT = 0.3  # the share of crops that show 1.5 times the box
@@ -37,20 +38,22 @@ def captioned_crops(seed: int, count: int, size: int = 64) -> tuple[np.ndarray, 
   images = np.empty((count, size, size, 3), np.uint8)
   labels = np.empty(count, np.int32)
   done, waiting = 0, np.zeros(0, np.int64)
-  while done < count:
-    height, width = (int(v) for v in rng.integers(world.SIDES[0], world.SIDES[1] + 1, 2))
-    number = int(rng.integers(_TEACHER_OBJECTS[0], _TEACHER_OBJECTS[1] + 1))
-    if len(waiting) < number:
-      waiting = np.append(waiting, rng.permutation(len(world.categories())))
-    shown, waiting = waiting[:number], waiting[number:]
-    picture, owner, _ = draw.scene(rng, height, width, [divmod(int(i), len(draw.PATTERNS)) for i in shown])
-    crops = [(_crop(rng, picture, owner == position), shown[position]) for position in range(number)]
-    if rng.random() < number * _GROUND / (1 - _GROUND) and (ground := _ground(rng, picture, owner >= 0)) is not None:
-      crops.append((ground, len(world.categories())))
-    for crop, label in crops[: count - done]:
-      images[done] = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
-      labels[done] = label
-      done += 1
+  with progress.bar(count, 'crops for the teacher', unit='crop') as bar:
+    while done < count:
+      height, width = (int(v) for v in rng.integers(world.SIDES[0], world.SIDES[1] + 1, 2))
+      number = int(rng.integers(_TEACHER_OBJECTS[0], _TEACHER_OBJECTS[1] + 1))
+      if len(waiting) < number:
+        waiting = np.append(waiting, rng.permutation(len(world.categories())))
+      shown, waiting = waiting[:number], waiting[number:]
+      picture, owner, _ = draw.scene(rng, height, width, [divmod(int(i), len(draw.PATTERNS)) for i in shown])
+      crops = [(_crop(rng, picture, owner == position), shown[position]) for position in range(number)]
+      if rng.random() < number * _GROUND / (1 - _GROUND) and (ground := _ground(rng, picture, owner >= 0)) is not None:
+        crops.append((ground, len(world.categories())))
+      for crop, label in crops[: count - done]:
+        images[done] = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
+        labels[done] = label
+        done += 1
+        bar.update()
   return images, labels
 
 
