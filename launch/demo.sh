@@ -11,7 +11,7 @@ if [[ $# -gt 0 && "$1" != -* ]]; then
 fi
 "$root/launch/install.sh"
 # Pages of 2 MiB for large arrays, where Linux has them on request: a training step touches fresh memory of 150 MB, and
-# takes a sixth less time so (docs/scale.md, "On CPUs").
+# takes a seventh to a third less time so (docs/scale.md, "On CPUs").
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 printf '[demo] the toy world, from pictures to a report, in %s\n' "$workdir"
 exec "$root/.venv/bin/vild-jax" demo --workdir "$workdir" "$@"

@@ -54,17 +54,17 @@ _OF_HEADS = (
 )
 # Seconds of the stages on two cores, for the line that says how long is left.
 _SECONDS = {
-  'world': 8,
-  'prepare': 3,
-  'teacher': 60,
+  'world': 12,
+  'prepare': 4,
+  'teacher': 120,
   'embed_text': 2,
-  'start': 60,
-  'propose': 9,
-  'embed_regions': 27,
-  'train': 150,
-  'evaluate': 38,
-  'export': 1,
-  'gallery': 10,
+  'start': 85,
+  'propose': 14,
+  'embed_regions': 36,
+  'train': 195,
+  'evaluate': 42,
+  'export': 2,
+  'gallery': 16,
 }
 
 
