@@ -126,7 +126,7 @@ def _assign_anchors(
     positive_fraction=rules.rpn_positive_fraction,
   )
   positive = labels == 1
-  deltas = boxes.encode(gt_boxes[matched], every, plus_one=rules.rpn_targets_plus_one)
+  deltas = boxes.encode(matching.take_boxes(gt_boxes, matched), every, plus_one=rules.rpn_targets_plus_one)
   deltas = jnp.where(positive[:, None], deltas, 0)
   ends = np.cumsum([a.shape[0] for a in anchors.values()])[:-1]
   split = lambda x: dict(zip(anchors, jnp.split(x, ends), strict=True))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vild_jax.core import anchors, boxes, matching, sampling
 
@@ -119,3 +120,14 @@ def test_the_same_under_64_bits():
     slots, drawn = sampling.sample_balanced(labels == 1, labels == 0, priority, num_samples=64, positive_fraction=0.5)
   assert drawn.all() and sampled.dtype == slots.dtype == jnp.int32
   np.testing.assert_array_equal(np.flatnonzero(sampled >= 0), slots)
+
+
+@pytest.mark.parametrize(('num_boxes', 'num_rows'), [(1, 5), (32, 40), (70, 300), (3, 0)])
+def test_boxes_taken_by_comparison_are_the_boxes_themselves(num_boxes, num_rows):
+  rng = np.random.default_rng(num_boxes)
+  gt_boxes = (rng.normal(size=(2, num_boxes, 4)) * 10.0 ** rng.integers(-30, 30, (2, num_boxes, 4))).astype(np.float32)
+  rows = rng.integers(0, num_boxes, (2, num_rows)).astype(np.int32)
+  gt_boxes[:, -1] = [np.inf, -np.inf, np.nan, 0]  # a row that nothing else may be changed by
+  for take in (matching.take_by_comparison, matching.take_boxes):
+    found = jax.jit(jax.vmap(take))(gt_boxes, rows)
+    np.testing.assert_array_equal(found, [b[r] for b, r in zip(gt_boxes, rows, strict=True)])

@@ -24,10 +24,11 @@ def area(boxes: Float[Array, '*n 4']) -> Float[Array, '*n']:
 
 def iou(a: Float[Array, 'n 4'], b: Float[Array, 'm 4']) -> Float[Array, 'n m']:
   """Returns the intersection over union of every pair, without the +1; 0 where the union is empty."""
-  top_left = jnp.maximum(a[:, None, :2], b[None, :, :2])
-  bottom_right = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
-  sides = jnp.maximum(bottom_right - top_left, 0.0)
-  intersection = sides[..., 0] * sides[..., 1]
+  # One array for each coordinate: a TPU would pad the last axis of [N, M, 2] to 128.
+  (top, left, bottom, right), others = a.T[:, :, None], b.T[:, None, :]
+  height = jnp.maximum(jnp.minimum(bottom, others[2]) - jnp.maximum(top, others[0]), 0.0)
+  width = jnp.maximum(jnp.minimum(right, others[3]) - jnp.maximum(left, others[1]), 0.0)
+  intersection = height * width
   union = area(a)[:, None] + area(b)[None, :] - intersection
   return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
 

@@ -66,6 +66,30 @@ def match_anchors(
   return labels, jnp.where(labels == 1, matched, 0)
 
 
+def take_boxes(gt_boxes: Float[Array, 'g 4'], rows: Int[Array, 'n']) -> Float[Array, 'n 4']:
+  """Returns gt_boxes[rows], exactly, for many more rows than there are boxes; each row is in 0 .. G - 1.
+
+  A TPU reads the rows one after another, and pads each to 128 numbers: a GiB for the anchors of eight pictures of
+  1024². There the coordinates are selected by comparison, from as many boxes as the rows reach, in chunks.
+  """
+  return jax.lax.platform_dependent(gt_boxes, rows, tpu=take_by_comparison, default=lambda boxes, rows: boxes[rows])
+
+
+def take_by_comparison(gt_boxes: Float[Array, 'g 4'], rows: Int[Array, 'n']) -> Float[Array, 'n 4']:
+  """Returns what `take_boxes` returns, without a gather."""
+  coordinates = jnp.pad(gt_boxes, ((0, -gt_boxes.shape[0] % _CHUNK), (0, 0))).T
+
+  def take_chunk(number, taken):
+    start = number * _CHUNK
+    chunk = jax.lax.dynamic_slice_in_dim(coordinates, start, _CHUNK, axis=1)
+    chosen = rows[:, None] - start == jnp.arange(_CHUNK, dtype=rows.dtype)[None, :]
+    # Of each row, one chunk has one term that is not zero.
+    return tuple(t + jnp.sum(jnp.where(chosen, c[None, :], 0), axis=1) for t, c in zip(taken, chunk, strict=True))
+
+  nothing = (jnp.zeros(rows.shape, gt_boxes.dtype),) * 4
+  return jnp.stack(jax.lax.fori_loop(0, jnp.max(rows, initial=0) // _CHUNK + 1, take_chunk, nothing), axis=-1)
+
+
 def match_regions(
   boxes: Float[Array, 'r 4'], gt_boxes: Float[Array, 'g 4'], gt_valid: Bool[Array, 'g']
 ) -> tuple[Int[Array, 'r'], Float[Array, 'r']]:

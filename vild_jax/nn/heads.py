@@ -12,19 +12,20 @@ from vild_jax.nn.layers import BOX_INIT, GLOROT_INIT, HEAD_INIT, RPN_INIT, Batch
 Array = jax.Array
 
 
-def flatten_by_matmul(x: Array) -> Array:
-  """Returns the values of `x.reshape(B, -1)`: [B, H, W, A] -> [B, H·W·A].
+def flatten_by_matmul(x: Array, fields: int) -> Array:
+  """Returns the values of `x.reshape(B, -1, fields)`: [B, H, W, A·fields] -> [B, H·W·A, fields].
 
   A TPU pads rows of few channels to 128 in memory, and its compiler needs up to half a minute for a reshape that
   removes this padding. A matmul by zeros and ones compiles in a second and moves a tenth of the bytes. It is exact,
   because each sum has one term that is not zero. (A value that is not finite makes its row of the picture NaN.)
   """
   batch, height, width, channels = x.shape
+  per_location = channels // fields
   # Channel first, so that the sum runs over values that are adjacent in memory.
-  ones = jnp.eye(width * channels, dtype=x.dtype).reshape(width, channels, -1).swapaxes(0, 1)
-  return jnp.einsum('bhwa,awk->bhk', x, ones, precision=jax.lax.Precision.HIGHEST).reshape(
-    batch, height * width * channels
-  )
+  x = jnp.moveaxis(x, 3, 1).reshape(batch, per_location, fields, height, width)
+  ones = jnp.eye(width * per_location, dtype=x.dtype).reshape(width, per_location, -1).swapaxes(0, 1)
+  flat = jnp.einsum('bafhw,awk->fbhk', x, ones, precision=jax.lax.Precision.HIGHEST)
+  return jnp.moveaxis(flat.reshape(fields, batch, height * width * per_location), 0, 2)
 
 
 class RPNHead(nn.Module):
@@ -51,9 +52,8 @@ class RPNHead(nn.Module):
     for level, x in features.items():
       for i, layer in enumerate(convs):
         x = nn.relu(BatchNorm(self.dtype, self.momentum, name=f'conv{i + 1}_bn{level}')(layer(x), train=train))
-      batch = x.shape[0]
-      logits[level] = flatten_by_matmul(at_least_float32(objectness(x)))
-      deltas[level] = at_least_float32(box(x)).reshape(batch, -1, 4)
+      logits[level] = at_least_float32(flatten_by_matmul(objectness(x), 1))[..., 0]
+      deltas[level] = at_least_float32(flatten_by_matmul(box(x), 4))
     return logits, deltas
 
 
