@@ -166,16 +166,15 @@ def second_stage(
   if distilled is not None and not model.image_head:
     rois = jnp.concatenate([rois, distilled.boxes.astype(rois.dtype)], axis=1)
     valid = jnp.concatenate([valid, distilled.valid], axis=1)
-  pool = partial(_pool, size=size, per_image=per_image)
+  pool = partial(_pool, size=size, train=train, per_image=per_image)
   pooled = pool(features, rois)
   (embeddings, deltas), variables = head(variables, ViLD.regions, pooled, valid)
   if distilled is not None and model.image_head:
     student, variables = head(variables, ViLD.image_regions, pool(features, distilled.boxes), distilled.valid)
   elif distilled is not None:
     embeddings, student, deltas = embeddings[:, :count], embeddings[:, count:], deltas[:, :count]
-  image_embeddings = None
-  if model.image_head and not train:
-    image_embeddings, _ = head(variables, ViLD.image_regions, pooled, valid)
+  detects = model.image_head and not train
+  image_embeddings = head(variables, ViLD.image_regions, pooled, valid)[0] if detects else None
   outputs = SecondStage(embeddings, None, deltas, None, image_embeddings, student)
   return outputs if vocabulary is None else classify(model, variables, outputs, vocabulary), variables
 
@@ -201,8 +200,8 @@ def student_embeddings(
   """
   maps = features(model, variables, image)
   network = ViLD.image_regions if model.image_head else ViLD.regions
-  pooled = _pool(maps, rois, size=model.region_head.roi_size, per_image=per_image)
-  outputs, _ = _on_regions(model, variables, network, pooled, valid, train=False)
+  pooled = _pool(maps, rois, size=model.region_head.roi_size, train=False, per_image=per_image)
+  outputs = _on_regions(model, variables, network, pooled, valid, train=False)[0]
   return outputs if model.image_head else outputs[0]
 
 
@@ -283,7 +282,7 @@ def masks(
   """
   if not model.masks:
     return None, variables
-  pooled = _pool(features, rois, size=model.mask_head.roi_size, per_image=per_image)
+  pooled = _pool(features, rois, size=model.mask_head.roi_size, train=train, per_image=per_image)
   return _on_regions(model, variables, ViLD.masks, pooled, valid, train=train)
 
 
@@ -373,20 +372,22 @@ def predict(
   return outputs if return_intermediates else outputs[0]
 
 
-def _pool(features: dict[int, Array], rois: Array, *, size: int, per_image: PerImage) -> Array:
-  """RoI features [B, R, size, size, C] of boxes [B, R, 4]; no gradient flows into the boxes."""
-  pool = partial(roi_align.multilevel_roi_align, output_size=size)
+def _pool(features: dict[int, Array], rois: Array, *, size: int, train: bool, per_image: PerImage) -> Array:
+  """RoI features [B, R' >= R, size, size, C] of boxes [B, R, 4]; no gradient flows into the boxes."""
+  if train:  # to a multiple of the 8 rows of a TPU's tiles: else it copies all of it to put the regions in one axis
+    rois = jnp.pad(rois, ((0, 0), (0, -rois.shape[1] % 8), (0, 0)))
+  # Elsewhere than in training, programs are exported for platforms and formats that have no choice by platform.
+  pool = partial(roi_align.multilevel_roi_align, output_size=size, by_platform=train)
   return per_image(lambda features, rois: pool(features, rois))(features, jax.lax.stop_gradient(rois))
 
 
-def _on_regions(
-  model: Model, variables: Any, network: Callable, pooled: Array, valid: Array, *, train: bool
-) -> tuple[Any, Any]:
-  """Runs a head on the RoI features of every box, with batch and RoI axes as one, and splits them again."""
-  batch, count = valid.shape
-  flat = pooled.reshape(batch * count, *pooled.shape[2:])
+def _on_regions(model: Model, variables: Any, network: Callable, pooled: Array, valid: Array, *, train: bool) -> tuple:
+  """Runs a head on what `_pool` returns for R boxes of B images, validity [B, R]; the results are [B, R, ...]."""
+  (batch, count), rows = valid.shape, pooled.shape[1]
+  valid = jnp.pad(valid, ((0, 0), (0, rows - count))) if train else valid
+  flat = pooled.reshape(batch * rows, *pooled.shape[2:])
   outputs, variables = _apply(model, variables, network, flat, valid.reshape(-1), train=train)
-  return jax.tree.map(lambda x: x.reshape(batch, count, *x.shape[1:]), outputs), variables
+  return jax.tree.map(lambda x: x.reshape(batch, rows, *x.shape[1:])[:, :count], outputs), variables
 
 
 def _apply(model: Model, variables: Any, method: Callable, *args: Any, train: bool) -> tuple[Any, Any]:

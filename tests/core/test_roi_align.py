@@ -131,3 +131,42 @@ def test_no_regions_and_a_batch():
   boxes = jnp.stack([jnp.asarray(_BOXES), jnp.asarray(_BOXES[::-1])])
   together = jax.vmap(lambda f, b: _align(f, b, 2))(batch, boxes)
   np.testing.assert_allclose(together[1], _oracle(_pyramid(seed=9), boxes[1], 2), rtol=1e-5, atol=1e-4)
+
+
+def _both_directions(align, features, boxes, cotangent):
+  pooled, back = jax.vjp(lambda f: align(f, boxes), features)
+  return pooled, back(cotangent)[0]
+
+
+@pytest.mark.parametrize('count', [0, len(_BOXES)])
+@pytest.mark.parametrize(('dtype', 'step'), [('float32', 2**-20), ('bfloat16', 2**-7)])
+def test_a_batch_at_once_equals_image_by_image(count, dtype, step):
+  features = jax.tree.map(lambda *x: jnp.stack(x).astype(dtype), _pyramid(), _pyramid(seed=9), _pyramid(seed=5))
+  rng = np.random.default_rng(2)
+  boxes = jnp.stack([jnp.asarray(rng.permutation(_BOXES)[:count]) for _ in range(3)])
+  cotangent = jnp.asarray(rng.normal(size=(3, count, 3, 3, 3)), dtype)
+  plain = jax.vmap(lambda f, b: _align(f, b, 3))
+  expected = jax.jit(lambda f, c: _both_directions(plain, f, boxes, c))(features, cotangent)
+  pooled = jax.jit(roi_align.batch_at_once, static_argnums=2)(features, boxes, 3)
+  gradient = jax.jit(roi_align.gradient_at_once, static_argnums=3)(features, boxes, cotangent, 3)
+  for a, b in zip(jax.tree.leaves((pooled, gradient)), jax.tree.leaves(expected), strict=True):
+    assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    a, b = (np.asarray(value, np.float64) for value in (a, b))
+    np.testing.assert_allclose(a, b, rtol=0, atol=step * np.abs(b).max(initial=0))
+
+
+def test_only_a_tpu_does_a_batch_at_once():
+  features = jax.tree.map(lambda *x: jnp.stack(x), _pyramid(), _pyramid(seed=9))
+  boxes = jnp.stack([jnp.asarray(_BOXES), jnp.asarray(_BOXES[::-1])])
+  cotangent = jnp.ones((2, len(_BOXES), 2, 2, 3))
+  align = lambda by_platform: jax.vmap(
+    lambda f, b: roi_align.multilevel_roi_align(f, b, output_size=2, by_platform=by_platform)
+  )
+  chosen, plain = (jax.jit(lambda f, c, on=on: _both_directions(align(on), f, boxes, c)) for on in (True, False))
+  jax.tree.map(np.testing.assert_array_equal, chosen(features, cotangent), plain(features, cotangent))
+  lowered = {of: chosen.trace(features, cotangent).lower(lowering_platforms=(of,)).as_text() for of in ('cpu', 'tpu')}
+  assert 'while' in lowered['cpu'] and 'while' not in lowered['tpu']
+  # The same features for all images are one argument, without an axis of images.
+  one = {level: f[0] for level, f in features.items()}
+  shared = jax.vmap(lambda b: roi_align.multilevel_roi_align(one, b, output_size=2, by_platform=True))(boxes)
+  np.testing.assert_array_equal(shared[1], _align(one, boxes[1], 2))

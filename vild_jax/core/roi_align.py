@@ -38,7 +38,7 @@ def _corners(start, length, output_size, size):
 
 
 def multilevel_roi_align(
-  features: dict[int, Float[Array, '_ _ d']], boxes: Float[Array, 'r 4'], *, output_size: int
+  features: dict[int, Float[Array, '_ _ d']], boxes: Float[Array, 'r 4'], *, output_size: int, by_platform: bool = False
 ) -> Float[Array, 'r {output_size} {output_size} d']:
   """Takes one bilinear sample at the centre of each of the output_size x output_size bins of each region.
 
@@ -49,30 +49,34 @@ def multilevel_roi_align(
     features: {level: [H_l, W_l, D]}; regions are assigned to these levels.
     boxes: yxyx pixels of the network input.
     output_size: bins along each side of a region.
+    by_platform: under `jax.vmap` a TPU does it for all images together (`batch_at_once`); sums have another order.
 
   Returns:
     Features in the dtype of `features`. Positions, interpolation and the sums of its gradient are at least float32. No
     gradient flows into the boxes.
   """
+  return (_by_platform if by_platform else _by_corners)(features, boxes, output_size)
+
+
+def _regions(features, boxes, output_size):
+  """Where each of the boxes [R, 4] reads: first pixel and width [R] of its level, and the four corners of its bins."""
   levels = sorted(features)
   row = roi_levels(boxes, levels[0], levels[-1]) - levels[0]
-  sizes = [features[level].shape[:2] for level in levels]
+  sizes = [features[level].shape[-3:-1] for level in levels]
   starts = jnp.asarray(np.cumsum([0] + [h * w for h, w in sizes])[:-1], jnp.int32)[row]
   heights, widths = jnp.asarray(sizes, jnp.int32)[row].T
   strides = jnp.asarray([2.0**level for level in levels], jnp.float32)[row]
-  pixels = jnp.concatenate([features[level].reshape(-1, features[level].shape[-1]) for level in levels])
 
   scaled = boxes / strides[:, None]
   y0, y1, wy = _corners(scaled[:, 0], scaled[:, 2] - scaled[:, 0], output_size, heights)
   x0, x1, wx = _corners(scaled[:, 1], scaled[:, 3] - scaled[:, 1], output_size, widths)
-
   corners = (
     jnp.stack([y0, y0, y1, y1]),
     jnp.stack([x0, x1, x0, x1]),
     jnp.stack([1.0 - wy, 1.0 - wy, wy, wy]),
     jnp.stack([1.0 - wx, wx, 1.0 - wx, wx]),
   )
-  return _read(pixels, (starts, widths, corners), pixels.shape[0]).astype(pixels.dtype)
+  return starts, widths, corners
 
 
 def _place(starts, widths, corner):
@@ -80,6 +84,14 @@ def _place(starts, widths, corner):
   y, x, weight_y, weight_x = corner
   index = starts[:, None, None] + y[:, :, None] * widths[:, None, None] + x[:, None, :]
   return index, weight_y[:, :, None] * weight_x[:, None, :]
+
+
+# --- one image, corner by corner ------------------------------------------------------------------------------------
+
+
+def _by_corners(features, boxes, output_size):
+  pixels = jnp.concatenate([features[level].reshape(-1, features[level].shape[-1]) for level in sorted(features)])
+  return _read(pixels, _regions(features, boxes, output_size), pixels.shape[0]).astype(pixels.dtype)
 
 
 # Both directions loop over the four corners: that compiles one gather and one scatter instead of four of each, which
@@ -117,3 +129,88 @@ def _read_backward(count, kept, cotangent):
 
 
 _read.defvjp(_read_forward, _read_backward)
+
+
+# --- a batch at once ------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _by_platform(features, boxes, output_size):
+  one = lambda features, boxes: _by_corners(features, boxes, output_size)
+  batch = lambda features, boxes: batch_at_once(features, boxes, output_size)
+  return _of_batch(one, batch, features, boxes)
+
+
+def _by_platform_forward(features, boxes, output_size):
+  return _by_platform(features, boxes, output_size), (features, boxes)
+
+
+def _by_platform_backward(output_size, kept, cotangent):
+  def one(features, boxes, cotangent):
+    return jax.vjp(lambda features: _by_corners(features, boxes, output_size), features)[1](cotangent)[0]
+
+  batch = lambda *args: gradient_at_once(*args, output_size)
+  return _of_batch(one, batch, *kept, cotangent), None
+
+
+_by_platform.defvjp(_by_platform_forward, _by_platform_backward)
+
+
+def _of_batch(one, batch, *args):
+  """Calls `one` for an image; mapped over a batch by `jax.vmap`, a TPU calls `batch` instead."""
+
+  def mapped(size, is_batched, *args):
+    repeat = lambda x, has_axis: x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
+    result = jax.lax.platform_dependent(
+      *jax.tree.map(repeat, args, tuple(is_batched)), tpu=batch, default=jax.vmap(one)
+    )
+    return result, jax.tree.map(lambda _: True, result)
+
+  function = jax.custom_batching.custom_vmap(one)
+  function.def_vmap(mapped)
+  return function(*args)
+
+
+# The loop above takes twice to four times the bytes (docs/measurements.md, "TPU: RoIAlign"): each turn reads and writes
+# sums, whose rows of 7 or 14 bins a TPU pads to 8 or 16. Here images come last, before the channels, which is how its
+# compiler lays out the pyramid and the heads' inputs, so that no array is copied to another form.
+def batch_at_once(
+  features: dict[int, Float[Array, 'b _ _ d']], boxes: Float[Array, 'b r 4'], output_size: int
+) -> Float[Array, 'b r {output_size} {output_size} d']:
+  """Returns `multilevel_roi_align` of a batch, by one gather."""
+  index, weight = _places_of_batch(features, boxes, output_size)
+  pixels = jnp.concatenate([_images_last(features[level]) for level in sorted(features)])
+  # Without the barrier the compiler writes what was read once more, as float32, before it is weighted.
+  read = jax.lax.optimization_barrier(pixels.at[index].get(mode='promise_in_bounds'))
+  pooled = jnp.sum(at_least_float32(read) * weight[..., None], axis=0).astype(pixels.dtype)
+  return pooled.reshape(output_size, output_size, *boxes.shape[:2], pooled.shape[-1]).transpose(2, 3, 0, 1, 4)
+
+
+def gradient_at_once(
+  features: dict[int, Float[Array, 'b _ _ d']], boxes: Float[Array, 'b r 4'], cotangent: Array, output_size: int
+) -> dict[int, Array]:
+  """Returns the gradient of `batch_at_once` for its result's `cotangent`, like `features`, by one scatter."""
+  index, weight = _places_of_batch(features, boxes, output_size)
+  batch, channels = boxes.shape[0], cotangent.shape[-1]
+  rows = at_least_float32(cotangent).transpose(2, 3, 0, 1, 4).reshape(1, index.shape[1], channels) * weight[..., None]
+  sizes = [features[level].size // channels for level in sorted(features)]
+  total = jnp.zeros((sum(sizes), channels), rows.dtype).at[index].add(rows, mode='promise_in_bounds')
+  parts = jnp.split(total, np.cumsum(sizes)[:-1])
+  return {
+    level: part.astype(cotangent.dtype).reshape(*features[level].shape[1:3], batch, channels).transpose(2, 0, 1, 3)
+    for level, part in zip(sorted(features), parts, strict=True)
+  }
+
+
+def _images_last(x):
+  """[B, H, W, D] as [H·W·B, D]."""
+  return x.transpose(1, 2, 0, 3).reshape(-1, x.shape[-1])
+
+
+def _places_of_batch(features, boxes, output_size):
+  """Rows of the pixels, images last, and their weights, [4, s·s·B·R] each."""
+  batch, count = boxes.shape[:2]
+  starts, widths, corners = _regions(features, boxes.reshape(-1, 4), output_size)
+  index, weight = jax.vmap(lambda *corner: _place(starts, widths, corner))(*corners)
+  index = index * batch + jnp.repeat(jnp.arange(batch, dtype=jnp.int32), count)[None, :, None, None]
+  return (x.transpose(0, 2, 3, 1).reshape(4, x[0].size) for x in (index, weight))
