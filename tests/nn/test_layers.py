@@ -9,7 +9,7 @@ import pytest
 
 from vild_jax.nn import layers
 from vild_jax.nn.fpn import upsample_nearest
-from vild_jax.nn.heads import Deconv2x2, flatten_by_matmul
+from vild_jax.nn.heads import Deconv2x2, PixelLogits, flatten_by_matmul, interleave
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,31 @@ def test_strided_convolutions_pad_as_the_reference(golden, size, variable, outpu
 def test_deconvolution_is_the_references(golden):
   values = golden('conv_padding')
   kernel = values['in_conv2d_transpose__kernel'].transpose(0, 1, 3, 2)  # the reference has [h, w, out, in]
-  found = Deconv2x2(kernel.shape[-1]).apply(
+  placed = Deconv2x2(kernel.shape[-1]).apply(
     {'params': {'kernel': kernel, 'bias': values['in_conv2d_transpose__bias']}}, values['in_x']
   )
-  np.testing.assert_allclose(found, values['out_deconv2'], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(interleave(placed), values['out_deconv2'], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(('dtype', 'step'), [('float32', 2**-20), ('bfloat16', 2**-7)])
+def test_the_logits_of_pixels_beside_each_other_are_those_of_a_convolution(dtype, step):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 3, 5, 4 * 6)), dtype)
+  plain, module = layers.conv(1, 1, use_bias=True, init=layers.HEAD_INIT, dtype=dtype), PixelLogits(dtype)
+  variables = module.init(jax.random.key(0), x)
+  drawn = {'kernel': rng.normal(size=(1, 1, 6, 1)).astype(np.float32), 'bias': np.float32([0.7])}
+  assert jax.tree.map(jnp.shape, variables['params']) == jax.tree.map(jnp.shape, drawn)
+  cotangent = jnp.asarray(rng.normal(size=(2, 6, 10, 1)), dtype)
+
+  def both_directions(logits):
+    y, back = jax.vjp(logits, drawn, x)
+    return jax.tree.leaves((y, back(cotangent)))
+
+  found = both_directions(lambda params, x: interleave(module.apply({'params': params}, x)))
+  expected = both_directions(lambda params, x: plain.apply({'params': params}, interleave(x)))
+  for a, b in zip(found, expected, strict=True):
+    a, b = (np.asarray(value, np.float64) for value in (a, b))
+    np.testing.assert_allclose(a, b, rtol=0, atol=step * np.abs(b).max())
 
 
 def test_upsampling_is_nearest(golden):

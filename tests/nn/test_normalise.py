@@ -15,10 +15,15 @@ _VALID = np.array([True, False, True, True, False])
 
 def _ours(x, params, stats, valid):
   variables = {'params': {'bn': params}, 'batch_stats': {'bn': stats}}
-  return layers.BatchNorm(x.dtype).apply(variables, x, train=True, valid=valid, mutable=['batch_stats'])
+  pixels = x.shape[-1] // len(params['scale'])
+  norm = layers.BatchNorm(x.dtype, pixels=pixels)
+  return norm.apply(variables, x, train=True, valid=valid, mutable=['batch_stats'])
 
 
 def _flax(x, params, stats, valid):
+  if x.shape[-1] > len(params['scale']):
+    y, after = _flax(x.reshape(*x.shape[:-1], -1, len(params['scale'])), params, stats, valid)
+    return y.reshape(x.shape), after
   mask = None if valid is None else valid.reshape(-1, *(1,) * (x.ndim - 1))
   settings = {'momentum': 0.997, 'epsilon': 1e-4, 'use_fast_variance': False, 'dtype': x.dtype}
   module = nn.BatchNorm(use_running_average=False, **settings)
@@ -26,14 +31,14 @@ def _flax(x, params, stats, valid):
     return module.apply({'params': params, 'batch_stats': stats}, x, mask=mask, mutable=['batch_stats'])
 
 
-@pytest.mark.parametrize('shape', [(5, 7, 3, 9), (5, 1)])
+@pytest.mark.parametrize(('shape', 'pixels'), [((5, 7, 3, 9), 1), ((5, 7, 3, 9), 3), ((5, 1), 1)])
 @pytest.mark.parametrize('valid', [None, _VALID], ids=['all', 'some'])
 @pytest.mark.parametrize(('dtype', 'step'), [('float32', 2**-20), ('bfloat16', 2**-7)])
-def test_values_gradients_and_statistics_are_those_of_the_plain_formula(shape, valid, dtype, step):
+def test_values_gradients_and_statistics_are_those_of_the_plain_formula(shape, pixels, valid, dtype, step):
   rng = np.random.default_rng(0)
   draw = lambda *size: jnp.asarray(rng.normal(size=size), jnp.float32)
   x, cotangent = (3 * draw(*shape) + 2).astype(dtype), draw(*shape).astype(dtype)
-  channels = shape[-1]
+  channels = shape[-1] // pixels
   params = {'scale': draw(channels), 'bias': draw(channels)}
   stats = {'mean': draw(channels), 'var': draw(channels) ** 2}
 

@@ -24,11 +24,13 @@ class BatchNorm(nn.Module):
   """Normalises over all axes except the last; under `jit` the statistics are those of the global batch.
 
   Rows of the first axis that are not `valid` are left out of the batch statistics (docs/departures.md, 3). With a
-  sharded batch the mean is global because it is computed under `jit` (`normalise.statistics` says how exactly).
+  sharded batch the mean is global because it is computed under `jit` (`normalise.statistics` says how exactly). The
+  last axis holds the channels of `pixels` pixels, one pixel after another.
   """
 
   dtype: jax.typing.DTypeLike | None = None
   momentum: float = 0.997
+  pixels: int = 1
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool, valid: Array | None = None) -> Array:
@@ -36,7 +38,7 @@ class BatchNorm(nn.Module):
     if valid is not None:
       # Without a valid row all rows count, because the mean over an empty set would be NaN.
       mask = (valid | ~jnp.any(valid)).reshape(valid.shape + (1,) * (x.ndim - 1))
-    return _Normalisation(self.dtype, self.momentum, name='bn')(x, mask, train)
+    return _Normalisation(self.dtype, self.momentum, self.pixels, name='bn')(x, mask, train)
 
 
 class _Normalisation(nn.Module):
@@ -44,10 +46,11 @@ class _Normalisation(nn.Module):
 
   dtype: jax.typing.DTypeLike | None
   momentum: float
+  pixels: int
 
   @nn.compact
   def __call__(self, x: Array, mask: Array | None, train: bool) -> Array:
-    size = x.shape[-1:]
+    size = (x.shape[-1] // self.pixels,)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, size, jnp.float32)
     var = self.variable('batch_stats', 'var', jnp.ones, size, jnp.float32)
     scale = self.param('scale', initializers.ones, size, jnp.float32)

@@ -20,18 +20,21 @@ EPSILON = 1e-4
 
 
 def apply(x: Array, mean: Array, var: Array, scale: Array, bias: Array, dtype: Any) -> Array:
-  """Returns (x - mean) / sqrt(var + 1e-4) * scale + bias in `dtype`; x is [..., C], the others are [C]."""
+  """Returns (x - mean) / sqrt(var + 1e-4) * scale + bias in `dtype`.
+
+  x is [..., C], the others are [C]; or x is [..., P·C], P pixels beside each other with C channels each.
+  """
   mean, var, scale, bias = _as_rows(x, mean, var, scale, bias)
   return ((x - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(dtype)
 
 
 def _as_rows(x: Array, *channels: Array) -> list[Array]:
-  """Returns [C] arrays as [1, ..., 1, C], with the axes of x."""
-  return [c.reshape((1,) * (x.ndim - 1) + c.shape) for c in channels]
+  """Returns [C] arrays as [1, ..., 1, C], with the axes of x; P times one after another if x has P·C."""
+  return [jnp.tile(c, x.shape[-1] // c.shape[0]).reshape((1,) * (x.ndim - 1) + x.shape[-1:]) for c in channels]
 
 
 def statistics(x: Array, mask: Array | None, near: Array) -> tuple[Array, Array]:
-  """Returns mean and variance [C] of x [..., C] over all axes but the last, at least float32.
+  """Returns mean and variance [C] of x [..., C] or [..., P·C] over all pixels, at least float32.
 
   Activations of float32 or more take two passes, because E[x²] - E[x]² loses digits. Those of fewer bits take one,
   by the sums of x - near and (x - near)² in float32. The variance is then exact to a few times 2^-24 of itself plus
@@ -42,7 +45,10 @@ def statistics(x: Array, mask: Array | None, near: Array) -> tuple[Array, Array]
     mask: bool, broadcasts to x: which of them count. None: all.
     near: [C], a guess of the mean that does not depend on x.
   """
-  average = partial(jnp.mean, axis=tuple(range(x.ndim - 1)), where=mask)
+
+  def average(x: Array) -> Array:
+    return jnp.mean(x, axis=tuple(range(x.ndim - 1)), where=mask).reshape(-1, *near.shape).mean(0)
+
   if x.dtype.itemsize >= 4:
     mean = average(x)
     return mean, average(jnp.square(x - _as_rows(x, mean)[0]))
@@ -72,11 +78,13 @@ def _backward(dtype: Any, kept: Any, cotangents: tuple[Array, Array, Array]) -> 
   # A compiler for TPUs copies x to the layout of the gradients. Without the barrier it converts to float32 before that.
   x = jax.lax.optimization_barrier(x)
   mean, inverse, factor = _as_rows(x, mean, jax.lax.rsqrt(var + EPSILON), scale)
-  total = partial(jnp.sum, axis=tuple(range(x.ndim - 1)))
+  channels = scale.shape[0]
+  total = lambda v: v.sum(tuple(range(v.ndim - 1))).reshape(-1, channels).sum(0)
   dy, normal = cotangents[0].astype(mean.dtype), (x - mean) * inverse
   dbias, dscale = total(dy), total(dy * normal)
-  size = (*x.shape[:-1], 1)
-  count = x.size // x.shape[-1] if mask is None else jnp.sum(jnp.broadcast_to(mask, size), dtype=mean.dtype)
+  count = x.size // channels
+  if mask is not None:
+    count = jnp.sum(jnp.broadcast_to(mask, (*x.shape[:-1], x.shape[-1] // channels)), dtype=mean.dtype)
   of_mean, of_deviation = _as_rows(x, dbias, dscale)
   through = (of_mean + normal * of_deviation) / count
   # Values that do not count are normalised too: their gradients reach the statistics, but none comes back from these.
