@@ -11,6 +11,7 @@ from tests.helpers import tiny
 from vild_jax import config as config_lib
 from vild_jax import detector
 from vild_jax.config import Config
+from vild_jax.core import roi_align
 from vild_jax.structs import Attributes, Vocabulary
 
 
@@ -139,6 +140,30 @@ def test_padded_proposals_give_no_detection(variables):
   padding = ~np.asarray(inside['proposals'].valid)
   assert padding.sum() > 1000
   assert not (np.asarray(found.boxes)[np.asarray(found.valid)].max(axis=1) <= 0).any()
+
+
+@pytest.mark.parametrize('count', [5, 8])
+def test_regions_that_fill_up_to_a_multiple_of_eight_change_nothing(variables, count):
+  """In training; against the head on the features of the given regions alone."""
+  model, rng = tiny.config().model, np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  features = {level: draw(2, 64 >> level, 64 >> level, 16) for level in range(2, 7)}
+  corner, valid = rng.uniform(0, 30, (2, count, 2)), rng.uniform(size=(2, count)) < 0.7
+  rois = jnp.asarray(np.concatenate([corner, corner + rng.uniform(4, 30, (2, count, 2))], -1), jnp.float32)
+
+  def expected(variables):
+    pool = lambda f, boxes: roi_align.multilevel_roi_align(f, boxes, output_size=7)
+    pooled = jax.vmap(pool)(features, rois).reshape(2 * count, 7, 7, 16)
+    apply = detector.ViLD(model).apply
+    return apply(variables, pooled, valid.ravel(), train=True, method='regions', mutable=['batch_stats'])
+
+  found, after = jax.jit(lambda v: detector.second_stage(model, v, features, rois, valid, None, train=True))(variables)
+  (embeddings, deltas), changed = jax.jit(expected)(variables)
+  assert found.embeddings.shape[:2] == found.deltas.shape[:2] == (2, count)
+  np.testing.assert_allclose(found.embeddings.reshape(2 * count, -1), embeddings, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found.deltas.reshape(2 * count, 4), deltas, rtol=1e-4, atol=1e-6)
+  for a, b in zip(*(jax.tree.leaves(stats['batch_stats']) for stats in (after, {**variables, **changed})), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_initial_values_follow_the_method(variables):
