@@ -84,6 +84,17 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update(option, value)
 
 
+@pytest.fixture
+def as_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+  """Returns a function: after its call programs compute, on the CPU, as they would on the platform that it is given."""
+
+  def choose(platform: str) -> None:
+    chosen = lambda *args, default=None, **ways: ways.get(platform, default)(*args)
+    monkeypatch.setattr(jax.lax, 'platform_dependent', chosen)
+
+  return choose
+
+
 @pytest.fixture(autouse=True)
 def _strict_dtypes_in_core(request: pytest.FixtureRequest) -> Iterator[None]:
   """Strict dtype promotion around the tests of core/ alone: Linen's BatchNorm and optax's schedules break under it."""

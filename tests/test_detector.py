@@ -142,13 +142,23 @@ def test_padded_proposals_give_no_detection(variables):
   assert not (np.asarray(found.boxes)[np.asarray(found.valid)].max(axis=1) <= 0).any()
 
 
-@pytest.mark.parametrize('count', [5, 8])
-def test_regions_that_fill_up_to_a_multiple_of_eight_change_nothing(variables, count):
+@pytest.mark.parametrize('train', [True, False])
+def test_only_training_on_a_tpu_pools_a_batch_at_once(train):
+  features = {level: jnp.zeros((2, 64 >> level, 64 >> level, 16)) for level in range(2, 7)}
+  pool = jax.jit(lambda f, rois: detector._pool(f, rois, size=7, train=train, per_image=jax.vmap))
+  traced = pool.trace(features, jnp.zeros((2, 4, 4)))
+  loops = {of: 'stablehlo.while' in traced.lower(lowering_platforms=(of,)).as_text() for of in ('cpu', 'tpu')}
+  assert loops == {'cpu': True, 'tpu': not train}
+
+
+@pytest.mark.parametrize(('count', 'filled'), [(300, 304), (5, 5), (8, 8)])
+@pytest.mark.parametrize('share', [0.7, 0.0])
+def test_regions_that_fill_up_to_a_multiple_of_eight_change_nothing(variables, count, filled, share):
   """In training; against the head on the features of the given regions alone."""
   model, rng = tiny.config().model, np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   features = {level: draw(2, 64 >> level, 64 >> level, 16) for level in range(2, 7)}
-  corner, valid = rng.uniform(0, 30, (2, count, 2)), rng.uniform(size=(2, count)) < 0.7
+  corner, valid = rng.uniform(0, 30, (2, count, 2)), rng.uniform(size=(2, count)) < share
   rois = jnp.asarray(np.concatenate([corner, corner + rng.uniform(4, 30, (2, count, 2))], -1), jnp.float32)
 
   def expected(variables):
@@ -157,6 +167,8 @@ def test_regions_that_fill_up_to_a_multiple_of_eight_change_nothing(variables, c
     apply = detector.ViLD(model).apply
     return apply(variables, pooled, valid.ravel(), train=True, method='regions', mutable=['batch_stats'])
 
+  pooled = jax.eval_shape(lambda: detector._pool(features, rois, size=7, train=True, per_image=jax.vmap))
+  assert pooled.shape == (2, filled, 7, 7, 16)
   found, after = jax.jit(lambda v: detector.second_stage(model, v, features, rois, valid, None, train=True))(variables)
   (embeddings, deltas), changed = jax.jit(expected)(variables)
   assert found.embeddings.shape[:2] == found.deltas.shape[:2] == (2, count)

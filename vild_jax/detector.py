@@ -374,17 +374,18 @@ def predict(
 
 def _pool(features: dict[int, Array], rois: Array, *, size: int, train: bool, per_image: PerImage) -> Array:
   """RoI features [B, R' >= R, size, size, C] of boxes [B, R, 4]; no gradient flows into the boxes."""
-  if train:  # to a multiple of the 8 rows of a TPU's tiles: else it copies all of it to put the regions in one axis
-    rois = jnp.pad(rois, ((0, 0), (0, -rois.shape[1] % 8), (0, 0)))
-  # Elsewhere than in training, programs are exported for platforms and formats that have no choice by platform.
+  filler = -rois.shape[1] % 8 if train else 0
+  if 50 * filler <= rois.shape[1]:  # a TPU's tiles have 8 rows: with other numbers it copies all to merge B and R
+    rois = jnp.pad(rois, ((0, 0), (0, filler), (0, 0)))
+  # At inference there is no choice by platform, because exports cannot hold one.
   pool = partial(roi_align.multilevel_roi_align, output_size=size, by_platform=train)
   return per_image(lambda features, rois: pool(features, rois))(features, jax.lax.stop_gradient(rois))
 
 
 def _on_regions(model: Model, variables: Any, network: Callable, pooled: Array, valid: Array, *, train: bool) -> tuple:
-  """Runs a head on what `_pool` returns for R boxes of B images, validity [B, R]; the results are [B, R, ...]."""
+  """Runs a head on what `_pool` returns for R boxes of B images, validity [B, R]: [B, R, ...]. Filler never counts."""
   (batch, count), rows = valid.shape, pooled.shape[1]
-  valid = jnp.pad(valid, ((0, 0), (0, rows - count))) if train else valid
+  valid = jnp.pad(valid | ~jnp.any(valid), ((0, 0), (0, rows - count))) if rows > count else valid
   flat = pooled.reshape(batch * rows, *pooled.shape[2:])
   outputs, variables = _apply(model, variables, network, flat, valid.reshape(-1), train=train)
   return jax.tree.map(lambda x: x.reshape(batch, rows, *x.shape[1:])[:, :count], outputs), variables

@@ -140,16 +140,17 @@ def _both_directions(align, features, boxes, cotangent):
 
 @pytest.mark.parametrize('count', [0, len(_BOXES)])
 @pytest.mark.parametrize(('dtype', 'step'), [('float32', 2**-20), ('bfloat16', 2**-7)])
-def test_a_batch_at_once_equals_image_by_image(count, dtype, step):
+def test_a_batch_at_once_equals_image_by_image(count, dtype, step, as_on):
   features = jax.tree.map(lambda *x: jnp.stack(x).astype(dtype), _pyramid(), _pyramid(seed=9), _pyramid(seed=5))
   rng = np.random.default_rng(2)
   boxes = jnp.stack([jnp.asarray(rng.permutation(_BOXES)[:count]) for _ in range(3)])
   cotangent = jnp.asarray(rng.normal(size=(3, count, 3, 3, 3)), dtype)
   plain = jax.vmap(lambda f, b: _align(f, b, 3))
   expected = jax.jit(lambda f, c: _both_directions(plain, f, boxes, c))(features, cotangent)
-  pooled = jax.jit(roi_align.batch_at_once, static_argnums=2)(features, boxes, 3)
-  gradient = jax.jit(roi_align.gradient_at_once, static_argnums=3)(features, boxes, cotangent, 3)
-  for a, b in zip(jax.tree.leaves((pooled, gradient)), jax.tree.leaves(expected), strict=True):
+  as_on('tpu')
+  chosen = jax.vmap(lambda f, b: roi_align.multilevel_roi_align(f, b, output_size=3, by_platform=True))
+  found = jax.jit(lambda f, c: _both_directions(chosen, f, boxes, c))(features, cotangent)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     assert (a.dtype, a.shape) == (b.dtype, b.shape)
     a, b = (np.asarray(value, np.float64) for value in (a, b))
     np.testing.assert_allclose(a, b, rtol=0, atol=step * np.abs(b).max(initial=0))

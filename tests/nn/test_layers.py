@@ -31,12 +31,14 @@ def test_deconvolution_is_the_references(golden):
   np.testing.assert_allclose(interleave(placed), values['out_deconv2'], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(('platform', 'train'), [('tpu', True), ('cpu', True), ('cpu', False)])
 @pytest.mark.parametrize(('dtype', 'step'), [('float32', 2**-20), ('bfloat16', 2**-7)])
-def test_the_logits_of_pixels_beside_each_other_are_those_of_a_convolution(dtype, step):
+def test_the_logits_of_pixels_beside_each_other_are_those_of_a_convolution(dtype, step, platform, train, as_on):
+  as_on(platform)
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 3, 5, 4 * 6)), dtype)
   plain, module = layers.conv(1, 1, use_bias=True, init=layers.HEAD_INIT, dtype=dtype), PixelLogits(dtype)
-  variables = module.init(jax.random.key(0), x)
+  variables = module.init(jax.random.key(0), x, train=train)
   drawn = {'kernel': rng.normal(size=(1, 1, 6, 1)).astype(np.float32), 'bias': np.float32([0.7])}
   assert jax.tree.map(jnp.shape, variables['params']) == jax.tree.map(jnp.shape, drawn)
   cotangent = jnp.asarray(rng.normal(size=(2, 6, 10, 1)), dtype)
@@ -45,7 +47,7 @@ def test_the_logits_of_pixels_beside_each_other_are_those_of_a_convolution(dtype
     y, back = jax.vjp(logits, drawn, x)
     return jax.tree.leaves((y, back(cotangent)))
 
-  found = both_directions(lambda params, x: interleave(module.apply({'params': params}, x)))
+  found = both_directions(lambda params, x: interleave(module.apply({'params': params}, x, train=train)))
   expected = both_directions(lambda params, x: plain.apply({'params': params}, interleave(x)))
   for a, b in zip(found, expected, strict=True):
     a, b = (np.asarray(value, np.float64) for value in (a, b))

@@ -31,10 +31,16 @@ def _flax(x, params, stats, valid):
     return module.apply({'params': params, 'batch_stats': stats}, x, mask=mask, mutable=['batch_stats'])
 
 
-@pytest.mark.parametrize(('shape', 'pixels'), [((5, 7, 3, 9), 1), ((5, 7, 3, 9), 3), ((5, 1), 1)])
+@pytest.mark.parametrize(
+  ('shape', 'pixels', 'platform'),
+  [((5, 7, 3, 9), 1, 'cpu'), ((5, 7, 3, 9), 3, 'cpu'), ((5, 7, 3, 9), 3, 'tpu'), ((5, 1), 1, 'cpu')],
+)
 @pytest.mark.parametrize('valid', [None, _VALID], ids=['all', 'some'])
 @pytest.mark.parametrize(('dtype', 'step'), [('float32', 2**-20), ('bfloat16', 2**-7)])
-def test_values_gradients_and_statistics_are_those_of_the_plain_formula(shape, pixels, valid, dtype, step):
+def test_values_gradients_and_statistics_are_those_of_the_plain_formula(
+  shape, pixels, platform, valid, dtype, step, as_on
+):
+  as_on(platform)
   rng = np.random.default_rng(0)
   draw = lambda *size: jnp.asarray(rng.normal(size=size), jnp.float32)
   x, cotangent = (3 * draw(*shape) + 2).astype(dtype), draw(*shape).astype(dtype)

@@ -76,7 +76,7 @@ def take_boxes(gt_boxes: Float[Array, 'g 4'], rows: Int[Array, 'n']) -> Float[Ar
 
 
 def take_by_comparison(gt_boxes: Float[Array, 'g 4'], rows: Int[Array, 'n']) -> Float[Array, 'n 4']:
-  """Returns what `take_boxes` returns, without a gather."""
+  """Returns what `take_boxes` returns, without a gather of single rows."""
   coordinates = jnp.pad(gt_boxes, ((0, -gt_boxes.shape[0] % _CHUNK), (0, 0))).T
 
   def take_chunk(number, taken):

@@ -86,7 +86,7 @@ def _place(starts, widths, corner):
   return index, weight_y[:, :, None] * weight_x[:, None, :]
 
 
-# --- one image, corner by corner ------------------------------------------------------------------------------------
+# --- one image, corner by corner: at inference, and in training elsewhere than on a TPU -----------------------------
 
 
 def _by_corners(features, boxes, output_size):
@@ -171,9 +171,9 @@ def _of_batch(one, batch, *args):
   return function(*args)
 
 
-# The loop above takes twice to four times the bytes (docs/measurements.md, "TPU: RoIAlign"): each turn reads and writes
-# sums, whose rows of 7 or 14 bins a TPU pads to 8 or 16. Here images come last, before the channels, which is how its
-# compiler lays out the pyramid and the heads' inputs, so that no array is copied to another form.
+# On a TPU the loop above takes more than twice the bytes (docs/measurements.md, "RoIAlign on a TPU"): each turn reads
+# and writes sums, whose rows of 7 or 14 bins are padded to 8 or 16. Here images come last, before the channels, which
+# is how the compiler lays out the pyramid and the heads' inputs, so that no array is copied to another form.
 def batch_at_once(
   features: dict[int, Float[Array, 'b _ _ d']], boxes: Float[Array, 'b r 4'], output_size: int
 ) -> Float[Array, 'b r {output_size} {output_size} d']:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,9 @@ def flatten_by_matmul(x: Array, fields: int) -> Array:
   """Returns the values of `x.reshape(B, -1, fields)`: [B, H, W, A·fields] -> [B, H·W·A, fields].
 
   A TPU pads rows of few channels to 128 in memory, and its compiler needs up to half a minute for a reshape that
-  removes this padding. A matmul by zeros and ones compiles in a second and moves a tenth of the bytes. It is exact,
-  because each sum has one term that is not zero. (A value that is not finite makes its row of the picture NaN.)
+  removes this padding. A matmul by zeros and ones compiles in a second and moves a tenth of the bytes (of 3 channels).
+  It is exact, because each sum has one term that is not zero. (A value that is not finite makes its field NaN in the
+  whole row of the picture.)
   """
   batch, height, width, channels = x.shape
   per_location = channels // fields
@@ -94,8 +97,8 @@ class Deconv2x2(nn.Module):
   """Applies a transposed 2x2 convolution with stride 2: [N, h, w, C] -> [N, h, w, 4·features], see `interleave`.
 
   At this stride the kernels do not overlap, so it is one 1x1 convolution: XLA:CPU computes its gradient 40 times faster
-  than that of `nn.ConvTranspose`. The four pixels of each 2x2 block stay beside each other, because layers that treat
-  all pixels alike need no other order, and to bring many channels into it takes four copies of all of them.
+  than that of `nn.ConvTranspose`. The four pixels of each 2x2 block stay beside each other: putting them in place here
+  would copy all channels, and the next layers treat all pixels alike.
   """
 
   features: int
@@ -112,18 +115,31 @@ class Deconv2x2(nn.Module):
 
 
 class PixelLogits(nn.Module):
-  """Applies a 1x1 convolution to one channel, of four pixels beside each other: [N, h, w, 4·C] -> [N, h, w, 4]."""
+  """Applies a 1x1 convolution with one output channel to each of four adjacent pixels: [N, h, w, 4·C] -> [N, h, w, 4].
+
+  In training on a TPU a value that is not finite makes all four NaN.
+  """
 
   dtype: jax.typing.DTypeLike | None = None
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, *, train: bool) -> Array:
     kernel = self.param('kernel', HEAD_INIT, (1, 1, x.shape[-1] // 4, 1))
     bias = self.param('bias', nn.initializers.zeros, (1,))
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    # Zero from each pixel to the logits of the others. Parts of the last axis would be copied out of it.
-    deep = jnp.kron(jnp.eye(4, dtype=kernel.dtype), kernel[0, 0])[None, None]
-    return pointwise.conv_general_dilated(x, deep, (1, 1), 'VALID') + bias.reshape(1, 1, 1, 1)
+    convolve = partial(pointwise.conv_general_dilated, window_strides=(1, 1), padding='VALID')
+
+    def one_by_one(x: Array, kernel: Array) -> Array:
+      n, h, w, c = x.shape
+      return convolve(x.reshape(n, h, w * 4, c // 4), kernel).reshape(n, h, w, 4)
+
+    def in_rows(x: Array, kernel: Array) -> Array:
+      # Zero from each pixel to the logits of the others: a TPU would copy x to take its last axis apart.
+      return convolve(x, jnp.kron(jnp.eye(4, dtype=kernel.dtype), kernel[0, 0])[None, None])
+
+    # Elsewhere than in training, programs are exported for platforms and formats that have no choice by platform.
+    logits = jax.lax.platform_dependent(x, kernel, tpu=in_rows, default=one_by_one) if train else one_by_one(x, kernel)
+    return logits + bias.reshape(1, 1, 1, 1)
 
 
 def interleave(x: Array) -> Array:
@@ -147,5 +163,5 @@ class MaskHead(nn.Module):
       x = nn.relu(BatchNorm(self.dtype, self.momentum, name=f'conv{i + 1}_bn')(x, train=train, valid=valid))
     x = Deconv2x2(self.channels, self.dtype, name='deconv')(x)
     x = nn.relu(BatchNorm(self.dtype, self.momentum, pixels=4, name='deconv_bn')(x, train=train, valid=valid))
-    x = PixelLogits(self.dtype, name='logits')(x)
+    x = PixelLogits(self.dtype, name='logits')(x, train=train)
     return at_least_float32(interleave(x)[..., 0])

@@ -8,6 +8,7 @@ where it adds up what it writes anyway, and exchanges them between devices in on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,16 +46,30 @@ def statistics(x: Array, mask: Array | None, near: Array) -> tuple[Array, Array]
     mask: bool, broadcasts to x: which of them count. None: all.
     near: [C], a guess of the mean that does not depend on x.
   """
-
-  def average(x: Array) -> Array:
-    return jnp.mean(x, axis=tuple(range(x.ndim - 1)), where=mask).reshape(-1, *near.shape).mean(0)
-
+  average = partial(_over_pixels, jnp.mean, channels=near.shape[0], mask=mask)
   if x.dtype.itemsize >= 4:
     mean = average(x)
     return mean, average(jnp.square(x - _as_rows(x, mean)[0]))
   x = x.astype(jnp.float32) - _as_rows(x, near)[0]
   mean, square = average(x), average(jnp.square(x))
   return mean + near, jnp.maximum(square - jnp.square(mean), 0.0)
+
+
+def _over_pixels(reduce: Callable, x: Array, *, channels: int, mask: Array | None = None) -> Array:
+  """Mean or sum [C] of x [..., C] or [..., P·C] over all pixels, of which `mask` says which count."""
+  axes = tuple(range(x.ndim - 1))
+  if x.shape[-1] == channels:
+    return reduce(x, axis=axes, where=mask)
+
+  def in_rows(x: Array, mask: Array | None) -> Array:
+    return reduce(reduce(x, axis=axes, where=mask).reshape(-1, channels), axis=0)
+
+  def one_by_one(x: Array, mask: Array | None) -> Array:
+    mask = None if mask is None else mask[..., None]
+    return reduce(x.reshape(*x.shape[:-1], -1, channels), axis=(*axes, x.ndim - 1), where=mask)
+
+  # A TPU would copy x to take its last axis apart; on a CPU short rows are the faster ones.
+  return jax.lax.platform_dependent(x, mask, tpu=in_rows, default=one_by_one)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -79,7 +94,7 @@ def _backward(dtype: Any, kept: Any, cotangents: tuple[Array, Array, Array]) -> 
   x = jax.lax.optimization_barrier(x)
   mean, inverse, factor = _as_rows(x, mean, jax.lax.rsqrt(var + EPSILON), scale)
   channels = scale.shape[0]
-  total = lambda v: v.sum(tuple(range(v.ndim - 1))).reshape(-1, channels).sum(0)
+  total = partial(_over_pixels, jnp.sum, channels=channels)
   dy, normal = cotangents[0].astype(mean.dtype), (x - mean) * inverse
   dbias, dscale = total(dy), total(dy * normal)
   count = x.size // channels
