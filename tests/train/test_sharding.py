@@ -53,9 +53,10 @@ def _check_collectives(text, config, params):
     # The gather is named by what asks for it, and from jax 0.12 on by the parameter itself.
     of_parameter = name.endswith('sharding_constraint') or name.startswith('args[0].params[')
     is_parameter = config.mesh.fsdp > 1 and of_parameter and shape in shapes
-    # Rows of pictures, or of each of the outputs that the anchors of pictures have.
-    is_picture = config.mesh.spatial > 1 and held == {'1': shape[0], '2': shape[1]}.get(axis)
-    assert is_parameter or is_picture, (shape, axis, name)
+    is_picture = config.mesh.spatial > 1 and shape[0] == held and axis == '1'
+    # The proposal network's outputs have their fields, objectness or four deltas, before the pictures.
+    is_output = config.mesh.spatial > 1 and shape[0] in (1, 4) and shape[1] == held and axis == '2' and 'rpn' in name
+    assert is_parameter or is_picture or is_output, (shape, axis, name)
   assert config.mesh.fsdp == 1 or gathers
   # Loops are printed apart from their bodies, so each body is looked up: a collective there would run in every round.
   bodies = re.findall(r'(?:body|condition)=%?([\w.-]+)', text)
