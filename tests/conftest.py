@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+from jax.experimental import pallas
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -91,6 +93,7 @@ def as_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
   def choose(platform: str) -> None:
     chosen = lambda *args, default=None, **ways: ways.get(platform, default)(*args)
     monkeypatch.setattr(jax.lax, 'platform_dependent', chosen)
+    monkeypatch.setattr(pallas, 'pallas_call', functools.partial(pallas.pallas_call, interpret=True))
 
   return choose
 

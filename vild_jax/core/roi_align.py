@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vild_jax.core import boxes as box_ops
+from vild_jax.core import roi_align_tiles
 from vild_jax.core.precision import at_least_float32
 
 # A region of this side (pixels, the square root of its area) belongs to this level; twice the side is one level up.
@@ -49,7 +50,8 @@ def multilevel_roi_align(
     features: {level: [H_l, W_l, D]}; regions are assigned to these levels.
     boxes: yxyx pixels of the network input.
     output_size: bins along each side of a region.
-    by_platform: under `jax.vmap` a TPU does it for all images together (`batch_at_once`); sums have another order.
+    by_platform: under `jax.vmap` a TPU does it for all images together (`batch_at_once`, `gradient_by_tiles`); sums
+      have another order.
 
   Returns:
     Features in the dtype of `features`. Positions, interpolation and the sums of its gradient are at least float32. No
@@ -149,7 +151,7 @@ def _by_platform_backward(output_size, kept, cotangent):
   def one(features, boxes, cotangent):
     return jax.vjp(lambda features: _by_corners(features, boxes, output_size), features)[1](cotangent)[0]
 
-  batch = lambda *args: gradient_at_once(*args, output_size)
+  batch = lambda *args: gradient_by_tiles(*args, output_size)
   return _of_batch(one, batch, *kept, cotangent), None
 
 
@@ -186,20 +188,17 @@ def batch_at_once(
   return pooled.reshape(output_size, output_size, *boxes.shape[:2], pooled.shape[-1]).transpose(2, 3, 0, 1, 4)
 
 
-def gradient_at_once(
+def gradient_by_tiles(
   features: dict[int, Float[Array, 'b _ _ d']], boxes: Float[Array, 'b r 4'], cotangent: Array, output_size: int
 ) -> dict[int, Array]:
-  """Returns the gradient of `batch_at_once` for its result's `cotangent`, like `features`, by one scatter."""
-  index, weight = _places_of_batch(features, boxes, output_size)
-  batch, channels = boxes.shape[0], cotangent.shape[-1]
-  rows = at_least_float32(cotangent).transpose(2, 3, 0, 1, 4).reshape(1, index.shape[1], channels) * weight[..., None]
-  sizes = [features[level].size // channels for level in sorted(features)]
-  total = jnp.zeros((sum(sizes), channels), rows.dtype).at[index].add(rows, mode='promise_in_bounds')
-  parts = jnp.split(total, np.cumsum(sizes)[:-1])
-  return {
-    level: part.astype(cotangent.dtype).reshape(*features[level].shape[1:3], batch, channels).transpose(2, 0, 1, 3)
-    for level, part in zip(sorted(features), parts, strict=True)
-  }
+  """Returns the gradient of `batch_at_once` for its result's `cotangent`, like `features`, by one kernel for TPUs."""
+  levels, flat = sorted(features), boxes.reshape(-1, 4)
+  _, _, (ys, xs, weight_ys, weight_xs) = _regions(features, flat, output_size)
+  rows = roi_align_tiles.Bins(ys[0], ys[2], weight_ys[0], weight_ys[2])
+  columns = roi_align_tiles.Bins(xs[0], xs[1], weight_xs[0], weight_xs[1])
+  level = roi_levels(flat, levels[0], levels[-1]) - levels[0]
+  sizes = [features[level].shape[1:3] for level in levels]
+  return dict(zip(levels, roi_align_tiles.add_regions(cotangent, level, rows, columns, sizes), strict=True))
 
 
 def _images_last(x):

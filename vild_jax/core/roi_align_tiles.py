@@ -1,0 +1,204 @@
+"""Adds the gradients of many regions up, tile by tile of their pyramid: a Pallas kernel for TPUs.
+
+A scatter sorts and fetches a row of D numbers for each of the four corners of every bin, some 260,000 rows an image,
+and adds them one by one. Here a tile of 32 x 32 pixels stays in fast memory until the last region that touches it has
+been added, by one product of matrices for each row of its bins (docs/measurements.md, "RoIAlign on a TPU").
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+_TILE = 32  # pixels along a side
+_MOST_CELLS = 28**2  # of a region on a level below the last: 224² / 8², since it is less than twice the canonical side
+_MOST_VISITS = 2**17  # of one call: their list lies in a TPU's memory for scalars, 1 MiB
+_USUAL_VISITS = 2  # of a region; only for the compiler's estimate of the cost
+
+
+class Bins(NamedTuple):
+  """What the bins of N regions read along one axis: the two pixels [N, s] and their weights [N, s]."""
+
+  first: Int[Array, 'n s']
+  second: Int[Array, 'n s']
+  first_weight: Float[Array, 'n s']
+  second_weight: Float[Array, 'n s']
+
+
+def add_regions(
+  gradient: Float[Array, 'b r s s d'],
+  level: Int[Array, 'n'],
+  rows: Bins,
+  columns: Bins,
+  sizes: Sequence[tuple[int, int]],
+) -> list[Float[Array, 'b _ _ d']]:
+  """Returns the gradient [B, H, W, D] of each level of the pyramids that B images' R regions have read.
+
+  Sums are float32. In bfloat16 a weight is the sum of two numbers, and so within 2^-16 of its float32 value.
+
+  Args:
+    gradient: of what was read, s x s bins a region.
+    level: index into `sizes` for each of the N = B·R regions; image by image, as in all that follows.
+    rows: what the bins of a region read along y.
+    columns: the same along x.
+    sizes: (height, width) of the levels. Regions on all but the last have less than 28² pixels.
+  """
+  batch, count, *_, channels = gradient.shape
+  if not count:
+    return [jnp.zeros((batch, *size, channels), gradient.dtype) for size in sizes]
+  visits = count * _most_tiles(sizes) + sum(math.prod(_tiles(size)) for size in sizes)
+  group = max(1, _MOST_VISITS // visits)  # images of one call
+  parts = []
+  for start in range(0, batch, group):
+    images = gradient[start : start + group]
+    cut = slice(start * count, (start + len(images)) * count)
+    of_group = jax.tree.map(lambda x, cut=cut: x[cut], (level, rows, columns))
+    parts.append(_add_group(images, *of_group, sizes))
+  return [jnp.concatenate(of_level) for of_level in zip(*parts, strict=True)]
+
+
+def _tiles(size):
+  return tuple(-(-side // _TILE) for side in size)
+
+
+def _most_tiles(sizes):
+  """How many tiles a region can touch at most."""
+  *inner, last = [_tiles(size) for size in sizes]
+  least = lambda tiles: max(0, _TILE * (tiles - 2) - 1)  # a region must be longer than this to touch as many
+  of = [
+    down * right
+    for height, width in inner
+    for down in range(1, height + 1)
+    for right in range(1, width + 1)
+    if least(down) * least(right) < _MOST_CELLS
+  ]
+  return max([math.prod(last), *of])
+
+
+def _add_group(gradient, level, rows, columns, sizes):
+  batch, count, bins, _, channels = gradient.shape
+  grids = [_tiles(size) for size in sizes]
+  starts = np.cumsum([0] + [math.prod(grid) for grid in grids])
+  tiles, regions = int(starts[-1]), batch * count
+  bits = regions.bit_length()
+  visits, number = _visits(level, rows, columns, grids, batch, bits)
+  corner = np.concatenate([np.indices(grid).reshape(2, -1) for grid in grids], axis=1).astype(np.int32) * _TILE
+
+  # Half precision holds a weight in two parts, each for its own copy of the gradient.
+  copies = 1 if gradient.dtype == jnp.float32 else 2
+  depth = -(-copies * bins // 16) * 16
+  x = [jnp.tile(v.astype(jnp.float32), copies) for v in columns]
+  x = jnp.pad(jnp.stack(x, 1), ((0, 0), (0, 0), (0, depth - copies * bins)))
+  y = jnp.concatenate(rows[:2], 1)[:, None]
+  y_weight = jnp.concatenate(rows[2:], 1)[:, None]
+  values = gradient.reshape(regions, bins, bins, channels)
+  filler = jnp.zeros((regions, bins, depth - copies * bins, channels), gradient.dtype)
+  values = jnp.concatenate([values] * copies + [filler], 2)
+
+  region = lambda visit, visits, *_: jnp.minimum(visits[visit] & ((1 << bits) - 1), regions - 1)
+  of_region = lambda *shape, **where: pl.BlockSpec((1, *shape), lambda *at: (region(*at), *[0] * len(shape)), **where)
+  block = (1, _TILE, _TILE, channels)
+  usual = _USUAL_VISITS * regions
+  out = pl.pallas_call(
+    functools.partial(_kernel, tiles=tiles, regions=regions, bits=bits),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=3,
+      grid=(number,),
+      in_specs=[
+        of_region(4, depth),
+        of_region(1, 2 * bins, memory_space=pltpu.SMEM),
+        of_region(1, 2 * bins, memory_space=pltpu.SMEM),
+        of_region(bins, depth, channels),
+      ],
+      out_specs=pl.BlockSpec(block, lambda visit, visits, *_: (visits[visit] >> bits, 0, 0, 0)),
+      scratch_shapes=[pltpu.VMEM(block[1:], jnp.float32)],
+    ),
+    out_shape=jax.ShapeDtypeStruct((batch * tiles, *block[1:]), gradient.dtype),
+    compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),
+    cost_estimate=pl.CostEstimate(
+      flops=usual * 2 * _TILE * bins * channels * (depth + 2),
+      bytes_accessed=(usual * bins * depth + batch * tiles * _TILE**2) * channels * gradient.dtype.itemsize,
+      transcendentals=0,
+    ),
+    name='add_regions',
+  )(visits, *jnp.asarray(corner), x, y, y_weight, values)
+
+  out = out.reshape(batch, tiles, *block[1:])
+  levels = []
+  for size, (down, right), start in zip(sizes, grids, starts[:-1], strict=True):
+    part = out[:, start : start + down * right].reshape(batch, down, right, *block[1:])
+    part = part.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down * _TILE, right * _TILE, channels)
+    levels.append(part[:, : size[0], : size[1]])
+  return levels
+
+
+def _visits(level, rows, columns, grids, batch, bits):
+  """Lists which regions touch which tiles: numbers tile << bits | region in rising order, and how many count.
+
+  The last of each tile is no region, but the number of regions: it writes the tile.
+  """
+  regions = len(level)
+  starts = np.cumsum([0] + [math.prod(grid) for grid in grids])
+  down, right = jnp.asarray(grids, jnp.int32)[level].T
+  # Limits hold for any boxes, because a place outside would be written to.
+  first = lambda bins, size: jnp.clip(jnp.min(bins.first, 1) // _TILE, 0, size - 1)
+  last = lambda bins, size: jnp.clip(jnp.max(bins.second, 1) // _TILE, 0, size - 1)
+  top, left = first(rows, down), first(columns, right)
+  high, wide = (jnp.maximum(last(*of) - at + 1, 1) for of, at in (((rows, down), top), ((columns, right), left)))
+  image = jnp.arange(regions, dtype=jnp.int32) // (regions // batch)
+  corner = image * int(starts[-1]) + jnp.asarray(starts[:-1], jnp.int32)[level] + top * right + left
+
+  step = jnp.arange(_most_tiles([(_TILE * a, _TILE * b) for a, b in grids]), dtype=jnp.int32)
+  below, beside = jnp.divmod(step[None], wide[:, None])
+  tile = corner[:, None] + below * right[:, None] + beside
+  touched = step[None] < (high * wide)[:, None]
+  region = jnp.arange(regions, dtype=jnp.int32)[:, None]
+  visits = jnp.where(touched, tile << bits | region, jnp.iinfo(jnp.int32).max)
+  ends = jnp.arange(batch * int(starts[-1]), dtype=jnp.int32) << bits | regions
+  return jnp.sort(jnp.concatenate([visits.ravel(), ends])), jnp.sum(touched, dtype=jnp.int32) + len(ends)
+
+
+def _kernel(visits, tops, lefts, x, y, y_weight, values, out, total, *, tiles, regions, bits):
+  """Makes one visit: adds one region to the tile in `total`, or writes the tile."""
+  visit = pl.program_id(0)
+  tile, region = visits[visit] >> bits, visits[visit] & ((1 << bits) - 1)
+  place = jax.lax.rem(tile, tiles)
+  bins = values.shape[1]
+
+  @pl.when((visit == 0) | (visits[jnp.maximum(visit - 1, 0)] >> bits != tile))
+  def _():
+    total[...] = jnp.zeros_like(total)
+
+  @pl.when(region < regions)
+  def _():
+    shape = (_TILE, x.shape[-1])
+    column = (jax.lax.broadcasted_iota(jnp.int32, shape, 0) + lefts[place]).astype(jnp.float32)
+    first, second, first_weight, second_weight = (x[0, i : i + 1] for i in range(4))
+    weight = jnp.where(column == first, first_weight, 0.0) + jnp.where(column == second, second_weight, 0.0)
+    precision = jax.lax.Precision.HIGHEST
+    if values.dtype != jnp.float32:
+      rounded = weight.astype(values.dtype).astype(jnp.float32)
+      is_rest = jax.lax.broadcasted_iota(jnp.int32, shape, 1) >= bins
+      weight = jnp.where(is_rest, weight - rounded, rounded).astype(values.dtype)
+      precision = None
+    for i in range(bins):
+      row = jnp.dot(weight, values[0, i], precision=precision, preferred_element_type=jnp.float32)
+      for at in (i, bins + i):
+        line = y[0, 0, at] - tops[place]
+
+        @pl.when((line >= 0) & (line < _TILE))
+        def _(at=at, line=line, row=row):
+          total[line] += y_weight[0, 0, at] * row
+
+  @pl.when(region == regions)
+  def _():
+    out[0] = total[...].astype(out.dtype)
