@@ -1,12 +1,15 @@
 """Compiles ways to compute RoIAlign with its gradient for TPUs that are not here; prints one JSON line for each way.
 
 Regions and masks of a training step of `configs/vild_r50_lvis.py`, pictures of 1024², bfloat16, v5e:2x2, effort -1.
-`at_once` is the way of the package in training on a TPU, `corners` its way elsewhere (`vild_jax/core/roi_align.py`).
+`tiles` is the way of the package in training on a TPU, `corners` its way elsewhere (`vild_jax/core/roi_align.py`).
 "GiB accessed" is XLA's count, which has the body of a loop once: a turn of four for `corners`, a region of 812 or 128
 for the copies of `windows`. "GiB with all turns" adds up operands and results of all instructions, with the padding of
-tiles, as often as they run. Needs the extra [tpu].
+tiles, as often as they run; of a kernel, operands and results once. Needs the extra [tpu].
 
-Example: python benchmarks/roi_align_plan.py --pictures 8 --way at_once --way corners
+With LIBTPU_INIT_ARGS="--xla_jf_dump_to=FOLDER --xla_jf_dump_llo_text=true" the compiler writes its schedules of
+instructions, *final_bundles.txt, to a folder that is there (gigabytes).
+
+Example: python benchmarks/roi_align_plan.py --pictures 8 --way tiles --way corners
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vild_jax.core import roi_align
@@ -39,20 +43,43 @@ def corners(features, boxes, size):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def at_once(features, boxes, size):
+def tiles(features, boxes, size):
   return roi_align.batch_at_once(features, boxes, size)
 
 
 def _keep(features, boxes, size):
-  return at_once(features, boxes, size), (features, boxes)
+  return tiles(features, boxes, size), (features, boxes)
 
 
-at_once.defvjp(_keep, lambda size, kept, gradient: (roi_align.gradient_at_once(*kept, gradient, size), None))
+tiles.defvjp(_keep, lambda size, kept, gradient: (roi_align.gradient_by_tiles(*kept, gradient, size), None))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def one_scatter(features, boxes, size):
+  return tiles(features, boxes, size)
+
+
+def _one_scatter_backward(size, kept, gradient):
+  features, boxes = kept
+  index, weight = roi_align._places_of_batch(features, boxes, size)
+  rows = gradient.astype(jnp.float32).transpose(2, 3, 0, 1, 4).reshape(1, index.shape[1], -1) * weight[..., None]
+  total = jnp.zeros((sum(f[..., 0].size for f in features.values()), rows.shape[-1]))
+  return _levels(total.at[index].add(rows, mode='promise_in_bounds').astype(gradient.dtype), features), None
+
+
+one_scatter.defvjp(_keep, _one_scatter_backward)
+
+
+def _levels(total, features):
+  """Splits rows of pixels, pictures last, into the levels [B, H, W, D]."""
+  parts = jnp.split(total, np.cumsum([features[level][..., 0].size for level in sorted(features)])[:-1])
+  of_level = lambda f, part: part.reshape(*f.shape[1:3], len(f), -1).transpose(2, 0, 1, 3)
+  return {level: of_level(features[level], part) for level, part in zip(sorted(features), parts, strict=True)}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def sorted_segments(features, boxes, size):
-  return at_once(features, boxes, size)
+  return tiles(features, boxes, size)
 
 
 def _sorted_backward(size, kept, gradient):
@@ -64,9 +91,7 @@ def _sorted_backward(size, kept, gradient):
   count = sum(f[..., 0].size for f in features.values())
   rows *= weight.reshape(-1)[order][:, None]
   total = jax.ops.segment_sum(rows, index.reshape(-1)[order], count, indices_are_sorted=True).astype(gradient.dtype)
-  parts = jnp.split(total, np.cumsum([features[level][..., 0].size for level in sorted(features)])[:-1])
-  of_level = lambda f, part: part.reshape(*f.shape[1:3], len(f), -1).transpose(2, 0, 1, 3)
-  return {level: of_level(features[level], part) for level, part in zip(sorted(features), parts, strict=True)}, None
+  return _levels(total, features), None
 
 
 sorted_segments.defvjp(_keep, _sorted_backward)
@@ -105,7 +130,7 @@ def _windows(features, boxes, size):
   return jnp.einsum('rjw,riwd->rijd', weights[1], half, preferred_element_type=jnp.float32).astype(stack.dtype)
 
 
-WAYS = {'corners': corners, 'at_once': at_once, 'sorted_segments': sorted_segments, 'windows': windows}
+WAYS = {way.__name__: way for way in (corners, tiles, one_scatter, sorted_segments, windows)}
 
 
 def difference(way: Callable) -> float:
@@ -118,7 +143,8 @@ def difference(way: Callable) -> float:
   found = []
   for one in (corners, way):
     result, transpose = jax.vjp(lambda f, one=one: one(f, boxes, 7), features)
-    found.append((result, transpose(gradient)))
+    with pltpu.force_tpu_interpret_mode():
+      found.append((result, transpose(gradient)))
   return max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, found), strict=True))
 
 
