@@ -88,7 +88,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def as_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-  """Returns a function: after its call programs compute, on the CPU, as they would on the platform that it is given."""
+  """Returns a function: after its call programs compute, on the CPU, as they would on the platform that it is given.
+
+  Kernels of Pallas are interpreted.
+  """
 
   def choose(platform: str) -> None:
     chosen = lambda *args, default=None, **ways: ways.get(platform, default)(*args)

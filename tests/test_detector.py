@@ -13,6 +13,7 @@ from vild_jax import detector
 from vild_jax.config import Config
 from vild_jax.core import roi_align
 from vild_jax.structs import Attributes, Vocabulary
+from vild_jax.train import sharding
 
 
 @pytest.fixture(scope='module')
@@ -142,13 +143,25 @@ def test_padded_proposals_give_no_detection(variables):
   assert not (np.asarray(found.boxes)[np.asarray(found.valid)].max(axis=1) <= 0).any()
 
 
-@pytest.mark.parametrize('train', [True, False])
-def test_only_training_on_a_tpu_pools_a_batch_at_once(train):
+_ON_A_MESH = sharding.per_image(sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(
+  ('train', 'per_image', 'at_once'),
+  [
+    (True, _ON_A_MESH, True),
+    (False, _ON_A_MESH, False),
+    (True, jax.vmap, False),  # several chips could not split a kernel
+  ],
+)
+def test_only_training_on_a_tpu_pools_a_batch_at_once(train, per_image, at_once):
   features = {level: jnp.zeros((2, 64 >> level, 64 >> level, 16)) for level in range(2, 7)}
-  pool = jax.jit(lambda f, rois: detector._pool(f, rois, size=7, train=train, per_image=jax.vmap))
-  traced = pool.trace(features, jnp.zeros((2, 4, 4)))
-  loops = {of: 'stablehlo.while' in traced.lower(lowering_platforms=(of,)).as_text() for of in ('cpu', 'tpu')}
-  assert loops == {'cpu': True, 'tpu': not train}
+  pool = lambda f, rois: detector._pool(f, rois, size=7, train=train, per_image=per_image)
+  gradient = jax.jit(jax.grad(lambda f, rois: pool(f, rois).sum()))
+  traced = gradient.trace(features, jnp.zeros((2, 4, 4)))
+  lowered = {of: traced.lower(lowering_platforms=(of,)).as_text() for of in ('cpu', 'tpu')}
+  assert {of: 'stablehlo.while' in text for of, text in lowered.items()} == {'cpu': True, 'tpu': not at_once}
+  assert {of: 'tpu_custom_call' in text for of, text in lowered.items()} == {'cpu': False, 'tpu': at_once}
 
 
 @pytest.mark.parametrize(('count', 'filled'), [(300, 304), (5, 5), (8, 8)])

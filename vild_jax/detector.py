@@ -377,8 +377,8 @@ def _pool(features: dict[int, Array], rois: Array, *, size: int, train: bool, pe
   filler = -rois.shape[1] % 8 if train else 0
   if 50 * filler <= rois.shape[1]:  # a TPU's tiles have 8 rows: with other numbers it copies all to merge B and R
     rois = jnp.pad(rois, ((0, 0), (0, filler), (0, 0)))
-  # At inference there is no choice by platform, because exports cannot hold one.
-  pool = partial(roi_align.multilevel_roi_align, output_size=size, by_platform=train)
+  # No choice by platform at inference, as exports cannot hold one, nor without shard_map, which the kernel needs.
+  pool = partial(roi_align.multilevel_roi_align, output_size=size, by_platform=train and per_image is not jax.vmap)
   return per_image(lambda features, rois: pool(features, rois))(features, jax.lax.stop_gradient(rois))
 
 

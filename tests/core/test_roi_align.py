@@ -158,12 +158,22 @@ def _gradient_oracle(features, boxes, cotangent):
   return gradient
 
 
-@pytest.mark.parametrize('count', [0, len(_BOXES)])
-@pytest.mark.parametrize(('dtype', 'step'), [('float32', 2**-20), ('bfloat16', 2**-7)])
-def test_a_batch_at_once_equals_image_by_image(count, dtype, step, as_on):
-  features = jax.tree.map(lambda *x: jnp.stack(x).astype(dtype), _pyramid(), _pyramid(seed=9), _pyramid(seed=5))
+# Levels of 6 and 2 tiles of 32 x 32 pixels: long boxes, one over the whole picture, and the others at its far end.
+_LARGE = {'height': 384, 'width': 512, 'levels': (3, 4)}
+_FAR = np.array([[10, 20, 30, 500], [100, 3, 370, 30], [0, 0, 384, 512], [200, 240, 300, 330], [370, 500, 384, 512]])
+
+
+@pytest.mark.parametrize('count', [0, 8])
+@pytest.mark.parametrize(
+  ('pyramid', 'dtype', 'step'),
+  # Positions up to 64 are float32 numbers, and so are weights off by up to 2^-19.
+  [({}, 'float32', 2**-20), ({}, 'bfloat16', 2**-7), (_LARGE, 'float32', 2**-18), (_LARGE, 'bfloat16', 2**-7)],
+)
+def test_a_batch_on_a_tpu_equals_the_reading_and_its_transpose(pyramid, count, dtype, step, as_on):
+  features = jax.tree.map(lambda *x: jnp.stack(x).astype(dtype), *(_pyramid(seed, **pyramid) for seed in (0, 9, 5)))
   rng = np.random.default_rng(2)
-  boxes = jnp.stack([jnp.asarray(rng.permutation(_BOXES)[:count]) for _ in range(3)])
+  known = np.concatenate([_FAR, _BOXES[:3]]).astype(np.float32) if pyramid else _BOXES
+  boxes = jnp.stack([jnp.asarray(rng.permutation(known)[:count]) for _ in range(3)])
   cotangent = jnp.asarray(rng.normal(size=(3, count, 3, 3, 3)), dtype)
   pooled = jax.vmap(lambda f, b: _align(f, b, 3))(features, boxes)
   of_images = [_gradient_oracle({k: f[b] for k, f in features.items()}, boxes[b], cotangent[b]) for b in range(3)]

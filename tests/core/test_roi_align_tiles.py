@@ -1,29 +1,26 @@
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import pallas
 
 from vild_jax.core import roi_align, roi_align_tiles
 
-_SIZES = ((70, 40), (33, 64), (9, 5))  # 6, 4 and 1 tiles
-_BATCH, _REGIONS, _BINS, _CHANNELS = 2, 6, 3, 5
+_SIZES = ((70, 40), (33, 64), (40, 5))  # 6, 4 and 2 tiles
+_BATCH, _REGIONS, _BINS, _CHANNELS = 2, 8, 3, 5  # 8 and 16 regions: one more needs another bit
 
 
 @pytest.fixture(autouse=True)
-def _interpreted(monkeypatch):
-  monkeypatch.setattr(pallas, 'pallas_call', functools.partial(pallas.pallas_call, interpret=True))
+def _interpreted(as_on):
+  as_on('tpu')
 
 
 def _inputs(dtype, seed=0):
   """Random regions: their bins rise along both axes, weights are any numbers, pixels 1 of a bin follow pixels 0."""
   rng = np.random.default_rng(seed)
   number = _BATCH * _REGIONS
-  level = np.tile([0, 0, 1, 1, 2, 0], _BATCH)
+  level = np.tile([0, 0, 1, 1, 2, 0, 2, 1], _BATCH)
 
   def bins(axis):
     limits = np.array([size[axis] for size in _SIZES])[level][:, None]
@@ -49,8 +46,7 @@ def _oracle(gradient, level, rows, columns):
 
 
 def _add(gradient, level, rows, columns):
-  arrays = jax.tree.map(jnp.asarray, (level.astype(np.int32), rows, columns))
-  arrays = jax.tree.map(lambda x: x.astype(jnp.int32) if x.dtype == jnp.int64 else x, arrays)
+  arrays = jax.tree.map(jnp.asarray, (level, rows, columns))
   return jax.jit(lambda *inputs: roi_align_tiles.add_regions(*inputs, _SIZES))(gradient, *arrays)
 
 
@@ -94,10 +90,13 @@ def test_no_region_touches_more_tiles_than_the_list_has_room_for():
   shape = np.stack([short, long], -1).reshape(-1, 2)
   boxes = np.concatenate([start, start + shape], 1)
   boxes = jnp.asarray(np.concatenate([boxes, boxes[:, [1, 0, 3, 2]], [[0, 0, 1024, 1024]]]), jnp.float32)
-  _, _, (ys, xs, *_) = roi_align._regions(features, boxes, 14)
+  *_, (ys, xs, _, _) = roi_align._regions(features, boxes, 14)
   tiles = lambda at: (np.asarray(at).max((0, 2)) // 32) - (np.asarray(at).min((0, 2)) // 32) + 1
   touched = tiles(ys) * tiles(xs)
-  assert touched.max() == roi_align_tiles._most_tiles(sizes) == 16
+  grids = [roi_align_tiles._tiles(size) for size in sizes]
+  assert touched.max() == roi_align_tiles._most_tiles(grids) == 16
+  assert roi_align_tiles._most_tiles(grids[:1]) == 64  # the last level has regions of any size
+  assert 816 * 16 + 86 < roi_align_tiles._MOST_VISITS <= 2**17  # 1024 px: a list of at most half a TPU's 1 MiB
 
 
 @pytest.mark.parametrize('wrong', [-(2**31), 2**31 - 1])
@@ -105,11 +104,18 @@ def test_no_place_outside_the_pyramid_is_visited(wrong):
   """Boxes that are not numbers become any integers; what they write must stay inside."""
   _, level, rows, columns = _inputs('float32')
   broken = lambda bins: bins._replace(first=jnp.full_like(bins.first, wrong), second=jnp.full_like(bins.second, wrong))
-  grids, bits = [roi_align_tiles._tiles(size) for size in _SIZES], 4
+  grids, bits = [roi_align_tiles._tiles(size) for size in _SIZES], 5
   visits, number = roi_align_tiles._visits(
     jnp.asarray(level), *(broken(jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), b)) for b in (rows, columns)),
     grids, _BATCH, bits,
   )  # fmt: skip
   tiles = np.asarray(visits)[: int(number)] >> bits
-  assert tiles.min() == 0 and tiles.max() == _BATCH * 11 - 1
-  assert len(np.unique(tiles)) == _BATCH * 11
+  assert tiles.min() == 0 and tiles.max() == _BATCH * 12 - 1
+  assert len(np.unique(tiles)) == _BATCH * 12
+
+
+def test_a_product_of_float32_is_exact_on_a_tpu():
+  gradient, level, rows, columns = _inputs('float32')
+  arrays = jax.tree.map(jnp.asarray, (level, rows, columns))
+  traced = jax.make_jaxpr(lambda *inputs: roi_align_tiles.add_regions(*inputs, _SIZES))(gradient, *arrays)
+  assert 'HIGHEST' in str(traced)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas
 
 from tests.helpers import examples, joined, tiny
 from vild_jax import cli
@@ -210,6 +211,9 @@ def test_flops_are_those_of_the_mathematics():
   mesh = sharding.make_mesh(CONFIG.mesh, topology.devices(OF))
   split = sharding.per_image(mesh)(lambda x: x @ x)
   assert of(split, (4, 3, 3)) == 4 * 2 * 27
+  product = lambda x, y, out: out.__setitem__(..., x[...] @ y[...])
+  kernel = lambda x, y: pallas.pallas_call(product, jax.ShapeDtypeStruct((8, 8), jnp.float32))(x, y)
+  assert of(kernel, (8, 8), (8, 8)) == 0
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def multilevel_roi_align(
 
 
 def _regions(features, boxes, output_size):
-  """Where each of the boxes [R, 4] reads: first pixel and width [R] of its level, and the four corners of its bins."""
+  """Where each of the boxes [R, 4] reads: index, first pixel and width [R] of its level, four corners of its bins."""
   levels = sorted(features)
   row = roi_levels(boxes, levels[0], levels[-1]) - levels[0]
   sizes = [features[level].shape[-3:-1] for level in levels]
@@ -78,7 +78,7 @@ def _regions(features, boxes, output_size):
     jnp.stack([1.0 - wy, 1.0 - wy, wy, wy]),
     jnp.stack([1.0 - wx, wx, 1.0 - wx, wx]),
   )
-  return starts, widths, corners
+  return row, starts, widths, corners
 
 
 def _place(starts, widths, corner):
@@ -101,7 +101,7 @@ def _by_corners(features, boxes, output_size):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _read(pixels, where, count):
   """Sums [R, s, s, D], at least float32, of four weighted `pixels` [count, D] each."""
-  starts, widths, corners = where
+  _, starts, widths, corners = where
 
   def add_corner(total, corner):
     index, weight = _place(starts, widths, corner)
@@ -120,7 +120,7 @@ def _read_forward(pixels, where, count):
 
 def _read_backward(count, kept, cotangent):
   """Adds up in float32, in one array: a pixel of a coarse level gets hundreds of small terms."""
-  (starts, widths, corners), like = kept
+  (_, starts, widths, corners), like = kept
 
   def add_corner(total, corner):
     index, weight = _place(starts, widths, corner)
@@ -192,13 +192,12 @@ def gradient_by_tiles(
   features: dict[int, Float[Array, 'b _ _ d']], boxes: Float[Array, 'b r 4'], cotangent: Array, output_size: int
 ) -> dict[int, Array]:
   """Returns the gradient of `batch_at_once` for its result's `cotangent`, like `features`, by one kernel for TPUs."""
-  levels, flat = sorted(features), boxes.reshape(-1, 4)
-  _, _, (ys, xs, weight_ys, weight_xs) = _regions(features, flat, output_size)
+  level, _, _, (ys, xs, weight_ys, weight_xs) = _regions(features, boxes.reshape(-1, 4), output_size)
   rows = roi_align_tiles.Bins(ys[0], ys[2], weight_ys[0], weight_ys[2])
   columns = roi_align_tiles.Bins(xs[0], xs[1], weight_xs[0], weight_xs[1])
-  level = roi_levels(flat, levels[0], levels[-1]) - levels[0]
-  sizes = [features[level].shape[1:3] for level in levels]
-  return dict(zip(levels, roi_align_tiles.add_regions(cotangent, level, rows, columns, sizes), strict=True))
+  sizes = [features[key].shape[1:3] for key in sorted(features)]
+  of_levels = roi_align_tiles.add_regions(cotangent, level, rows, columns, sizes)
+  return dict(zip(sorted(features), of_levels, strict=True))
 
 
 def _images_last(x):
@@ -209,7 +208,7 @@ def _images_last(x):
 def _places_of_batch(features, boxes, output_size):
   """Rows of the pixels, images last, and their weights, [4, s·s·B·R] each."""
   batch, count = boxes.shape[:2]
-  starts, widths, corners = _regions(features, boxes.reshape(-1, 4), output_size)
+  _, starts, widths, corners = _regions(features, boxes.reshape(-1, 4), output_size)
   index, weight = jax.vmap(lambda *corner: _place(starts, widths, corner))(*corners)
   index = index * batch + jnp.repeat(jnp.arange(batch, dtype=jnp.int32), count)[None, :, None, None]
   return (x.transpose(0, 2, 3, 1).reshape(4, x[0].size) for x in (index, weight))

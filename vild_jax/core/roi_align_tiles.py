@@ -50,12 +50,14 @@ def add_regions(
     level: index into `sizes` for each of the N = B·R regions; image by image, as in all that follows.
     rows: what the bins of a region read along y.
     columns: the same along x.
-    sizes: (height, width) of the levels. Regions on all but the last have less than 28² pixels.
+    sizes: (height, width) of the levels. Regions on all but the last have less than 28² pixels, and corners in order:
+      the list of visits has no room for more tiles than such a region touches.
   """
   batch, count, *_, channels = gradient.shape
   if not count:
     return [jnp.zeros((batch, *size, channels), gradient.dtype) for size in sizes]
-  visits = count * _most_tiles(sizes) + sum(math.prod(_tiles(size)) for size in sizes)
+  grids = [_tiles(size) for size in sizes]
+  visits = count * _most_tiles(grids) + sum(map(math.prod, grids))
   group = max(1, _MOST_VISITS // visits)  # images of one call
   parts = []
   for start in range(0, batch, group):
@@ -70,30 +72,23 @@ def _tiles(size):
   return tuple(-(-side // _TILE) for side in size)
 
 
-def _most_tiles(sizes):
-  """How many tiles a region can touch at most."""
-  *inner, last = [_tiles(size) for size in sizes]
-  least = lambda tiles: max(0, _TILE * (tiles - 2) - 1)  # a region must be longer than this to touch as many
-  of = [
-    down * right
-    for height, width in inner
-    for down in range(1, height + 1)
-    for right in range(1, width + 1)
-    if least(down) * least(right) < _MOST_CELLS
-  ]
-  return max([math.prod(last), *of])
+def _most_tiles(grids):
+  """How many tiles a region can touch at most, for `_tiles` of each level."""
+  # Three tiles along an axis are more than 31 pixels: not below the last level along both, since 31² is above 28².
+  *inner, last = grids
+  return max([math.prod(last), *(max(min(2, down) * right, down * min(2, right)) for down, right in inner)])
 
 
 def _add_group(gradient, level, rows, columns, sizes):
   batch, count, bins, _, channels = gradient.shape
   grids = [_tiles(size) for size in sizes]
-  starts = np.cumsum([0] + [math.prod(grid) for grid in grids])
+  starts = np.cumsum([0, *map(math.prod, grids)])
   tiles, regions = int(starts[-1]), batch * count
   bits = regions.bit_length()
   visits, number = _visits(level, rows, columns, grids, batch, bits)
-  corner = np.concatenate([np.indices(grid).reshape(2, -1) for grid in grids], axis=1).astype(np.int32) * _TILE
+  origins = np.concatenate([np.indices(grid).reshape(2, -1) for grid in grids], axis=1).astype(np.int32) * _TILE
 
-  # Half precision holds a weight in two parts, each for its own copy of the gradient.
+  # bfloat16 holds a weight in two parts, each for its own copy of the gradient.
   copies = 1 if gradient.dtype == jnp.float32 else 2
   depth = -(-copies * bins // 16) * 16
   x = [jnp.tile(v.astype(jnp.float32), copies) for v in columns]
@@ -104,7 +99,12 @@ def _add_group(gradient, level, rows, columns, sizes):
   filler = jnp.zeros((regions, bins, depth - copies * bins, channels), gradient.dtype)
   values = jnp.concatenate([values] * copies + [filler], 2)
 
-  region = lambda visit, visits, *_: jnp.minimum(visits[visit] & ((1 << bits) - 1), regions - 1)
+  def region(visit, visits, *_):
+    """The region of a visit; the visit that ends a tile keeps the one before, which needs no copy."""
+    number = lambda visit: visits[visit] & ((1 << bits) - 1)
+    before = number(jnp.maximum(visit - 1, 0))
+    return jnp.minimum(jnp.where(number(visit) < regions, number(visit), before), regions - 1)
+
   of_region = lambda *shape, **where: pl.BlockSpec((1, *shape), lambda *at: (region(*at), *[0] * len(shape)), **where)
   block = (1, _TILE, _TILE, channels)
   usual = _USUAL_VISITS * regions
@@ -130,7 +130,7 @@ def _add_group(gradient, level, rows, columns, sizes):
       transcendentals=0,
     ),
     name='add_regions',
-  )(visits, *jnp.asarray(corner), x, y, y_weight, values)
+  )(visits, *jnp.asarray(origins), x, y, y_weight, values)
 
   out = out.reshape(batch, tiles, *block[1:])
   levels = []
@@ -147,20 +147,23 @@ def _visits(level, rows, columns, grids, batch, bits):
   The last of each tile is no region, but the number of regions: it writes the tile.
   """
   regions = len(level)
-  starts = np.cumsum([0] + [math.prod(grid) for grid in grids])
-  down, right = jnp.asarray(grids, jnp.int32)[level].T
-  # Limits hold for any boxes, because a place outside would be written to.
-  first = lambda bins, size: jnp.clip(jnp.min(bins.first, 1) // _TILE, 0, size - 1)
-  last = lambda bins, size: jnp.clip(jnp.max(bins.second, 1) // _TILE, 0, size - 1)
-  top, left = first(rows, down), first(columns, right)
-  high, wide = (jnp.maximum(last(*of) - at + 1, 1) for of, at in (((rows, down), top), ((columns, right), left)))
-  image = jnp.arange(regions, dtype=jnp.int32) // (regions // batch)
-  corner = image * int(starts[-1]) + jnp.asarray(starts[:-1], jnp.int32)[level] + top * right + left
+  starts = np.cumsum([0, *map(math.prod, grids)])
+  of_level = jnp.asarray(grids, jnp.int32)[level].T
 
-  step = jnp.arange(_most_tiles([(_TILE * a, _TILE * b) for a, b in grids]), dtype=jnp.int32)
-  below, beside = jnp.divmod(step[None], wide[:, None])
-  tile = corner[:, None] + below * right[:, None] + beside
-  touched = step[None] < (high * wide)[:, None]
+  def span(bins, size):
+    """First tile along an axis, and how many: inside for any boxes, since a place outside would be written to."""
+    first = jnp.clip(jnp.min(bins.first, 1) // _TILE, 0, size - 1)
+    last = jnp.clip(jnp.max(bins.second, 1) // _TILE, first, size - 1)
+    return first, last - first + 1
+
+  (top, down), (left, right) = span(rows, of_level[0]), span(columns, of_level[1])
+  image = jnp.arange(regions, dtype=jnp.int32) // (regions // batch)
+  first = image * int(starts[-1]) + jnp.asarray(starts[:-1], jnp.int32)[level] + top * of_level[1] + left
+
+  step = jnp.arange(_most_tiles(grids), dtype=jnp.int32)
+  below, beside = jnp.divmod(step[None], right[:, None])
+  tile = first[:, None] + below * of_level[1][:, None] + beside
+  touched = step[None] < (down * right)[:, None]
   region = jnp.arange(regions, dtype=jnp.int32)[:, None]
   visits = jnp.where(touched, tile << bits | region, jnp.iinfo(jnp.int32).max)
   ends = jnp.arange(batch * int(starts[-1]), dtype=jnp.int32) << bits | regions
@@ -191,6 +194,7 @@ def _kernel(visits, tops, lefts, x, y, y_weight, values, out, total, *, tiles, r
       weight = jnp.where(is_rest, weight - rounded, rounded).astype(values.dtype)
       precision = None
     for i in range(bins):
+      # A number that is not finite makes its whole line of the tile so.
       row = jnp.dot(weight, values[0, i], precision=precision, preferred_element_type=jnp.float32)
       for at in (i, bins + i):
         line = y[0, 0, at] - tops[place]
