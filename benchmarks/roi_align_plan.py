@@ -159,7 +159,7 @@ def moved(text: str, turns: int) -> int:
   total = 0
   for name, instructions in program.computations.items():
     is_loop = any(caller.opcode == 'while' for caller in program.callers.get(name, []))
-    often = max(hlo._times(program, name), turns if is_loop else 1)
+    often = max(hlo.times(program, name), turns if is_loop else 1)
     for instruction in instructions.values() if name not in of_fusions else ():
       if instruction.opcode not in _NO_BYTES:
         operands = (instructions[o].shape for o in instruction.operands if o in instructions)

@@ -197,7 +197,7 @@ def collectives(program: Program, mesh_shape: dict[str, int], is_state: str) -> 
         Collective(
           'reduce-scatter' if scattered else kind,
           size,
-          _times(program, name),
+          times(program, name),
           axes(instruction.attributes, mesh_shape),
           instruction.op_name,
           _only(sources(program, instruction), is_state),
@@ -230,13 +230,13 @@ def _operand_arrays(program: Program, instruction: Instruction) -> list[Array]:
   return [array for name in instruction.operands if name in inside for array in arrays(inside[name].shape)]
 
 
-def _times(program: Program, computation: str) -> int:
+def times(program: Program, computation: str) -> int:
   """How often one run of the program runs a computation."""
   total = 0
   for caller in program.callers.get(computation, []):
     trips = re.search(r'"?known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', caller.attributes)
     inner = int(trips.group(1)) if trips and caller.opcode == 'while' else 1
-    total += inner * _times(program, caller.computation)
+    total += inner * times(program, caller.computation)
   return max(total, 1)
 
 
