@@ -171,7 +171,12 @@ def _visits(level, rows, columns, grids, batch, bits):
 
 
 def _kernel(visits, tops, lefts, x, y, y_weight, values, out, total, *, tiles, regions, bits):
-  """Makes one visit: adds one region to the tile in `total`, or writes the tile."""
+  """Makes one visit: adds one region to the tile in `total`, or writes the tile.
+
+  Of the region: `x` [1, 4, K] has, for each column of bins, the places of its first and second pixel and their weights;
+  `y` and `y_weight` [1, 1, 2s] have the same for its rows; `values` [1, s, K, D] is its gradient. K is s, or 2s in
+  bfloat16, filled up.
+  """
   visit = pl.program_id(0)
   tile, region = visits[visit] >> bits, visits[visit] & ((1 << bits) - 1)
   place = jax.lax.rem(tile, tiles)
@@ -192,7 +197,7 @@ def _kernel(visits, tops, lefts, x, y, y_weight, values, out, total, *, tiles, r
       rounded = weight.astype(values.dtype).astype(jnp.float32)
       is_rest = jax.lax.broadcasted_iota(jnp.int32, shape, 1) >= bins
       weight = jnp.where(is_rest, weight - rounded, rounded).astype(values.dtype)
-      precision = None
+      precision = jax.lax.Precision.DEFAULT
     for i in range(bins):
       # A number that is not finite makes its whole line of the tile so.
       row = jnp.dot(weight, values[0, i], precision=precision, preferred_element_type=jnp.float32)
