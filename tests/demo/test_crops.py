@@ -21,6 +21,15 @@ def test_crops_for_the_teacher():
   assert (toy_crops.captioned_crops(4, 40, size=24)[0] != fewer).any()
 
 
+def test_a_bar_counts_the_crops(monkeypatch):
+  bars, of_product = [], toy_crops.progress.bar
+  monkeypatch.setattr(
+    toy_crops.progress, 'bar', lambda *args, **named: bars.append(of_product(*args, **named)) or bars[0]
+  )
+  toy_crops.captioned_crops(3, 20, size=24)
+  assert [(bar.total, bar.n) for bar in bars] == [(20, 20)]
+
+
 @pytest.mark.parametrize(
   ('look', 'expected'),
   [('red square', [1, 0, 0]), ('yellow square', [1, 1, 0]), ('green square', [0, 1, 0]), ('blue square', [0, 0, 1])],
