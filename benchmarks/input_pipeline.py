@@ -114,7 +114,7 @@ def stages(
   times = {
     'objects': objects,
     'read': milliseconds(dataset.__getitem__, [(i % len(dataset),) for i in range(pictures)]),
-    'decode': milliseconds(pictures_lib.decode_example, [(e,) for e in examples]),
+    'decode': milliseconds(lambda example: pictures_lib.decode_example(example, fast=small), [(e,) for e in examples]),
     'flip and resize': milliseconds(resize, list(zip(images, draws, strict=True))),
     'rasterise masks': objects * milliseconds(rle.decode_mask, segmented),
     'crop masks': objects * milliseconds(crop, masks),

@@ -2,7 +2,7 @@
 
 Regions and masks of a training step of `configs/vild_r50_lvis.py`, pictures of 1024², bfloat16, v5e:2x2, effort -1.
 `tiles` is the way of the package in training on a TPU, `corners` its way elsewhere (`vild_jax/core/roi_align.py`).
-"GiB accessed" is XLA's count, which has the body of a loop once: a turn of four for `corners`, a region of 812 or 128
+"GiB accessed" is XLA's count, which has the body of a loop once: a turn of four for `corners`, a region of 816 or 128
 for the copies of `windows`. "GiB with all turns" adds up operands and results of all instructions, with the padding of
 tiles, as often as they run; of a kernel, operands and results once. Needs the extra [tpu].
 

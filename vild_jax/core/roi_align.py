@@ -51,7 +51,7 @@ def multilevel_roi_align(
     boxes: yxyx pixels of the network input.
     output_size: bins along each side of a region.
     by_platform: under `jax.vmap` a TPU does it for all images together (`batch_at_once`, `gradient_by_tiles`); sums
-      have another order.
+      have another order, and weights of a bfloat16 gradient are within 2^-16.
 
   Returns:
     Features in the dtype of `features`. Positions, interpolation and the sums of its gradient are at least float32. No

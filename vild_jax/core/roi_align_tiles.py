@@ -100,7 +100,7 @@ def _add_group(gradient, level, rows, columns, sizes):
   values = jnp.concatenate([values] * copies + [filler], 2)
 
   def region(visit, visits, *_):
-    """The region of a visit; the visit that ends a tile keeps the one before, which needs no copy."""
+    """Returns the region of a visit; one that ends a tile keeps the region before, which needs no copy."""
     number = lambda visit: visits[visit] & ((1 << bits) - 1)
     before = number(jnp.maximum(visit - 1, 0))
     return jnp.minimum(jnp.where(number(visit) < regions, number(visit), before), regions - 1)
@@ -151,7 +151,7 @@ def _visits(level, rows, columns, grids, batch, bits):
   of_level = jnp.asarray(grids, jnp.int32)[level].T
 
   def span(bins, size):
-    """First tile along an axis, and how many: inside for any boxes, since a place outside would be written to."""
+    """Returns the first tile along an axis and how many: any that lay outside would be written to."""
     first = jnp.clip(jnp.min(bins.first, 1) // _TILE, 0, size - 1)
     last = jnp.clip(jnp.max(bins.second, 1) // _TILE, first, size - 1)
     return first, last - first + 1

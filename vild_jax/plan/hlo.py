@@ -231,7 +231,7 @@ def _operand_arrays(program: Program, instruction: Instruction) -> list[Array]:
 
 
 def times(program: Program, computation: str) -> int:
-  """How often one run of the program runs a computation."""
+  """Returns how often one run of the program runs a computation."""
   total = 0
   for caller in program.callers.get(computation, []):
     trips = re.search(r'"?known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', caller.attributes)
