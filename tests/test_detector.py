@@ -164,6 +164,26 @@ def test_only_training_on_a_tpu_pools_a_batch_at_once(train, per_image, at_once)
   assert {of: 'tpu_custom_call' in text for of, text in lowered.items()} == {'cpu': False, 'tpu': at_once}
 
 
+@pytest.mark.parametrize('axes', [{'fsdp': 2}, {'fsdp': 2, 'spatial': 2}])
+def test_gradients_of_pooled_regions_are_the_same_on_every_mesh(axes, as_on):
+  """By the kernel for TPUs, which each device runs on its own pictures, and by the loop elsewhere."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  features = {level: draw(8, 128 >> level, 128 >> level, 4) for level in range(2, 7)}
+  corner = rng.uniform(0, 90, (8, 12, 2))
+  rois = jnp.asarray(np.concatenate([corner, corner + rng.uniform(4, 38, (8, 12, 2))], -1), jnp.float32)
+  cotangent = draw(8, 12, 7, 7, 4)
+
+  def gradient(per_image):
+    pool = lambda f: detector._pool(f, rois, size=7, train=True, per_image=per_image)
+    return jax.jit(jax.grad(lambda f: jnp.vdot(pool(f), cotangent)))(features)
+
+  expected = gradient(jax.vmap)
+  as_on('tpu')
+  found = gradient(sharding.per_image(sharding.make_mesh(config_lib.Mesh(**axes))))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2**-20 * np.abs(b).max()), found, expected)
+
+
 @pytest.mark.parametrize(('count', 'filled'), [(300, 304), (5, 5), (8, 8)])
 @pytest.mark.parametrize('share', [0.7, 0.0])
 def test_regions_that_fill_up_to_a_multiple_of_eight_change_nothing(variables, count, filled, share):
