@@ -202,3 +202,16 @@ def test_only_a_tpu_does_a_batch_at_once():
   one = {level: f[0] for level, f in features.items()}
   shared = jax.vmap(lambda b: roi_align.multilevel_roi_align(one, b, output_size=2, by_platform=True))(boxes)
   np.testing.assert_array_equal(shared[1], _align(one, boxes[1], 2))
+
+
+def test_float64_takes_the_loop_and_the_way_of_a_tpu_can_be_traced():
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+    features = {level: jnp.asarray(np.random.default_rng(level).normal(size=(1, 8, 8, 3))) for level in (3, 4)}
+    boxes = jnp.asarray(_BOXES[None, :2], jnp.float64)
+    cotangent = jnp.ones((1, 2, 2, 2, 3))
+    align = lambda by_platform: jax.vmap(
+      lambda f, b: roi_align.multilevel_roi_align(f, b, output_size=2, by_platform=by_platform)
+    )
+    chosen, plain = (jax.jit(lambda f, on=on: _both_directions(align(on), f, boxes, cotangent)) for on in (True, False))
+    jax.tree.map(np.testing.assert_array_equal, chosen(features), plain(features))
+    assert {x.dtype for x in jax.tree.leaves(chosen(features))} == {jnp.dtype('float64')}

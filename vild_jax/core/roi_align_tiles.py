@@ -89,12 +89,12 @@ def _add_group(gradient, level, rows, columns, sizes):
   origins = np.concatenate([np.indices(grid).reshape(2, -1) for grid in grids], axis=1).astype(np.int32) * _TILE
 
   # bfloat16 holds a weight in two parts, each for its own copy of the gradient.
-  copies = 1 if gradient.dtype == jnp.float32 else 2
+  copies = 2 if gradient.dtype == jnp.bfloat16 else 1
   depth = -(-copies * bins // 16) * 16
   x = [jnp.tile(v.astype(jnp.float32), copies) for v in columns]
   x = jnp.pad(jnp.stack(x, 1), ((0, 0), (0, 0), (0, depth - copies * bins)))
   y = jnp.concatenate(rows[:2], 1)[:, None]
-  y_weight = jnp.concatenate(rows[2:], 1)[:, None]
+  y_weight = jnp.concatenate(rows[2:], 1)[:, None].astype(jnp.float32)
   values = gradient.reshape(regions, bins, bins, channels)
   filler = jnp.zeros((regions, bins, depth - copies * bins, channels), gradient.dtype)
   values = jnp.concatenate([values] * copies + [filler], 2)
@@ -179,7 +179,7 @@ def _kernel(visits, tops, lefts, x, y, y_weight, values, out, total, *, tiles, r
   """
   visit = pl.program_id(0)
   tile, region = visits[visit] >> bits, visits[visit] & ((1 << bits) - 1)
-  place = jax.lax.rem(tile, tiles)
+  place = jax.lax.rem(tile, jnp.int32(tiles))
   bins = values.shape[1]
 
   @pl.when((visit == 0) | (visits[jnp.maximum(visit - 1, 0)] >> bits != tile))
@@ -193,10 +193,10 @@ def _kernel(visits, tops, lefts, x, y, y_weight, values, out, total, *, tiles, r
     first, second, first_weight, second_weight = (x[0, i : i + 1] for i in range(4))
     weight = jnp.where(column == first, first_weight, 0.0) + jnp.where(column == second, second_weight, 0.0)
     precision = jax.lax.Precision.HIGHEST
-    if values.dtype != jnp.float32:
-      rounded = weight.astype(values.dtype).astype(jnp.float32)
+    if values.dtype == jnp.bfloat16:
+      rounded = weight.astype(jnp.bfloat16).astype(jnp.float32)
       is_rest = jax.lax.broadcasted_iota(jnp.int32, shape, 1) >= bins
-      weight = jnp.where(is_rest, weight - rounded, rounded).astype(values.dtype)
+      weight = jnp.where(is_rest, weight - rounded, rounded).astype(jnp.bfloat16)
       precision = jax.lax.Precision.DEFAULT
     for i in range(bins):
       # A number that is not finite makes its whole line of the tile so.
