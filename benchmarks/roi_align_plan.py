@@ -15,7 +15,6 @@ Example: python benchmarks/roi_align_plan.py --pictures 8 --way tiles --way corn
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import resource
 import time
@@ -42,32 +41,19 @@ def corners(features, boxes, size):
   return jax.vmap(lambda f, b: roi_align.multilevel_roi_align(f, b, output_size=size))(features, boxes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def tiles(features, boxes, size):
-  return roi_align.batch_at_once(features, boxes, size)
+def _read_at_once(gradient: Callable) -> Callable:
+  """Makes the way that reads by one gather, and whose gradient is gradient(features, boxes, cotangent, size)."""
+  way = jax.custom_vjp(roi_align.batch_at_once, nondiff_argnums=(2,))
+  keep = lambda features, boxes, size: (way(features, boxes, size), (features, boxes))
+  way.defvjp(keep, lambda size, kept, cotangent: (gradient(*kept, cotangent, size), None))
+  return way
 
 
-def _keep(features, boxes, size):
-  return tiles(features, boxes, size), (features, boxes)
-
-
-tiles.defvjp(_keep, lambda size, kept, gradient: (roi_align.gradient_by_tiles(*kept, gradient, size), None))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def one_scatter(features, boxes, size):
-  return tiles(features, boxes, size)
-
-
-def _one_scatter_backward(size, kept, gradient):
-  features, boxes = kept
+def _one_scatter(features, boxes, cotangent, size):
   index, weight = roi_align._places_of_batch(features, boxes, size)
-  rows = gradient.astype(jnp.float32).transpose(2, 3, 0, 1, 4).reshape(1, index.shape[1], -1) * weight[..., None]
+  rows = cotangent.astype(jnp.float32).transpose(2, 3, 0, 1, 4).reshape(1, index.shape[1], -1) * weight[..., None]
   total = jnp.zeros((sum(f[..., 0].size for f in features.values()), rows.shape[-1]))
-  return _levels(total.at[index].add(rows, mode='promise_in_bounds').astype(gradient.dtype), features), None
-
-
-one_scatter.defvjp(_keep, _one_scatter_backward)
+  return _levels(total.at[index].add(rows, mode='promise_in_bounds').astype(cotangent.dtype), features)
 
 
 def _levels(total, features):
@@ -77,24 +63,14 @@ def _levels(total, features):
   return {level: of_level(features[level], part) for level, part in zip(sorted(features), parts, strict=True)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def sorted_segments(features, boxes, size):
-  return tiles(features, boxes, size)
-
-
-def _sorted_backward(size, kept, gradient):
-  """Sums of segments in place of the scatter."""
-  features, boxes = kept
+def _sorted_segments(features, boxes, cotangent, size):
   index, weight = roi_align._places_of_batch(features, boxes, size)
   order = jnp.argsort(index.reshape(-1))
-  rows = gradient.transpose(2, 3, 0, 1, 4).reshape(index.shape[1], -1)[order % index.shape[1]].astype(jnp.float32)
+  rows = cotangent.transpose(2, 3, 0, 1, 4).reshape(index.shape[1], -1)[order % index.shape[1]].astype(jnp.float32)
   count = sum(f[..., 0].size for f in features.values())
   rows *= weight.reshape(-1)[order][:, None]
-  total = jax.ops.segment_sum(rows, index.reshape(-1)[order], count, indices_are_sorted=True).astype(gradient.dtype)
-  return _levels(total, features), None
-
-
-sorted_segments.defvjp(_keep, _sorted_backward)
+  total = jax.ops.segment_sum(rows, index.reshape(-1)[order], count, indices_are_sorted=True).astype(cotangent.dtype)
+  return _levels(total, features)
 
 
 def windows(features, boxes, size):
@@ -130,7 +106,13 @@ def _windows(features, boxes, size):
   return jnp.einsum('rjw,riwd->rijd', weights[1], half, preferred_element_type=jnp.float32).astype(stack.dtype)
 
 
-WAYS = {way.__name__: way for way in (corners, tiles, one_scatter, sorted_segments, windows)}
+WAYS = {
+  'corners': corners,
+  'tiles': _read_at_once(roi_align.gradient_by_tiles),
+  'one_scatter': _read_at_once(_one_scatter),
+  'sorted_segments': _read_at_once(_sorted_segments),
+  'windows': windows,
+}
 
 
 def difference(way: Callable) -> float:

@@ -187,6 +187,18 @@ def test_a_batch_on_a_tpu_equals_the_reading_and_its_transpose(pyramid, count, d
     np.testing.assert_allclose(a, b, rtol=0, atol=step * np.abs(b).max(initial=0))
 
 
+def test_images_that_share_their_features_add_their_gradients_up_on_a_tpu(as_on):
+  features, boxes = _pyramid(), jnp.stack([jnp.asarray(_BOXES[:3]), jnp.asarray(_BOXES[3:6])])
+  cotangent = jnp.asarray(np.random.default_rng(4).normal(size=(2, 3, 2, 2, 3)), jnp.float32)
+  of_images = [_gradient_oracle(features, boxes[b], cotangent[b]) for b in range(2)]
+  as_on('tpu')
+  one = lambda f: lambda b: roi_align.multilevel_roi_align(f, b, output_size=2, by_platform=True)
+  found = jax.jit(jax.grad(lambda f: jnp.vdot(jax.vmap(one(f))(boxes), cotangent)))(features)
+  for level, gradient in found.items():
+    expected = of_images[0][level] + of_images[1][level]
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=2**-20 * np.abs(expected).max())
+
+
 def test_only_a_tpu_does_a_batch_at_once():
   features = jax.tree.map(lambda *x: jnp.stack(x), _pyramid(), _pyramid(seed=9))
   boxes = jnp.stack([jnp.asarray(_BOXES), jnp.asarray(_BOXES[::-1])])

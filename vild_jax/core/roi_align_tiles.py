@@ -20,7 +20,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 _TILE = 32  # pixels along a side
-_MOST_CELLS = 28**2  # of a region on a level below the last: 224² / 8², since it is less than twice the canonical side
 _MOST_VISITS = 2**17  # of one call: their list lies in a TPU's memory for scalars, 1 MiB
 _USUAL_VISITS = 2  # of a region; only for the compiler's estimate of the cost
 
@@ -57,8 +56,8 @@ def add_regions(
   if not count:
     return [jnp.zeros((batch, *size, channels), gradient.dtype) for size in sizes]
   grids = [_tiles(size) for size in sizes]
-  visits = count * _most_tiles(grids) + sum(map(math.prod, grids))
-  group = max(1, _MOST_VISITS // visits)  # images of one call
+  visits_of_image = count * _most_tiles(grids) + sum(map(math.prod, grids))  # at most
+  group = max(1, _MOST_VISITS // visits_of_image)  # images of one call
   parts = []
   for start in range(0, batch, group):
     images = gradient[start : start + group]
@@ -74,7 +73,8 @@ def _tiles(size):
 
 def _most_tiles(grids):
   """How many tiles a region can touch at most, for `_tiles` of each level."""
-  # Three tiles along an axis are more than 31 pixels: not below the last level along both, since 31² is above 28².
+  # Below the last level a region has less than 28² pixels: less than twice the side that belongs to a level, which is
+  # 224 / 16 of its pixels. Three tiles along an axis take more than 31, so along one of both there are two at most.
   *inner, last = grids
   return max([math.prod(last), *(max(min(2, down) * right, down * min(2, right)) for down, right in inner)])
 
